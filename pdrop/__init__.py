@@ -1,0 +1,41 @@
+"""pdrop: dropping visual tokens in large vision-language models, measured so that every number can be believed.
+
+    from pdrop import attach, pyramid, single, PyramidDrop, FastV, RandomDrop
+
+    with attach(model, PyramidDrop(positions="compact"), pyramid(num_layers=32)) as trace:
+        model.generate(**inputs)
+
+Names are imported on first use, so that `import pdrop` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Schedule": "pdrop.schedule",
+    "Stage": "pdrop.schedule",
+    "pyramid": "pdrop.schedule",
+    "single": "pdrop.schedule",
+    "attach": "pdrop.attach",
+    "Trace": "pdrop.attach",
+    "Method": "pdrop.methods.base",
+    "PyramidDrop": "pdrop.methods.pyramiddrop",
+    "FastV": "pdrop.methods.fastv",
+    "RandomDrop": "pdrop.methods.random_drop",
+    "RunSpec": "pdrop.record",
+    "RunRecord": "pdrop.record",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pdrop' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,318 @@
+"""One run: what identifies it (RunSpec), what came out (RunRecord), and how both are kept on disk.
+
+A run's folder is `results/runs/<model>-<method>-<run_id>/`:
+
+    record.json                 the RunRecord: spec, status, scores, cost, environment
+    answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
+    samples/<task>.jsonl        one line a sample: answer, target, scores, kept counts
+
+Two runs are the same run exactly when their specs are equal, and then they share `run_id`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+Status = Literal["running", "done", "failed"]
+VERSIONS_THAT_MATTER = ("torch", "transformers", "lmms-eval")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that can change a number of the run, after canonicalisation: its identity.
+
+    `model_fingerprint` hashes the weights and processor files (or names seed and config of random weights), so a
+    retrained checkpoint under the same name is another run. `schedule` is the resolved one in canonical spelling,
+    so two ways to write it are one run, and dials that a method ignores do not appear at all.
+    """
+
+    model: str
+    model_path: str
+    revision: str | None
+    weights: Literal["pretrained", "random"]
+    model_fingerprint: str
+    method: str
+    method_args: str  # canonical JSON of the method's own arguments
+    schedule: str  # Schedule in canonical spelling; "" drops nothing
+    positions: str  # "compact" | "original"; "original" where nothing is dropped
+    tasks: tuple[str, ...]
+    limit: int | None  # first n samples of each task; None = all
+    seed: int
+    batch_size: int
+    dtype: str
+    attn_implementation: str
+    device: str  # "cpu" | "cuda" | "mps"
+    prompt: str  # prompt style: "chat" (the checkpoint's template) | "vicuna_v1"
+    image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
+    max_new_tokens: int  # for tasks that set none
+    latency: str  # name of the timing protocol: "off" | "quick"
+    versions: str  # canonical JSON {package: version} of VERSIONS_THAT_MATTER
+    format: int = FORMAT
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 over the canonical JSON of all fields."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """Folder name under results/runs/."""
+        return f"{self.model}-{self.method}-{self.run_id}"
+
+
+@dataclass
+class Score:
+    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1)."""
+
+    value: float
+    n: int
+    higher_is_better: bool = True
+
+
+@dataclass
+class TaskResult:
+    """One task of a run. The hashes say over which data and prompts the scores were made: compare only equal ones."""
+
+    scores: dict[str, Score]
+    n: int  # samples scored
+    n_total: int  # samples the task has
+    version: str
+    data_hash: str
+    prompt_hash: str
+    main_metric: str  # the metric tables show
+    wall_s: float = 0.0
+
+
+@dataclass
+class Interval:
+    """A measured quantity: median, interquartile range, bootstrap 95 % interval of the median, raw values, unit."""
+
+    unit: str
+    median: float
+    iqr: float
+    low: float
+    high: float
+    values: list[float]
+
+
+@dataclass
+class Cost:
+    """What a prefill of this run costs. Means are over the run's samples; per-layer lists have one entry a layer.
+
+    MACs: one multiply-add = 1 (the papers' "FLOPs"). FLOPs: one multiply or one add = 1.
+    """
+
+    samples: int  # prompts the means are over
+    text_tokens: float  # mean non-visual tokens of a prompt
+    visual_tokens: float  # mean visual tokens of a prompt, before any dropping
+    visual_tokens_per_layer: list[float]  # entering each layer
+    tokens_per_layer: list[float]  # visual and text
+    mean_keep: float  # mean over layers of visual_tokens_per_layer / visual_tokens
+    paper_macs_visual: float  # PyramidDrop's Eq. 5, visual tokens only
+    prefill_flops: float  # everything, closed form
+    prefill_flops_ratio: float  # to the same prompts with nothing dropped
+    kv_bytes: float  # of the cache after prefill
+    kv_ratio: float
+    prefill_ms: Interval | None = None  # this run's prefill
+    baseline_prefill_ms: Interval | None = None  # the unpruned model's, interleaved in the same process
+    prefill_time_ratio: Interval | None = None  # paired: this / unpruned
+    flops_parts: dict[str, float] = field(default_factory=dict)  # prefill_flops by component
+
+
+@dataclass
+class RunRecord:
+    """One run, as kept in record.json."""
+
+    spec: RunSpec
+    status: Status
+    started_at: str
+    wall_s: float = 0.0
+    error: str | None = None
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    cost: Cost | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        """The spec's."""
+        return self.spec.run_id
+
+    def to_json(self) -> str:
+        """Indented JSON with the run_id in front; `from_json` reads it back."""
+        return json.dumps({"run_id": self.run_id, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Read a record.
+
+        Raises:
+            ValueError: If a field is unknown or missing, or the run_id does not fit the spec.
+        """
+        data = json.loads(text)
+        run_id = data.pop("run_id", None)
+        spec = dict(data.pop("spec", {}))
+        spec["tasks"] = tuple(spec.get("tasks", ()))
+        results = {
+            name: build(TaskResult, {**r, "scores": {k: build(Score, v) for k, v in r["scores"].items()}})
+            for name, r in data.pop("results", {}).items()
+        }
+        cost = data.pop("cost", None)
+        if cost is not None:
+            timed = ("prefill_ms", "baseline_prefill_ms", "prefill_time_ratio")
+            cost = build(Cost, cost | {k: build(Interval, cost[k]) for k in timed if cost.get(k) is not None})
+        record = build(cls, data | {"spec": build(RunSpec, spec), "results": results, "cost": cost})
+        if run_id != record.run_id:
+            raise ValueError(
+                f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?"
+            )
+        return record
+
+    def write(self, folder: Path) -> Path:
+        """Write record.json into `folder` in one step: a reader sees the old one or the new one, never half."""
+        path = folder / "record.json"
+        write_atomically(path, self.to_json())
+        return path
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record of a run folder.
+
+        Raises:
+            ValueError: If the file is no record of this version; the message names the file.
+        """
+        path = folder / "record.json"
+        try:
+            return cls.from_json(path.read_text(encoding="utf8"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no record that this version reads ({error}); move the folder away"
+            ) from error
+
+
+def build(kind: type, data: Mapping[str, Any]) -> Any:
+    """`kind(**data)`, with a clear error for unknown fields.
+
+    Raises:
+        ValueError: If `data` has fields that `kind` has not, or lacks some it needs.
+    """
+    unknown = set(data) - {f.name for f in fields(kind)}
+    if unknown:
+        raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}")
+    try:
+        return kind(**data)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted, compact JSON with floats at 12 significant digits: equal values give equal text."""
+
+    def round_floats(x: Any) -> Any:
+        if isinstance(x, float):
+            return float(f"{x:.12g}")
+        if isinstance(x, Mapping):
+            return {k: round_floats(v) for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [round_floats(v) for v in x]
+        return x
+
+    return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half-written, creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a store is shared
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_records(store: Path) -> Iterator[RunRecord]:
+    """All records under a store folder (results/runs), in the order of their folders' names."""
+    for path in sorted(store.glob("*/record.json")):
+        yield RunRecord.read(path.parent)
+
+
+def versions(packages: Sequence[str] = VERSIONS_THAT_MATTER) -> dict[str, str]:
+    """Installed versions; a package that is not there is left out."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Where a run was made: code, packages, machine. The caller adds what only torch knows (GPU, threads)."""
+    packages = (
+        "pdrop",
+        "torch",
+        "torchvision",
+        "transformers",
+        "lmms-eval",
+        "datasets",
+        "numpy",
+        "pillow",
+        "hydra-core",
+    )
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": versions(packages),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        **git_state(),
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout this package is run from; both None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # what a run writes is not code: a sweep must not call itself dirty because of its own records
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!experiments")
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(dirty)}
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("no git state recorded: %s", error)
+        return {"git_commit": None, "git_dirty": None}
