@@ -179,9 +179,7 @@ class RunRecord:
             cost = build(Cost, cost | {k: build(Interval, cost[k]) for k in timed if cost.get(k) is not None})
         record = build(cls, data | {"spec": build(RunSpec, spec), "results": results, "cost": cost})
         if run_id != record.run_id:
-            raise ValueError(
-                f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?"
-            )
+            raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
         return record
 
     def write(self, folder: Path) -> Path:
@@ -201,9 +199,7 @@ class RunRecord:
         try:
             return cls.from_json(path.read_text(encoding="utf8"))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no record that this version reads ({error}); move the folder away"
-            ) from error
+            raise ValueError(f"{path} is no record that this version reads ({error}); move the folder away") from error
 
 
 def build(kind: type, data: Mapping[str, Any]) -> Any:

@@ -35,18 +35,10 @@ class Stage:
                 f"a boundary's layer is a whole number from 1 on (layer 0 must see every token), not {self.layer!r}"
             )
         if (self.keep is None) == (self.tokens is None):
-            raise ValueError(
-                f"a stage takes either keep= or tokens=, not both or neither (layer {self.layer})"
-            )
+            raise ValueError(f"a stage takes either keep= or tokens=, not both or neither (layer {self.layer})")
         if self.keep is not None:
-            if (
-                isinstance(self.keep, bool)
-                or not isinstance(self.keep, (int, float))
-                or not 0 <= self.keep <= 1
-            ):
-                raise ValueError(
-                    f"keep is a fraction between 0 and 1, not {self.keep!r} (layer {self.layer})"
-                )
+            if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 <= self.keep <= 1:
+                raise ValueError(f"keep is a fraction between 0 and 1, not {self.keep!r} (layer {self.layer})")
             object.__setattr__(self, "keep", canonical(self.keep))
         elif isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0:
             raise ValueError(f"tokens is a count from 0 on, not {self.tokens!r} (layer {self.layer})")
@@ -167,9 +159,7 @@ def kept(stage: Stage, visual: int) -> int:
     return int(visual * stage.keep)
 
 
-def pyramid(
-    num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequence[int] | None = None
-) -> Schedule:
+def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequence[int] | None = None) -> Schedule:
     """PyramidDrop's schedule: the share `ratio ** s` stays from boundary s on (arXiv 2410.17247, section 3.2).
 
     Args:
@@ -188,9 +178,9 @@ def pyramid(
         if stages > num_layers:
             raise ValueError(f"{stages} stages do not fit into {num_layers} layers: at most {num_layers}")
         layers = [num_layers // stages * s for s in range(1, stages)]
-    return Schedule(
-        tuple(Stage(layer, canonical(ratio) ** s) for s, layer in enumerate(layers, start=1))
-    ).check(num_layers)
+    return Schedule(tuple(Stage(layer, canonical(ratio) ** s) for s, layer in enumerate(layers, start=1))).check(
+        num_layers
+    )
 
 
 def single(layer: int, keep: float, num_layers: int | None = None) -> Schedule:
@@ -214,10 +204,5 @@ def check_ratio(ratio: float) -> None:
     Raises:
         ValueError: If `ratio` is not a number between 0 and 1.
     """
-    if (
-        isinstance(ratio, bool)
-        or not isinstance(ratio, (int, float))
-        or not 0 <= ratio <= 1
-        or math.isnan(ratio)
-    ):
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1 or math.isnan(ratio):
         raise ValueError(f"ratio is the fraction that is kept, between 0 and 1, not {ratio!r}")
