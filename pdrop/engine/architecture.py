@@ -1,0 +1,164 @@
+"""What the engine needs to know of a model, read off its structure: no list of model names.
+
+Supported is any decoder-only vision-language model of transformers whose decoder is a stack of `layers`, each called
+with ready `position_embeddings` and holding a `self_attn` of `q_proj` and `k_proj`, under a causal mask. Everything
+else is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pdrop.engine.sequence import Alive, take
+from pdrop.methods.base import Method
+from pdrop.schedule import Schedule
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of a vision-language model that the engine touches."""
+
+    vlm: PreTrainedModel  # the module that takes input_ids, labels and images
+    decoder: PreTrainedModel  # its language model without head
+    layers: list[nn.Module]
+    visual_ids: Tensor  # [V] the input ids that stand for visual tokens
+
+
+def visual_ids(config: Any) -> list[int]:
+    """The input ids of image and video tokens of a model config; empty for a config that has none."""
+    ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    return [i for i in ids if isinstance(i, int)]
+
+
+def read_architecture(model: nn.Module) -> Architecture:
+    """Find the vision-language model inside `model` (which may be wrapped by PEFT, DDP or FSDP) and check it.
+
+    Raises:
+        ValueError: If there is none, or its decoder does not work the way the engine needs it.
+    """
+    vlm = next((m for m in model.modules() if isinstance(m, PreTrainedModel) and visual_ids(m.config)), None)
+    if vlm is None:
+        raise ValueError(
+            f"{type(model).__name__} holds no vision-language model: no config in it names an image_token_id"
+        )
+    name = type(vlm).__name__
+    if getattr(vlm.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder: visual tokens can be dropped in decoder-only models")
+    if hasattr(vlm, "create_masks_for_generate"):
+        raise ValueError(f"{name} lets image tokens attend to each other in both directions: only causal decoders work")
+    decoder = vlm.get_decoder()
+    stack = getattr(decoder, "layers", None)
+    layers = [getattr(layer, "_fsdp_wrapped_module", layer) for layer in stack] if stack is not None else []
+    if not layers:
+        raise ValueError(f"the decoder of {name}, {type(decoder).__name__}, has no list of `layers`")
+    for number, layer in enumerate(layers):
+        check_layer(layer, number, type(decoder).__name__)
+    kinds = set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds or (not getattr(decoder.config, "layer_types", None) and getattr(decoder.config, "sliding_window", None)):
+        found = ", ".join(sorted(kinds)) or "sliding_attention"
+        raise ValueError(f"{type(decoder).__name__} has layers of type {found}: only full_attention layers can drop")
+    if any(p.is_meta for p in decoder.parameters()):
+        raise ValueError(
+            f"the weights of {type(decoder).__name__} are on the meta device or offloaded: load them first"
+        )
+    if (getattr(vlm, "tp_size", None) or 1) > 1:
+        raise ValueError("under tensor parallelism each device would rank by its own heads: use one device a model")
+    return Architecture(vlm, decoder, layers, torch.tensor(visual_ids(vlm.config)))
+
+
+def check_layer(layer: nn.Module, number: int, decoder: str) -> None:
+    """Refuse a decoder layer whose attention cannot be ranked by, or whose inputs cannot be shortened.
+
+    Raises:
+        ValueError: Naming what the layer lacks.
+    """
+    attention = getattr(layer, "self_attn", None)
+    takes = inspect.signature(type(layer).forward).parameters
+    lacks = [f"an argument `{arg}`" for arg in ("position_embeddings", "attention_mask") if arg not in takes]
+    lacks += [] if hasattr(layer, "input_layernorm") else ["`input_layernorm`"]
+    lacks += [
+        f"`self_attn.{part}`" for part in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, part)
+    ]
+    if attention is not None and not hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb"):
+        lacks.append("rotary positions")
+    if lacks:
+        raise ValueError(
+            f"layer {number} of {decoder} ({type(layer).__name__}) lacks {', '.join(lacks)}: "
+            "this architecture is not supported"
+        )
+
+
+def check_fit(architecture: Architecture, model: nn.Module, method: Method | None, schedule: Schedule) -> None:
+    """Refuse what cannot be attached together.
+
+    Raises:
+        ValueError: If boundaries lie outside the decoder, positions are undefined, there is no method to rank, or a
+            compiled module would skip the hooks without a word.
+    """
+    decoder = architecture.decoder
+    schedule.check(len(architecture.layers))
+    if method is None and schedule:
+        raise ValueError(f"schedule {schedule} needs a method to rank the visual tokens")
+    for module in (model, *model.modules()):
+        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            raise ValueError(
+                f"{type(module).__name__} is compiled as a whole, and compiled modules do not see hooks registered "
+                "later: compile each layer's forward instead, layer.forward = torch.compile(layer.forward)"
+            )
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    if method is not None and schedule and method.positions == "compact" and "mrope_section" in rope:
+        raise ValueError(
+            f"compact positions are not defined for the multimodal rotary positions of {type(decoder).__name__}: "
+            "use positions='original'"
+        )
+
+
+@torch.no_grad()
+def attention_rows(
+    layer: nn.Module, hidden: Tensor, rotary: Rotary, alive: Alive, max_queries: int, rows: Tensor | None = None
+) -> Tensor:
+    """Attention that each token gets in `layer` from the asking rows: mean over heads and rows, [B, T] float32.
+
+    Costs the layer's key projection over all tokens and its query projection over the asking ones; the layer's
+    modules are called as modules, so sharding and adapters see them.
+
+    Args:
+        hidden: What enters the layer, [B, T, D].
+        rotary: (cos, sin), each [B or 1, T, head size].
+        max_queries: The most query tokens a row has.
+        rows: Which tokens ask, [B, T] bool; default: the query tokens. Reading their number synchronises.
+    """
+    asking = alive.query if rows is None else rows & alive.valid
+    most = max_queries if rows is None else int(asking.sum(1).max())
+    attention: Any = layer.self_attn
+    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    hidden, (cos, sin) = layer.input_layernorm(hidden), rotary  # type: ignore[operator]
+
+    def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
+        x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{name}_norm", None)
+        x = norm(x) if norm is not None else x
+        return rope(x, x, cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
+
+    at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
+    q = project("q", take(hidden, at), take(cos, at), take(sin, at))
+    k = project("k", hidden, cos, sin)
+    # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
+    logits = (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+    seen = alive.valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
+    # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
+    logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
+    probabilities = logits.softmax(-1).flatten(1, 2).mean(1)  # [B, Q, T]
+    weight = take(asking, at)[..., None].float()
+    return (probabilities * weight).sum(1) / weight.sum(1).clamp(min=1)

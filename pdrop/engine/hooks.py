@@ -1,0 +1,293 @@
+"""The only code that registers hooks.
+
+A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decoder layers do the rest: the one of a
+boundary layer ranks the visual tokens and gathers the rows that stay, those behind it hand each layer the rotary
+embeddings and the mask of the shorter sequence. A hook on the last layer puts the rows back where they came from.
+
+Reading the prompt synchronises with the device once a prefill and never in a decoding step: from there on all lengths
+are Python integers. What later forwards must know of the shortened keys lives on the cache itself, so it follows deep
+copies, beams, crops and several caches in flight.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from pdrop.engine.architecture import Rotary, attention_rows, check_fit, read_architecture
+from pdrop.engine.sequence import Alive, read_prompts, take
+from pdrop.engine.state import Forward, Past
+from pdrop.engine.trace import Ranked, Trace
+from pdrop.methods.base import Method, View
+from pdrop.schedule import Schedule
+
+
+def attach(model: nn.Module, method: Method | None, schedule: Schedule) -> Attachment:
+    """Drop visual tokens in `model` while the returned context is open; entering it yields the `Trace`.
+
+    Args:
+        model: A decoder-only vision-language model of transformers, or a PEFT, DDP or FSDP wrapping of one.
+        method: Ranks the visual tokens. None goes with an empty schedule: nothing is dropped, the trace is kept.
+        schedule: Where and how many.
+
+    Raises:
+        ValueError: If the model, the method and the schedule do not go together.
+        RuntimeError: On entering, if something is attached to the model already.
+    """
+    return Attachment(model, method, schedule)
+
+
+class Attachment:
+    """A context manager; see `attach`. `trace` may be read inside the block and after it."""
+
+    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule):
+        self.architecture = read_architecture(model)
+        check_fit(self.architecture, model, method, schedule)
+        self.method, self.schedule = method or Method(), schedule
+        self.boundaries = {stage.layer: stage for stage in schedule}
+        # which boundary's ranking is observed on the input of which layer
+        self.observed = {stage.layer + self.method.observe for stage in schedule}
+        self.trace = Trace(len(self.architecture.layers), len(schedule))
+        self.run: Forward | None = None
+        self.owner: nn.Module | None = None
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Trace:
+        vlm, decoder, layers = self.architecture.vlm, self.architecture.decoder, self.architecture.layers
+        for hook in vlm._forward_pre_hooks.values():
+            other = getattr(getattr(hook, "func", None), "__self__", None)
+            if isinstance(other, Attachment):
+                raise RuntimeError(
+                    f"{type(other.method).__name__} ({other.schedule}) is attached to this model already: "
+                    "leave its with block first"
+                )
+        # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
+        for module in {id(m): m for m in (vlm, getattr(vlm, "model", vlm))}.values():
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            self.handles.append(module.register_forward_pre_hook(partial(self.open, names), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self.close, always_call=True))
+        if self.boundaries:
+            first = min(self.observed)
+            self.handles.append(decoder.register_forward_pre_hook(self.take_deepstack, with_kwargs=True))
+            for number, layer in enumerate(layers):
+                if number >= first:
+                    enter = partial(self.enter, number)
+                    self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
+            self.handles.append(layers[-1].register_forward_hook(self.leave))
+        return self.trace
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.run, self.owner = [], None, None
+
+    # ---------------------------------------------------------------- around the model
+
+    def open(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward begins: read the prompt, unless this is a decoding step with nothing to do."""
+        if self.owner is not None:  # a module further out has opened
+            return
+        given = dict(zip(names, args)) | kwargs
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        cache: Any = given.get("past_key_values")
+        if ids is None:
+            raise ValueError("token dropping needs input_ids, which say where the visual tokens are: pass them")
+        if given.get("cu_seq_lens_q") is not None:
+            raise ValueError("token dropping does not read packed sequences (cu_seq_lens_q): pad them instead")
+        self.owner, past, new = module, getattr(cache, "_pdrop", None), ids.shape[1]
+        if past is not None and past.schedule != self.schedule:
+            raise ValueError(f"this cache was filled under the schedule {past.schedule}, not {self.schedule}")
+        if new == 1 and (past is None or self.plain(past, mask)):
+            return
+        if isinstance(mask, dict):  # generate prepares masks for a static cache
+            mask = mask["full_attention"]
+        if mask is not None and mask.ndim == 4:
+            mask = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, -1, : int(cache.get_seq_length()) + new]
+        prompts = None
+        if new > 1:
+            valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -new:].bool()
+            # positions tell packed rows only where neither a mask nor a cache says what they are
+            positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
+            prompts = read_prompts(ids, valid, self.architecture.visual_ids, given.get("labels"), positions)
+            if any(prompts.visual_counts) or cache is None or not int(cache.get_seq_length()):
+                self.trace.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+        droppable = prompts is not None and any(prompts.droppable)
+        training = self.architecture.decoder.training and torch.is_grad_enabled()
+        if droppable and self.boundaries and training and given.get("labels") is None:
+            raise ValueError(
+                "in training, token dropping needs labels, which say where the instruction ends: call "
+                f"{type(self.architecture.vlm).__name__} itself (not its .forward, nor its .model) with labels="
+            )
+        if self.boundaries and (droppable or past is not None):
+            padded = prompts is not None and prompts.padded
+            alive = Alive.all_of(prompts) if prompts is not None else None
+            self.run = Forward(prompts if droppable else None, alive, mask, padded)
+
+    def plain(self, past: Past, mask: Any) -> bool:
+        """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
+        kind = self.architecture.decoder.config._attn_implementation or ""
+        own_masks = kind == "sdpa" or kind.startswith("flash")
+        two_dimensional = mask is None or getattr(mask, "ndim", 0) == 2
+        whole = not past.padded and all(keys is None for keys in past.whole.values())
+        return whole and own_masks and two_dimensional and self.method.positions == "original"
+
+    def close(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward ends, also by an exception."""
+        if self.owner is module:
+            self.owner = self.run = None
+
+    # ---------------------------------------------------------------- around a layer
+
+    def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
+        run = self.run
+        if run is None:
+            return None
+        hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
+        if run.prompts is not None and (number in self.boundaries or number in self.observed):
+            hidden = self.drop(run, number, layer, hidden, given)
+        if number in self.boundaries:
+            self.begin_stage(run, number, hidden, cache)
+        if run.prompts is not None and self.method.observe < 0 and number in self.observed:
+            run.pending = self.score(run, number, layer, hidden, given)
+        if not run.staged:
+            return (hidden, *args[1:]), kwargs
+        stage = {
+            "position_embeddings": self.rotary(run, hidden, given),
+            "attention_mask": self.mask(run, number, hidden, cache),
+            # only flash attention reads these, and takes gaps for the seams of packed sequences
+            "position_ids": None,
+        }
+        return (hidden, *args[1:]), kwargs | stage
+
+    def score(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
+        """Ask the method, on the input of layer `number`. [B, T] float32."""
+        prompts, alive = run.prompts, run.alive
+        assert prompts is not None and alive is not None
+        cos, sin = (x.to(hidden.device) for x in self.rotary(run, hidden, given))
+
+        def attention(rows: Tensor | None) -> Tensor:
+            return attention_rows(layer, hidden, (cos, sin), alive, prompts.max_queries, rows)
+
+        def draw(seed: int) -> Tensor:
+            return take(prompts.draw(seed, number).to(hidden.device), alive.index)
+
+        view = View(number, hidden, alive.index, alive.valid, alive.candidates, alive.query, attention, draw)
+        return self.method.score(view)
+
+    def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
+        """At a boundary: rank, and keep the rows that stay. [B, T, D] -> [B, T', D]."""
+        assert run.prompts is not None and run.alive is not None
+        hidden = hidden.to(next(layer.parameters()).device)  # under a device map the layers are on several devices
+        run.alive = run.alive.to(hidden.device)
+        stage = self.boundaries.get(number)
+        if stage is None:
+            return hidden
+        scores = run.pending if self.method.observe < 0 else self.score(run, number, layer, hidden, given)
+        assert scores is not None
+        scores, run.pending = scores.to(hidden.device), None
+        candidates = run.alive.candidates
+        protected, now = run.prompts.protected_counts, run.alive.visual_counts
+        keep = [
+            max(least, min(n, self.method.count(stage, original))) if droppable else n
+            for least, n, original, droppable in zip(protected, now, run.prompts.visual_counts, run.prompts.droppable)
+        ]
+        if keep != now:
+            run.alive, rows = run.alive.drop(scores, keep, protected)
+            hidden, run.dropped = take(hidden, rows), True
+        ranked = Ranked(scores, candidates, run.alive.index, run.alive.visual)
+        self.trace.boundary(number, run.alive.lengths, keep, ranked)
+        return hidden
+
+    def begin_stage(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> None:
+        """Which keys of the layers from `number` on are tokens, past ones included? Noted on the cache."""
+        past, new, run.memo = getattr(cache, "_pdrop", None), hidden.shape[1], {}
+        run.staged = run.dropped or past is not None
+        if not run.staged:
+            return
+        run.past = 0 if cache is None else int(cache.get_seq_length(number))
+        if past is not None and number in past.whole:
+            before = past.whole[number]
+        else:
+            before = run.mask[:, : run.past].bool() if run.past and run.mask is not None else None
+        ragged = run.alive is not None and run.alive.ragged
+        run.whole = None
+        if ragged or before is not None:
+            ones = hidden.new_ones(len(hidden), run.past + new, dtype=torch.bool)
+            now = run.alive.valid if run.alive is not None else ones[:, run.past :]
+            earlier = ones[:, : run.past] if before is None else before[:, : run.past].to(hidden.device)
+            run.whole = torch.cat([earlier, now], 1)
+        if cache is not None:
+            whole = past.whole if past is not None else {}
+            padded = run.padded or (past is not None and past.padded)
+            cache._pdrop = Past(self.schedule, whole | {number: run.whole}, padded)
+
+    def rotary(self, run: Forward, hidden: Tensor, given: Rotary) -> Rotary:
+        """(cos, sin) of the tokens of the current stage, each [B or 1, T, head size]."""
+        if not run.staged or (self.method.positions == "original" and not run.dropped):
+            return given
+        if "rotary" not in run.memo:
+            if self.method.positions == "compact":
+                if run.whole is None:
+                    places = torch.arange(run.past, run.past + hidden.shape[1], device=hidden.device)[None]
+                else:
+                    places = (run.whole.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
+                decoder: Any = self.architecture.decoder
+                run.memo["rotary"] = decoder.rotary_emb(hidden, places)
+            else:
+                assert run.alive is not None
+                run.memo["rotary"] = tuple(take(x, run.alive.index) for x in given)
+        return run.memo["rotary"]
+
+    def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
+        """The attention mask of the current stage, in the form that the model's attention backend wants."""
+        if "mask" not in run.memo:
+            run.memo["mask"] = create_causal_mask(
+                config=self.architecture.decoder.config,
+                inputs_embeds=hidden,
+                attention_mask=run.whole,
+                past_key_values=cache,
+                layer_idx=number,
+            )
+        return run.memo["mask"]
+
+    def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Behind the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""
+        run = self.run
+        if run is None or not run.dropped:
+            return None
+        assert run.prompts is not None and run.alive is not None
+        alive = run.alive.to(output.device)
+        if alive.ragged:
+            output = output.masked_fill(~alive.valid[..., None], 0)  # fillers differ from backend to backend
+        whole = output.new_zeros(len(output), run.prompts.ids.shape[1], output.shape[2])
+        return whole.scatter(1, alive.index[..., None].expand_as(output), output)
+
+    # ---------------------------------------------------------------- visual features added behind the first layers
+
+    def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Qwen3-VL's decoder adds visual features behind its first layers, at places of the full sequence.
+
+        Where tokens are dropped in front of those places, the decoder is not given them, and `add_deepstack` adds them.
+        """
+        features = kwargs.get("deepstack_visual_embeds")
+        if self.run is None or self.run.prompts is None or features is None or len(features) <= min(self.boundaries):
+            return None
+        self.run.deepstack = kwargs["visual_pos_masks"], features
+        return args, kwargs | {"deepstack_visual_embeds": None}
+
+    def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Behind layer `number`: the features of the visual tokens that are left. [B, T, D]."""
+        if self.run is None or self.run.deepstack is None or number >= len(self.run.deepstack[1]):
+            return None
+        assert self.run.alive is not None
+        where, features = self.run.deepstack
+        full = output.new_zeros(*where.shape, output.shape[-1])
+        full[where.to(full.device)] = features[number].to(full)
+        return output + take(full, self.run.alive.index)

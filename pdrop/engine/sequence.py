@@ -1,0 +1,141 @@
+"""The tokens of a forward while they get fewer: pure tensor code, no model.
+
+Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Row b of the result is x[b, index[b]]. x [B or 1, T, ...], index [B, T'] -> [B, T', ...]."""
+    index = index.to(x.device)
+    if len(x) == len(index) == 1:
+        return x[:, index[0]]
+    return x.expand(len(index), *x.shape[1:])[torch.arange(len(index), device=x.device)[:, None], index]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What came in: the padded prompts of one forward, and what they count to."""
+
+    ids: Tensor  # [B, L]
+    valid: Tensor  # [B, L] token, or padding?
+    visual: Tensor  # [B, L] visual token?
+    query: Tensor  # [B, L] query token?
+    visual_counts: list[int]  # per row
+    protected_counts: list[int]  # per row: visual tokens that are queries themselves and cannot go
+    lengths: list[int]  # per row: tokens without padding
+    max_queries: int  # the most query tokens of a row
+    droppable: list[bool]  # per row: has visual tokens, and (in training) an answer to rank for
+
+    @property
+    def padded(self) -> bool:
+        return min(self.lengths) < self.ids.shape[1]
+
+    def draw(self, seed: int, layer: int) -> Tensor:
+        """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query."""
+        drawn = torch.zeros(self.ids.shape)
+        for row, (ids, valid, query) in enumerate(zip(self.ids.cpu(), self.valid.cpu(), self.query.cpu())):
+            places = valid.nonzero()[:, 0]
+            end = int(query.nonzero()[-1]) if bool(query.any()) else ids.shape[0]
+            own = ids[places[places <= end]].tolist()
+            # a number for each place of the unpadded row: what follows the query must not shift those before it
+            state = zlib.crc32(repr((seed, layer, own)).encode())
+            generator = torch.Generator().manual_seed(state)
+            drawn[row, places] = torch.rand(self.ids.shape[1], generator=generator)[: len(places)]
+        return drawn
+
+
+def read_prompts(
+    ids: Tensor, valid: Tensor, visual_ids: Tensor, labels: Tensor | None, position_ids: Tensor | None
+) -> Prompts:
+    """Find visual and query tokens. One device synchronisation, whatever the batch.
+
+    Args:
+        ids: [B, L]. valid: [B, L] bool. visual_ids: the ids that stand for visual tokens. labels: [B, L], -100 = no
+            label; the query tokens are then those in front of each answer. position_ids: as handed to the model.
+
+    Raises:
+        ValueError: If the rows are packed sequences.
+    """
+    visual = torch.isin(ids, visual_ids.to(ids.device)) & valid
+    places = valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)
+    query = torch.zeros_like(valid).scatter_(1, places.argmax(1, keepdim=True), True)
+    answered = torch.ones_like(query[:, 0])
+    if labels is not None:
+        query = torch.zeros_like(valid)
+        query[:, :-1] = (labels[:, 1:] != -100) & (labels[:, :-1] == -100)
+        query &= valid
+        answered = query.any(1)
+    packed = torch.zeros_like(answered)
+    if position_ids is not None and position_ids.ndim == 2:
+        restart = (position_ids[:, 1:] < position_ids[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+        packed = restart.any(1).expand_as(answered)
+    counts = torch.stack(
+        [visual.sum(1), (visual & query).sum(1), valid.sum(1), query.sum(1), answered.int(), packed.int()]
+    )
+    visual_counts, protected, lengths, queries, answers, packs = counts.tolist()
+    if any(packs):
+        raise ValueError("token dropping does not read packed sequences (position_ids that restart): pad them instead")
+    droppable = [bool(n) and bool(a) for n, a in zip(visual_counts, answers)]
+    return Prompts(ids, valid, visual, query, visual_counts, protected, lengths, max(queries), droppable)
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The tokens that are left. Of each row those come first, in order; shorter rows are filled up on the right."""
+
+    index: Tensor  # [B, T] place in the padded prompt
+    valid: Tensor  # [B, T] token, or padding / filler?
+    visual: Tensor  # [B, T] visual?
+    query: Tensor  # [B, T] query?
+    visual_counts: list[int]  # per row
+    lengths: list[int]  # per row
+
+    @classmethod
+    def all_of(cls, prompts: Prompts) -> Alive:
+        """Before anything is dropped: the padded prompts as they are."""
+        index = torch.arange(prompts.ids.shape[1], device=prompts.ids.device).expand(prompts.ids.shape)
+        return cls(index, prompts.valid, prompts.visual, prompts.query, prompts.visual_counts, prompts.lengths)
+
+    @property
+    def candidates(self) -> Tensor:
+        """[B, T] visual tokens that may go: not those whose own logits are needed."""
+        return self.visual & ~self.query
+
+    @property
+    def ragged(self) -> bool:
+        return min(self.lengths) < self.index.shape[1]
+
+    def to(self, device: torch.device) -> Alive:
+        """With its tensors on `device`: under a device map the layers are on several."""
+        if self.index.device == device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("index", "valid", "visual", "query")}
+        return replace(self, **moved)
+
+    def drop(self, scores: Tensor, keep: list[int], protected: list[int]) -> tuple[Alive, Tensor]:
+        """Keep, of each row, the `keep` visual tokens with the highest scores; protected ones are among them.
+
+        Args:
+            scores: [B, T]; equal scores are broken by place, the earlier token stays.
+
+        Returns:
+            Who is left, and [B, T'] which of the T rows they were.
+        """
+        order = scores.masked_fill(~self.candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        chosen = torch.tensor([k - p for k, p in zip(keep, protected)], device=scores.device)
+        top = torch.arange(order.shape[1], device=order.device) < chosen[:, None]
+        stays = self.valid & (~self.candidates | torch.zeros_like(top).scatter_(1, order, top))
+        lengths = [n - now + then for n, now, then in zip(self.lengths, self.visual_counts, keep)]
+        rows = stays.int().argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
+        # fillers are neither visual nor query: they must not compete at the next boundary
+        index, valid = take(self.index, rows), take(stays, rows)
+        visual, query = take(self.visual & stays, rows), take(self.query & stays, rows)
+        return Alive(index, valid, visual, query, keep, lengths), rows

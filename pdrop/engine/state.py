@@ -1,0 +1,40 @@
+"""What is remembered: while a forward runs, and on a cache between forwards.
+
+Shapes: B prompts, T tokens alive in the current stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pdrop.engine.sequence import Alive, Prompts
+from pdrop.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a cache that a pruned forward filled remembers of it."""
+
+    schedule: Schedule
+    whole: dict[int, Tensor | None]  # boundary layer -> which keys from there on are tokens; None: all of them
+    padded: bool  # was there padding among the tokens that came in?
+
+
+@dataclass
+class Forward:
+    """What is known about one forward of the model while it runs."""
+
+    prompts: Prompts | None  # None: nothing to drop came in
+    alive: Alive | None
+    mask: Tensor | None  # [B, past + new] attention mask as handed to the model
+    padded: bool  # is there padding among the new tokens that came in?
+    dropped: bool = False  # has this forward dropped anything yet?
+    staged: bool = False  # has anything been dropped in front of the current layer, in this forward or an earlier one?
+    past: int = 0  # keys that the current stage has cached
+    whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
+    pending: Tensor | None = None  # [B, T] scores observed in front of the boundary to come
+    deepstack: tuple[Tensor, list[Tensor]] | None = None  # where, and which features, the first layers add
+    memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage

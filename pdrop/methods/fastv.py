@@ -1,0 +1,33 @@
+"""FastV: rank once, by the attention of the layer in front of the cut (arXiv 2403.06764, "An Image is Worth 1/2
+Tokens After Layer 2", section 3).
+
+Layers 0..K-1 see everything; what enters layer K is chosen by the attention that the last token pays in layer K-1.
+The paper's text averages over all asking tokens, its code takes the last one's row; the code is done here, in the
+variant that prunes once, at prefill, and keeps the original positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pdrop.methods.base import Method, View
+from pdrop.schedule import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FastV(Method):
+    """Attention from the query tokens in layer K-1; keeps round(n * keep) tokens, halves to even as Python rounds."""
+
+    observe: ClassVar[int] = -1
+
+    def count(self, stage: Stage, visual: int) -> int:
+        """round(n * keep), the rule of the authors' implementation for transformers models (25 at 0.5 -> 12)."""
+        return super().count(stage, visual) if stage.keep is None else round(visual * stage.keep)
+
+    def score(self, view: View) -> Tensor:
+        """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""
+        return view.attention()

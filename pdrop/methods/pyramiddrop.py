@@ -1,0 +1,28 @@
+"""PyramidDrop: rank by the attention of the last instruction token (arXiv 2410.17247, "PyramidDrop: Accelerating
+Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", section 3.2).
+
+The paper's Eq. 2 takes query and keys of the stage's last layer; its published code takes those of the layer behind
+the boundary, on the boundary's input. The code is what the paper's numbers were made with, and what is done here.
+After each drop that code renumbers the positions, hence "compact" as default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pdrop.methods.base import Method, Positions, View
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PyramidDrop(Method):
+    """Attention from the query tokens, observed and cut at the boundary layer; keeps int(n * keep) tokens."""
+
+    positions: Positions = field(default="compact", kw_only=True)
+
+    def score(self, view: View) -> Tensor:
+        """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""
+        return view.attention()
