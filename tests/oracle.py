@@ -155,13 +155,14 @@ def forward(
         for number, layer in enumerate(decoder.layers):
             where = {p: i for i, p in enumerate(visual)}  # position -> original visual index
             for stage, boundary in enumerate(boundaries):
-                if rule and number == boundary - rule.observe and asking and visual:
-                    cos, sin = _rotation(decoder, x, rotation, alive, positions)
-                    weights = attention(layer, x, cos, sin, alive)[0].detach()
-                    scores[stage] = weights[:, asking].mean((0, 1))
-                    truth.scores[stage].append(
-                        [float(scores[stage][p]) for p in visual if p in alive and p not in asking]
-                    )
+                if rule and number == boundary - rule.observe:
+                    truth.scores[stage].append([])
+                    if asking and visual:
+                        cos, sin = _rotation(decoder, x, rotation, alive, positions)
+                        weights = attention(layer, x, cos, sin, alive)[0].detach()
+                        scores[stage] = weights[:, asking].mean((0, 1))
+                        ranked = [p for p in visual if p in alive and p not in asking]
+                        truth.scores[stage][-1] += scores[stage][ranked].tolist()
                 if number != boundary:
                     continue
                 ranked = [p for p in visual if p in alive]
