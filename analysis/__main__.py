@@ -1,0 +1,127 @@
+"""Tables, figures and answers from run records. Needs no torch and no GPU.
+
+    python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown tables
+    python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
+    python -m analysis list                  every run: status, method, schedule, mean score
+    python -m analysis explain RUN_ID        where a run's numbers come from
+    python -m analysis diff RUN_A RUN_B      why two runs differ
+
+NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
+none. Files are written only if their content changed. Exit code 1 if something was refused, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import words
+from analysis.compare import compare
+from analysis.load import ALL, experiments, load_experiment, load_runs, refuse_mixtures
+from analysis.notes import warnings
+from analysis.publish import publish
+from analysis.rows import Table
+from analysis.table import csv, grids, latex, markdown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and do what it says; the exit code."""
+    options = parse(arguments)
+    results: Path = options.results
+    try:
+        if options.command == "list":
+            say(words.overview(load_runs(results)))
+        elif options.command == "explain":
+            say(words.explain(words.find(load_runs(results), options.run)))
+        elif options.command == "diff":
+            runs = load_runs(results)
+            say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
+        else:
+            return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__, formatter_class=Raw)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "trade-off figures, PDF and PNG")):
+        command = commands.add_parser(name, parents=[common], help=text)
+        command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
+        command.add_argument("--strict", action="store_true", help="refuse runs made with uncommitted changes")
+        command.add_argument(
+            "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
+        )
+    commands.add_parser("list", parents=[common], help="every run in a line")
+    command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
+    command.add_argument("run", metavar="RUN_ID")
+    command = commands.add_parser("diff", parents=[common], help="why two runs differ")
+    command.add_argument("run", metavar="RUN_A")
+    command.add_argument("other", metavar="RUN_B")
+    return parser.parse_args(arguments)
+
+
+class Raw(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the module's docstring."""
+
+
+def make(command: str, results: Path, names: Sequence[str], strict: bool, times: bool) -> int:
+    """Make tables or figures; a refused experiment does not keep the others from being made."""
+    refused = 0
+    for name in names or experiments(results) or [ALL]:
+        try:
+            runs, missing = load_experiment(results, name)
+            refuse_mixtures(runs, times=times, strict=strict)
+            table = compare(name, runs, missing, times=times)
+        except ValueError as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            refused = 1
+            continue
+        if command == "tables":
+            write_tables(table, results / "tables")
+        else:
+            write_figures(table, results / "figures")
+    return refused
+
+
+def write_tables(table: Table, folder: Path) -> None:
+    """Write the three files and print the tables."""
+    for text in warnings(table):
+        say(f"! {text}\n")
+    for grid in grids(table):
+        say(f"\n{table.name}: {grid.title}\n\n{grid.markdown()}")
+    say("\n")
+    for suffix, content in (("md", markdown(table)), ("csv", csv(table)), ("tex", latex(table))):
+        report(folder / f"{table.name}.{suffix}", content.encode())
+
+
+def write_figures(table: Table, folder: Path) -> None:
+    """Write the figures."""
+    from analysis import figure  # matplotlib takes a second: only where something is drawn
+
+    drawn = list(figure.files(table))
+    if not drawn:
+        say(f"{table.name}: no finished run that drops tokens, hence no trade-off to draw\n")
+    for name, content in drawn:
+        report(folder / name, content)
+
+
+def report(path: Path, content: bytes) -> None:
+    """Publish a file and say so."""
+    say(f"{'wrote' if publish(path, content) else 'unchanged'} {path}\n")
+
+
+def say(text: str) -> None:
+    """Put text on standard output."""
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

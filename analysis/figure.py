@@ -1,0 +1,165 @@
+"""Trade-off figures: score against prefill FLOPs, one line a method, for a paper's column and for each task.
+
+Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: a bar that
+clears the horizontal line of `none` is a clear loss. Same input, same bytes (no dates inside the files).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from analysis.rows import Cell, Row, Table
+from analysis.style import Line, lines, method_name, task_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
+SETTINGS: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "pdf.fonttype": 42,  # fonts that publishers accept
+    "svg.hashsalt": "pdrop",
+}
+
+
+def tradeoff(table: Table, model: str) -> Figure | None:
+    """The average against prefill FLOPs, at column width; None without a finished run that drops tokens."""
+    rows = drawable(table, model)
+    if not rows:
+        return None
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
+        draw(axes, rows, [row.average for row in rows], table.floor, lines([row.spec.method for row in rows]))
+        axes.set_xlabel("prefill FLOPs (% of none)")
+        axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
+        legend(figure, axes, columns=3)
+    return figure
+
+
+def tradeoff_by_task(table: Table, model: str) -> Figure | None:
+    """One small panel a task, at page width, the score axis shared by the fractions."""
+    rows = drawable(table, model)
+    if not rows or not table.tasks:
+        return None
+    names, styles = task_names(list(table.tasks)), lines([row.spec.method for row in rows])
+    across = min(5, max(3, math.ceil(len(table.tasks) / 2))) if len(table.tasks) > 3 else len(table.tasks)
+    down = math.ceil(len(table.tasks) / across)
+    with plt.rc_context(SETTINGS):
+        figure, grid = plt.subplots(
+            down, across, figsize=(PAGE, 1.55 * down + 0.5), sharex=True, squeeze=False, layout="constrained"
+        )
+        for number, (name, task) in enumerate(table.tasks.items()):
+            axes = grid[number // across][number % across]
+            cells = [row.cells.get(name) for row in rows]
+            draw(axes, rows, cells, table.floors.get(name), styles, scale=100 if task.fraction else 1)
+            axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
+        for axes in grid.flat[len(table.tasks) :]:
+            axes.set_visible(False)
+        figure.supxlabel("prefill FLOPs (% of none)", fontsize=8)
+        figure.supylabel("score (%)", fontsize=8)
+        legend(figure, grid[0][0], columns=6)
+    return figure
+
+
+def drawable(table: Table, model: str) -> list[Row]:
+    """Finished rows of a model that have a cost, if any of them drops tokens."""
+    rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
+    return rows if any(row.drops for row in rows) else []
+
+
+def draw(
+    axes: Axes,
+    rows: list[Row],
+    cells: list[Cell | None],
+    floor: float | None,
+    styles: dict[str, Line],
+    scale: float = 100,
+) -> None:
+    """One panel: a line a method through its budgets, `none` and the blind guess as horizontal lines."""
+    methods: dict[str, list[tuple[float, Cell]]] = {}
+    for row, cell in zip(rows, cells):
+        flops = row.cost("prefill_flops_ratio")
+        if cell is None or flops is None:
+            continue
+        if row.drops:
+            methods.setdefault(row.spec.method, []).append((100 * flops, cell))
+        else:
+            axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)
+    if floor is not None:
+        axes.axhline(scale * floor, color="0.45", linewidth=0.8, dashes=(1, 2), label="blind guess", zorder=1)
+    for method, points in sorted(methods.items()):
+        points.sort(key=lambda point: point[0])
+        style = styles[method]
+        axes.errorbar(
+            [flops for flops, _ in points],
+            [scale * cell.score.value for _, cell in points],
+            yerr=list(zip(*(half_lengths(cell, scale) for _, cell in points))),
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.dashes,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            elinewidth=0.8,
+            capsize=1.8,
+            label=method_name(method),
+            zorder=3,
+        )
+    axes.grid(axis="y", linewidth=0.4, color="0.88")
+    axes.margins(x=0.06)
+
+
+def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
+    """Lengths of the error bar below and above the score; none where no interval is known."""
+    delta = cell.delta
+    if delta is None or delta.low is None or delta.high is None:
+        return 0.0, 0.0
+    # rounding may put a bound a hair beyond its value; a bar has no negative length
+    return max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
+
+
+def legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """One legend above all panels, outside of them, so that it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=min(columns, len(names)),
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )
+
+
+def files(table: Table) -> Iterable[tuple[str, bytes]]:
+    """Every figure of a table as (file name, content), PDF and PNG (300 dpi); one set a model."""
+    for model in table.models:
+        stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"
+        for suffix, figure in (("", tradeoff(table, model)), ("-tasks", tradeoff_by_task(table, model))):
+            if figure is None:
+                continue
+            for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+                buffer = io.BytesIO()
+                with plt.rc_context(SETTINGS):
+                    figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
+                yield f"{stem}-tradeoff{suffix}.{kind}", buffer.getvalue()
+            plt.close(figure)

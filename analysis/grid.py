@@ -1,0 +1,104 @@
+"""A grid of cells and its Markdown and LaTeX form: alignment, emphasis, escapes. Knows nothing of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+DASH = "–"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "→": r"$\rightarrow$",
+    "↓": r"$^{\downarrow}$",
+    "↑": r"$^{\uparrow}$",
+    "–": "--",
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell's text with its emphasis: "best" is bold, "second" italic (Markdown) or underlined (LaTeX)."""
+
+    text: str
+    mark: Literal["", "best", "second"] = ""
+
+    def markdown(self) -> str:
+        """For a Markdown table."""
+        text = self.text.replace("|", "\\|").replace("\n", " ")
+        return {"": text, "best": f"**{text}**", "second": f"*{text}*"}[self.mark]
+
+    def latex(self) -> str:
+        """For a LaTeX tabular."""
+        text = escape_latex(self.text)
+        return {"": text, "best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}[self.mark]
+
+
+@dataclass
+class Grid:
+    """A titled table; `left` counts its left-aligned columns, the others are aligned to the right."""
+
+    title: str
+    head: Sequence[str]
+    left: int
+    rows: list[list[Text]] = field(default_factory=list)
+    rules: set[int] = field(default_factory=set)  # a rule above these rows
+
+    def markdown(self) -> str:
+        """A Markdown table, padded so that it also reads well in a terminal."""
+        lines = [
+            [Text(name).markdown() for name in self.head],
+            *([cell.markdown() for cell in row] for row in self.rows),
+        ]
+        widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(self.head))]
+
+        def pad(line: Sequence[str]) -> str:
+            cells = [
+                text.ljust(width) if column < self.left else text.rjust(width)
+                for column, (text, width) in enumerate(zip(line, widths))
+            ]
+            return "| " + " | ".join(cells) + " |"
+
+        rule = ["-" * width if column < self.left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+        return "\n".join([pad(lines[0]), pad(rule), *map(pad, lines[1:])]) + "\n"
+
+    def latex(self, label: str, caption: str) -> str:
+        """A floating table with booktabs rules; needs the packages booktabs and graphicx."""
+        columns = "l" * self.left + "r" * (len(self.head) - self.left)
+        lines = [
+            r"\begin{table*}[t]",
+            r"\centering",
+            rf"\caption{{{escape_latex(self.title)}. {caption}}}",
+            rf"\label{{tab:{label}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, self.head)) + r" \\",
+            r"\midrule",
+        ]
+        for number, row in enumerate(self.rows):
+            if number in self.rules:
+                lines.append(r"\midrule")
+            lines.append(" & ".join(cell.latex() for cell in row) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(LATEX.get(character, character) for character in text.replace("\n", " "))

@@ -1,0 +1,214 @@
+"""Runs from a results folder, and the refusal to compare what cannot be compared.
+
+    results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
+    results/runs/<folder>/samples/<task>.jsonl   its samples: doc_id, metrics {name: value}, image_id (optional), ...
+    results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
+
+An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.statistics import FloatArray
+from pdrop.record import RunRecord
+
+ALL = "all"
+REMEDY = "Name an experiment that holds only comparable runs, or run the odd ones again with force=true"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One task's samples of one run, by rising doc_id. `values` [samples] is None where the metric is no number."""
+
+    doc_ids: tuple[str, ...]
+    values: FloatArray | None
+    images: tuple[str, ...] | None
+
+
+@dataclass
+class Run:
+    """A record, its folder, and what the experiment's marker says."""
+
+    record: RunRecord
+    path: Path
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> str:
+        """Folder name under results/runs/, the name that messages give a run."""
+        return self.path.name
+
+    @property
+    def done(self) -> bool:
+        """Whether its numbers may be shown."""
+        return self.record.status == "done"
+
+    @property
+    def drops(self) -> bool:
+        """Whether visual tokens are dropped at all."""
+        return self.record.spec.schedule != ""
+
+    def samples(self, task: str) -> Samples:
+        """The samples of a task with the values of its main metric.
+
+        Raises:
+            ValueError: If the file is missing, unreadable, or holds other samples than the record counts.
+        """
+        if task not in self._samples:
+            self._samples[task] = read_samples(self.path / "samples" / f"{task}.jsonl", self.record, task)
+        return self._samples[task]
+
+
+def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
+    """Read samples/<task>.jsonl (see `Run.samples`)."""
+    result = record.results[task]
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run {record.run_id} again with force=true")
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+        try:
+            sample = json.loads(line)
+            metrics = sample["metrics"]
+            lines.append((sample["doc_id"], metrics.get(result.main_metric), sample.get("image_id")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is no sample ({error!r})") from error
+    if len(lines) != result.n or len({doc_id for doc_id, _, _ in lines}) != result.n:
+        raise ValueError(
+            f"{path} holds {len({line[0] for line in lines})} different samples in {len(lines)} lines, but the record "
+            f"scored {result.n}: run it again with force=true"
+        )
+    lines.sort(key=lambda line: (0, line[0], "") if isinstance(line[0], int) else (1, 0, str(line[0])))
+    numeric = all(isinstance(value, (int, float)) for _, value, _ in lines)
+    images = [image for _, _, image in lines]
+    return Samples(
+        doc_ids=tuple(str(doc_id) for doc_id, _, _ in lines),
+        values=np.array([float(value) for _, value, _ in lines]) if numeric else None,
+        images=tuple(map(str, images)) if lines and all(image is not None for image in images) else None,
+    )
+
+
+def experiments(results: Path) -> list[str]:
+    """Names of the experiments of a results folder, sorted."""
+    folder = results / "experiments"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def load_runs(results: Path) -> list[Run]:
+    """All runs of a results folder, by folder name.
+
+    Raises:
+        ValueError: If a record cannot be read.
+    """
+    return [Run(RunRecord.read(path.parent), path.parent) for path in sorted(results.glob("runs/*/record.json"))]
+
+
+def load_experiment(results: Path, name: str) -> tuple[list[Run], list[str]]:
+    """The runs an experiment asked for, and the folders it asked for that hold no record yet.
+
+    Raises:
+        ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
+    """
+    if name == ALL:
+        runs = load_runs(results)
+        if not runs:
+            raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
+        return runs, []
+    folder = results / "experiments" / name
+    if not folder.is_dir():
+        known = ", ".join([*experiments(results), ALL])
+        raise ValueError(f"no experiment {name!r} under {results / 'experiments'}; there are: {known}")
+    found, missing = [], []
+    for marker in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        path = results / "runs" / marker.name.removesuffix(".json")
+        if (path / "record.json").is_file():
+            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
+        else:
+            missing.append(path.name)
+    if not found:
+        raise ValueError(f"experiment {name!r} has no run with a record yet ({len(missing)} asked for)")
+    return found, missing
+
+
+def read_overrides(marker: Path) -> dict[str, str]:
+    """A marker's overrides: JSON, either a list of "key=value" or an object; an empty file has none.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    text = marker.read_text(encoding="utf8").strip()
+    try:
+        data: Any = json.loads(text) if text else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{marker} is no JSON ({error})") from error
+    if isinstance(data, dict):
+        data = data.get("overrides", data)
+    if isinstance(data, dict):
+        return {str(key): str(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return {key: value for key, _, value in (str(entry).partition("=") for entry in data)}
+    raise ValueError(f"{marker} holds neither a list of overrides nor an object")
+
+
+def refuse_mixtures(runs: Iterable[Run], times: bool = True, strict: bool = False) -> None:
+    """Refuse runs whose numbers may not stand in one table. Runs that are not done have no numbers and are ignored.
+
+    Args:
+        runs: The runs.
+        times: Whether times are shown; then commit, cores and threads must be one, too.
+        strict: Refuse uncommitted changes as well (otherwise the table carries a footnote).
+
+    Raises:
+        ValueError: Naming each field that differs, its values and the folders that have them.
+    """
+    done = [run for run in runs if run.done]
+    problems: list[str] = []
+
+    def same(what: str, held: Iterable[tuple[Run, Any]]) -> None:
+        folders: dict[str, list[str]] = defaultdict(list)
+        for run, value in held:
+            folders[str(value)].append(run.folder)
+        if len(folders) > 1:
+            problems.append(f"{what}: " + "; ".join(f"{v} in {', '.join(those)}" for v, those in folders.items()))
+
+    for name in ("limit", "dtype", "attn_implementation", "device", "batch_size", "max_new_tokens", "versions"):
+        same(name, [(run, getattr(run.record.spec, name)) for run in done])
+    for name in ("processor", "gpu"):
+        same(name, [(run, run.record.environment.get(name)) for run in done])
+    for model in sorted({run.record.spec.model for run in done}):
+        of_model = [run for run in done if run.record.spec.model == model]
+        for name in ("weights", "revision", "model_fingerprint", "prompt", "image_mode"):
+            same(f"{name} of {model}", [(run, getattr(run.record.spec, name)) for run in of_model])
+        for task, having in by_task(of_model).items():
+            same(f"prompt_hash of {task}", [(run, run.record.results[task].prompt_hash) for run in having])
+    for task, having in by_task(done).items():
+        for name in ("data_hash", "version", "main_metric", "n"):
+            same(f"{name} of {task}", [(run, getattr(run.record.results[task], name)) for run in having])
+    if times and (timed := [run for run in done if run.record.cost and run.record.cost.prefill_time_ratio]):
+        same("latency (times are shown)", [(run, run.record.spec.latency) for run in timed])
+        for name in ("git_commit", "cores", "threads"):
+            same(f"{name} (times are shown)", [(run, run.record.environment.get(name)) for run in timed])
+    dirty = [run.folder for run in done if run.record.environment.get("git_dirty")]
+    if strict and dirty:
+        problems.append(f"git_dirty: made with uncommitted changes: {', '.join(dirty)}")
+    if problems:
+        hint = "; --no-times leaves the times out" if any("times are shown" in problem for problem in problems) else ""
+        raise ValueError("these runs may not stand in one table.\n  " + "\n  ".join(problems) + f"\n{REMEDY}{hint}.")
+
+
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Task -> the runs that have it, tasks in the order they are first seen."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        for task in run.record.results:
+            found.setdefault(task, []).append(run)
+    return found

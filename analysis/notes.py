@@ -1,0 +1,139 @@
+"""What stands under a table: loud warnings, what each column means, and where the numbers come from.
+
+A table without its n, its hardware and its commit is a rumour; these lines are made from the records alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from analysis.grid import DASH
+from analysis.load import Run
+from analysis.rows import Table
+from analysis.statistics import DRAWS
+from analysis.style import task_names
+
+COLUMNS = {
+    "budget": "what rows are grouped by: the ratio dial (PyramidDrop keeps ratio^s from boundary s on; a single "
+    "boundary keeps the ratio), or the budget asked for. Equal ratios are NOT equal costs: read keep and FLOPs",
+    "schedule": "layer:keep, the fraction of the original visual tokens that enters this layer (0-based) and those "
+    "behind it; a count ends in t",
+    "keep": "visual tokens entering a layer / original ones, mean over layers and samples",
+    "tokens": "visual tokens entering a layer, mean over layers and samples",
+    "FLOPs": "prefill FLOPs of the whole model (vision tower, projector, decoder, selection) / with nothing dropped, "
+    "closed form",
+    "KV": "bytes of the KV cache behind the prefill / with nothing dropped",
+    "time": "prefill time / with nothing dropped, both measured in turn in one process: median and its 95 % interval",
+    "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
+    "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
+    "Δ random": "the same against dropping as many tokens at the same layers at random; a dash where no such run is in "
+    "the experiment",
+    "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar test",
+    "of none": "average / average with nothing dropped",
+    "floor to full": "0 is the best blind guess, 100 is nothing dropped; a dash where no blind guess is known",
+    "n": "samples behind the average",
+}
+
+
+def warnings(table: Table) -> list[str]:
+    """What a reader must know before any number."""
+    found = []
+    done = [run for run in table.runs if run.done]
+    dirty = [run.folder for run in done if run.record.environment.get("git_dirty")]
+    if dirty:
+        found.append(
+            f"UNCOMMITTED CHANGES: {len(dirty)} of {len(done)} runs were made with uncommitted changes; "
+            "their commit does not tell which code made them."
+        )
+    commits = {commit(run) for run in done}
+    if len(commits) > 1:
+        found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; which run has which: python -m analysis list.")
+    for run in table.runs:
+        if not run.done:
+            reason = f": {run.record.error.strip().splitlines()[-1]}" if run.record.error else ""
+            found.append(f"{run.record.status.upper()}: {run.folder}{reason}")
+    if table.missing:
+        found.append(f"NOT RUN YET: {', '.join(table.missing)}")
+    if not any(not row.drops and row.status == "done" for row in table.rows):
+        found.append("No finished run drops nothing (method=none): there are no differences to show.")
+    return found
+
+
+def notes(table: Table) -> str:
+    """Markdown behind the tables."""
+    done = [run for run in table.runs if run.done]
+    lines = ["## What the columns mean", ""]
+    shown = COLUMNS if table.times else {name: text for name, text in COLUMNS.items() if name != "time"}
+    lines += [f"- **{name}**: {text}." for name, text in shown.items()]
+    lines += [
+        "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0. "
+        "Not corrected for the number of cells: of twenty cells without any effect, about one carries an arrow.",
+        "- **bold**: the best of its budget and whatever cannot be told from it (95 % interval of the paired "
+        "difference); *italic*: the best of the rest. Nothing is marked in a budget where no row can be told apart.",
+        f"- Intervals: paired percentile bootstrap over samples ({DRAWS} draws, samples that share an image drawn "
+        "together, tasks resampled one by one and then averaged). They cover the choice of samples, not the choice of "
+        "seeds or of tasks.",
+        "- –: not measured, or not defined; never zero.",
+        "",
+        "## What was scored",
+        "",
+    ]
+    names = task_names(list(table.tasks))
+    for task in table.tasks.values():
+        result = next(run.record.results[task.name] for run in done if task.name in run.record.results)
+        of = f"{task.n} of {task.n_total}" if task.n < task.n_total else f"all {task.n}"
+        extra = "" if task.averaged else "; not in the average (no fraction, or lower is better)"
+        if any((cell := row.cells.get(task.name)) and cell.score.low is None for row in table.rows):
+            extra += "; no interval (the score is no mean over samples)"
+        lines.append(
+            f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
+            f"`{result.data_hash[:12]}`{extra}"
+        )
+    lines += ["", "## Where the numbers come from", "", *provenance(done)]
+    return "\n".join(lines) + "\n"
+
+
+def provenance(runs: list[Run]) -> list[str]:
+    """Settings, machine, versions, code and dates of finished runs."""
+    if not runs:
+        return ["- no finished run"]
+    spec, environment = runs[0].record.spec, runs[0].record.environment
+    versions = {**environment.get("packages", {}), **json.loads(spec.versions or "{}")}
+    models = sorted({f"`{run.record.spec.model}` (weights {run.record.spec.model_fingerprint[:12]})" for run in runs})
+    starts = sorted(run.record.started_at for run in runs)
+    codes = Counter(commit(run) for run in runs)
+    limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
+    return [
+        f"- Model: {', '.join(models)}; {spec.dtype}, {spec.attn_implementation} attention, {spec.prompt} prompt, "
+        f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
+        f"seeds {numbers({r.record.spec.seed for r in runs})}",
+        f"- Hardware: {hardware(runs[0])}",
+        f"- Versions: Python {environment.get('python', DASH)}, "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        f"- Code: {', '.join(f'{code} ({count} runs)' for code, count in sorted(codes.items()))}",
+        f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
+        "- Each run's record: `results/runs/<folder>/record.json`; in words: `python -m analysis explain RUN_ID`",
+    ]
+
+
+def hardware(run: Run) -> str:
+    """The machine of a run."""
+    environment = run.record.environment
+    parts = [environment.get("gpu"), environment.get("processor")]
+    cores, threads = environment.get("cores"), environment.get("threads")
+    parts += [f"{cores} cores" if cores else None, f"{threads} threads" if threads else None]
+    return ", ".join([*(str(part) for part in parts if part), f"device {run.record.spec.device}"])
+
+
+def commit(run: Run) -> str:
+    """The code of a run: its commit, or the version of an installed package."""
+    environment = run.record.environment
+    if found := environment.get("git_commit"):
+        return f"{found[:10]}{' + uncommitted changes' if environment.get('git_dirty') else ''}"
+    return f"pdrop {environment.get('packages', {}).get('pdrop', 'of unknown version')}"
+
+
+def numbers(values: set[int]) -> str:
+    """Sorted, with commas."""
+    return ", ".join(map(str, sorted(values)))

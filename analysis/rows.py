@@ -1,0 +1,167 @@
+"""What a table is made of: columns (tasks), rows (runs that differ in the seed alone), cells. Missing stays None.
+
+`analysis.compare` fills the cells; `analysis.table` and `analysis.figure` show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from analysis.load import Run, by_task
+from analysis.statistics import Estimate, Flips
+from pdrop.record import RunSpec
+from pdrop.schedule import Schedule, canonical
+
+Mark = Literal["", "best", "second"]
+
+
+@dataclass
+class Cell:
+    """A row's score on one task, or its average: fractions 0..1 for most metrics, points for some (MME)."""
+
+    score: Estimate
+    delta: Estimate | None = None  # to the row that drops nothing
+    flips: Flips | None = None  # to the same; None for metrics that are not right or wrong, and for pooled seeds
+    mark: Mark = ""
+
+
+@dataclass
+class Row:
+    """One row: the runs it pools and what they say. Cost fields are means over the pooled runs."""
+
+    runs: list[Run]
+    budget: str  # "" where nothing is dropped
+    status: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+    average: Cell | None = None
+    spread: float | None = None  # standard deviation of the average over seeds
+    against_random: Estimate | None = None  # difference of the averages
+    share_of_none: float | None = None  # average / average of the row that drops nothing
+    floor_to_full: float | None = None  # 0: the blind guess, 1: nothing dropped
+    time: Estimate | None = None  # prefill time ratio
+
+    @property
+    def spec(self) -> RunSpec:
+        """The first run's; the others differ in the seed alone."""
+        return self.runs[0].record.spec
+
+    @property
+    def drops(self) -> bool:
+        """Whether visual tokens are dropped."""
+        return self.runs[0].drops
+
+    def cost(self, name: str) -> float | None:
+        """Mean over the pooled runs of a field of `pdrop.record.Cost`; None if a run has no cost."""
+        values = [getattr(run.record.cost, name) for run in self.runs if run.record.cost is not None]
+        return fmean(values) if len(values) == len(self.runs) else None
+
+    @property
+    def visual_tokens(self) -> float | None:
+        """Mean over the layers of the visual tokens that enter them."""
+        layers = [run.record.cost.visual_tokens_per_layer for run in self.runs if run.record.cost is not None]
+        return fmean(fmean(tokens) for tokens in layers) if layers and all(layers) else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column: one task, one metric, over `n` samples of `n_total`."""
+
+    name: str
+    metric: str
+    n: int
+    n_total: int
+    fraction: bool  # every score lies in 0..1, hence is shown in %
+    higher_is_better: bool
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the task enters the average: points and errors do not mix with fractions."""
+        return self.fraction and self.higher_is_better
+
+
+@dataclass
+class Table:
+    """An experiment, ready to be shown."""
+
+    name: str
+    rows: list[Row]
+    tasks: dict[str, Task]
+    floors: dict[str, float]  # blind guesses, of those tasks that have one
+    missing: list[str]  # folders the experiment asked for, without a record
+    times: bool
+
+    @property
+    def averaged(self) -> list[str]:
+        """Tasks in the average."""
+        return [name for name, task in self.tasks.items() if task.averaged]
+
+    @property
+    def floor(self) -> float | None:
+        """The average of the blind guesses; None unless every averaged task has one."""
+        return mean_or_none([self.floors.get(task) for task in self.averaged])
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order of the rows."""
+        return list(dict.fromkeys(row.spec.model for row in self.rows))
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of the rows."""
+        return [run for row in self.rows for run in row.runs]
+
+
+def budget(run: Run) -> str:
+    """What a row is grouped by: the budget asked for, else the schedule's ratio, else the mean share it keeps."""
+    asked = run.overrides.get("budget", "")
+    if not run.drops:
+        return ""
+    if asked not in ("", "null", "None"):
+        return asked
+    keeps = [stage.keep for stage in Schedule.parse(run.record.spec.schedule)]
+    first = keeps[0]
+    if first is not None and all(k is not None and canonical(first**s) == k for s, k in enumerate(keeps, start=1)):
+        return f"{first:g}"
+    return f"keep {run.record.cost.mean_keep:.0%}" if run.record.cost else "other"
+
+
+def pool(runs: Sequence[Run]) -> list[Row]:
+    """Rows, seeds pooled: nothing dropped first, then the mildest budget to the hardest, methods by name."""
+    groups: dict[tuple[object, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.record.spec.seed):
+        spec = run.record.spec
+        apart = "" if run.done else run.folder
+        key = (spec.model, budget(run), spec.method, spec.method_args, spec.schedule, spec.positions, apart)
+        groups.setdefault(key, []).append(run)
+    rows = [Row(those, budget(those[0]), those[0].record.status) for those in groups.values()]
+    mildness: dict[str, float] = {}
+    for row in rows:
+        keep = row.cost("mean_keep")
+        mildness[row.budget] = max(mildness.get(row.budget, 0.0), keep if keep is not None else 0.0)
+
+    def order(row: Row) -> tuple[object, ...]:
+        spec = row.spec
+        ratio = float(row.budget) if row.budget.replace(".", "", 1).isdigit() else -1.0
+        return (spec.model, row.drops, -ratio, -mildness[row.budget], row.budget, spec.method, str(row.runs[0].path))
+
+    return sorted(rows, key=order)
+
+
+def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
+    """The columns, in the order the runs asked for them."""
+    found = {}
+    for name, having in by_task(runs).items():
+        result = having[0].record.results[name]
+        scores = [run.record.results[name].scores[result.main_metric] for run in having]
+        fraction = all(0 <= score.value <= 1 for score in scores)
+        found[name] = Task(name, result.main_metric, result.n, result.n_total, fraction, scores[0].higher_is_better)
+    return found
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean; None if there is no value or one is missing: a mean over fewer tasks is another quantity."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there and len(there) == len(values) else None

@@ -1,0 +1,88 @@
+"""How methods and tasks are named and drawn, in one place, so that every table and figure of a paper agrees.
+
+Colours are Okabe and Ito's (2008), safe for the common colour blindnesses; markers and line styles differ as well, so
+that a figure survives grey printing. A method without an entry gets the next free one by its name's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one method is drawn."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+METHOD_NAMES = {
+    "pyramiddrop": "PyramidDrop",
+    "fastv": "FastV",
+    "sparsevlm": "SparseVLM",
+    "random": "Random",
+    "none": "none",
+}
+LINES = {
+    "pyramiddrop": Line("#0072B2", "o", "-"),
+    "fastv": Line("#D55E00", "s", "--"),
+    "sparsevlm": Line("#009E73", "D", "-."),
+    "random": Line("#7F7F7F", "^", ":"),
+}
+SPARE_LINES = (
+    Line("#CC79A7", "v", "-"),
+    Line("#E69F00", "P", "--"),
+    Line("#56B4E9", "X", "-."),
+    Line("#B8A800", "<", ":"),
+    Line("#000000", "*", "-"),
+    Line("#882255", "h", "--"),
+)
+TASK_NAMES = {
+    "gqa": "GQA",
+    "pope": "POPE",
+    "mme": "MME",
+    "mmbench_en_dev": "MMB",
+    "mmbench_en_dev_static": "MMB",
+    "mmbench_cn_dev": "MMB-CN",
+    "scienceqa_img": "SQA-I",
+    "seedbench": "SEED",
+    "textvqa_val": "TextVQA",
+    "vqav2_val": "VQAv2",
+    "vizwiz_vqa_val": "VizWiz",
+    "mmmu_val": "MMMU",
+    "ocrbench": "OCRBench",
+    "chartqa": "ChartQA",
+    "docvqa_val": "DocVQA",
+    "infovqa_val": "InfoVQA",
+    "ai2d": "AI2D",
+    "mmstar": "MMStar",
+}
+
+
+def method_name(method: str) -> str:
+    """A method as papers write it."""
+    return METHOD_NAMES.get(method, method)
+
+
+def task_names(tasks: Sequence[str]) -> dict[str, str]:
+    """Short column headers: the paper's name where there is one, otherwise without the prefix that all tasks share."""
+    words = [task.split("_") for task in tasks]
+    shared = 0
+    while len(tasks) > 1 and all(len(w) > shared + 1 and w[shared] == words[0][shared] for w in words):
+        shared += 1
+    return {task: TASK_NAMES.get(task) or " ".join(w[shared:]) for task, w in zip(tasks, words)}
+
+
+def lines(methods: Sequence[str]) -> dict[str, Line]:
+    """The line of each method.
+
+    Raises:
+        ValueError: If there are more unlisted methods than spare lines: give them entries in LINES.
+    """
+    unlisted = sorted(set(methods) - set(LINES))
+    if len(unlisted) > len(SPARE_LINES):
+        raise ValueError(f"no distinct lines left for {', '.join(unlisted)}: add them to LINES in analysis/style.py")
+    return {**LINES, **dict(zip(unlisted, SPARE_LINES))}

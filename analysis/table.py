@@ -1,0 +1,229 @@
+"""A table as Markdown, LaTeX and CSV, all from the same rows.
+
+Three grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which
+runs it comes from. The CSV has every number and interval unrounded, one line a row.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.grid import DASH, Grid, Text
+from analysis.notes import notes, warnings
+from analysis.rows import Cell, Row, Table
+from analysis.statistics import Estimate
+from analysis.style import method_name, task_names
+
+
+def grids(table: Table) -> list[Grid]:
+    """The table's three grids."""
+    names = task_names(list(table.tasks))
+    many = ["model"] if len(table.models) > 1 else []
+    head = [*many, "budget", "method"]
+    costs = ["schedule", "keep %", "tokens", "FLOPs %", "KV %", *(["time %"] if table.times else [])]
+    main = Grid("Score against cost", [*head, *costs, "average", "Δ none [95 %]", "n"], left=len(head) + 1)
+    by_task = Grid("Score by task, in %", [*head, *(names[task] for task in table.tasks)], left=len(head))
+    if not all(task.fraction for task in table.tasks.values()):
+        by_task.title = "Score by task, in % (points where a metric is no fraction)"
+    sure = Grid(
+        "How sure, and from which runs",
+        [*head, "Δ random [95 %]", "lost", "gained", "p", "of none %", "floor to full %", "seeds", "runs"],
+        left=len(head),
+    )
+    before: tuple[str, str] | None = None
+    for row, label in zip(table.rows, labels(table)):
+        group = (row.spec.model, row.budget)
+        if before is not None and before != group:
+            for grid in (main, by_task, sure):
+                grid.rules.add(len(grid.rows))
+        start = [*([row.spec.model] if many else []), row.budget or DASH, label]
+        for grid, cells in (
+            (main, main_cells(row, table)),
+            (by_task, task_cells(row, table)),
+            (sure, sure_cells(row)),
+        ):
+            grid.rows.append([*map(Text, start), *cells])
+        before = group
+    if table.floors:
+        blank = [Text(DASH)]
+        for grid in (main, by_task):
+            grid.rules.add(len(grid.rows))
+        start_cells = [Text(DASH)] * (len(many) + 1) + [Text("blind guess")]
+        costs_cells = blank * len(costs)
+        main.rows.append([*start_cells, *costs_cells, Text(percent(table.floor)), *blank * 2])
+        by_task.rows.append([*start_cells, *(Text(percent(table.floors.get(task))) for task in table.tasks)])
+    return [main, by_task, sure]
+
+
+def labels(table: Table) -> list[str]:
+    """Each row's method, with whatever else is needed to tell it from its neighbours, and its status if not done."""
+    plain = [(row.spec.model, row.budget, row.spec.method, row.spec.schedule, row.status) for row in table.rows]
+    found = []
+    for row, key in zip(table.rows, plain):
+        alike = [other.spec for other, k in zip(table.rows, plain) if k == key]
+        parts = []
+        if len({spec.positions for spec in alike}) > 1:
+            parts.append(row.spec.positions)
+        if len({spec.method_args for spec in alike}) > 1:
+            parts.append(row.spec.method_args)
+        if row.status != "done":
+            parts.append(row.status)
+        found.append(method_name(row.spec.method) + (f" ({', '.join(parts)})" if parts else ""))
+    return found
+
+
+def main_cells(row: Row, table: Table) -> list[Text]:
+    """Cost and average."""
+    tokens = row.visual_tokens
+    cells = [
+        Text(row.spec.schedule or DASH),
+        Text(percent(row.cost("mean_keep"))),
+        Text(DASH if tokens is None else f"{tokens:.1f}"),
+        Text(percent(row.cost("prefill_flops_ratio"))),
+        Text(percent(row.cost("kv_ratio"))),
+    ]
+    if table.times:
+        cells.append(Text(DASH if row.time is None else f"{percent(row.time.value)} {bounds(row.time)}".strip()))
+    average = row.average
+    if average is None:
+        return [*cells, Text(DASH), Text(DASH), Text(DASH)]
+    spread = "" if row.spread is None else f" ± {100 * row.spread:.1f}"
+    samples = sum(table.tasks[task].n for task in table.averaged)
+    return [
+        *cells,
+        Text(percent(average.score.value) + spread, average.mark),
+        Text(signed(average.delta)),
+        Text(str(samples)),
+    ]
+
+
+def task_cells(row: Row, table: Table) -> list[Text]:
+    """One score a task, with an arrow where it clearly differs from the row that drops nothing."""
+    return [score_text(row.cells.get(name), task.fraction) for name, task in table.tasks.items()]
+
+
+def score_text(cell: Cell | None, fraction: bool) -> Text:
+    """A score, its arrow and its mark."""
+    if cell is None:
+        return Text(DASH)
+    value = percent(cell.score.value) if fraction else f"{cell.score.value:.1f}"
+    arrow = {-1: "↓", 0: "", 1: "↑"}[cell.delta.sign if cell.delta else 0]
+    return Text(value + arrow, cell.mark)
+
+
+def sure_cells(row: Row) -> list[Text]:
+    """Statistics of the average, and the runs."""
+    flips = row.average.flips if row.average else None
+    return [
+        Text(signed(row.against_random)),
+        Text(DASH if flips is None else str(flips.lost)),
+        Text(DASH if flips is None else str(flips.gained)),
+        Text(DASH if flips is None else probability(flips.p)),
+        Text(percent(row.share_of_none)),
+        Text(percent(row.floor_to_full)),
+        Text(str(len(row.runs))),
+        Text(" ".join(run.record.run_id for run in row.runs)),
+    ]
+
+
+def percent(value: float | None) -> str:
+    """A fraction in %, one decimal."""
+    return DASH if value is None else minus(f"{100 * value:.1f}")
+
+
+def signed(difference: Estimate | None) -> str:
+    """A difference in percentage points with its interval."""
+    if difference is None:
+        return DASH
+    text = f"{100 * difference.value:+.1f}"
+    return minus("0.0" if text in ("+0.0", "-0.0") else text) + (" " + bounds(difference) if bounds(difference) else "")
+
+
+def bounds(estimate: Estimate) -> str:
+    """[low, high] in %; empty where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    low, high = (f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
+    return minus("[{}, {}]".format(*("0.0" if bound == "-0.0" else bound for bound in (low, high))))
+
+
+def minus(text: str) -> str:
+    """A typographic minus, which does not break from its number."""
+    return text.replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """A p value: two digits, small ones as a bound."""
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def markdown(table: Table) -> str:
+    """The whole page: warnings, grids, and what every column means."""
+    parts = [f"# {table.name}\n", *(f"> **{text}**\n" for text in warnings(table))]
+    for grid in grids(table):
+        parts += [f"## {grid.title}\n", grid.markdown()]
+    return "\n".join([*parts, notes(table)])
+
+
+def latex(table: Table) -> str:
+    r"""The first two grids as floats; \usepackage{booktabs,graphicx}."""
+    main, by_task, _ = grids(table)
+    samples = sum(task.n for task in table.tasks.values())
+    caption = (
+        f"{samples} samples; 95\\,\\% intervals by paired bootstrap over samples. Bold: best of its budget or not "
+        "to be told from it; underlined: best of the rest."
+    )
+    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
+    return head + main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption)
+
+
+def csv(table: Table) -> str:
+    """Every number unrounded (10 digits), fractions as fractions; empty where missing."""
+    return frame(table).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def frame(table: Table) -> pd.DataFrame:
+    """The table as a frame, one line a row, for notebooks and for the CSV."""
+    lines = []
+    for row in table.rows:
+        spec = row.spec
+        line: dict[str, object] = {
+            "experiment": table.name,
+            "model": spec.model,
+            "budget": row.budget,
+            "method": spec.method,
+            "method_args": spec.method_args,
+            "schedule": spec.schedule,
+            "positions": spec.positions,
+            "status": row.status,
+            "seeds": " ".join(str(run.record.spec.seed) for run in row.runs),
+            "run_ids": " ".join(run.record.run_id for run in row.runs),
+            "visual_tokens_per_layer_mean": row.visual_tokens,
+            "average_spread_over_seeds": row.spread,
+            "share_of_none": row.share_of_none,
+            "floor_to_full": row.floor_to_full,
+        }
+        names = ("mean_keep", "visual_tokens", "text_tokens", "paper_macs_visual", "prefill_flops")
+        for name in (*names, "prefill_flops_ratio", "kv_bytes", "kv_ratio"):
+            line[name] = row.cost(name)
+        line |= spread_out("prefill_time_ratio", row.time)
+        line |= spread_out("average_minus_random", row.against_random)
+        for name in ("average", *table.tasks):
+            cell = row.average if name == "average" else row.cells.get(name)
+            line |= spread_out(name, cell.score if cell else None)
+            line |= spread_out(f"{name}_delta", cell.delta if cell else None)
+            flips = cell.flips if cell else None
+            line |= {
+                f"{name}_lost": flips.lost if flips else None,
+                f"{name}_gained": flips.gained if flips else None,
+                f"{name}_mcnemar_p": flips.p if flips else None,
+            }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def spread_out(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """An estimate as three columns."""
+    if estimate is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
