@@ -183,13 +183,24 @@ def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequen
     )
 
 
-def single(layer: int, keep: float, num_layers: int | None = None) -> Schedule:
+def single(layer: int, keep: float, num_layers: int | None = None, layers: Sequence[int] | None = None) -> Schedule:
     """One boundary, as FastV has: the fraction `keep` of the visual tokens enters layer `layer` and those behind it.
 
     FastV's K is `layer`, its R is 1 - keep (arXiv 2403.06764).
+
+    Args:
+        layer: The boundary.
+        keep: The fraction that stays, 0..1.
+        num_layers: Layers of the decoder, to check the boundary against.
+        layers: The boundary as a list of one, the way the command line's dial spells it; wins over `layer`.
+
+    Raises:
+        ValueError: If `keep` is no fraction, or there is not exactly one boundary inside the decoder.
     """
     check_ratio(keep)
-    schedule = Schedule((Stage(layer, keep),))
+    if layers is not None and len(layers) != 1:
+        raise ValueError(f"this method has exactly one boundary: layers=[{layer}], not {list(layers)}")
+    schedule = Schedule((Stage(layer if layers is None else layers[0], keep),))
     return schedule if num_layers is None else schedule.check(num_layers)
 
 

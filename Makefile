@@ -1,0 +1,59 @@
+# make help explains every target.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench tables figures embedded-model lock clean
+
+help: ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Create .venv and install what requirements.lock pins (about 7 GB; done once)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version): pdrop needs 3.11, 3.12 or 3.13; call make PYTHON=python3.12"; exit 1; }
+	@echo "== setting up $(VENV): PyTorch and friends, about 7 GB"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Run the first comparison on the embedded model and render its table and figure
+	@echo "== running experiments/demo.yaml (finished runs are skipped; interrupt and repeat at will)"
+	@$(BIN)/python run.py -m experiments=demo
+	@echo "== rendering"
+	@$(BIN)/python -m analysis tables demo
+	@$(BIN)/python -m analysis figures demo
+	@echo "== the runs are in results/runs, the table in results/tables/demo.md .csv .tex, the figure in results/figures"
+
+test: $(STAMP) ## Run the tests (no network, no GPU)
+	@echo "== running the tests"
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format and lint with ruff, check the types with mypy
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 8 minutes on one core)
+	@$(BIN)/python bench.py
+
+tables: $(STAMP) ## Render results/tables from the records
+	@$(BIN)/python -m analysis tables
+
+figures: $(STAMP) ## Render results/figures from the records
+	@$(BIN)/python -m analysis figures
+
+embedded-model: $(STAMP) ## Train the embedded model from scratch (hours on a CPU; resumes where it stopped)
+	@$(BIN)/python -m pdrop.embedded.train
+
+lock: ## Renew requirements.lock from pyproject.toml
+	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+clean: ## Remove logs and caches; results and .venv stay
+	@rm -rf outputs multirun build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

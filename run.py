@@ -1,0 +1,6 @@
+"""The door: python run.py --help. One call is one run, `-m` sweeps; see pdrop/run.py for what happens behind it."""
+
+from pdrop.run import main
+
+if __name__ == "__main__":
+    main()
