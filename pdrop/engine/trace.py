@@ -55,24 +55,21 @@ class Trace:
     def kept(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU.
 
-        0 is the prompt's first visual token. Prompts without images have empty tensors.
+        0 is the prompt's first visual token. Prompts without images have empty tensors; a batch in which nothing may
+        be dropped keeps everything.
         """
         boundaries = []
         for ranked in self._ranked:
             assert self._numbers is not None
             numbers = self._numbers.to(ranked.index.device).gather(1, ranked.index)
             boundaries.append([row[mask].cpu() for row, mask in zip(numbers, ranked.visual)])
-        return boundaries or self._empty(torch.long)
+        return boundaries or [[torch.arange(n) for n in self.visual] for _ in range(self.num_boundaries)]
 
     @property
     def scores(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: score of each visual token that was ranked there, in their original order."""
         rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.candidates)] for ranked in self._ranked]
-        return rows or self._empty(torch.float32)
-
-    def _empty(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        """A batch of text-only prompts passes no boundary."""
-        return [[torch.empty(0, dtype=dtype) for _ in self.visual] for _ in range(self.num_boundaries)]
+        return rows or [[torch.empty(0) for _ in self.visual] for _ in range(self.num_boundaries)]
 
     @property
     def tokens(self) -> list[list[int]]:
