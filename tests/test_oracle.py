@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn, family: str, video: bool = False) -> Case:
     for row in range(rows):
         first, last = ANSWERS[answers[row]][1] if answers else (0, 0)
         images = draw(st.integers(0, 2))
-        lengths = [draw(st.integers(0, 6)) for _ in range(images + 1)]
+        lengths = [draw(st.integers(0 if images else 1, 6)) for _ in range(images + 1)]
         lengths[0], lengths[-1] = max(lengths[0], first), max(lengths[-1], last)
         if not images:
             lengths[0] = max(lengths[0], first + last)
