@@ -1,0 +1,122 @@
+"""Pictures -> tensors for the training forward: questions packed in blocks behind their image's prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .forward import BLOCK
+from .questions import Question
+from .samples import Picture
+from .tokenizer import BEGIN_ID, END_ID, PAD_ID, build_tokenizer
+from .vocabulary import VISUAL_TOKENS
+
+_IGNORED = -100
+# Asked first where there is room for some questions only: an image carries few of them, and they take longest to learn.
+_FIRST = ("reading", "document", "multihop")
+
+
+@cache
+def _tokenizer():  # type: ignore[no-untyped-def]
+    return build_tokenizer()
+
+
+@cache
+def _words(text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer()(text, add_special_tokens=False).input_ids)
+
+
+def _encode(text: str) -> list[int]:
+    """Token ids of `text`, put together from its words so that each word is tokenized once in a lifetime."""
+    return [token for word in text.split() for token in _words(word)]
+
+
+def prefix_ids() -> Tensor:
+    """int64 (3,): what stands in front of the image."""
+    return torch.tensor([BEGIN_ID, *_encode("USER:")])
+
+
+PREFIX = 3 + VISUAL_TOKENS
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one question's answer is predicted: rows first..last (excluded) of a block."""
+
+    image: int
+    block: int
+    first: int
+    last: int
+    question: Question
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of `Forward.logits`, the targets, and the spans that tell the questions apart."""
+
+    pixels: Tensor  # uint8 (batch, 168, 168, 3)
+    patches: Tensor  # int64 (batch, heads, VISUAL_TOKENS)
+    ids: Tensor  # int64 (batch, blocks, BLOCK)
+    positions: Tensor  # int64 (batch, blocks, BLOCK)
+    mask: Tensor  # bool (batch, blocks, BLOCK, BLOCK)
+    targets: Tensor  # int64 (batch, blocks, BLOCK), -100 where nothing is asked
+    spans: tuple[Span, ...]
+
+    @property
+    def rows(self) -> Tensor:
+        """bool (batch, blocks, BLOCK): rows with a target."""
+        return self.targets != _IGNORED
+
+
+def pack(pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] | None = None) -> Batch:
+    """Packs as many questions as `blocks` blocks an image hold.
+
+    `weights` maps a family to the fraction of its questions that is asked (families left out: none); None asks all.
+    """
+    count = len(pictures)
+    ids = np.full((count, blocks, BLOCK), PAD_ID, np.int64)
+    targets = np.full((count, blocks, BLOCK), _IGNORED, np.int64)
+    positions = np.full((count, blocks, BLOCK), PREFIX, np.int64)
+    owner = np.zeros((count, blocks, BLOCK), np.int64)
+    spans = []
+    for image, picture in enumerate(pictures):
+        filled = [0] * blocks
+        for number, question in enumerate(_chosen(picture, weights), start=1):
+            asked, answer = _encode(question.text + " ASSISTANT:"), [*_encode(question.answer), END_ID]
+            length = len(asked) + len(answer)
+            block = next((b for b in range(blocks) if filled[b] + length <= BLOCK), None)
+            if block is None:
+                continue
+            start, filled[block] = filled[block], filled[block] + length
+            ids[image, block, start : start + length] = asked + answer
+            owner[image, block, start : start + length] = number
+            positions[image, block, start : start + length] = PREFIX + np.arange(length)
+            first, last = start + len(asked) - 1, start + length - 1
+            targets[image, block, first:last] = answer
+            spans.append(Span(image, block, first, last, question))
+    # Padding rows (owner 0) look at each other; nobody reads them.
+    mask = (owner[..., :, None] == owner[..., None, :]) & np.tril(np.ones((BLOCK, BLOCK), bool))
+    return Batch(
+        torch.from_numpy(np.stack([picture.canvas.pixels() for picture in pictures])),
+        torch.from_numpy(np.stack([picture.canvas.patch_labels() for picture in pictures]).astype(np.int64)),
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(mask),
+        torch.from_numpy(targets),
+        tuple(spans),
+    )
+
+
+def _chosen(picture: Picture, weights: Mapping[str, float] | None) -> list[Question]:
+    """The questions to ask, in order of preference; which ones depends on the picture's seed alone."""
+    if weights is not None:
+        draw = np.random.default_rng(picture.seed).random(len(picture.questions))
+        kept = [q for q, d in zip(picture.questions, draw) if d < weights.get(q.family, 0.0)]
+    else:
+        kept = list(picture.questions)
+    return sorted(kept, key=lambda question: question.family not in _FIRST)

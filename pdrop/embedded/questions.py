@@ -1,0 +1,59 @@
+"""What a question is, and the rule that tells its template (the question with its names taken out)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .vocabulary import COLOR_NAMES, LABELS, OPTION_LETTERS, PLURALS, SHAPES
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about an image.
+
+    `family` is one of vocabulary.FAMILIES, `answer` the exact answer, `options` the four choices of a
+    multiple-choice question (else empty).
+    """
+
+    family: str
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+
+
+_SLOTS = (
+    {name: "<color>" for name in COLOR_NAMES}
+    | {name: "<shape>" for name in SHAPES}
+    | {name: "<shapes>" for name in PLURALS.values()}
+    | {name: "<label>" for name in LABELS}
+)
+
+
+def template(question: str) -> str:
+    """The question with every colour, shape, label and the list of options replaced by a slot.
+
+    A blind guess may know the template, and no more: the names in it say nothing about the answer.
+
+    >>> template("is there a red star ?")
+    'is there a <color> <shape> ?'
+    """
+    stem, listed, _ = question.partition(" A. ")
+    return " ".join(_SLOTS.get(word, word) for word in stem.split()) + (" <options>" if listed else "")
+
+
+def as_choice(question: Question, wrong: Sequence[str], rng: random.Random) -> Question:
+    """The question as multiple choice: its answer among three of `wrong`, letters in random order."""
+    if len(set(wrong) - {question.answer}) < len(OPTION_LETTERS) - 1:
+        raise ValueError(f"need three wrong options for {question.text!r}, got {list(wrong)}")
+    options = [question.answer, *[option for option in dict.fromkeys(wrong) if option != question.answer][:3]]
+    rng.shuffle(options)
+    listed = " ".join(f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options))
+    letter = OPTION_LETTERS[options.index(question.answer)]
+    return Question("choice", f"{question.text} {listed} answer with the letter .", letter, tuple(options))
+
+
+def yes_no(truth: bool) -> str:
+    """The answer word."""
+    return "yes" if truth else "no"

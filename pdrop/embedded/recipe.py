@@ -1,0 +1,105 @@
+"""The recipe: which images and questions the model sees, in which order, at which rates. All budgets are in images.
+
+What each stage is for (found by trying, see the note in the model card):
+- tower: the vision tower learns to name what each patch shows. Reading needs its characters right first.
+- retrieval: the decoder learns to look a word up in the image. Scenes of distinct things, every thing asked both ways;
+  with anything else mixed in, nothing moves for thousands of images.
+- mix...: all families, tower unfrozen at a lower rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .samples import BENCHMARK, MIX
+from .scenes import Level
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `learning_rate` is Muon's, `adam_rate` AdamW's; both warm up over `warm_up` steps and fall linearly
+    to `floor` of their height over the last `decay` of the stage."""
+
+    name: str
+    images: int
+    batch: int = 32
+    mix: Mapping[str, float] = field(default_factory=lambda: MIX)
+    families: Mapping[str, float] | None = (
+        None  # fraction of each family's questions that is asked; None: all
+    )
+    blocks: int = 6  # rows of questions an image, in blocks
+    asks: bool = True  # False: only the tower is trained, on patch labels
+    retrieval: bool = False
+    start: Level = (
+        BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
+    )
+    growth: float = 0.0
+    tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
+    patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'
+    learning_rate: float = 0.02
+    adam_rate: float = 2e-3
+    warm_up: int = 60
+    decay: float = 0.3
+    floor: float = 0.05
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.images // self.batch
+
+    def rate(self, step: int) -> float:
+        """Multiple of the learning rates at a step (from 0)."""
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return min((step + 1) / self.warm_up, 1.0, max(self.floor, left))
+
+    def level(self, step: int) -> Level:
+        """How hard the images of a step are."""
+        grown = 1.0 if self.growth <= 0 else min(1.0, step / (self.growth * self.steps))
+        if grown >= 1 and not self.retrieval:
+            return BENCHMARK
+
+        def between(low: tuple[int, int], high: tuple[int, int]) -> tuple[int, int]:
+            return (low[0] + int(grown * (high[0] - low[0])), low[1] + int(grown * (high[1] - low[1])))
+
+        first, last = self.start, BENCHMARK
+        return Level(
+            objects=between(first.objects, last.objects),
+            distinct=first.distinct,
+            sign=first.sign + grown * (last.sign - first.sign),
+            characters=between(first.characters, last.characters),
+            rows=between(first.rows, last.rows),
+            bars=between(first.bars, last.bars),
+        )
+
+
+RECIPE = (
+    Stage(
+        "tower",
+        images=80_000,
+        mix={"page": 0.4, "scene": 0.3, "document": 0.22, "chart": 0.08},
+        asks=False,
+        tower_rate=1.0,
+        patch_weight=1.0,
+        decay=0.4,
+        floor=0.02,
+    ),
+    Stage(
+        "retrieval",
+        images=16_000,
+        mix={"scene": 1.0},
+        retrieval=True,
+        start=Level(objects=(1, 2), distinct=True),
+        growth=0.5,
+        decay=0.1,
+        floor=0.5,
+    ),
+    Stage(
+        "mix",
+        images=60_000,
+        start=Level(objects=(1, 5), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
+        growth=0.3,
+        tower_rate=0.1,
+        patch_weight=0.05,
+    ),
+)

@@ -1,0 +1,180 @@
+"""Questions about a scene, each answered from the scene's description alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from .questions import Question, as_choice, yes_no
+from .scenes import Scene, Thing
+from .vocabulary import CELLS, COLOR_NAMES, IMAGE_SIZE, PLURALS, RELATIONS, SHAPES
+
+_CLEAR = 12  # pixels: two middles closer than this along an axis are not compared
+_READING = ("what does the sign say ?", "what is written in the image ?", "read the text .")
+
+
+def scene_questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """All families that a scene can carry, in random order."""
+    found: list[Question] = []
+    for ask in (_existence, _attribute, _relation, _position, _counting, _reading, _multihop):
+        found += ask(scene, rng)
+    rng.shuffle(found)
+    return found
+
+
+def retrieval_questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """Each thing asked by its shape and by its colour: the warm-up that teaches looking things up."""
+    found = []
+    for thing in scene.things:
+        found.append(Question("attribute", f"what color is the {thing.shape} ?", thing.color))
+        found.append(Question("attribute", f"what shape is the {thing.color} object ?", thing.shape))
+    rng.shuffle(found)
+    return found
+
+
+def singular(scene: Scene) -> list[Thing]:
+    """The things whose colour and shape together occur once."""
+    names = Counter(thing.name for thing in scene.things)
+    return [thing for thing in scene.things if names[thing.name] == 1]
+
+
+def holds(relation: str, first: Thing, second: Thing) -> bool:
+    """Whether `first` is `relation` (one of RELATIONS) `second`, by their middles."""
+    tests: dict[str, Callable[[], bool]] = {
+        "left of": lambda: first.x < second.x,
+        "right of": lambda: first.x > second.x,
+        "above": lambda: first.y < second.y,
+        "below": lambda: first.y > second.y,
+    }
+    if relation not in tests:
+        raise ValueError(f"unknown relation {relation!r}; known: {', '.join(RELATIONS)}")
+    return tests[relation]()
+
+
+def cell(thing: Thing) -> str | None:
+    """The ninth of the image that holds the thing's middle; None if it is too near a border to say."""
+    across, down = thing.x / IMAGE_SIZE * 3, thing.y / IMAGE_SIZE * 3
+    if min(abs(value - border) for value in (across, down) for border in (1, 2)) <= 0.09:
+        return None
+    return CELLS[int(down) * 3 + int(across)]
+
+
+def next_thing(scene: Scene, start: Thing, relation: str) -> Thing | None:
+    """The nearest thing on that side, counted along that axis only; None if there is none or it is not clear."""
+    axis = "x" if relation in ("left of", "right of") else "y"
+    distances = sorted(
+        (abs(getattr(thing, axis) - getattr(start, axis)), index)
+        for index, thing in enumerate(scene.things)
+        if thing is not start and holds(relation, thing, start)
+    )
+    others = [
+        abs(getattr(thing, axis) - getattr(start, axis)) for thing in scene.things if thing is not start
+    ]
+    if not distances or min(others) < _CLEAR:
+        return None
+    if len(distances) > 1 and distances[1][0] - distances[0][0] < _CLEAR:
+        return None
+    return scene.things[distances[0][1]]
+
+
+def _existence(scene: Scene, rng: random.Random) -> list[Question]:
+    present = sorted({(thing.color, thing.shape) for thing in scene.things})
+    found = []
+    for _ in range(3):
+        if rng.random() < 0.5:
+            color, shape = rng.choice(present)
+            found.append(Question("existence", f"is there a {color} {shape} ?", "yes"))
+            continue
+        absent = [
+            (color, shape) for color in COLOR_NAMES for shape in SHAPES if (color, shape) not in present
+        ]
+        if rng.random() < 0.6:
+            # Adversarial, as in POPE: a colour or a shape that is there, but not together.
+            absent = [(c, s) for c, s in absent if any(c == o or s == p for o, p in present)]
+        color, shape = rng.choice(absent)
+        found.append(Question("existence", f"is there a {color} {shape} ?", "no"))
+    if rng.random() < 0.5:
+        shapes = sorted({thing.shape for thing in scene.things})
+        truth = rng.random() < 0.5
+        shape = rng.choice(shapes if truth else [name for name in SHAPES if name not in shapes])
+        found.append(Question("existence", f"is there a {shape} ?", yes_no(truth)))
+    return found
+
+
+def _attribute(scene: Scene, rng: random.Random) -> list[Question]:
+    shapes = Counter(thing.shape for thing in scene.things)
+    colors = Counter(thing.color for thing in scene.things)
+    by_shape = [thing for thing in scene.things if shapes[thing.shape] == 1]
+    by_color = [thing for thing in scene.things if colors[thing.color] == 1]
+    found = []
+    for thing in rng.sample(by_shape, min(2, len(by_shape))):
+        question = Question("attribute", f"what color is the {thing.shape} ?", thing.color)
+        found += [question, as_choice(question, _wrong(thing.color, colors, COLOR_NAMES, rng), rng)]
+    for thing in rng.sample(by_color, min(2, len(by_color))):
+        question = Question("attribute", f"what shape is the {thing.color} object ?", thing.shape)
+        found += [question, as_choice(question, _wrong(thing.shape, shapes, SHAPES, rng), rng)]
+    # At most two of the four as multiple choice: they are long.
+    choices = [question for question in found if question.family == "choice"][:2]
+    return [question for question in found if question.family != "choice"] + choices
+
+
+def _wrong(answer: str, present: Counter[str], all_names: tuple[str, ...], rng: random.Random) -> list[str]:
+    """Wrong options, those that are in the image first, so that knowing what is there is not enough."""
+    near = [name for name in present if name != answer]
+    far = [name for name in all_names if name != answer and name not in present]
+    return rng.sample(near, len(near)) + rng.sample(far, len(far))
+
+
+def _relation(scene: Scene, rng: random.Random) -> list[Question]:
+    known = singular(scene)
+    pairs = [(a, b) for a in known for b in known if a is not b]
+    found = []
+    for first, second in rng.sample(pairs, min(3, len(pairs))):
+        relation = rng.choice(RELATIONS)
+        apart = first.x - second.x if relation in ("left of", "right of") else first.y - second.y
+        if abs(apart) >= _CLEAR:
+            text = f"is the {first.name} {relation} the {second.name} ?"
+            found.append(Question("relation", text, yes_no(holds(relation, first, second))))
+    return found
+
+
+def _position(scene: Scene, rng: random.Random) -> list[Question]:
+    found = []
+    known = singular(scene)
+    for thing in rng.sample(known, min(3, len(known))):
+        answer = cell(thing)
+        if answer is not None:
+            found.append(Question("position", f"where is the {thing.name} ?", answer))
+    if found and rng.random() < 0.3:
+        question = rng.choice(found)
+        found.append(as_choice(question, rng.sample(CELLS, len(CELLS)), rng))
+    return found
+
+
+def _counting(scene: Scene, rng: random.Random) -> list[Question]:
+    shapes = Counter(thing.shape for thing in scene.things)
+    colors = Counter(thing.color for thing in scene.things)
+    found = [Question("counting", "how many objects are there ?", str(len(scene.things)))]
+    shape = rng.choice(list(shapes) if rng.random() < 0.8 else list(SHAPES))
+    found.append(Question("counting", f"how many {PLURALS[shape]} are there ?", str(shapes[shape])))
+    color = rng.choice(list(colors) if rng.random() < 0.8 else list(COLOR_NAMES))
+    found.append(Question("counting", f"how many {color} objects are there ?", str(colors[color])))
+    return found
+
+
+def _reading(scene: Scene, rng: random.Random) -> list[Question]:
+    return [Question("reading", rng.choice(_READING), scene.sign)] if scene.sign else []
+
+
+def _multihop(scene: Scene, rng: random.Random) -> list[Question]:
+    known = singular(scene)
+    found = []
+    for start in rng.sample(known, min(3, len(known))):
+        relation = rng.choice(RELATIONS)
+        reached = next_thing(scene, start, relation)
+        if reached is not None:
+            kind = rng.choice(["color", "shape"])
+            text = f"what {kind} is the next object {relation} the {start.name} ?"
+            found.append(Question("multihop", text, getattr(reached, kind)))
+    return found

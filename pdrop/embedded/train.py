@@ -1,0 +1,106 @@
+"""Trains the embedded model from scratch on the procedural corpus and writes it as a transformers folder.
+
+    python -m pdrop.embedded.train --work build/embedded [--out pdrop/embedded/model] [--threads 1]
+
+A checkpoint lies in --work; a second start goes on from it. The model folder is written at every checkpoint of a
+stage that asks questions, together with curve.csv: loss, exact match per family on images never seen before, and
+patch accuracies, over windows of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from .drawing import PATCH_HEADS
+from .model import FOLDER, save
+from .trainer import Trainer
+from .vocabulary import FAMILIES
+
+_COLUMNS = (
+    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, *(f"patch_{name}" for name in PATCH_HEADS)
+)  # fmt: skip
+
+
+def _write_curve(path: Path, row: Mapping[str, object]) -> None:
+    """Appends a row; a run that goes on from a checkpoint first drops what lies behind it."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS, restval="")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _trim_curve(path: Path, images: int) -> float:
+    """Drops rows behind `images` (they will be made again); gives the CPU seconds of what stays."""
+    if not path.exists():
+        return 0.0
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["images"]) <= images]
+    path.unlink()
+    for row in rows:
+        _write_curve(path, row)
+    return float(rows[-1]["cpu_seconds"]) if rows else 0.0
+
+
+def train(work: Path, out: Path, window: int = 50, checkpoint_seconds: float = 300.0) -> None:
+    """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`."""
+    work.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer()
+    checkpoint, curve = work / "checkpoint.pt", work / "curve.csv"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    spent = _trim_curve(curve, trainer.images)
+    began, saved, asked = time.process_time(), time.monotonic(), False
+    while not trainer.finished:
+        stage = trainer.stage
+        asked = asked or stage.asks
+        trainer.step()
+        step = trainer.step_index or stage.steps
+        ended = trainer.step_index == 0
+        if step % window == 0 or ended:
+            means = {name: f"{value:.4f}" for name, value in trainer.window.take().items()}
+            seconds = spent + time.process_time() - began
+            row = {
+                "stage": stage.name,
+                "step": step,
+                "images": trainer.images,
+                "cpu_seconds": f"{seconds:.0f}",
+            }
+            _write_curve(curve, row | means)
+            shown = " ".join(f"{name.removeprefix('patch_')}={value}" for name, value in means.items())
+            sys.stderr.write(
+                f"{stage.name} {step}/{stage.steps} images={trainer.images} cpu={seconds:.0f}s {shown}\n"
+            )
+            if ended or time.monotonic() - saved > checkpoint_seconds:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
+                if asked:
+                    save(trainer.model, out)
+                    (out / "curve.csv").write_bytes(curve.read_bytes())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; one process with one is fastest"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    train(options.work, options.out)
+
+
+if __name__ == "__main__":
+    main()
