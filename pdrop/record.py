@@ -11,26 +11,17 @@ Two runs are the same run exactly when their specs are equal, and then they shar
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
 import os
-import platform
-import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1
 Status = Literal["running", "done", "failed"]
-VERSIONS_THAT_MATTER = ("torch", "transformers", "lmms-eval")
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class RunSpec:
     image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
     max_new_tokens: int  # for tasks that set none
     latency: str  # name of the timing protocol: "off" | "quick"
-    versions: str  # canonical JSON {package: version} of VERSIONS_THAT_MATTER
+    versions: str  # canonical JSON {package: version} of those that matter (pdrop/environment.py)
     format: int = FORMAT
 
     @property
@@ -250,65 +241,3 @@ def read_records(store: Path) -> Iterator[RunRecord]:
     """All records under a store folder (results/runs), in the order of their folders' names."""
     for path in sorted(store.glob("*/record.json")):
         yield RunRecord.read(path.parent)
-
-
-def versions(packages: Sequence[str] = VERSIONS_THAT_MATTER) -> dict[str, str]:
-    """Installed versions; a package that is not there is left out."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def environment() -> dict[str, Any]:
-    """Where a run was made: code, packages, machine. The caller adds what only torch knows (GPU, threads)."""
-    packages = (
-        "pdrop",
-        "torch",
-        "torchvision",
-        "transformers",
-        "lmms-eval",
-        "datasets",
-        "numpy",
-        "pillow",
-        "hydra-core",
-    )
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "packages": versions(packages),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        **git_state(),
-    }
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout this package is run from; both None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return {"git_commit": None, "git_dirty": None}
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # what a run writes is not code: a sweep must not call itself dirty because of its own records
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!experiments")
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(dirty)}
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("no git state recorded: %s", error)
-        return {"git_commit": None, "git_dirty": None}

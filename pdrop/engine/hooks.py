@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
+from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary, attention_rows, check_fit, read_architecture
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
@@ -27,23 +28,8 @@ from pdrop.methods.base import Method, View
 from pdrop.schedule import Schedule
 
 
-def attach(model: nn.Module, method: Method | None, schedule: Schedule) -> Attachment:
-    """Drop visual tokens in `model` while the returned context is open; entering it yields the `Trace`.
-
-    Args:
-        model: A decoder-only vision-language model of transformers, or a PEFT, DDP or FSDP wrapping of one.
-        method: Ranks the visual tokens. None goes with an empty schedule: nothing is dropped, the trace is kept.
-        schedule: Where and how many.
-
-    Raises:
-        ValueError: If the model, the method and the schedule do not go together.
-        RuntimeError: On entering, if something is attached to the model already.
-    """
-    return Attachment(model, method, schedule)
-
-
 class Attachment:
-    """A context manager; see `attach`. `trace` may be read inside the block and after it."""
+    """A context manager; see pdrop.engine.attach. `trace` may be read inside the block and after it."""
 
     def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule):
         self.architecture = read_architecture(model)
@@ -272,22 +258,11 @@ class Attachment:
     # ---------------------------------------------------------------- visual features added behind the first layers
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Qwen3-VL's decoder adds visual features behind its first layers, at places of the full sequence.
-
-        Where tokens are dropped in front of those places, the decoder is not given them, and `add_deepstack` adds them.
-        """
-        features = kwargs.get("deepstack_visual_embeds")
-        if self.run is None or self.run.prompts is None or features is None or len(features) <= min(self.boundaries):
+        """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
+        if self.run is None or not deepstack.take_over(self.run, min(self.boundaries), kwargs):
             return None
-        self.run.deepstack = kwargs["visual_pos_masks"], features
         return args, kwargs | {"deepstack_visual_embeds": None}
 
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Behind layer `number`: the features of the visual tokens that are left. [B, T, D]."""
-        if self.run is None or self.run.deepstack is None or number >= len(self.run.deepstack[1]):
-            return None
-        assert self.run.alive is not None
-        where, features = self.run.deepstack
-        full = output.new_zeros(*where.shape, output.shape[-1])
-        full[where.to(full.device)] = features[number].to(full)
-        return output + take(full, self.run.alive.index)
+        """And this adds them instead, behind layer `number`."""
+        return None if self.run is None else deepstack.add(self.run, number, output)

@@ -1,0 +1,71 @@
+"""A run's settings, resolved to plain values, and the identity that follows from them. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pdrop.environment import versions
+from pdrop.record import RunSpec, canonical_json
+from pdrop.schedule import Schedule
+
+if TYPE_CHECKING:
+    from pdrop.latency import Protocol
+    from pdrop.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings, resolved: no defaults left to fill in. See conf/run.yaml for what each means."""
+
+    model: str
+    path: str
+    revision: str | None
+    weights: Literal["pretrained", "random"]
+    dtype: str
+    attn_implementation: str
+    device: str
+    batch_size: int
+    prompt: str
+    image_mode: str
+    tasks: tuple[str, ...]
+    task_folders: tuple[str, ...]
+    limit: int | None
+    seed: int
+    max_new_tokens: int
+    latency: Protocol
+    results: Path
+    experiment: str | None = None
+    force: bool = False
+
+
+def identity(
+    settings: Settings, method_name: str, method: Method | None, schedule: Schedule, fingerprint: str
+) -> RunSpec:
+    """The run's spec, with everything collapsed that cannot change its numbers."""
+    arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
+    seeded = "seed" in arguments or settings.weights == "random"
+    return RunSpec(
+        model=settings.model,
+        model_path=settings.path,
+        revision=settings.revision,
+        weights=settings.weights,
+        model_fingerprint=fingerprint,
+        method=method_name,
+        method_args=canonical_json(arguments),
+        schedule=str(schedule),
+        positions=method.positions if method is not None and schedule else "original",
+        tasks=settings.tasks,
+        limit=settings.limit,
+        seed=settings.seed if seeded else 0,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        device=settings.device,
+        prompt=settings.prompt,
+        image_mode=settings.image_mode,
+        max_new_tokens=settings.max_new_tokens,
+        latency=settings.latency.name if schedule else "off",
+        versions=canonical_json(versions()),
+    )

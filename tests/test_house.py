@@ -1,0 +1,146 @@
+"""The rules of the house, held by reading the code: floors, homes, sizes, names, hooks."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 280  # lines of a file that is read in one sitting
+FOLDERS = ("pdrop", "analysis")
+SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + [p for p in ROOT.glob("*.py")])
+
+# Imports go down only: a part may import those named after it. `methods` and `engine` know nothing of measuring.
+CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record"}
+FLOORS = {
+    "run": {"pdrop.run"},
+    "pdrop.run": {"pdrop.cell", "pdrop.settings"},
+    "pdrop.cell": CORE
+    | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
+    | {"pdrop.settings", "pdrop.environment"},
+    "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
+    "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
+    "pdrop.scoring": CORE | {"pdrop.checkpoint"},
+    "bench": CORE | {"pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
+    "pdrop.latency": CORE,
+    "pdrop.flops": CORE | {"pdrop.sizes"},
+    "pdrop.sizes": set(),
+    "pdrop.checkpoint": set(),
+    "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
+    "pdrop.methods": {"pdrop.schedule"},
+    "pdrop.schedule": set(),
+    "pdrop.record": set(),
+    "pdrop.environment": set(),
+    "pdrop.embedded": set(),
+    "analysis": {"pdrop.record", "pdrop.schedule"},
+}
+
+# outside packages that have one home
+HOMES = {
+    "hydra": {"pdrop/run.py", "train.py"},
+    "omegaconf": {"pdrop/run.py", "train.py"},
+    "lmms_eval": {"pdrop/evaluate.py"},
+    "pandas": {"analysis/"},
+    "matplotlib": {"analysis/", "pdrop/embedded/"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = node.level - (path.stem == "__init__")  # `from .x import y`
+            names = name_of(path).split(".")
+            package = names[: len(names) - up] if node.level else []
+            found.add(".".join([*package, node.module or ""]).rstrip("."))
+    return found
+
+
+def part(module: str) -> str:
+    """The part of the house that a module belongs to: its first two names."""
+    names = module.split(".")
+    return ".".join(names[:2]) if names[0] == "pdrop" else names[0]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_imports_go_down_only(path):
+    module = name_of(path)
+    if module == "pdrop":
+        assert not {m for m in imports(path) if m.startswith("pdrop")}, "import pdrop must cost nothing"
+        return
+    home = part(module)
+    assert home in FLOORS, f"{home} is a new part: give it a floor in FLOORS"
+    used = {part(m) for m in imports(path) if m.split(".")[0] in ("pdrop", *FOLDERS)} - {home}
+    assert used <= FLOORS[home], f"{module} may not import {sorted(used - FLOORS[home])}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_outside_packages_have_one_home(path):
+    where = path.relative_to(ROOT).as_posix()
+    for package, homes in HOMES.items():
+        if package in {m.split(".")[0] for m in imports(path)}:
+            assert any(where == home or (home.endswith("/") and where.startswith(home)) for home in homes), (
+                f"{where} imports {package}, whose home is {homes}"
+            )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_files_can_be_read_in_one_sitting(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST, f"{lines} lines: split it by subject"
+    assert path.stem not in ("utils", "util", "common", "helpers", "helper", "misc"), "a drawer: give each thing a home"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_modules_and_public_names_are_documented(path):
+    tree = ast.parse(path.read_text())
+    if path.read_text().strip():
+        assert ast.get_docstring(tree), f"{path}: no module docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_hooks_live_in_one_place(path):
+    if path != ROOT / "pdrop/engine/hooks.py":
+        assert not re.search(r"register_\w*hook", path.read_text()), "hooks live in pdrop/engine/hooks.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_nothing_fails_in_silence(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            silent = all(isinstance(statement, (ast.Pass, ast.Continue)) for statement in node.body)
+            assert node.type is not None and not silent, f"{path}:{node.lineno}: except {caught} hides a failure"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}: {node.func.id}"
+
+
+def test_importing_pdrop_and_composing_help_is_light():
+    code = (
+        "import sys; import pdrop, pdrop.run, pdrop.schedule, pdrop.record; "
+        "heavy = {'torch', 'transformers', 'lmms_eval', 'pandas', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_package_is_shipped():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {p.parent for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
+    assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
