@@ -42,13 +42,12 @@ def compare(
 
 
 def read_floors(folder: Path) -> dict[str, float]:
-    """Score of the best blind guess (no image seen) of each task that has one: "floors" in the folder's JSON files."""
-    found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf8"))
-        if isinstance(data, dict):
-            found.update({str(task): float(value) for task, value in data.get("floors", {}).items()})
-    return found
+    """Score of the best guess without an image, of the embedded tasks: floors.json, written with their test split."""
+    path = folder / "floors.json"
+    if not path.is_file():
+        return {}
+    families = json.loads(path.read_text(encoding="utf8"))["families"]
+    return {f"embedded_{family}": float(entry["floor"]) for family, entry in families.items()}
 
 
 def score(rows: list[Row], table: Table) -> None:
@@ -172,8 +171,9 @@ def total(parts: list[Flips | None]) -> Flips | None:
 
 
 def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops as many tokens at the same layers as `row`, but blindly."""
-    return other is not row and other.spec.method == "random" and row.drops and other.spec.schedule == row.spec.schedule
+    """Whether `other` drops as many tokens at the same layers as `row`, but blindly (random, random_fastv, ...)."""
+    same = row.drops and other.spec.schedule == row.spec.schedule
+    return same and other is not row and other.spec.method.split("_")[0] == "random"
 
 
 def time_ratio(row: Row) -> Estimate | None:

@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.container import ErrorbarContainer
 
 from analysis.rows import Cell, Row, Table
 from analysis.style import Line, lines, method_name, task_names
@@ -34,6 +35,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,  # fonts that publishers accept
@@ -63,9 +65,15 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
     names, styles = task_names(list(table.tasks)), lines([row.spec.method for row in rows])
     across = min(5, max(3, math.ceil(len(table.tasks) / 2))) if len(table.tasks) > 3 else len(table.tasks)
     down = math.ceil(len(table.tasks) / across)
-    with plt.rc_context(SETTINGS):
+    with plt.rc_context({**SETTINGS, "lines.markersize": 3.5, "lines.linewidth": 1.0}):
         figure, grid = plt.subplots(
-            down, across, figsize=(PAGE, 1.55 * down + 0.5), sharex=True, squeeze=False, layout="constrained"
+            down,
+            across,
+            figsize=(PAGE, 1.55 * down + 0.5),
+            sharex=True,
+            sharey=all(task.fraction for task in table.tasks.values()),  # points of different tasks share no axis
+            squeeze=False,
+            layout="constrained",
         )
         for number, (name, task) in enumerate(table.tasks.items()):
             axes = grid[number // across][number % across]
@@ -105,7 +113,7 @@ def draw(
         else:
             axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)
     if floor is not None:
-        axes.axhline(scale * floor, color="0.45", linewidth=0.8, dashes=(1, 2), label="blind guess", zorder=1)
+        axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), label="blind guess", zorder=1)
     for method, points in sorted(methods.items()):
         points.sort(key=lambda point: point[0])
         style = styles[method]
@@ -133,17 +141,19 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
     if delta is None or delta.low is None or delta.high is None:
         return 0.0, 0.0
     # rounding may put a bound a hair beyond its value; a bar has no negative length
-    return max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
+    below, above = max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
+    return min(below, scale * cell.score.value), above  # no score lies below zero
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
     """One legend above all panels, outside of them, so that it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
+    shown = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     figure.legend(
-        handles,
+        shown,
         names,
         loc="outside upper center",
-        ncols=min(columns, len(names)),
+        ncols=2 if columns == 3 and len(names) == 4 else min(columns, len(names)),
         frameon=False,
         handlelength=2.2,
         columnspacing=1.2,

@@ -1,7 +1,7 @@
 """Runs from a results folder, and the refusal to compare what cannot be compared.
 
     results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
-    results/runs/<folder>/samples/<task>.jsonl   its samples: doc_id, metrics {name: value}, image_id (optional), ...
+    results/runs/<folder>/samples/<task>.jsonl   its samples: doc_id, scores {metric: number}, image (or null), ...
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
 An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store.
@@ -27,7 +27,7 @@ REMEDY = "Name an experiment that holds only comparable runs, or run the odd one
 
 @dataclass(frozen=True)
 class Samples:
-    """One task's samples of one run, by rising doc_id. `values` [samples] is None where the metric is no number."""
+    """One task's samples of one run, by rising doc_id. `values` [samples] is None where a sample alone has no score."""
 
     doc_ids: tuple[str, ...]
     values: FloatArray | None
@@ -78,8 +78,7 @@ def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
     for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
         try:
             sample = json.loads(line)
-            metrics = sample["metrics"]
-            lines.append((sample["doc_id"], metrics.get(result.main_metric), sample.get("image_id")))
+            lines.append((sample["doc_id"], sample["scores"].get(result.main_metric), sample.get("image")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is no sample ({error!r})") from error
     if len(lines) != result.n or len({doc_id for doc_id, _, _ in lines}) != result.n:

@@ -29,9 +29,11 @@ COLUMNS = {
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
     "Δ random": "the same against dropping as many tokens at the same layers at random; a dash where no such run is in "
     "the experiment",
-    "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar test",
+    "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar "
+    "test, which takes every sample for itself also where several share an image",
     "of none": "average / average with nothing dropped",
-    "floor to full": "0 is the best blind guess, 100 is nothing dropped; a dash where no blind guess is known",
+    "floor to full": "0 is the best blind guess, 100 is nothing dropped. Blind guess: the answer that is most "
+    "frequent in the training data for the question's wording, over the whole test split",
     "n": "samples behind the average",
 }
 
@@ -64,8 +66,8 @@ def notes(table: Table) -> str:
     """Markdown behind the tables."""
     done = [run for run in table.runs if run.done]
     lines = ["## What the columns mean", ""]
-    shown = COLUMNS if table.times else {name: text for name, text in COLUMNS.items() if name != "time"}
-    lines += [f"- **{name}**: {text}." for name, text in shown.items()]
+    absent = {"time": not table.times, "floor to full": not table.floors}
+    lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0. "
         "Not corrected for the number of cells: of twenty cells without any effect, about one carries an arrow.",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -134,7 +135,7 @@ def pool(runs: Sequence[Run]) -> list[Row]:
     for run in sorted(runs, key=lambda run: run.record.spec.seed):
         spec = run.record.spec
         apart = "" if run.done else run.folder
-        key = (spec.model, budget(run), spec.method, spec.method_args, spec.schedule, spec.positions, apart)
+        key = (spec.model, budget(run), spec.method, seedless(spec), spec.schedule, spec.positions, apart)
         groups.setdefault(key, []).append(run)
     rows = [Row(those, budget(those[0]), those[0].record.status) for those in groups.values()]
     mildness: dict[str, float] = {}
@@ -148,6 +149,12 @@ def pool(runs: Sequence[Run]) -> list[Row]:
         return (spec.model, row.drops, -ratio, -mildness[row.budget], row.budget, spec.method, str(row.runs[0].path))
 
     return sorted(rows, key=order)
+
+
+def seedless(spec: RunSpec) -> str:
+    """The method's arguments without its seed, as JSON."""
+    arguments = json.loads(spec.method_args or "{}")
+    return json.dumps({name: value for name, value in arguments.items() if name != "seed"}, sort_keys=True)
 
 
 def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:

@@ -24,6 +24,7 @@ METHOD_NAMES = {
     "fastv": "FastV",
     "sparsevlm": "SparseVLM",
     "random": "Random",
+    "random_fastv": "Random (FastV)",
     "none": "none",
 }
 LINES = {
@@ -31,9 +32,10 @@ LINES = {
     "fastv": Line("#D55E00", "s", "--"),
     "sparsevlm": Line("#009E73", "D", "-."),
     "random": Line("#7F7F7F", "^", ":"),
+    "random_fastv": Line("#A6A6A6", "v", ":"),
 }
 SPARE_LINES = (
-    Line("#CC79A7", "v", "-"),
+    Line("#CC79A7", ">", "-"),
     Line("#E69F00", "P", "--"),
     Line("#56B4E9", "X", "-."),
     Line("#B8A800", "<", ":"),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.grid import DASH, Grid, Text
 from analysis.notes import notes, warnings
-from analysis.rows import Cell, Row, Table
+from analysis.rows import Cell, Row, Table, seedless
 from analysis.statistics import Estimate
 from analysis.style import method_name, task_names
 
@@ -27,7 +27,17 @@ def grids(table: Table) -> list[Grid]:
         by_task.title = "Score by task, in % (points where a metric is no fraction)"
     sure = Grid(
         "How sure, and from which runs",
-        [*head, "Δ random [95 %]", "lost", "gained", "p", "of none %", "floor to full %", "seeds", "runs"],
+        [
+            *head,
+            "Δ random [95 %]",
+            "lost",
+            "gained",
+            "p",
+            "of none %",
+            *(["floor to full %"] if table.floors else []),
+            "seeds",
+            "runs",
+        ],
         left=len(head),
     )
     before: tuple[str, str] | None = None
@@ -40,7 +50,7 @@ def grids(table: Table) -> list[Grid]:
         for grid, cells in (
             (main, main_cells(row, table)),
             (by_task, task_cells(row, table)),
-            (sure, sure_cells(row)),
+            (sure, sure_cells(row, table)),
         ):
             grid.rows.append([*map(Text, start), *cells])
         before = group
@@ -64,8 +74,8 @@ def labels(table: Table) -> list[str]:
         parts = []
         if len({spec.positions for spec in alike}) > 1:
             parts.append(row.spec.positions)
-        if len({spec.method_args for spec in alike}) > 1:
-            parts.append(row.spec.method_args)
+        if len({seedless(spec) for spec in alike}) > 1:
+            parts.append(seedless(row.spec))
         if row.status != "done":
             parts.append(row.status)
         found.append(method_name(row.spec.method) + (f" ({', '.join(parts)})" if parts else ""))
@@ -111,7 +121,7 @@ def score_text(cell: Cell | None, fraction: bool) -> Text:
     return Text(value + arrow, cell.mark)
 
 
-def sure_cells(row: Row) -> list[Text]:
+def sure_cells(row: Row, table: Table) -> list[Text]:
     """Statistics of the average, and the runs."""
     flips = row.average.flips if row.average else None
     return [
@@ -120,7 +130,7 @@ def sure_cells(row: Row) -> list[Text]:
         Text(DASH if flips is None else str(flips.gained)),
         Text(DASH if flips is None else probability(flips.p)),
         Text(percent(row.share_of_none)),
-        Text(percent(row.floor_to_full)),
+        *([Text(percent(row.floor_to_full))] if table.floors else []),
         Text(str(len(row.runs))),
         Text(" ".join(run.record.run_id for run in row.runs)),
     ]

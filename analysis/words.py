@@ -54,7 +54,9 @@ def find(runs: Sequence[Run], text: str) -> Run:
 
 def overview(runs: Sequence[Run]) -> str:
     """All runs, newest last, as a Markdown table."""
-    grid = Grid("", ["run", "status", "model", "method", "schedule", "seed", "tasks", "mean score", "started", "code"], left=5)
+    grid = Grid(
+        "", ["run", "status", "model", "method", "schedule", "seed", "tasks", "mean score", "started", "code"], left=5
+    )
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder)):
         spec = run.record.spec
         scores = [result.scores[result.main_metric].value for result in run.record.results.values()]

@@ -1,0 +1,60 @@
+"""Figures: every method is drawn, no two look alike, bars are the paired intervals.
+
+python -m pytest tests/test_analysis_figures.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from records import standard, table_of
+
+from analysis import figure, style
+from analysis.__main__ import main
+from analysis.statistics import Estimate
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder that tests only read."""
+    return standard(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def copied(store: Path, tmp_path: Path) -> Path:
+    """A results folder that a test may change."""
+    return Path(shutil.copytree(store, tmp_path / "results"))
+
+
+def test_figures_show_every_method(copied: Path) -> None:
+    assert main(["figures", "--results", str(copied)]) == 0
+    for name, width in (("demo-tradeoff", figure.COLUMN), ("demo-tradeoff-tasks", figure.PAGE)):
+        assert (copied / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        with Image.open(copied / "figures" / f"{name}.png") as image:
+            assert image.width == pytest.approx(300 * width, abs=2)
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+        for method in ("pyramiddrop", "fastv", "random"):
+            colour = style.LINES[method].colour
+            wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels - wanted).sum(1) < 12).sum() > 300, (name, method)
+
+
+def test_no_two_methods_look_alike() -> None:
+    everything = style.lines([*style.LINES, *(f"new{i}" for i in range(len(style.SPARE_LINES)))])
+    assert len({line.colour for line in everything.values()}) == len(everything)
+    assert len({line.marker for line in everything.values()}) == len(everything)
+    with pytest.raises(ValueError, match="add them to LINES"):
+        style.lines([f"new{i}" for i in range(len(style.SPARE_LINES) + 1)])
+
+
+def test_error_bars_are_the_paired_interval(store: Path) -> None:
+    cell = next(row.average for row in table_of(store).rows if row.drops)
+    below, above = figure.half_lengths(cell, 100)
+    assert below == pytest.approx(100 * (cell.delta.value - cell.delta.low))
+    assert above == pytest.approx(100 * (cell.delta.high - cell.delta.value))
+    assert figure.half_lengths(replace(cell, delta=Estimate(0.1)), 100) == (0.0, 0.0)

@@ -1,0 +1,108 @@
+"""What may not stand in one table is refused, by name; what is only doubtful is said loudly.
+
+python -m pytest tests/test_analysis_refusals.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import rewrite, run_of, standard, table_of
+
+from analysis.__main__ import main
+from analysis.load import load_experiment, load_runs, refuse_mixtures
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder that tests only read."""
+    return standard(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def copied(store: Path, tmp_path: Path) -> Path:
+    """A results folder that a test may change."""
+    return Path(shutil.copytree(store, tmp_path / "results"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"limit": 10}, "limit: "),
+        ({"dtype": "bfloat16"}, "dtype: "),
+        ({"attn_implementation": "eager"}, "attn_implementation: "),
+        ({"batch_size": 1}, "batch_size: "),
+        ({"device": "cuda"}, "device: "),
+        ({"versions": '{"torch":"2.14.0"}'}, "versions: "),
+        ({"model_fingerprint": "e" * 64}, "model_fingerprint of toy: "),
+        ({"processor": "Other CPU"}, "processor: "),
+        ({"gpu": "Some GPU"}, "gpu: "),
+        ({"data_hash": "other"}, "data_hash of toy_exist: "),
+        ({"prompt_hash": "other"}, "prompt_hash of toy_exist: "),
+        ({"git_commit": "fedcba9876543210"}, "git_commit (times are shown): "),
+        ({"threads": 2}, "threads (times are shown): "),
+    ],
+)
+def test_mixtures_are_refused_by_name(
+    copied: Path, change: dict[str, Any], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(run_of(copied, "pyramiddrop", "0.5"), **change)
+    odd = run_of(copied, "pyramiddrop", "0.5").folder
+    runs, _ = load_experiment(copied, "demo")
+    with pytest.raises(ValueError) as error:
+        refuse_mixtures(runs)
+    line = next(line for line in str(error.value).splitlines() if line.strip().startswith(named))
+    assert f"{next(iter(change.values()))} in {odd}" in line and run_of(copied, "fastv").folder in line
+    assert "force=true" in str(error.value)
+    assert main(["tables", "demo", "--results", str(copied)]) == 1
+    assert named in capsys.readouterr().err and not (copied / "tables").exists()
+
+
+def test_commits_may_differ_where_no_time_is_shown(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(run_of(copied, "fastv", "0.5"), git_commit="fedcba9876543210")
+    assert main(["tables", "--no-times", "--results", str(copied)]) == 0
+    page = (copied / "tables" / "demo.md").read_text()
+    assert "SEVERAL COMMITS: 0123456789, fedcba9876" in page and "time %" not in page
+    assert "! SEVERAL COMMITS" in capsys.readouterr().out
+
+
+def test_uncommitted_changes_are_loud_and_refused_when_strict(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(copied, "fastv", "0.5")
+    rewrite(run, git_dirty=True)
+    assert main(["tables", "--results", str(copied)]) == 0
+    assert "UNCOMMITTED CHANGES: 1 of 9 runs" in (copied / "tables" / "demo.md").read_text()
+    capsys.readouterr()
+    assert main(["tables", "--strict", "--results", str(copied)]) == 1
+    assert run.folder in capsys.readouterr().err
+
+
+def test_a_failed_run_elsewhere_is_no_mixture(copied: Path) -> None:
+    failed = next(run for run in load_runs(copied) if not run.done)
+    failed.record.environment["processor"] = "Other CPU"
+    failed.record.write(failed.path)
+    assert main(["tables", "--results", str(copied)]) == 0
+
+
+def test_lost_or_swapped_samples_are_refused(copied: Path) -> None:
+    path = run_of(copied, "fastv", "0.5").path / "samples" / "toy_ocr.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ValueError, match=r"59 different samples in 59 lines, but the record scored 60"):
+        table_of(copied)
+    path.write_text("\n".join([*lines[:-1], lines[-1].replace('"doc_id": 59', '"doc_id": 77')]) + "\n")
+    with pytest.raises(ValueError, match="answered different samples"):
+        table_of(copied)
+    path.write_text("\n".join([*lines[:-1], "{half a line"]) + "\n")
+    with pytest.raises(ValueError, match="line 60 is no sample"):
+        table_of(copied)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"toy_ocr.jsonl is missing"):
+        table_of(copied)
+
+
+def test_unknown_experiment_lists_the_known(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", "dmeo", "--results", str(copied)]) == 1
+    assert "there are: demo, all" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""The statistics against closed forms, known values and simulated truth.
+
+python -m pytest tests/test_analysis_statistics.py
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis.statistics import flips, interval, mcnemar, replicates
+
+
+def test_bootstrap_matches_the_closed_form_for_a_mean() -> None:
+    values = np.random.default_rng(1).normal(0.3, 1.0, (400, 1))
+    low, high = interval(replicates("t", values)[:, 0])
+    half = 1.96 * values.std(ddof=0) / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
+
+
+def test_bootstrap_interval_covers_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for trial in range(300):
+        right = rng.random((120, 1)) < [[0.8, 0.7]]
+        draws = replicates(f"trial {trial}", right.astype(float), draws=400)
+        low, high = interval(draws[:, 1] - draws[:, 0])
+        covered += low <= -0.1 <= high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_bootstrap_pairs_runs_and_draws_images_whole() -> None:
+    values = np.random.default_rng(3).random((200, 1))
+    paired = replicates("t", np.hstack([values, values - 0.25]))
+    assert interval(paired[:, 1] - paired[:, 0]) == (-0.25, -0.25)  # a shift of every sample is certain
+    doubled = np.repeat(values, 2, axis=0)
+    alone, whole = (
+        np.subtract(*interval(replicates("t", doubled, groups)[:, 0]))
+        for groups in (None, [i // 2 for i in range(400)])
+    )
+    assert whole / alone == pytest.approx(math.sqrt(2), rel=0.06)  # twice the questions, no more images
+
+
+def test_bootstrap_of_a_run_does_not_depend_on_the_others() -> None:
+    values = np.random.default_rng(4).random((50, 3))
+    assert np.allclose(replicates("t", values)[:, :2], replicates("t", values[:, :2]), atol=1e-12)
+    assert not np.allclose(replicates("t", values), replicates("other", values))
+
+
+@pytest.mark.parametrize("values", [np.empty((0, 2)), np.array([[1.0], [math.nan]])])
+def test_bootstrap_refuses_missing_values(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="task t"):
+        replicates("t", values)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [(0, 0, 1.0), (0, 5, 0.0625), (10, 2, 158 / 4096), (2, 10, 158 / 4096), (5, 5, 1.0), (1, 0, 1.0)],
+)
+def test_mcnemar_known_values(lost: int, gained: int, p: float) -> None:
+    assert mcnemar(lost, gained) == pytest.approx(p)
+
+
+def test_mcnemar_of_many_flips_nears_the_normal_distribution() -> None:
+    z = (100 - 1) / math.sqrt(1300)  # with continuity correction
+    assert mcnemar(700, 600) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+    assert mcnemar(400, 380) == pytest.approx(math.erfc(19 / math.sqrt(780) / math.sqrt(2)), rel=0.01)
+
+
+def test_flips_count_both_directions_and_need_right_or_wrong() -> None:
+    found = flips(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0, 0.0]))
+    assert found is not None and (found.lost, found.gained) == (2, 1)
+    assert flips(np.array([0.5]), np.array([1.0])) is None
