@@ -1,0 +1,264 @@
+"""Load a vision-language checkpoint, or say in one line why it is none.
+
+    checkpoint = load("llava-hf/llava-1.5-7b-hf", name="llava15_7b", dtype="bfloat16", device="cuda")
+    checkpoint = load("package://pdrop.embedded/model", name="embedded")
+
+A path is a folder, the name of a repository on the Hugging Face Hub, or `package://module/folder` inside an installed
+package. `weights="random"` builds the same architecture from its config alone, seeded: speed can be measured without
+the weights. Code that comes with a checkpoint is never executed.
+
+What would silently change a number is refused or pinned: weights that do not cover the model (transformers would fill
+the gaps with random values), a text-only checkpoint, and the image processor's backend (torchvision and PIL resize
+differently; published numbers were made with PIL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+Weights = Literal["pretrained", "random"]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+IMAGE_BACKEND = "pil"
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+OTHER_FILES = (
+    *("*config.json", "token*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template*",
+)
+SMALL = 64 << 20  # bytes; larger files are sampled for the fingerprint
+BLOCKS, BLOCK = 256, 1 << 16  # how a large file is sampled, besides its header and size
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """A loaded model with what turns questions into its inputs."""
+
+    name: str
+    path: str
+    revision: str | None
+    weights: Weights
+    fingerprint: str
+    model: Any  # transformers PreTrainedModel, in eval mode
+    processor: Any  # transformers ProcessorMixin
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model's decoder."""
+        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """Token ids that stand for image or video features in a prompt."""
+        config = self.model.config
+        ids = (getattr(config, f"{kind}_token_id", None) for kind in ("image", "video"))
+        return tuple(i for i in ids if i is not None)
+
+
+def load(
+    path: str,
+    *,
+    name: str,
+    revision: str | None = None,
+    weights: Weights = "pretrained",
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    device: str = "cpu",
+    seed: int = 0,
+) -> Checkpoint:
+    """Load a checkpoint with its processor, in eval mode on `device`.
+
+    Args:
+        path: Folder, Hub repository, or "package://module/folder".
+        name: Short name, for records and tables.
+        revision: Branch, tag or commit on the Hub.
+        weights: "pretrained", or "random" for seeded random weights of the same architecture.
+        dtype: One of DTYPES.
+        attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2", ...
+        device: "cpu", "cuda", "cuda:1", "mps".
+        seed: Of random weights.
+
+    Raises:
+        ValueError: If any of these cannot be had, with the remedy in the message.
+    """
+    if weights not in ("pretrained", "random"):
+        raise ValueError(f"weights is pretrained or random, not {weights!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    import torch
+
+    check_device(device)
+    folder = locate(path, revision=revision, weights=weights)
+    config = read_config(folder, path)
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    try:
+        model = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options, path)
+    except (ImportError, ValueError) as error:
+        if "attn" in str(error).lower() or "attention" in str(error).lower():
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} cannot be had here ({_first_line(error)}): "
+                "use sdpa or eager"
+            ) from error
+        raise
+    processor = _processor(folder, path)
+    identity = fingerprint(folder, weights=weights, seed=seed)
+    return Checkpoint(name, path, revision, weights, identity, model.to(device).eval(), processor)
+
+
+def locate(path: str, *, revision: str | None = None, weights: Weights = "pretrained") -> Path:
+    """The local folder behind `path`; a Hub repository is downloaded (its weights only if they are wanted).
+
+    Raises:
+        ValueError: If there is none, or it lacks config or weights.
+    """
+    if path.startswith("package://"):
+        module, _, inside = path.removeprefix("package://").partition("/")
+        try:
+            folder = Path(str(files(module))) / inside
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{path}: there is no installed package {module}") from error
+    else:
+        folder = Path(path).expanduser()
+        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            folder = _download(path, revision, weights)
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no such folder, and no name of a Hub repository (owner/name) either")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{path}: no config.json in this folder, so it is no Hugging Face checkpoint")
+    if weights == "pretrained" and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{path}: no *.safetensors weights in this folder; weights=random builds the architecture without them"
+        )
+    return folder
+
+
+def _download(path: str, revision: str | None, weights: Weights) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: no such folder, and it cannot be fetched from the Hub ({_first_line(error)}); "
+            "give a folder with the checkpoint, or check name, revision, network and login"
+        ) from error
+
+
+def read_config(folder: Path, path: str) -> Any:
+    """The config of a vision-language checkpoint.
+
+    Raises:
+        ValueError: If transformers does not know it, or it is another kind of model.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path}: transformers cannot read its config.json ({_first_line(error)})") from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(
+            f"{path} is no vision-language model: its config.json says model_type {config.model_type!r}; "
+            "give a checkpoint that transformers loads as image-text-to-text"
+        )
+    return config
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine has not.
+
+    Raises:
+        ValueError: Naming the devices there are.
+    """
+    import torch
+
+    kind, _, number = device.partition(":")
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in available or (number and not number.isdigit()):
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda, cuda:1 or mps")
+    if int(number or 0) >= available[kind]:
+        here = ", ".join(f"{n} {k}" for k, n in available.items() if n)
+        raise ValueError(f"device={device} cannot be had: this machine has {here} for torch; use device=cpu")
+
+
+def _pretrained(folder: Path, options: dict[str, Any], path: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{path}: its weights do not fit its config.json: {len(missing)} are missing (such as {missing[0]}) and "
+            "would be random; use a checkpoint in the Hugging Face format"
+        )
+    if unexpected := sorted(loading["unexpected_keys"]):
+        log.warning("%s: %d weights are not used (such as %s)", path, len(unexpected), unexpected[0])
+    return model
+
+
+def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        return AutoModelForImageTextToText.from_config(config, **options)
+
+
+def _processor(folder: Path, path: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder, backend=IMAGE_BACKEND)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise ValueError(f"{path}: transformers cannot load its processor ({_first_line(error)})") from error
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(f"{path}: it has a tokenizer but no image processor (preprocessor_config.json)")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    log.info("%s: image processor %s", path, type(processor.image_processor).__name__)
+    return processor
+
+
+def fingerprint(folder: Path | str, *, weights: Weights = "pretrained", seed: int = 0) -> str:
+    """16 hex digits over weights, configs, tokenizer and processor files: another result means another model.
+
+    Files up to 64 MiB are hashed whole, larger ones by header, size and sampled blocks. A Hub snapshot is named by
+    its commit. Random weights: the configs and the seed.
+    """
+    folder = Path(folder)
+    commit = re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    if commit and folder.parent.name == "snapshots" and weights == "pretrained":
+        return folder.name[:16]
+    wanted = OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ())
+    paths = {path for pattern in wanted for path in folder.glob(pattern)}
+    digest = hashlib.sha256(json.dumps([weights, seed if weights == "random" else None]).encode())
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        digest.update(_content(path))
+    return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size <= SMALL:
+        return path.read_bytes()
+    parts = []
+    with path.open("rb") as file:
+        for block in range(BLOCKS):  # the first one holds the header of a safetensors file
+            file.seek((size - BLOCK) * block // (BLOCKS - 1))
+            parts.append(file.read(BLOCK))
+    return b"".join(parts)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,257 @@
+"""Score a checkpoint under a method on lmms-eval's tasks. The only file that imports lmms-eval, and only when used.
+
+Tasks, prompts and metrics come from lmms-eval; asking, storing and bookkeeping are ours. Its model wrappers mix up the
+images of tasks asked together, score a crashed generation as an empty answer, and delete the model after each call;
+its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call a task,
+fresh task objects, answers stored after every batch.
+
+    evaluation = evaluate(checkpoint, PyramidDrop(), pyramid(num_layers=32), tasks=["pope"], folder=Path("out"))
+    evaluation.results["pope"].scores["pope_f1_score"].value
+
+The same adapter serves lmms-eval's own command line (see pdrop/scoring/lmms_command.py):
+
+    python -m lmms_eval --model pdrop --model_args pretrained=...,method=pyramiddrop,ratio=0.5 --tasks pope
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdrop.record import write_atomically
+from pdrop.scoring import task_index
+from pdrop.scoring.answers import Answer, AnswerStore, Question
+from pdrop.scoring.containment import contained_import, random_state_kept, task_code
+from pdrop.scoring.documents import Documents
+from pdrop.scoring.progress import Progress, progress_line
+from pdrop.scoring.requests import Translator
+from pdrop.scoring.results import Evaluation, PromptTokens, sample_lines, task_result
+
+if TYPE_CHECKING:
+    from pdrop.checkpoint import Checkpoint
+    from pdrop.methods.base import Method
+    from pdrop.schedule import Schedule
+
+__all__ = ["Evaluation", "PromptTokens", "check_tasks", "evaluate", "manifest"]
+
+Ask = Callable[[list[Question]], list[Answer]]
+
+
+def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
+    """Refuse unknown tasks, before any model is loaded.
+
+    Raises:
+        ValueError: Naming the unknown ones and close matches.
+    """
+    task_index.find(tasks, task_dirs)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    method: Method | None,
+    schedule: Schedule,
+    *,
+    tasks: Sequence[str],
+    folder: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    prompt: str = "chat",
+    image_mode: str = "crop",
+    max_new_tokens: int = 16,
+    task_dirs: Sequence[str | Path] = (),
+    progress: bool | Progress = False,
+) -> Evaluation:
+    """Score tasks, or go on where a killed run stopped. One process, one device.
+
+    Args:
+        checkpoint: From pdrop.checkpoint.load.
+        method: What ranks; None with an empty schedule drops nothing.
+        schedule: Where and how many.
+        tasks: lmms-eval tasks or groups; each task of a group gets its own result.
+        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl are written there.
+        limit: First n samples of each task (never splitting samples that are scored together); None: all.
+        seed: Of sampling and of whatever a task draws.
+        batch_size: Prompts in a forward.
+        prompt: "chat" or "vicuna_v1" (pdrop/scoring/prompts.py).
+        image_mode: "crop" or "pad".
+        max_new_tokens: For tasks that set none.
+        task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
+        progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
+
+    Raises:
+        ValueError: For unknown tasks or wrong arguments.
+        RuntimeError: If anything goes wrong with a question (naming task and doc_id) or in a task's own code.
+    """
+    from pdrop.scoring.generation import Respondent
+    from pdrop.scoring.prompts import Prompter
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a number of samples from 1 on, not {limit}; leave it out for all")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
+    text_config = checkpoint.model.config.get_text_config(decoder=True)
+    prompter = Prompter(checkpoint.processor, prompt, image_mode, text_config.max_position_embeddings)  # type: ignore[arg-type]
+    respondent = Respondent(
+        checkpoint, method, schedule, prompter, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
+    )
+    store = AnswerStore(folder / "answers.jsonl")
+    evaluation = Evaluation()
+    for name, task in load_tasks(tasks, task_dirs).items():
+        started = time.perf_counter()
+        asked: dict[tuple[int, int], Answer] = {}
+
+        def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
+            answered = respondent.answer(questions, store, line)
+            asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
+            evaluation.asked += answered.asked
+            evaluation.reused += answered.reused
+            return answered.answers
+
+        documents = Documents(task.eval_docs)
+        first = documents.whole_groups(limit)
+        with progress_line(name, progress) as line:
+            output = score(task, functools.partial(ask, line=line), limit=first, seed=seed, folder=folder)
+        result, samples = task_result(output, name, documents, asked)
+        result.wall_s = time.perf_counter() - started
+        write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
+        evaluation.results[name] = result
+        evaluation.prompts += [
+            PromptTokens(a.text_tokens, a.visual_tokens, a.visual_per_layer) for _, a in sorted(asked.items())
+        ]
+    return evaluation
+
+
+def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+
+    Raises:
+        ValueError: For unknown names.
+        RuntimeError: If a task's data cannot be loaded.
+    """
+    found = task_index.find(names, task_dirs)
+    evaluator = import_lmms_eval()
+    managers: dict[tuple[str, ...], Any] = {}
+    tasks: dict[str, Any] = {}
+    for name, paths in found.items():
+        folders = tuple(dict.fromkeys(str(path.parent) for path in paths))
+        with task_code(name, "its data cannot be loaded"):
+            if folders not in managers:
+                managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
+            tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+    return tasks
+
+
+def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, task in tasks.items():
+        flat |= _flatten(task) if isinstance(task, dict) else {str(name): task}
+    return flat
+
+
+def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) -> dict[str, Any]:
+    """One `simple_evaluate` call for one task. The random state of the process is left as it was.
+
+    Raises:
+        RuntimeError: From asking, or from the task's own scoring.
+    """
+    evaluator, name = import_lmms_eval(), task.config.task
+    options = argparse.Namespace(
+        process_with_media=False, reasoning_tags=None, output_path=str(folder), agentic_trace_mode="basic"
+    )
+    with random_state_kept(), task_code(name, "its scoring failed"):
+        return evaluator.simple_evaluate(
+            model=adapter()(ask),
+            tasks=[task],
+            task_manager=object(),  # the task is built already; None would index 2000 files
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            cli_args=options,
+            process_docs_parallel=1,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            verbosity="WARNING",
+        )
+
+
+@functools.cache
+def import_lmms_eval() -> Any:
+    """lmms-eval's evaluator module, imported so that the rest of the process stays as it was.
+
+    Takes 10 s the first time.
+
+    Raises:
+        ValueError: If torchvision was built for another torch.
+    """
+    with contained_import():
+        from lmms_eval import evaluator
+    return evaluator
+
+
+@functools.cache
+def adapter() -> type:
+    """The class that lmms-eval sees as a model; made on first use, for its base class is lmms-eval's."""
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+    from lmms_eval.api.model import lmms
+
+    class PdropModel(lmms):
+        """Turns lmms-eval's requests into questions and answers back into what it expects."""
+
+        is_simple = True  # requests carry the task's text and images; the chat kind cannot ask for likelihoods
+        accelerator = None  # one process: none is needed
+
+        def __init__(self, ask: Ask | None = None, **arguments: Any) -> None:
+            super().__init__()
+            if ask is None:
+                from pdrop.scoring.lmms_command import from_arguments
+
+                ask = from_arguments(**arguments)
+            self._ask = ask
+            self._translator = Translator()
+
+        def clean(self) -> None:
+            """Keep the model: the base class would delete it after every call."""
+
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            """Free answers."""
+            return [
+                GenerationResult(a.text, TokenCounts(a.text_tokens + a.visual_tokens, a.answer_tokens))
+                for a in self._answers(requests)
+            ]
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            """(loss, whether greedy) of given answers; wrapped, for lmms-eval 0.7.3 turns a bare pair into text."""
+            return [
+                GenerationResult(text=(a.loss, a.greedy))
+                for a in self._ask(self._questions.questions(requests, self.task_dict))
+            ]
+
+        def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
+            """Not supported."""
+            raise ValueError(f"task {requests[0].task_name} asks in several rounds, which is not supported yet")
+
+        def _answers(self, requests: list[Any]) -> list[Answer]:
+            return self._ask(self._translator.questions(requests, self.task_dict))
+
+    return PdropModel
+
+
+def manifest() -> Any:
+    """Entry point of lmms-eval's group `lmms_eval.models`: makes `--model pdrop` known."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="pdrop", simple_class_path="pdrop.evaluate.PdropModel")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PdropModel":
+        return adapter()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

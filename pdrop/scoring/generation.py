@@ -1,0 +1,221 @@
+"""Answer questions with a checkpoint while a method drops visual tokens. Knows nothing of lmms-eval.
+
+Questions are asked in batches whose make-up depends on the questions alone, never on what has been answered before:
+a run that was killed and started again gives every answer in the same company as an undisturbed one.
+
+An exception is never swallowed, and no answer is ever made up: it becomes a RuntimeError that names task and document.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdrop.checkpoint import Checkpoint
+from pdrop.engine import attach
+from pdrop.methods.base import Method
+from pdrop.record import canonical_json
+from pdrop.schedule import Schedule
+from pdrop.scoring.answers import Answer, AnswerStore, Question, pack
+from pdrop.scoring.progress import Progress
+from pdrop.scoring.prompts import Prompter
+
+
+@dataclass
+class Answered:
+    """Answers in the order of the questions, how many of them were asked now, how many were in the store."""
+
+    answers: list[Answer]
+    asked: int
+    reused: int
+
+
+class Respondent:
+    """One checkpoint under one method and schedule, with a prompt style.
+
+    Args:
+        checkpoint: Loaded model and processor.
+        method: What ranks the visual tokens; None with an empty schedule.
+        schedule: Where and how many.
+        prompter: Renders and encodes.
+        batch_size: Prompts in a forward.
+        max_new_tokens: For tasks that set none.
+        seed: Of sampling, where a task asks for it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        method: Method | None,
+        schedule: Schedule,
+        prompter: Prompter,
+        *,
+        batch_size: int = 1,
+        max_new_tokens: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or max_new_tokens < 1:
+            raise ValueError(f"batch_size and max_new_tokens start at 1, not {batch_size} and {max_new_tokens}")
+        self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
+        self.method, self.schedule, self.prompter = method, schedule, prompter
+        self.batch_size, self.max_new_tokens, self.seed = batch_size, max_new_tokens, seed
+
+    @torch.inference_mode()
+    def answer(
+        self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
+    ) -> Answered:
+        """Ask what the store does not hold yet, attached once, storing after every batch.
+
+        Raises:
+            RuntimeError: If anything goes wrong with a question; it names the task and the documents.
+        """
+        answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
+        reused, done = len(answers), 0
+        with attach(self.model, self.method, self.schedule) as trace:
+            for batch in batches(questions, self.batch_size):
+                missing = [question for question in batch if question.key not in answers]
+                for part, prompts, images in self._by_images(missing):
+                    with blame(part):
+                        if part[0].continuation is None:
+                            answered = self._generate(part, prompts, images, trace)
+                        else:
+                            answered = self._score(part, prompts, images, trace)
+                    answers |= {question.key: found for question, found in zip(part, answered)}
+                    if store is not None:
+                        store.add(zip(part, answered))
+                done += len(batch)
+                if progress is not None:
+                    progress(batch[0].task, done, len(questions))
+        return Answered([answers[question.key] for question in questions], len(answers) - reused, reused)
+
+    def _by_images(self, questions: Sequence[Question]) -> Iterator[tuple[list[Question], list[str], list[list[Any]]]]:
+        """The questions with images, then those without: processors take no batch that mixes them."""
+        split: dict[bool, list[tuple[Question, str, list[Any]]]] = defaultdict(list)
+        for question in questions:
+            with blame([question]):
+                images = list(question.images())
+                split[not images].append((question, self.prompter.render(question.text, len(images)), images))
+        for _, rows in sorted(split.items()):
+            yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+
+    def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
+        inputs = self.prompter.encode(prompts, images)
+        return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
+
+    def _generate(
+        self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
+    ) -> list[Answer]:
+        arguments, before = dict(questions[0].arguments), trace.prefills
+        inputs = self._inputs(prompts, images)
+        sampling = bool(arguments.get("do_sample", False))
+        if sampling:
+            torch.manual_seed(int(questions[0].key[:12], 16) ^ self.seed)
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=arguments.get("max_new_tokens") or self.max_new_tokens,
+            num_beams=arguments.get("num_beams") or 1,
+            do_sample=sampling,
+            temperature=arguments.get("temperature") if sampling else None,
+            top_p=arguments.get("top_p") if sampling else None,
+            top_k=arguments.get("top_k") if sampling else None,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )[:, inputs["input_ids"].shape[1] :]
+        self._check_prefills(trace, before)
+        until = arguments.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        answers = []
+        for prompt, tokens, seen in zip(prompts, self._cut(output), observed(trace, len(questions))):
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            for stop in stops:
+                text = text.split(stop)[0] if stop else text
+            answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **seen))
+        return answers
+
+    def _score(
+        self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
+    ) -> list[Answer]:
+        """Likelihood of given answers, as LLaVA's own evaluation has it: mean over the answer's tokens and its end.
+
+        The answer is passed as labels, so that what is dropped is decided by the prompt's last token.
+        """
+        before = trace.prefills
+        ends = [f"{question.continuation}{self.tokenizer.eos_token}" for question in questions]
+        joined = [f"{prompt} {end.lstrip()}" for prompt, end in zip(prompts, ends)]
+        inputs = self._inputs(joined, images)
+        lengths = [self.prompter.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, length in enumerate(lengths):
+            labels[row, -length:] = inputs["input_ids"][row, -length:]
+        logits = self.model(**inputs, labels=labels).logits
+        self._check_prefills(trace, before)
+        answers = []
+        for row, (length, seen) in enumerate(zip(lengths, observed(trace, len(questions)))):
+            predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
+            loss = torch.nn.functional.cross_entropy(predicted, target).item()
+            greedy = bool((predicted.argmax(-1) == target).all())
+            seen["text_tokens"] -= length
+            answers.append(Answer(prompt=prompts[row], text="", answer_tokens=length, loss=loss, greedy=greedy, **seen))
+        return answers
+
+    def _cut(self, output: Tensor) -> Iterator[list[int]]:
+        """The tokens of each row up to and with its end token; behind it there is padding."""
+        ends = self.model.generation_config.eos_token_id
+        stop = {ends} if isinstance(ends, int) else set(ends or ())
+        for tokens in output.tolist():
+            length = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))
+            yield tokens[:length]
+
+    @staticmethod
+    def _check_prefills(trace: Any, before: int) -> None:
+        if trace.prefills != before + 1:
+            raise RuntimeError(f"expected one prefill, saw {trace.prefills - before}: what was dropped is not known")
+
+
+def observed(trace: Any, rows: int) -> list[dict[str, Any]]:
+    """What the last prefill saw of each of `rows` prompts, as fields of an Answer."""
+    copies = len(trace.visual) // rows  # beams stand side by side in the batch
+    places = range(0, rows * copies, copies)
+    tokens, visual, kept = trace.tokens, trace.visual_tokens, trace.kept
+    return [
+        {
+            "text_tokens": tokens[0][place] - trace.visual[place],
+            "visual_tokens": trace.visual[place],
+            "visual_per_layer": [layer[place] for layer in visual],
+            "kept": [pack(boundary[place].tolist()) for boundary in kept],
+        }
+        for place in places
+    ]
+
+
+def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    """Batches of equal generation arguments, longest text first, in an order that the questions alone decide."""
+    groups: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        groups[canonical_json([question.continuation is None, dict(question.arguments)])].append(question)
+    for _, group in sorted(groups.items()):
+        group.sort(key=lambda q: (-len(q.text), q.text, q.task, q.doc_id, q.idx))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+@contextmanager
+def blame(questions: Sequence[Question]) -> Iterator[None]:
+    """Turn any exception into a RuntimeError that names the task and the documents it happened with.
+
+    Raises:
+        RuntimeError: With the cause chained.
+    """
+    try:
+        yield
+    except Exception as error:
+        documents = ", ".join(str(question.doc_id) for question in questions)
+        advice = "; use a smaller batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
+        raise RuntimeError(
+            f"task {questions[0].task}, doc_id {documents}: {type(error).__name__}: {error}{advice}"
+        ) from error

@@ -1,0 +1,133 @@
+"""From a question and its images to a model's inputs: the two choices that move a benchmark number most.
+
+Prompt style:
+    chat        the checkpoint's own chat template
+    vicuna_v1   the template of published LLaVA-1.5 numbers, with its system sentence (the templates that ship with
+                converted checkpoints leave it out)
+
+Image mode:
+    crop        the checkpoint's own processing (CLIP's crops the middle of a picture that is not square)
+    pad         pad to a square with the processor's mean colour first, as the published LLaVA-1.5 numbers did
+                (arXiv 2310.03744, image_aspect_ratio=pad)
+
+Both are recorded with every run. Nothing here knows of tasks or of dropping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from PIL import Image
+
+PromptStyle = Literal["chat", "vicuna_v1"]
+ImageMode = Literal["crop", "pad"]
+
+VICUNA_V1_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
+
+
+class Prompter:
+    """Renders and encodes the prompts of one checkpoint in one style.
+
+    Args:
+        processor: The checkpoint's transformers processor.
+        style: Prompt style.
+        image_mode: Image mode.
+        max_tokens: Positions the language model has; a longer prompt is an error, never cut.
+
+    Raises:
+        ValueError: If the checkpoint has not what the style or the mode needs.
+    """
+
+    def __init__(
+        self, processor: Any, style: PromptStyle = "chat", image_mode: ImageMode = "crop", max_tokens: int | None = None
+    ) -> None:
+        if style not in ("chat", "vicuna_v1"):
+            raise ValueError(f"unknown prompt style {style!r}: choose chat or vicuna_v1")
+        if image_mode not in ("crop", "pad"):
+            raise ValueError(f"unknown image mode {image_mode!r}: choose crop or pad")
+        if style == "chat" and not (processor.chat_template or processor.tokenizer.chat_template):
+            raise ValueError("this checkpoint has no chat template: use prompt=vicuna_v1")
+        if style == "vicuna_v1" and not isinstance(getattr(processor, "image_token", None), str):
+            raise ValueError("this checkpoint's processor has no image token of its own: use prompt=chat")
+        mean = getattr(processor.image_processor, "image_mean", None)
+        if image_mode == "pad" and mean is None:
+            raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
+        self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
+        self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
+
+    def render(self, question: str, images: int) -> str:
+        """The whole prompt as text, up to where the answer starts.
+
+        A question may say where its images stand (`<image>`, once for each); otherwise they stand in front of it.
+
+        Raises:
+            ValueError: If the question marks another number of images than it has.
+        """
+        marked = question.count(PLACEHOLDER)
+        if marked not in (0, images):
+            raise ValueError(f"the question marks {marked} images with {PLACEHOLDER}, but has {images}")
+        pieces = question.split(PLACEHOLDER) if marked else [question]
+        if self.style == "vicuna_v1":
+            token = self.processor.image_token
+            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            return f"{VICUNA_V1_SYSTEM} USER: {front}{token.join(pieces)} ASSISTANT:"
+        content: list[dict[str, str]] = [] if marked else [{"type": "image"}] * images
+        for number, piece in enumerate(pieces):
+            content += [{"type": "image"}] if number else []
+            content += [{"type": "text", "text": piece}] if piece or not marked else []
+        messages = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+        """Left-padded inputs of a batch in which every prompt has images, or none has.
+
+        Returns:
+            BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, what the vision tower takes.
+
+        Raises:
+            ValueError: If a prompt is longer than the model's positions.
+        """
+        tokenizer = self.processor.tokenizer
+        # templates that spell out the start token must not get a second one from the tokenizer
+        spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
+        pictures = [[self._prepare(image) for image in row] for row in images]
+        inputs = self.processor(
+            text=list(prompts),
+            images=pictures if any(pictures) else None,
+            padding=True,
+            padding_side="left",
+            truncation=False,
+            add_special_tokens=not spelled_out,
+            return_tensors="pt",
+        )
+        length = inputs["input_ids"].shape[1]
+        if self.max_tokens is not None and length > self.max_tokens:
+            raise ValueError(
+                f"the prompt has {length} tokens, the model takes {self.max_tokens}: cutting it would cut the image"
+            )
+        return inputs
+
+    def answer_length(self, prompt: str, answer: str) -> int:
+        """Tokens that `answer` adds behind `prompt` (tokenized together, for words may merge across the seam)."""
+        tokenizer = self.processor.tokenizer
+        alone, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
+        shared = 0
+        while shared < min(len(alone), len(both)) and alone[shared] == both[shared]:
+            shared += 1
+        return len(both) - shared
+
+    def _prepare(self, image: Image.Image) -> Image.Image:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
+        image = image.convert("RGB")
+        if self.image_mode == "crop" or image.width == image.height:
+            return image
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), self._background)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
