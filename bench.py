@@ -3,23 +3,21 @@
     make bench              (about 8 minutes on one core; `python bench.py --quick`: about 1 minute)
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
-text, the decoder alone. Weights are random because speed does not depend on them. What is printed for each method:
+text, the decoder alone. Weights are random because speed does not depend on them. The columns:
 
-    CPU, wall       time of a prefill / the unpruned model's, in turns, median of the paired ratios and its 95 % interval
-    FLOPs           the same ratio in closed form (pdrop/flops.py), all of it, and with attention's causal half
-    selection       time inside the attached hooks (reading the prompt, ranking, gathering, masks), measured directly,
-                    as a share of the prefill that it is part of
-    random twin     what ranking costs: the same schedule with tokens drawn at random
-    keep = 1        attached, ranking at every boundary, dropping nothing
-    decode          a step with the dropped cache / a step of the unpruned model
+    CPU, wall   time of a prefill / the unpruned model's, in turns; median of the paired ratios, its 95 % interval
+    FLOPs       the same ratio in closed form (pdrop/flops.py); causal: with half of attention's square
+    selection   share of the prefill inside the attached hooks: reading the prompt, ranking, gathering, masks
 
-CPU time is the better number on a machine that others use, too. It cannot tell what batches, a server or a GPU would
-show. The record goes to results/bench/.
+The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing. CPU
+time is the better number on a machine that others use, too. Batches, servers and GPUs are not what this tells of.
+The record goes to results/bench/.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import logging
@@ -36,14 +34,24 @@ import torch
 import transformers
 
 from pdrop.engine import attach
+from pdrop.environment import environment
 from pdrop.flops import decode_flops, prefill_flops
-from pdrop.latency import Protocol, Sample, interval, model_device, paired_ratio, prefill, take_turns, time_call
+from pdrop.latency import (
+    Protocol,
+    Sample,
+    interval,
+    model_device,
+    paired_ratio,
+    prefill,
+    selection_share,
+    take_turns,
+    time_call,
+)
 from pdrop.methods.base import Method
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
-from pdrop.environment import environment
-from pdrop.record import write_atomically
+from pdrop.record import Interval, write_atomically
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.sizes import Architecture
 
@@ -86,27 +94,11 @@ def cases(layers: int) -> list[Case]:
 def build(layers: int = 32, hidden: int = 512, heads: int = 8, intermediate: int = 1376) -> Any:
     """A LLaVA with random weights; its tower is a dwarf that is never called."""
     torch.manual_seed(0)
-    config = transformers.LlavaConfig(
-        text_config=dict(
-            model_type="llama",
-            vocab_size=1000,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=8192,
-        ),
-        vision_config=dict(
-            model_type="clip_vision_model",
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            image_size=28,
-            patch_size=14,
-        ),
-        image_token_index=IMAGE_TOKEN,
-    )
+    text = dict(model_type="llama", vocab_size=1000, hidden_size=hidden, intermediate_size=intermediate)
+    text |= dict(num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=8192)
+    tower = dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=16, image_size=28, patch_size=14)
+    tower |= dict(num_hidden_layers=1, num_attention_heads=1)
+    config = transformers.LlavaConfig(text_config=text, vision_config=tower, image_token_index=IMAGE_TOKEN)
     return transformers.LlavaForConditionalGeneration(config).eval()
 
 
@@ -120,8 +112,9 @@ def prompt(visual: int) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------ prefill
 
 
-def time_prefills(model: Any, visual: int, compared: Sequence[Case], protocol: Protocol) -> dict[str, list[Sample]]:
-    """Samples of every case and of `none`, taken in turns."""
+def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds: int) -> dict[str, Any]:
+    """Everything about one prompt size, as it goes into the record; prints its table."""
+    arch, compared = Architecture.from_config(model.config), cases(len(model.get_decoder().layers))
     inputs, device = prompt(visual), model_device(model)
 
     def side(case: Case) -> Callable[[], Sample]:
@@ -132,75 +125,37 @@ def time_prefills(model: Any, visual: int, compared: Sequence[Case], protocol: P
         return call
 
     sides = {"none": lambda: time_call(lambda: prefill(model, inputs), device)}
-    return take_turns(sides | {case.name: side(case) for case in compared}, protocol)
-
-
-def selection_share(model: Any, visual: int, case: Case, rounds: int) -> float:
-    """Median share of a prefill that is spent inside the attachment's hooks.
-
-    A clock stands in front of the first and behind the last hook of each module that can have some.
-    """
-    inputs, shares = prompt(visual), []
-    for _ in range(rounds):
-        spent = [0.0]
-        with attach(model, case.method, case.schedule):
-            handles = []
-            for module in (model, model.model, model.get_decoder(), *model.get_decoder().layers):
-
-                def start(*_: Any) -> None:
-                    spent[0] -= time.process_time()  # noqa: B023 (called within this round)
-
-                def stop(*_: Any) -> None:
-                    spent[0] += time.process_time()  # noqa: B023
-
-                handles.append(module.register_forward_pre_hook(start, prepend=True))
-                handles.append(module.register_forward_pre_hook(stop))
-                handles.append(module.register_forward_hook(start, prepend=True))
-                handles.append(module.register_forward_hook(stop))
-            whole = time_call(lambda: prefill(model, inputs), model_device(model)).cpu_ms
-        for handle in handles:
-            handle.remove()
-        shares.append(1000 * spent[0] / whole)
-    return median(shares)
-
-
-def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds: int) -> dict[str, Any]:
-    """Everything about one prompt size, as it goes into the record; prints its table."""
-    arch, compared = Architecture.from_config(model.config), cases(len(model.get_decoder().layers))
-    samples = time_prefills(model, visual, compared, protocol)
-    base_cpu, base_wall = ([getattr(s, clock) for s in samples["none"]] for clock in ("cpu_ms", "wall_ms"))
-    result: dict[str, Any] = {"visual": visual, "text": TEXT_TOKENS, "cases": {}}
-    result["none"] = {"cpu_ms": asdict(interval(base_cpu, "ms")), "wall_ms": asdict(interval(base_wall, "ms"))}
-    say(f"\n{visual} visual + {TEXT_TOKENS} text tokens; unpruned {median(base_cpu):.0f} ms of CPU a prefill")
-    say(f"{'':20}{'CPU ratio':>9}{'95 %':>16}{'wall':>7}{'FLOPs':>8}{'causal':>8}{'off by':>8}{'selection':>11}")
+    samples = take_turns(sides | {case.name: side(case) for case in compared}, protocol)
+    say(f"\n{visual} visual + {TEXT_TOKENS} text tokens: {cpu_ms(samples['none']).median:.0f} ms a prefill, unpruned")
+    say(f"{'':20}{'CPU':>7}{'[95 %]':>17}{'wall':>7}{'FLOPs':>8}{'causal':>8}{'off by':>8}{'selection':>11}")
+    rows = {}
     for case in compared:
-        cpu, wall = ([getattr(s, clock) for s in samples[case.name]] for clock in ("cpu_ms", "wall_ms"))
-        row = {
-            "method": repr(case.method),
-            "schedule": str(case.schedule),
-            "cpu_ms": asdict(interval(cpu, "ms")),
-            "wall_ms": asdict(interval(wall, "ms")),
-            "cpu_ratio": asdict(paired_ratio(cpu, base_cpu)),
-            "wall_ratio": asdict(paired_ratio(wall, base_wall)),
-            "flops_ratio": case.flops_ratio(arch, visual),
-            "flops_ratio_causal": case.flops_ratio(arch, visual, "total_causal"),
-            "selection_share": selection_share(model, visual, case, selection_rounds),
-        }
-        result["cases"][case.name] = row
-        ratio = row["cpu_ratio"]
-        say(
-            f"{case.name:20}{ratio['median']:9.3f}{ratio['low']:9.3f} {ratio['high']:6.3f}"
-            f"{row['wall_ratio']['median']:7.3f}{row['flops_ratio']:8.3f}{row['flops_ratio_causal']:8.3f}"
-            f"{100 * (ratio['median'] / row['flops_ratio'] - 1):+7.1f}%{100 * row['selection_share']:10.2f}%"
-        )
-    first, twin = ([s.cpu_ms for s in samples[case.name]] for case in compared[:2])
-    result["ranking_by_twin"] = asdict(
-        interval([(a - b) / a for a, b in zip(first, twin)], "share of PyramidDrop's prefill")
-    )
-    say(f"PyramidDrop - random twin: {100 * result['ranking_by_twin']['median']:+.2f} % of its prefill")
-    if visual in OFFICIAL:
-        say(f"official programs, same shapes: {OFFICIAL[visual]}")
-    return result
+        row, line = compare(case.name, samples[case.name], samples["none"])
+        full, causal = (case.flops_ratio(arch, visual, total) for total in ("total", "total_causal"))
+        share = median(selection_share(model, inputs, case.method, case.schedule) for _ in range(selection_rounds))
+        row |= {"method": repr(case.method), "schedule": str(case.schedule), "selection_share": share}
+        rows[case.name] = row | {"flops_ratio": full, "flops_ratio_causal": causal}
+        off = 100 * (row["cpu_ratio"]["median"] / full - 1)
+        say(f"{line}{full:8.3f}{causal:8.3f}{off:+7.1f}%{100 * share:10.2f}%")
+    first, twin = (samples[case.name] for case in compared[:2])
+    ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, twin)], "share")
+    say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
+    say(f"official programs, same shapes (not measured here): {OFFICIAL[visual]}")
+    none = {"cpu_ms": asdict(cpu_ms(samples["none"]))}
+    return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
+
+
+def cpu_ms(samples: Sequence[Sample]) -> Interval:
+    """CPU milliseconds of a call."""
+    return interval([sample.cpu_ms for sample in samples], "ms")
+
+
+def compare(name: str, this: Sequence[Sample], base: Sequence[Sample]) -> tuple[dict[str, Any], str]:
+    """What a record keeps of one side against the unpruned one, and the front of its line in the table."""
+    cpu = paired_ratio([sample.cpu_ms for sample in this], [sample.cpu_ms for sample in base])
+    wall = paired_ratio([sample.wall_ms for sample in this], [sample.wall_ms for sample in base])
+    row = {"cpu_ms": asdict(cpu_ms(this)), "cpu_ratio": asdict(cpu), "wall_ratio": asdict(wall)}
+    return row, f"{name:20}{cpu.median:7.3f}   [{cpu.low:.3f}, {cpu.high:.3f}]{wall.median:7.3f}"
 
 
 # ------------------------------------------------------------------ decoding
@@ -208,41 +163,30 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
 
 def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
     """Steps of one token on the caches that the prefills leave, in turns; each side has its own attached model."""
-    arch = Architecture.from_config(model.config)
-    layers = len(model.get_decoder().layers)
+    arch, layers = Architecture.from_config(model.config), len(model.get_decoder().layers)
     compared = [
+        Case("none", PyramidDrop(), Schedule()),
         Case("PyramidDrop compact", PyramidDrop(positions="compact"), pyramid(layers)),
         Case("PyramidDrop original", PyramidDrop(positions="original"), pyramid(layers)),
         Case("FastV", FastV(), single(2, 0.5)),
     ]
-    sides: dict[str, Callable[[], Sample]] = {}
-    for name, case in {"none": None, **{case.name: case for case in compared}}.items():
-        # a model of its own, on the same weights: all of them stay attached while they take turns
-        own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-        if case is not None:
-            attach(own, case.method, case.schedule).__enter__()
-        sides[name] = decoding_side(own, visual)
-    samples = take_turns(sides, protocol)
-    result: dict[str, Any] = {"visual": visual, "cases": {}}
-    base = [sample.cpu_ms for sample in samples["none"]]
-    result["none"] = {"cpu_ms": asdict(interval(base, "ms"))}
-    whole = decode_flops(arch, [visual + TEXT_TOKENS + 1] * layers)
-    say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens; unpruned {median(base):.1f} ms of CPU")
-    for case in compared:
-        cpu = [sample.cpu_ms for sample in samples[case.name]]
+    with contextlib.ExitStack() as attachments:
+        sides = {}
+        for case in compared:
+            # a model of its own, on the same weights: all of them stay attached while they take turns
+            own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+            if case.schedule:
+                attachments.enter_context(attach(own, case.method, case.schedule))
+            sides[case.name] = decoding_side(own, visual)
+        samples = take_turns(sides, protocol)
+    say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
+    whole, rows = decode_flops(arch, [visual + TEXT_TOKENS + 1] * layers), {}
+    for case in compared[1:]:
+        row, line = compare(case.name, samples[case.name], samples["none"])
         left = [n + TEXT_TOKENS + 1 for n in case.schedule.tokens_per_layer(visual, layers, case.method.count)]
-        row = {
-            "cpu_ms": asdict(interval(cpu, "ms")),
-            "cpu_ratio": asdict(paired_ratio(cpu, base)),
-            "flops_ratio": decode_flops(arch, left) / whole,
-        }
-        result["cases"][case.name] = row
-        ratio = row["cpu_ratio"]
-        say(
-            f"{case.name:20}{ratio['median']:9.3f}{ratio['low']:9.3f} {ratio['high']:6.3f}"
-            f"{'':7}{row['flops_ratio']:8.3f}"
-        )
-    return result
+        rows[case.name] = row | {"flops_ratio": decode_flops(arch, left) / whole}
+        say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
+    return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
 
 
 def decoding_side(model: Any, visual: int) -> Callable[[], Sample]:
@@ -270,15 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; returns the path of its record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="576 visual tokens only, few rounds")
-    parser.add_argument("--layers", type=int, default=32, help="decoder layers")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the decoder, a multiple of 64")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     started, load = time.time(), os.getloadavg()
-    model = build(options.layers, options.hidden, options.hidden // 64, options.hidden * 43 // 16)
+    model = build()
     plan = [(576, 3, 1)] if options.quick else [(576, 10, 3), (2880, 5, 1)]
     prefills = [
         bench_prefill(model, visual, Protocol(f"{visual}", warmup=1, pairs=rounds), selection_rounds)
@@ -287,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     decoding = bench_decode(model, 576, Protocol("decode", warmup=3, pairs=30 if options.quick else 100))
     record = {
         "format": 1,
-        "model": {"layers": options.layers, "hidden": options.hidden, "dtype": "float32", "attention": "sdpa"},
+        "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
         "threads": torch.get_num_threads(),
         "load_before_and_after": [load, os.getloadavg()],
         "seconds": time.time() - started,
