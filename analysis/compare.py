@@ -173,7 +173,12 @@ def total(parts: list[Flips | None]) -> Flips | None:
 def is_random_twin(other: Row, row: Row) -> bool:
     """Whether `other` drops as many tokens at the same layers as `row`, but blindly (random, random_fastv, ...)."""
     same = row.drops and other.spec.schedule == row.spec.schedule
-    return same and other is not row and other.spec.method.split("_")[0] == "random"
+    return same and is_random(other) and not is_random(row)
+
+
+def is_random(row: Row) -> bool:
+    """Whether the row is a control: random, random_fastv, ..."""
+    return row.spec.method.split("_")[0] == "random"
 
 
 def time_ratio(row: Row) -> Estimate | None:

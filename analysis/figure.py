@@ -7,6 +7,7 @@ clears the horizontal line of `none` is a clear loss. Same input, same bytes (no
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
 
-from analysis.rows import Cell, Row, Table
-from analysis.style import Line, lines, method_name, task_names
+from analysis.rows import Cell, Row, Table, seedless
+from analysis.style import SPARE_LINES, Line, lines, method_name, task_names
+from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +52,7 @@ def tradeoff(table: Table, model: str) -> Figure | None:
         return None
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
-        draw(axes, rows, [row.average for row in rows], table.floor, lines([row.spec.method for row in rows]))
+        draw(axes, rows, [row.average for row in rows], table.floor)
         axes.set_xlabel("prefill FLOPs (% of none)")
         axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
         legend(figure, axes, columns=3)
@@ -62,7 +64,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
     rows = drawable(table, model)
     if not rows or not table.tasks:
         return None
-    names, styles = task_names(list(table.tasks)), lines([row.spec.method for row in rows])
+    names = task_names(list(table.tasks))
     across = min(5, max(3, math.ceil(len(table.tasks) / 2))) if len(table.tasks) > 3 else len(table.tasks)
     down = math.ceil(len(table.tasks) / across)
     with plt.rc_context({**SETTINGS, "lines.markersize": 3.5, "lines.linewidth": 1.0}):
@@ -78,7 +80,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
         for number, (name, task) in enumerate(table.tasks.items()):
             axes = grid[number // across][number % across]
             cells = [row.cells.get(name) for row in rows]
-            draw(axes, rows, cells, table.floors.get(name), styles, scale=100 if task.fraction else 1)
+            draw(axes, rows, cells, table.floors.get(name), scale=100 if task.fraction else 1)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(table.tasks) :]:
             axes.set_visible(False)
@@ -88,35 +90,49 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
     return figure
 
 
+def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
+    """Label -> how it is drawn, and its rows' numbers: one curve a method, more where it was run in several ways.
+
+    Rows of one curve differ in the fractions alone. Another choice of layers, positions or arguments is another curve,
+    labelled with what sets it apart.
+    """
+    ways: dict[str, dict[tuple[str, str, str], list[int]]] = {}
+    for number, row in enumerate(rows):
+        if row.drops:
+            layers = "/".join(map(str, Schedule.parse(row.spec.schedule).layers))
+            way = (f"at {layers}", row.spec.positions, seedless(row.spec))
+            ways.setdefault(row.spec.method, {}).setdefault(way, []).append(number)
+    styles, spare = lines(list(ways)), itertools.cycle(SPARE_LINES)
+    found = {}
+    for method, by_way in sorted(ways.items()):
+        for place, (way, numbers) in enumerate(sorted(by_way.items(), key=lambda item: (-len(item[1]), item[0]))):
+            apart = [part for n, part in enumerate(way) if len({other[n] for other in by_way}) > 1]
+            label = method_name(method) + (f" ({', '.join(apart)})" if apart else "")
+            found[label] = (styles[method] if place == 0 else next(spare), numbers)
+    return found
+
+
 def drawable(table: Table, model: str) -> list[Row]:
     """Finished rows of a model that have a cost, if any of them drops tokens."""
     rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
     return rows if any(row.drops for row in rows) else []
 
 
-def draw(
-    axes: Axes,
-    rows: list[Row],
-    cells: list[Cell | None],
-    floor: float | None,
-    styles: dict[str, Line],
-    scale: float = 100,
-) -> None:
-    """One panel: a line a method through its budgets, `none` and the blind guess as horizontal lines."""
-    methods: dict[str, list[tuple[float, Cell]]] = {}
+def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | None, scale: float = 100) -> None:
+    """One panel: a curve a method through its budgets, `none` and the blind guess as horizontal lines."""
     for row, cell in zip(rows, cells):
-        flops = row.cost("prefill_flops_ratio")
-        if cell is None or flops is None:
-            continue
-        if row.drops:
-            methods.setdefault(row.spec.method, []).append((100 * flops, cell))
-        else:
+        if cell is not None and not row.drops:
             axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)
     if floor is not None:
         axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), label="blind guess", zorder=1)
-    for method, points in sorted(methods.items()):
-        points.sort(key=lambda point: point[0])
-        style = styles[method]
+    for label, (style, numbers) in curves(rows).items():
+        there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
+        points = sorted(
+            ((100 * flops, cell) for flops, cell in there if flops is not None and cell is not None),
+            key=lambda point: point[0],
+        )
+        if not points:
+            continue
         axes.errorbar(
             [flops for flops, _ in points],
             [scale * cell.score.value for _, cell in points],
@@ -128,7 +144,7 @@ def draw(
             markeredgewidth=0.5,
             elinewidth=0.8,
             capsize=1.8,
-            label=method_name(method),
+            label=label,
             zorder=3,
         )
     axes.grid(axis="y", linewidth=0.4, color="0.88")
@@ -146,18 +162,25 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend above all panels, outside of them, so that it hides nothing."""
+    """One legend above all panels, outside of them, so that it hides nothing; as many columns as fit the width."""
     handles, names = axes.get_legend_handles_labels()
     shown = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
-    figure.legend(
-        shown,
-        names,
-        loc="outside upper center",
-        ncols=2 if columns == 3 and len(names) == 4 else min(columns, len(names)),
-        frameon=False,
-        handlelength=2.2,
-        columnspacing=1.2,
-    )
+    for number in range(min(columns, len(names)), 0, -1):
+        if number == 3 and len(names) == 4:
+            continue  # two and two, not three and one
+        box = figure.legend(
+            shown,
+            names,
+            loc="outside upper center",
+            ncols=number,
+            frameon=False,
+            handlelength=2.2,
+            columnspacing=1.2,
+        )
+        figure.draw_without_rendering()
+        if number == 1 or box.get_window_extent().width <= figure.bbox.width:
+            break
+        box.remove()
 
 
 def files(table: Table) -> Iterable[tuple[str, bytes]]:

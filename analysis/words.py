@@ -129,7 +129,7 @@ def diff(first: Run, second: Run) -> str:
     text += [f"  {name}: {left.get(name)} | {right.get(name)}" for name in moved]
     if not (first.done and second.done):
         return "\n".join([*text, "Scores: not compared, a run is not done."]) + "\n"
-    text.append("Scores, A, B, and B minus A with its 95 % interval (points):")
+    text.append("Scores: A | B | B minus A [95 % interval], in points; lost: right in A, wrong in B")
     for task, result in first.record.results.items():
         other = second.record.results.get(task)
         if other is None:
