@@ -10,26 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import CORE, FAMILIES, LAYERS, MROPE_FAMILIES, build, fresh
+from cases import FLOAT, HALVES, ONE, RAGGED, batch_of, kept_of, methods
+from families import CORE, FAMILIES, LAYERS, build, fresh
 from prompts import collate, sample, single
-from torch import Tensor, nn
+from torch import nn
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage, attach
 
-RAGGED = ((3, 5), (2, 4, 6), (7,), (6, 2))  # one image, two, none, one
-ONE = ((3, 5),)
-HALVES = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
 EVERYTHING = Schedule((Stage(1, 1.0), Stage(3, 1.0)))
-FLOAT = {"sdpa": torch.float64, "eager": torch.float32}  # transformers' eager mask is NaN on padded float64 rows
-
-
-def methods(family: str) -> list[Any]:
-    compact = [] if family in MROPE_FAMILIES else [PyramidDrop(positions="compact"), FastV(positions="compact")]
-    return [PyramidDrop(positions="original"), FastV(), RandomDrop(), *compact]
-
-
-def batch_of(family: str, model: Any, rows: tuple[tuple[int, ...], ...], side: str = "left") -> dict[str, Tensor]:
-    return collate(family, [sample(family, model, texts, seed) for seed, texts in enumerate(rows)], side)
 
 
 @torch.no_grad()
@@ -96,7 +84,7 @@ def test_random_depends_on_the_seed_and_the_prompt_alone() -> None:
     for name, method in {"0": RandomDrop(), "0 again": RandomDrop(seed=0), "1": RandomDrop(seed=1)}.items():
         with attach(model, method, HALVES) as trace:
             model(**batch)
-        kept[name] = [[row.tolist() for row in stage] for stage in trace.kept]
+        kept[name] = kept_of(trace)
     assert kept["0"] == kept["0 again"]
     assert kept["0"] != kept["1"]
     assert kept["0"][0][0] != kept["0"][0][3], "two prompts with equally many tokens lose different ones"

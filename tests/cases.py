@@ -1,0 +1,41 @@
+"""What several test modules run the engine on: a ragged batch, a two-boundary schedule, the methods a family allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import torch
+from families import MROPE_FAMILIES
+from prompts import collate, sample
+from torch import Tensor
+
+from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage
+
+RAGGED = ((3, 5), (2, 4, 6), (7,), (6, 2))  # prompts with one image, two, none, one
+ONE = ((3, 5),)
+HALVES = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
+BOUNDARIES = {2: 0.5, 4: 0.25}  # HALVES, for the oracle
+FLOAT = {"sdpa": torch.float64, "eager": torch.float32}  # transformers' eager mask is NaN on padded float64 rows
+TOLERANCE = {"sdpa": 5e-5, "eager": 2e-3}  # of logits of standard deviation 1.4, against the float64 oracle
+
+
+def methods(family: str) -> list[Any]:
+    """Every method under every position policy that the family's rotary positions allow."""
+    compact = [] if family in MROPE_FAMILIES else [PyramidDrop(positions="compact"), FastV(positions="compact")]
+    return [PyramidDrop(positions="original"), FastV(), RandomDrop(), *compact]
+
+
+def rule_of(method: Any) -> oracle.Rule | None:
+    """The oracle's rule for a method; None where it must be told who stays."""
+    return {PyramidDrop: oracle.PYRAMIDDROP, FastV: oracle.FASTV, RandomDrop: None}[type(method)]
+
+
+def batch_of(family: str, model: Any, rows: tuple[tuple[int, ...], ...], side: str = "left") -> dict[str, Tensor]:
+    """A padded batch of prompts with these text lengths (see prompts.sample), each with its own words and images."""
+    return collate(family, [sample(family, model, texts, seed) for seed, texts in enumerate(rows)], side)
+
+
+def kept_of(trace: Any) -> list[list[list[int]]]:
+    """The trace's kept indices as plain lists."""
+    return [[row.tolist() for row in stage] for stage in trace.kept]

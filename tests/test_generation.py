@@ -1,0 +1,263 @@
+"""Generation with shortened caches: every way of it gives what one forward over everything would give.
+
+Cached decoding equals a full recompute exactly when the query is pinned to the end of the prompt; the oracle takes that
+position explicitly, and labels pin it in the engine itself (teacher forcing). So three programs must agree.
+
+    pytest tests/test_generation.py -k beams
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from cases import BOUNDARIES, FLOAT, HALVES, RAGGED, TOLERANCE, batch_of, kept_of, methods, rule_of
+from families import CORE, IMAGE, VISION_END, build
+from prompts import collate, sample, single
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from pdrop import FastV, PyramidDrop, attach
+
+STEPS = 4
+GREEDY: dict[str, Any] = dict(
+    max_new_tokens=STEPS,
+    do_sample=False,
+    output_logits=True,
+    return_dict_in_generate=True,
+    suppress_tokens=list(range(IMAGE, VISION_END + 1)),  # an answer that contains an image would be another test
+)
+
+
+def prolong(batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The batch with everything that was generated appended, for one forward over all of it."""
+    extra = ids.shape[1] - batch["input_ids"].shape[1]
+    mask = pad(batch["attention_mask"], (0, extra), value=1)
+    longer = dict(batch, input_ids=ids, attention_mask=mask)
+    if "mm_token_type_ids" in batch:
+        longer["mm_token_type_ids"] = pad(batch["mm_token_type_ids"], (0, extra))
+    return longer
+
+
+def teacher_forced(model: Any, batch: dict[str, Tensor], sequences: Tensor) -> Tensor:
+    """Logits [batch, steps, vocabulary] of the generated tokens from one forward, the answer given as labels."""
+    length, ids = batch["input_ids"].shape[1], sequences[:, :-1]
+    labels = ids.clone()
+    labels[:, :length] = -100
+    return model(**prolong(batch, ids), labels=labels).logits[:, length - 1 :]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", CORE)
+def test_cached_decoding_equals_recomputing_everything(family: str, backend: str) -> None:
+    model, reference = build(family, backend, FLOAT[backend]), build(family)
+    batch, truth_batch = batch_of(family, model, RAGGED), batch_of(family, reference, RAGGED)
+    rows, length = batch["input_ids"].shape
+    for method in methods(family):
+        with attach(model, method, HALVES) as trace:
+            out = model.generate(**batch, **GREEDY)
+        rule = rule_of(method)
+        kept = kept_of(trace)
+        everything = prolong(truth_batch, out.sequences[:, :-1])
+        pinned = [[length - 1]] * rows
+        truth = oracle.forward(
+            reference, everything, rule, BOUNDARIES, method.positions, queries=pinned, kept=None if rule else kept
+        )
+        assert kept == truth.kept
+        for step, logits in enumerate(out.logits):
+            want = truth.logits[:, length - 1 + step]
+            torch.testing.assert_close(logits.double(), want.double(), rtol=0, atol=TOLERANCE[backend])
+        generated = out.sequences.shape[1] - 1 - length
+        assert trace.prefills == 1
+        assert trace.tokens == [[tokens - generated for tokens in layer] for layer in truth.tokens]
+        cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        # before the first boundary the padding is cached as in any model; behind it the longest row counts
+        first = HALVES.layers[0]
+        assert cached == [length + generated] * first + [max(layer) + generated for layer in trace.tokens[first:]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CORE)
+def test_cached_decoding_equals_teacher_forcing(family: str) -> None:
+    model = build(family)
+    batch = batch_of(family, model, RAGGED)
+    for method in methods(family):
+        with attach(model, method, HALVES) as trace:
+            out = model.generate(**batch, **GREEDY)
+            kept = kept_of(trace)
+            forced = teacher_forced(model, batch, out.sequences)
+        assert kept_of(trace) == kept
+        torch.testing.assert_close(torch.stack(out.logits, 1).double(), forced.double(), rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CORE)
+@pytest.mark.parametrize("how", ["beams", "sampling"])
+def test_beams_and_samples_equal_teacher_forcing(family: str, how: str) -> None:
+    model = build(family)
+    samples = [sample(family, model, (3, 5), 0), sample(family, model, (2, 4, 6), 1)]
+    options: dict[str, Any] = GREEDY | dict(num_return_sequences=2)
+    if how == "beams":
+        options |= dict(num_beams=3, length_penalty=0.0, output_scores=True)
+    else:
+        options |= dict(do_sample=True)
+    repeated = collate(family, [one for one in samples for _ in range(2)])
+    length = repeated["input_ids"].shape[1]
+    for method in methods(family):
+        torch.manual_seed(0)
+        with attach(model, method, HALVES):
+            out = model.generate(**collate(family, samples), **options)
+            forced = teacher_forced(model, repeated, out.sequences)
+        assert len(out.sequences) == 4
+        assert out.sequences[0].tolist() != out.sequences[1].tolist()
+        if how == "sampling":
+            torch.testing.assert_close(torch.stack(out.logits, 1).double(), forced.double(), rtol=0, atol=5e-5)
+        else:
+            likely = forced.log_softmax(-1).gather(2, out.sequences[:, length:, None])[..., 0].sum(1)
+            torch.testing.assert_close(likely.float(), out.sequences_scores.float(), rtol=0, atol=1e-4)
+
+
+def text_turn(batch: dict[str, Tensor], first: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """What `generate` gets for a second turn of seven text tokens behind a first answer, and its input_ids."""
+    ids = torch.cat([first.sequences, torch.arange(20, 27).expand(len(first.sequences), -1)], 1)
+    longer = prolong(batch, ids)
+    return {key: value for key, value in longer.items() if "pixel_values" not in key and key != "image_sizes"}, ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CORE)
+@pytest.mark.parametrize("rows", [RAGGED[:1], RAGGED], ids=["one", "ragged"])
+def test_a_second_turn_on_a_copied_cache(family: str, rows: Any) -> None:
+    """Text after a pruned first turn equals recomputing both turns under the first turn's query."""
+    model = build(family)
+    batch = batch_of(family, model, rows)
+    length = batch["input_ids"].shape[1]
+    for method in methods(family):
+        with attach(model, method, HALVES) as trace:
+            first = model.generate(**batch, **GREEDY)
+            kept = kept_of(trace)
+            again, ids = text_turn(batch, first)
+            answers = []
+            for _ in range(2):  # a copy is a copy: the second branch must not see the first
+                cache = copy.deepcopy(first.past_key_values)
+                answers.append(model.generate(**again, **GREEDY, past_key_values=cache))
+        assert torch.equal(answers[0].sequences, answers[1].sequences)
+        out = answers[0]
+        everything = prolong(batch, out.sequences[:, :-1])
+        pinned = [[length - 1]] * len(rows)
+        truth = oracle.forward(model, everything, None, BOUNDARIES, method.positions, queries=pinned, kept=kept)
+        for step, logits in enumerate(out.logits):
+            want = truth.logits[:, ids.shape[1] - 1 + step]
+            torch.testing.assert_close(logits.double(), want, rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", methods("llava"), ids=lambda m: f"{type(m).__name__}-{m.positions}")
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl"])
+def test_a_second_turn_with_a_new_image(family: str, method: Any) -> None:
+    """New images are ranked among themselves; what the first turn kept stays as it is."""
+    model = build(family)
+    turns = [batch_of(family, model, ((3, 5),)), collate(family, [sample(family, model, (4, 6), 5)])]
+    lengths = [turn["input_ids"].shape[1] for turn in turns]
+    cache, kept, visual = DynamicCache(config=model.config), [], []
+    with attach(model, method, HALVES) as trace:
+        for number, turn in enumerate(turns):
+            mask = torch.ones(1, sum(lengths[: number + 1]), dtype=torch.long)
+            out = model(**dict(turn, attention_mask=mask), past_key_values=cache)
+            kept.append(kept_of(trace))
+            visual += trace.visual
+    assert trace.prefills == 2
+    both = [[old[0] + [visual[0] + index for index in new[0]]] for old, new in zip(*kept)]
+    dialogue = collate(
+        family,
+        [
+            {
+                key: torch.cat([t[key].squeeze(0) if key == "input_ids" else t[key] for t in turns])
+                for key in turns[0]
+                if key != "attention_mask"
+            }
+        ],
+    )
+    truth = oracle.forward(model, dialogue, None, BOUNDARIES, method.positions, kept=both)
+    alive = [p - lengths[0] for p in truth.alive[0] if p >= lengths[0]]
+    torch.testing.assert_close(out.logits[0, alive], truth.logits[0, lengths[0] :][alive], rtol=0, atol=5e-5)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [layer[0] for layer in truth.tokens]
+    share = [len(stage[0]) for stage in kept[1]]
+    assert share == [method.count(stage, visual[1]) for stage in HALVES]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", methods("llava"), ids=lambda m: f"{type(m).__name__}-{m.positions}")
+def test_several_caches_in_flight(method: Any) -> None:
+    """What a later forward must know lives on the cache: interleaved decoding equals one after the other."""
+    model = build("llava")
+    batches = [batch_of("llava", model, rows) for rows in (RAGGED[:2], RAGGED[1:], ((9,),))]
+    with attach(model, method, HALVES):
+        wanted = [model.generate(**batch, **GREEDY).sequences for batch in batches]
+        caches = [DynamicCache(config=model.config) for _ in batches]
+        tokens = [batch["input_ids"] for batch in batches]
+        for step in range(STEPS):
+            for number, batch in enumerate(batches):
+                whole = prolong(batch, tokens[number])
+                inputs = whole if step == 0 else dict(whole, input_ids=tokens[number][:, -1:], pixel_values=None)
+                inputs["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp(min=0)
+                inputs["position_ids"] = inputs["position_ids"][:, -inputs["input_ids"].shape[1] :]
+                logits = model(**inputs, past_key_values=caches[number]).logits[:, -1]
+                logits[:, GREEDY["suppress_tokens"]] = -torch.inf
+                tokens[number] = torch.cat([tokens[number], logits.argmax(-1, keepdim=True)], 1)
+    for got, want in zip(tokens, wanted):
+        assert torch.equal(got, want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CORE)
+def test_a_static_cache_gives_the_same_tokens(family: str) -> None:
+    model = build(family)
+    batch = batch_of(family, model, RAGGED)
+    for method in methods(family):
+        with attach(model, method, HALVES):
+            dynamic = model.generate(**batch, **GREEDY).sequences
+            static = model.generate(**batch, **GREEDY, cache_implementation="static", disable_compile=True).sequences
+        assert torch.equal(dynamic, static)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl", "internvl"])
+def test_prompt_lookup_gives_the_same_tokens(family: str) -> None:
+    """Candidates that are refused are cropped off caches whose layers hold different lengths."""
+    model = build(family)
+    batch = single(family, sample(family, model, (3, 8)))
+    ids = batch["input_ids"]
+    ids[0, -4:] = ids[0, -8:-4]  # a repetition at the end of the prompt: there is something to look up
+    options = dict(max_new_tokens=8, do_sample=False, suppress_tokens=GREEDY["suppress_tokens"])
+    for method in methods(family):
+        with attach(model, method, HALVES) as trace:
+            greedy = model.generate(**batch, **options)
+            kept = kept_of(trace)
+            looked_up = model.generate(**batch, **options, prompt_lookup_num_tokens=3)
+        assert torch.equal(greedy, looked_up)
+        assert trace.visual
+        assert len(kept[0][0]) == method.count(HALVES.stages[0], trace.visual[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [PyramidDrop(), FastV()], ids=["pyramiddrop", "fastv"])
+def test_without_a_cache_every_step_ranks_by_its_newest_token(method: Any) -> None:
+    """`use_cache=False` is another procedure, by definition; it is documented and must stay what it is."""
+    model = build("llava")
+    batch = batch_of("llava", model, RAGGED)
+    with attach(model, method, HALVES) as trace:
+        got = model.generate(**batch, **GREEDY, use_cache=False)
+        assert trace.prefills == STEPS
+        ids = batch["input_ids"]
+        for step in range(STEPS):
+            inputs = prolong(batch, ids)
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            logits = model(**inputs, use_cache=False).logits[:, -1]
+            torch.testing.assert_close(got.logits[step].double(), logits.double(), rtol=0, atol=5e-5)
+            ids = got.sequences[:, : ids.shape[1] + 1]
