@@ -1,4 +1,4 @@
-"""The embedded default: a procedural corpus, lmms-eval tasks over it, and a small LLaVA model trained from scratch on it.
+"""The embedded default: a procedural corpus, lmms-eval tasks over it, and a small LLaVA trained on it from scratch.
 
     python -m pdrop.embedded.corpus     writes the test split and its blind-guess floors
     python -m pdrop.embedded.train      trains the model and writes it to pdrop/embedded/model

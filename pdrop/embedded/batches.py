@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from .forward import BLOCK
 from .questions import Question
@@ -22,7 +23,7 @@ _FIRST = ("reading", "document", "multihop")
 
 
 @cache
-def _tokenizer():  # type: ignore[no-untyped-def]
+def _tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
 
 

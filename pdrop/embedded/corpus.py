@@ -28,7 +28,7 @@ _PER_IMAGE = 2  # questions of one family about one image, at most
 GUESS_IMAGES = 20_000  # train images that the blind guess learns from
 
 
-def test_questions(per_family: int = QUESTIONS_PER_FAMILY) -> Iterator[tuple[int, Picture, Question]]:
+def asked_of_test(per_family: int = QUESTIONS_PER_FAMILY) -> Iterator[tuple[int, Picture, Question]]:
     """(index of the image, picture, question) of the test split, until every family has `per_family` questions."""
     missing = dict.fromkeys(FAMILIES, per_family)
     index = 0
@@ -54,7 +54,7 @@ def rows(per_family: int = QUESTIONS_PER_FAMILY) -> list[dict[str, Any]]:
     """Rows of the parquet file, family by family."""
     images: dict[int, bytes] = {}
     by_family: dict[str, list[dict[str, Any]]] = {family: [] for family in FAMILIES}
-    for index, picture, question in test_questions(per_family):
+    for index, picture, question in asked_of_test(per_family):
         if index not in images:
             images[index] = png(picture)
         found = by_family[question.family]

@@ -26,8 +26,22 @@ _LOW = torch.bfloat16
 _EPSILON = 1e-5  # of every norm in the model's config
 _ROPE_THETA = 1e6
 
-_TOWER_PARTS = ["layer_norm1.weight", "layer_norm1.bias", "self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight", "self_attn.k_proj.bias", "self_attn.v_proj.weight", "self_attn.v_proj.bias", "self_attn.out_proj.weight", "self_attn.out_proj.bias", "layer_norm2.weight", "layer_norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"]
-_DECODER_PARTS = ["input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]
+# The order in which the layer functions below take a layer's parameters.
+_TOWER_PARTS = [
+    f"{module}.{kind}"
+    for module in (
+        *("layer_norm1", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        *("layer_norm2", "mlp.fc1", "mlp.fc2"),
+    )
+    for kind in ("weight", "bias")
+]
+_DECODER_PARTS = [
+    f"{module}.weight"
+    for module in (
+        *("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+        *("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    )
+]
 
 
 def _low(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -128,7 +142,7 @@ class Forward:
         x = torch.cat([parts.class_embedding.to(_LOW).expand(batch, 1, -1), x], 1)
         x = x + parts.position_embedding.weight.to(_LOW)
         norm = self._vision.pre_layrnorm
-        x = F.layer_norm(x, (TOWER_WIDTH,), *_low(norm.weight, norm.bias), _EPSILON)
+        x = F.layer_norm(x, (TOWER_WIDTH,), norm.weight.to(_LOW), norm.bias.to(_LOW), _EPSILON)
         for layer in self._vision.encoder.layers:
             x = self._tower_layer(x, parts_of(layer, _TOWER_PARTS))
         return x[:, 1:]

@@ -76,7 +76,7 @@ class Stage:
 RECIPE = (
     Stage(
         "tower",
-        images=80_000,
+        images=64_000,
         mix={"page": 0.4, "scene": 0.3, "document": 0.22, "chart": 0.08},
         asks=False,
         tower_rate=1.0,
@@ -86,20 +86,20 @@ RECIPE = (
     ),
     Stage(
         "retrieval",
-        images=16_000,
+        images=12_800,
         mix={"scene": 1.0},
         retrieval=True,
-        start=Level(objects=(1, 2), distinct=True),
+        blocks=4,
+        start=Level(objects=(2, 3), distinct=True),
         growth=0.5,
         decay=0.1,
         floor=0.5,
     ),
     Stage(
         "mix",
-        images=60_000,
-        start=Level(objects=(1, 5), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
-        growth=0.3,
-        tower_rate=0.1,
-        patch_weight=0.05,
+        images=80_000,
+        start=Level(objects=(1, 4), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
+        growth=0.25,
+        learning_rate=0.015,
     ),
 )

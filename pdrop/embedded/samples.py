@@ -50,7 +50,7 @@ def split_seed(split: str, index: int) -> int:
 def sample(
     split: str, index: int, mix: Mapping[str, float] = MIX, level: Level = BENCHMARK, retrieval: bool = False
 ) -> Picture:
-    """Image `index` of a split. `mix` weighs the kinds of image; `retrieval` asks scenes the warm-up's questions only."""
+    """Image `index` of a split. `mix` weighs the kinds of image; `retrieval`: the warm-up's questions."""
     if not mix or set(mix) - set(KINDS):
         raise ValueError(f"mix must weigh some of {', '.join(KINDS)}, got {dict(mix)}")
     seed = split_seed(split, index)

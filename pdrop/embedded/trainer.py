@@ -76,6 +76,8 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step; moves on to the next stage behind the last."""
         stage, batch = self.stage, self.batch()
+        if stage.asks and self.step_index == 0 and not any(s.asks for s in self.recipe[: self.stage_index]):
+            self._calm_tower(batch)
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
         loss = torch.zeros(())
@@ -97,12 +99,24 @@ class Trainer:
             if not self.finished:
                 self._begin()
 
+    @torch.no_grad()
+    def _calm_tower(self, batch: Batch) -> None:
+        """Scales the tower's residual stream so that its features have RMS 1; what the layers compute stays the same.
+
+        Behind the patch labels the stream is ten times louder than word embeddings, and drowns them in the decoder.
+        """
+        rms = self.forward.features(batch.pixels).float().pow(2).mean().sqrt()
+        for name, weight in self.model.named_parameters():
+            writes = ("pre_layrnorm", "self_attn.out_proj", "mlp.fc2")
+            if "vision_tower" in name and any(part in name for part in writes):
+                weight.div_(rms)
+
     def _patch_loss(self, features: Tensor, patches: Tensor) -> Tensor:
         """Mean cross-entropy of the patch heads, empty patches counting little."""
         x = F.layer_norm(features, (TOWER_WIDTH,))
         losses = []
         for number, (name, head) in enumerate(self.heads.items()):
-            logits = F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype)).flatten(0, 1).float()
+            logits = F.linear(x, *(weight.to(x.dtype) for weight in head.parameters())).flatten(0, 1).float()
             target = patches[:, number].flatten()
             weight = torch.ones(logits.shape[-1])
             weight[0] = 0.15
