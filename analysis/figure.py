@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
+NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -149,6 +150,10 @@ def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | N
         )
     axes.grid(axis="y", linewidth=0.4, color="0.88")
     axes.margins(x=0.06)
+    left, right = axes.get_xlim()
+    if right - left < NARROWEST:
+        middle = (left + right) / 2
+        axes.set_xlim(middle - NARROWEST / 2, middle + NARROWEST / 2)
 
 
 def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
@@ -158,7 +163,9 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
         return 0.0, 0.0
     # rounding may put a bound a hair beyond its value; a bar has no negative length
     below, above = max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
-    return min(below, scale * cell.score.value), above  # no score lies below zero
+    value = scale * cell.score.value
+    above = min(above, max(0.0, 100 - value)) if scale == 100 else above
+    return min(below, value), above  # no score lies below zero, nor a fraction above 100 %
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:

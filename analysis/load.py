@@ -181,7 +181,7 @@ def refuse_mixtures(runs: Iterable[Run], times: bool = True, strict: bool = Fals
 
     for name in ("limit", "dtype", "attn_implementation", "device", "batch_size", "max_new_tokens", "versions"):
         same(name, [(run, getattr(run.record.spec, name)) for run in done])
-    for name in ("processor", "gpu"):
+    for name in ("processor", "device_name"):
         same(name, [(run, run.record.environment.get(name)) for run in done])
     for model in sorted({run.record.spec.model for run in done}):
         of_model = [run for run in done if run.record.spec.model == model]

@@ -24,7 +24,8 @@ COLUMNS = {
     "FLOPs": "prefill FLOPs of the whole model (vision tower, projector, decoder, selection) / with nothing dropped, "
     "closed form",
     "KV": "bytes of the KV cache behind the prefill / with nothing dropped",
-    "time": "prefill time / with nothing dropped, both measured in turn in one process: median and its 95 % interval",
+    "time": "prefill time / with nothing dropped, both measured in turn in one process: median and its 95 % "
+    "interval (several seeds: mean of the medians, widest of the intervals)",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
     "Δ random": "the same against dropping as many tokens at the same layers at random; a dash where no such run is in "
@@ -122,9 +123,12 @@ def provenance(runs: list[Run]) -> list[str]:
 def hardware(run: Run) -> str:
     """The machine of a run."""
     environment = run.record.environment
-    parts = [environment.get("gpu"), environment.get("processor")]
+    parts = [environment.get("device_name"), environment.get("processor")]
     cores, threads = environment.get("cores"), environment.get("threads")
-    parts += [f"{cores} cores" if cores else None, f"{threads} threads" if threads else None]
+    parts += [
+        f"{cores} cores" if cores else None,
+        f"torch on {threads} thread{'s' if threads > 1 else ''}" if threads else None,
+    ]
     return ", ".join([*(str(part) for part in parts if part), f"device {run.record.spec.device}"])
 
 

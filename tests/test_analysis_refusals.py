@@ -39,7 +39,7 @@ def copied(store: Path, tmp_path: Path) -> Path:
         ({"versions": '{"torch":"2.14.0"}'}, "versions: "),
         ({"model_fingerprint": "e" * 64}, "model_fingerprint of toy: "),
         ({"processor": "Other CPU"}, "processor: "),
-        ({"gpu": "Some GPU"}, "gpu: "),
+        ({"device_name": "Some GPU"}, "device_name: "),
         ({"data_hash": "other"}, "data_hash of toy_exist: "),
         ({"prompt_hash": "other"}, "prompt_hash of toy_exist: "),
         ({"git_commit": "fedcba9876543210"}, "git_commit (times are shown): "),
