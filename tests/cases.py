@@ -8,7 +8,7 @@ import oracle
 import torch
 from families import MROPE_FAMILIES
 from prompts import collate, sample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage
 
@@ -39,3 +39,29 @@ def batch_of(family: str, model: Any, rows: tuple[tuple[int, ...], ...], side: s
 def kept_of(trace: Any) -> list[list[list[int]]]:
     """The trace's kept indices as plain lists."""
     return [[row.tolist() for row in stage] for stage in trace.kept]
+
+
+HOOK_TABLES = [
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+]
+
+
+def picture(model: nn.Module) -> Any:
+    """Everything of a model that an attachment could leave a trace on; `rope_deltas` is Qwen's own memory of a call."""
+    modules = [
+        (
+            name,
+            {key: id(value) for key, value in vars(module).items() if key not in ("rope_deltas", "training")},
+            [list(getattr(module, table).items()) for table in HOOK_TABLES],
+        )
+        for name, module in model.named_modules()
+    ]
+    weights = {name: (value.data_ptr(), value.dtype, value._version) for name, value in model.state_dict().items()}
+    return modules, weights, model.config.to_dict(), model.generation_config.to_dict()

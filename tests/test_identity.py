@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FLOAT, HALVES, ONE, RAGGED, batch_of, kept_of, methods
+from cases import FLOAT, HALVES, ONE, RAGGED, batch_of, kept_of, methods, picture
 from families import CORE, FAMILIES, LAYERS, build, fresh
 from prompts import collate, sample, single
-from torch import nn
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage, attach
 
@@ -104,28 +103,6 @@ def test_scores_are_float32_and_decide_in_bfloat16() -> None:
             order = sorted(range(len(values)), key=lambda i: -float(values[i]))
             alive[row] = sorted(alive[row][i] for i in order[: len(indices)])
             assert alive[row] == indices.tolist()
-
-
-def picture(model: nn.Module) -> Any:
-    """Everything of a model that an attachment could leave a trace on; `rope_deltas` is Qwen's own memory of a call."""
-    modules = [
-        (name, {key: id(value) for key, value in vars(module).items() if key != "rope_deltas"})
-        + (list(module._forward_pre_hooks.items()),)
-        + (list(module._forward_hooks.items()), [list(getattr(module, key)) for key in HOOK_OPTIONS])
-        for name, module in model.named_modules()
-    ]
-    weights = {name: (value.data_ptr(), value.dtype, value._version) for name, value in model.state_dict().items()}
-    return modules, weights, model.config.to_dict(), model.generation_config.to_dict()
-
-
-HOOK_OPTIONS = [
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-]
 
 
 @torch.no_grad()
