@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger("pdrop")
 
@@ -107,6 +108,10 @@ def job(cfg: Any) -> float | None:
             list(hydra_config.overrides.task),
         )
         return mean_score(record)
+    except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
+        raise RunError(
+            f"error: {'; '.join(line.strip() for line in str(error).splitlines() if line.strip())}"
+        ) from None
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # at the end of a sweep Hydra names the first failure only
@@ -171,11 +176,11 @@ def default_device() -> str:
 
 
 def task_names(tasks: Any) -> tuple[str, ...]:
-    """Names of lmms-eval tasks: `tasks` is a set's name (conf/tasks/), a task's name, or a list of both."""
+    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both."""
     names: list[str] = []
     for name in [tasks] if isinstance(tasks, str) else list(tasks or []):
-        if name in choices("tasks"):
-            group: Any = OmegaConf.to_object(OmegaConf.load(CONF / "tasks" / f"{name}.yaml"))
+        if name in choices("task_sets"):
+            group: Any = OmegaConf.to_object(OmegaConf.load(CONF / "task_sets" / f"{name}.yaml"))
             names += group["tasks"]
         else:
             names.append(name)
