@@ -1,0 +1,60 @@
+"""The README tells the truth: its commands compose, its recipe works to the letter, its tree is the tree."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdrop.run import CONF, check_dials
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("python run.py")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_run_command_composes(command):
+    from hydra import compose, initialize_config_dir
+
+    arguments = [a for a in shlex.split(command)[2:] if a != "-m"]
+    assert check_dials(arguments) is None
+    single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # the first value of each sweep
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("run", single).model.name
+
+
+def test_every_target_named_is_in_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README + (ROOT / "CHANGELOG.md").read_text()))
+    assert {"demo", "test", "help"} <= named <= targets
+
+
+def test_the_tree_names_every_file_of_the_package():
+    tree = README.split("## What is where")[1].split("```")[1]
+    for path in [*ROOT.glob("*.py"), *(ROOT / "pdrop").glob("*")]:
+        if path.name not in ("__pycache__",) and not path.name.endswith(".egg-info"):
+            assert path.name in tree, f"README's tree does not name {path.name}"
+
+
+@pytest.mark.slow
+def test_the_recipe_for_a_method_works_to_the_letter(tmp_path):
+    for name in ("pdrop", "conf", "experiments", "run.py"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    recipe = README.split("## Add a method")[1]
+    blocks = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", recipe, re.S)
+    assert [name for name, _ in blocks] == ["pdrop/methods/central.py", "conf/method/central.yaml"]
+    for name, text in blocks:
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "run.py", "method=central", "tasks=embedded_chart", "limit=2", "latency=off"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"done +central +\[2:0.5\]", done.stdout)
