@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pdrop.engine import attach
+from pdrop.engine import Attachment, attach
 from pdrop.methods.base import Method
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
@@ -167,43 +167,44 @@ def time_call(call: Callable[[], Any], device: torch.device) -> Sample:
     return Sample((time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000)
 
 
-def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
-    """Share of one prefill that is spent on dropping: reading the prompt, ranking, gathering, masks, putting back.
+class ClockedAttachment(Attachment):
+    """An attachment that adds up the seconds spent in its own hooks: reading the prompt, ranking, gathering, masks,
+    putting rows back. The processor's time on a CPU; on a GPU the wall's, synchronised, which stops its queue."""
 
-    A clock (of the processor's time; on a GPU the wall's, synchronised) stands in front of the first and behind the
-    last hook of each module that the attachment hooks into. Not a way to time a prefill: on a GPU it stops the queue.
-    """
-    device, spent, handles = model_device(model), 0.0, []
+    spent = 0.0
 
-    def now() -> float:
+    def now(self) -> float:
+        """Seconds."""
+        device = model_device(self.architecture.vlm)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             return time.perf_counter()
         return time.process_time()
 
-    def start(*_: Any) -> None:
-        nonlocal spent
-        spent -= now()
-
-    def stop(*_: Any) -> None:
-        nonlocal spent
-        spent += now()
-
-    with attach(model, method, schedule):
-        for module in model.modules():
-            for hooks, register in (
-                (module._forward_pre_hooks, module.register_forward_pre_hook),
-                (module._forward_hooks, module.register_forward_hook),
-            ):
-                if hooks:
-                    handles += [register(start, prepend=True), register(stop)]
+    def clock(self, hook: Callable[..., Any], *given: Any) -> Any:
+        """Call one of the hooks."""
+        begin = self.now()
         try:
-            begin = now()
-            prefill(model, inputs)
-            return spent / (now() - begin)
+            return hook(*given)
         finally:
-            for handle in handles:
-                handle.remove()
+            self.spent += self.now() - begin
+
+    def open(self, *given: Any) -> Any:
+        return self.clock(super().open, *given)
+
+    def enter(self, *given: Any) -> Any:
+        return self.clock(super().enter, *given)
+
+    def leave(self, *given: Any) -> Any:
+        return self.clock(super().leave, *given)
+
+
+def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+    """Share of one prefill that is spent on dropping. Not a way to time a prefill: the clocks cost something."""
+    with (attachment := ClockedAttachment(model, method, schedule)):
+        begin = attachment.now()
+        prefill(model, inputs)
+        return attachment.spent / (attachment.now() - begin)
 
 
 def model_device(model: torch.nn.Module) -> torch.device:

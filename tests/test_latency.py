@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from pdrop.latency import (
     paired_ratio,
     prefill,
     prefill_ratio,
+    selection_share,
     take_turns,
     time_call,
 )
+from pdrop.methods.base import View
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.record import Interval
 from pdrop.schedule import Schedule, pyramid
@@ -81,11 +86,11 @@ def test_prefill_ratio_times_both_sides_and_leaves_the_model_alone() -> None:
     layer = model.model.language_model.layers[-1]
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
     before = prefill(model, inputs).logits
-    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    hooks = hooks_of(model)
     whole = seen.pop()
 
     this, unpruned, ratio = prefill_ratio(model, inputs, PyramidDrop(), SCHEDULE, Protocol("test", warmup=1, pairs=4))
-    assert hooks == [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    assert hooks_of(model) == hooks
     kept = whole - 32 + 8
     # two warm-ups, then pairs that swap who goes first
     assert seen == [kept, whole] + [kept, whole, whole, kept] * 2
@@ -109,6 +114,46 @@ def test_a_prefill_is_the_whole_prompt_to_one_logit() -> None:
     alone = prefill(model, decoder_inputs(inputs))
     assert calls == ["tower"]
     assert alone.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+def hooks_of(model: Any) -> list[int]:
+    return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+
+
+def test_selection_share_grows_with_what_selection_does() -> None:
+    @dataclass(frozen=True)
+    class Slow(PyramidDrop):
+        def score(self, view: View) -> torch.Tensor:
+            end = time.process_time() + 0.2
+            while time.process_time() < end:
+                pass
+            return super().score(view)
+
+    model = fresh("llava", "sdpa", torch.float32)
+    inputs = single("llava", sample("llava", model, (3, 5, 2)))
+    prefill(model, inputs)  # transformers registers hooks of its own at the first forward
+    before = hooks_of(model)
+    assert 0 < selection_share(model, inputs, PyramidDrop(), SCHEDULE) < 1
+    # two boundaries spin for 0.4 s of the processor's time; the tiny model itself takes some milliseconds
+    assert 0.5 < selection_share(model, inputs, Slow(), SCHEDULE) < 1
+    assert hooks_of(model) == before
+
+
+def test_the_benchmark_compares_every_case_with_the_unpruned_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    bench = importlib.import_module("bench")
+    model = bench.build(layers=4, hidden=32, heads=2, intermediate=64)
+    prefill(model, bench.prompt(4))
+    before = hooks_of(model)
+    result = bench.bench_prefill(model, 576, Protocol("test", warmup=0, pairs=2), selection_rounds=1)
+    rows = result["cases"]
+    assert set(rows) == {case.name for case in bench.cases(4)}
+    assert all(len(row["cpu_ratio"]["values"]) == 2 for row in rows.values())
+    assert rows["PyramidDrop S=4 .5"]["flops_ratio"] > rows["its random twin"]["flops_ratio"]
+    assert rows["keep = 1"]["flops_ratio"] > 1  # it ranks, and drops nothing
+    decoding = bench.bench_decode(model, 576, Protocol("test", warmup=0, pairs=2))
+    assert all(0 < row["flops_ratio"] < 1 for row in decoding["cases"].values())
+    assert hooks_of(model) == before
 
 
 def test_what_is_not_timed() -> None:
