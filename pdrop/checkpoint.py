@@ -254,7 +254,7 @@ def _content(path: Path) -> bytes:
     parts = []
     with path.open("rb") as file:
         for block in range(BLOCKS):  # the first one holds the header of a safetensors file
-            file.seek((size - BLOCK) * block // (BLOCKS - 1))
+            file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
             parts.append(file.read(BLOCK))
     return b"".join(parts)
 

@@ -229,10 +229,7 @@ def adapter() -> type:
 
         def loglikelihood(self, requests: list[Any]) -> list[Any]:
             """(loss, whether greedy) of given answers; wrapped, for lmms-eval 0.7.3 turns a bare pair into text."""
-            return [
-                GenerationResult(text=(a.loss, a.greedy))
-                for a in self._ask(self._questions.questions(requests, self.task_dict))
-            ]
+            return [GenerationResult(text=(a.loss, a.greedy)) for a in self._answers(requests)]
 
         def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
             """Not supported."""

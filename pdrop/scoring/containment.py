@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 log = logging.getLogger(__name__)
 
-BAR = re.compile(r"\d+%\||[\d?](it|ex[a-z]*|s)/(s|it)\b")
+BAR = re.compile(r"\d+%\||[\d?]\s?(it|ba|examples?|files?|s)/(s|it)\b")
 
 
 @contextlib.contextmanager

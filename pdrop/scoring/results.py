@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from pdrop.record import Score, TaskResult
@@ -32,7 +33,7 @@ BOOKKEEPING = {
     *("resps", "filtered_resps", "raw_filtered_resps", "token_counts"),
 }
 # the metric that papers report, where it is not the first one of the task's list
-REPORTED = {"pope_f1_score", "seed_image"}
+REPORTED = {"pope_f1_score", "seed_image", "average"}
 
 
 @dataclass
@@ -84,7 +85,7 @@ def task_result(
         scores=scores,
         n=len(samples),
         n_total=len(documents),
-        version=_version(config.get("metadata"), output.get("lmms_eval_version")),
+        version=_version(config.get("metadata")),
         data_hash=_hash(documents.data(sample["doc_id"]) for sample in samples),
         prompt_hash=_hash(answers[key].prompt for key in sorted(answers)),
         main_metric=next((metric for metric in first if metric in REPORTED), first[0]),
@@ -124,8 +125,13 @@ def _sample(
 
 
 def _number(value: Any) -> float | None:
-    """The number a metric has for one sample: itself, or its field `score`."""
+    """The number a metric has for one sample: itself, its field `score`, or whether prediction and answer agree.
+
+    Whether the task's score is the mean of these numbers (POPE's F1 and MME's sum are not) is for the reader to check.
+    """
     if isinstance(value, Mapping):
+        if "score" not in value and {"pred", "answer"} <= set(value):  # SEED-Bench
+            return float(str(value["pred"]).strip().lower() == str(value["answer"]).strip().lower())
         value = value.get("score")
     if isinstance(value, (bool, int, float)) and math.isfinite(value):
         return float(value)
@@ -133,9 +139,9 @@ def _number(value: Any) -> float | None:
 
 
 def _scores(output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
-    scores = {}
+    scores: dict[str, Score] = {}
     for key, value in output["results"][name].items():
-        metric, _, which = key.partition(",")
+        metric, _, which = key.partition(",")  # which of the task's filters the answers went through, usually one
         if not which or "_stderr" in metric or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):
@@ -143,7 +149,7 @@ def _scores(output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str,
             continue
         n = sum(1 for sample in samples if metric in sample["metrics"])
         higher = output["higher_is_better"][name].get(metric)
-        scores[metric if which == "none" else key] = Score(float(value), n, higher is not False)
+        scores[key if metric in scores else metric] = Score(float(value), n, higher is not False)
     return scores
 
 
@@ -170,10 +176,10 @@ def _yes_no(name: str, scores: Mapping[str, Score], samples: Sequence[Mapping[st
     return {metric: Score(value, len(pairs)) for metric, value in values.items()}
 
 
-def _version(metadata: Any, package: str | None) -> str:
+def _version(metadata: Any) -> str:
     entries = metadata if isinstance(metadata, list) else [metadata]
     versions = [str(entry["version"]) for entry in entries if isinstance(entry, Mapping) and "version" in entry]
-    return ", ".join(versions) or f"lmms-eval {package}"
+    return ", ".join(versions) or f"of lmms-eval {version('lmms-eval')}"
 
 
 def _hash(parts: Any) -> str:

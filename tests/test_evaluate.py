@@ -1,0 +1,406 @@
+"""Scoring through lmms-eval: the paper's tasks on made-up data, on a tiny LLaVA saved in the real format."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy
+import pytest
+import torch
+import yaml
+from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
+from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
+
+from pdrop.checkpoint import load
+from pdrop.evaluate import check_tasks, evaluate
+from pdrop.methods.fastv import FastV
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.record import write_atomically
+from pdrop.schedule import Schedule, pyramid, single
+from pdrop.scoring.answers import unpack
+
+ROOT = Path(__file__).resolve().parent.parent
+METHOD = PyramidDrop(positions="compact")
+SCHEDULE = pyramid(LAYERS)
+MAIN = {
+    "mme": "mme_perception_score",
+    "pope": "pope_f1_score",
+    "gqa": "exact_match",
+    "textvqa_val": "exact_match",
+    "mmbench_en_dev_static": "gpt_eval_score",
+    "seedbench": "seed_image",
+    "seedbench_ppl": "acc",
+    "chartqa": "relaxed_overall",
+    "docvqa_val": "anls",
+    "ai2d": "exact_match",
+    "mmstar": "average",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return load(str(save_llava(tmp_path_factory.mktemp("evaluate") / "llava")), name="tiny")
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def run(checkpoint, tasks, tmp_path):
+    """evaluate() with this file's defaults; `folder` is a name under tmp_path."""
+
+    def call(names, *, folder="run", method=METHOD, schedule=SCHEDULE, **more):
+        options = {"max_new_tokens": 4, "batch_size": 3, "task_dirs": [tasks]} | more
+        return evaluate(checkpoint, method, schedule, tasks=names, folder=tmp_path / folder, **options)
+
+    return call
+
+
+def samples(folder: Path, task: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples" / f"{task}.jsonl").read_text().splitlines()]
+
+
+def stored(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def comparable(evaluation) -> dict:
+    """Everything but the time."""
+    return {name: asdict(result) | {"wall_s": 0} for name, result in evaluation.results.items()}
+
+
+# ------------------------------------------------------------------------------------------------ the paper's tasks
+
+
+def test_the_papers_tasks(run, tmp_path):
+    evaluation = run(list(TASKS), limit=7)
+    assert list(evaluation.results) == list(TASKS)
+    for task, result in evaluation.results.items():
+        assert result.n == (8 if task == "mme" else 7), "MME's pairs are scored together: 7 would split one"
+        assert result.n_total == 8
+        assert result.main_metric == MAIN.get(task, "exact_match")
+        assert result.scores[result.main_metric].n == (6 if task == "mme" else 7)
+        lines = samples(tmp_path / "run", task)
+        assert [line["doc_id"] for line in lines] == list(range(result.n))
+        for line in lines:
+            images = line["prompt"].count("<image>")
+            assert line["visual_tokens"] == images * VISUAL_TOKENS
+            shares = [int(line["visual_tokens"] * keep) for keep in (0.5, 0.25, 0.125)]
+            assert line["kept_counts"] == shares and line["visual_per_layer"] == [line["visual_tokens"], *shares]
+    assert evaluation.asked == len(stored(tmp_path / "run")) and evaluation.reused == 0
+    assert len(evaluation.prompts) == evaluation.asked
+    assert all(p.visual_per_layer[0] == p.visual and p.text > 0 for p in evaluation.prompts)
+
+
+def test_right_answers_are_counted(run, tasks, tmp_path):
+    run(["gqa"], folder="first")
+    given = {sample["doc_id"]: sample["answer"].strip() for sample in samples(tmp_path / "first", "gqa")}
+    assert len(set(given.values())) > 4, "the tiny model should not say the same to everything"
+    own = write_tasks(tmp_path / "own", ["gqa"])
+    data = datasets.Dataset.from_parquet(str(tmp_path / "own" / "gqa.parquet"), cache_dir=str(tmp_path / "cache"))
+    rows = [row | {"answer": given[i] if i < 3 else "something else"} for i, row in enumerate(data)]
+    with_image_features(rows).to_parquet(tmp_path / "own" / "gqa.parquet")
+    result = run(["gqa"], folder="second", task_dirs=[own]).results["gqa"]
+    assert result.scores["exact_match"].value == 3 / 8
+    assert [s["scores"]["exact_match"] for s in samples(tmp_path / "second", "gqa")] == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_group_expands_to_its_tasks(run, tasks, tmp_path):
+    own = tmp_path / "groups"
+    own.mkdir()
+    write_atomically(own / "mine.yaml", yaml.safe_dump({"group": "mine", "task": ["pope", "gqa"]}))
+    for name in ("pope", "gqa"):
+        write_atomically(own / f"{name}.yaml", (tasks / f"{name}.yaml").read_text())
+    evaluation = run(["mine"], task_dirs=[own], limit=2)
+    assert set(evaluation.results) == {"pope", "gqa"}
+
+
+def test_unknown_tasks_are_named_with_close_matches():
+    with pytest.raises(ValueError, match=r"unknown task 'poppe'.*pope"):
+        check_tasks(["mme", "poppe"])
+    with pytest.raises(ValueError, match="no folder /nowhere"):
+        check_tasks(["mme"], ["/nowhere"])
+    check_tasks(["mme", "pope_full", "textvqa_val"])
+
+
+# ---------------------------------------------------------------------------------------- the same whatever the batch
+
+
+@pytest.mark.parametrize("method", [(None, Schedule()), (METHOD, SCHEDULE), (FastV(), single(2, 0.4, LAYERS))])
+def test_a_batch_answers_as_single_questions_do(run, tmp_path, method):
+    alone = run(["scienceqa_img", "seedbench"], folder="one", batch_size=1, method=method[0], schedule=method[1])
+    batch = run(["scienceqa_img", "seedbench"], folder="many", batch_size=5, method=method[0], schedule=method[1])
+    assert comparable(alone) == comparable(batch)
+    for task in alone.results:
+        assert samples(tmp_path / "one", task) == samples(tmp_path / "many", task)
+
+
+def test_questions_without_a_picture(run, tmp_path):
+    run(["scienceqa_img"], batch_size=8)
+    for sample in samples(tmp_path / "run", "scienceqa_img"):
+        pictures = int(sample["doc_id"] % 3 != 0)
+        assert sample["prompt"].count("<image>") == pictures
+        assert sample["visual_tokens"] == pictures * VISUAL_TOKENS
+        assert sample["kept"] == (["0", "0", "0"] if not pictures else sample["kept"])
+        assert len(unpack(sample["kept"][0])) == pictures * VISUAL_TOKENS // 2
+
+
+def test_one_method_leaves_nothing_behind_for_another(run, tmp_path):
+    before = run(["pope"], folder="none", method=None, schedule=Schedule())
+    dropped = run(["pope"], folder="dropped")
+    after = run(["pope"], folder="again", method=None, schedule=Schedule())
+    assert after.asked == dropped.asked == before.asked == 8
+    assert comparable(before) == comparable(after)
+    assert samples(tmp_path / "none", "pope") == samples(tmp_path / "again", "pope")
+    assert all(sample["kept_counts"] == [8, 4, 2] for sample in samples(tmp_path / "dropped", "pope"))
+
+
+def test_the_random_state_of_the_process_is_left_alone(run):
+    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run(["pope"], limit=2)
+    assert states == (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+# ------------------------------------------------------------------------------------------------- killed and resumed
+
+
+class Stop(KeyboardInterrupt):
+    """Ctrl-C after so many batches."""
+
+
+def stop_after(batches):
+    count = 0
+
+    def hook(task, done, total):
+        nonlocal count
+        count += 1
+        if count == batches:
+            raise Stop
+
+    return hook
+
+
+def test_an_interrupted_run_goes_on(run, tmp_path):
+    whole = run(["mme", "scienceqa_img"], folder="whole")
+    with pytest.raises(Stop):
+        run(["mme", "scienceqa_img"], folder="broken", progress=stop_after(4))
+    kept = len(stored(tmp_path / "broken"))
+    assert 0 < kept < whole.asked
+    with (tmp_path / "broken" / "answers.jsonl").open("a") as file:
+        file.write('{"key": "a line that a kill cut sh')
+    resumed = run(["mme", "scienceqa_img"], folder="broken")
+    assert (resumed.asked, resumed.reused) == (whole.asked - kept, kept)
+    assert comparable(resumed) == comparable(whole)
+    for task in whole.results:
+        name = f"samples/{task}.jsonl"
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    again = run(["mme", "scienceqa_img"], folder="broken")
+    assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)
+
+
+def test_a_foreign_answers_file_is_refused(run, tmp_path):
+    write_atomically(tmp_path / "run" / "answers.jsonl", '{"key": "x"}\n{"key": "y"}\n')
+    with pytest.raises(ValueError, match="line 1 is no answer of this version: move the folder away"):
+        run(["pope"])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pdrop.checkpoint import load
+from pdrop.evaluate import evaluate
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.schedule import pyramid
+
+checkpoint, tasks, folder, layers = sys.argv[1:]
+batches = []
+
+def hook(task, done, total):
+    batches.append(done)
+    if len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), tasks=["gqa", "pope"],
+         folder=Path(folder), batch_size=3, max_new_tokens=4, task_dirs=[tasks], progress=hook)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(run, checkpoint, tasks, tmp_path):
+    command = [sys.executable, "-c", KILLED, checkpoint.path, str(tasks), str(tmp_path / "killed"), str(LAYERS)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = len(stored(tmp_path / "killed"))
+    resumed, whole = run(["gqa", "pope"], folder="killed"), run(["gqa", "pope"], folder="whole")
+    assert (resumed.asked, resumed.reused) == (16 - kept, kept) and 0 < kept < 16
+    assert comparable(resumed) == comparable(whole)
+    for task in whole.results:
+        assert samples(tmp_path / "killed", task) == samples(tmp_path / "whole", task)
+
+
+# ------------------------------------------------------------------------------------------------ nothing is swallowed
+
+
+@dataclass(frozen=True)
+class Broken(PyramidDrop):
+    """A method with a bug."""
+
+    def score(self, view):
+        raise IndexError("a bug of the method")
+
+
+def test_an_exception_names_the_documents(run, tmp_path):
+    with pytest.raises(RuntimeError, match=r"task pope, doc_id \d, \d, \d: IndexError: a bug of the method") as error:
+        run(["pope"], method=Broken(positions="compact"))
+    assert isinstance(error.value.__cause__, IndexError)
+    assert not (tmp_path / "run" / "samples").exists()
+    run(["pope"], folder="after")  # nothing stays attached
+
+
+def test_a_picture_that_is_cut_short_is_no_picture(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"])
+    path = str(tmp_path / "own" / "pope.parquet")
+    data = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache"))
+    rows = data.cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[5]["image"]["bytes"] = rows[5]["image"]["bytes"][: len(rows[5]["image"]["bytes"]) // 2]
+    with_image_features(rows).to_parquet(path)
+    with pytest.raises(RuntimeError, match=r"task pope, doc_id 5: .*truncated"):
+        run(["pope"], task_dirs=[own])
+
+
+def test_a_prompt_that_does_not_fit_is_not_cut(tasks, tmp_path):
+    short = load(str(save_llava(tmp_path / "short", positions=40)), name="short")
+    with pytest.raises(RuntimeError, match=r"task pope, doc_id .*the model takes 40: cutting it would cut the image"):
+        evaluate(short, None, Schedule(), tasks=["pope"], folder=tmp_path / "run", task_dirs=[tasks])
+
+
+def test_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process and one device"):
+        run(["pope"])
+
+
+def test_data_that_is_not_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)  # lmms-eval tries five times
+    own = write_tasks(tmp_path / "own", ["pope"])
+    (tmp_path / "own" / "pope.parquet").unlink()
+    with pytest.raises(RuntimeError, match="task pope: its data cannot be loaded: FileNotFoundError"):
+        run(["pope"], task_dirs=[own])
+
+
+# ----------------------------------------------------------------------------------------------- likelihoods, sampling
+
+
+def test_likelihoods_are_those_of_the_plain_model(run, checkpoint, tmp_path):
+    run(["seedbench_ppl"], method=None, schedule=Schedule(), batch_size=3)
+    sample = samples(tmp_path / "run", "seedbench_ppl")[1]
+    for letter, loss in zip("ABCD", sample["losses"]):
+        full = f"{sample['prompt']} choice {letter}</s>"
+        inputs = checkpoint.processor(text=full, images=picture(1), return_tensors="pt")
+        with torch.inference_mode():
+            logits = checkpoint.model(**inputs).logits[0]
+        length = len(f" choice {letter}") + 1
+        expected = torch.nn.functional.cross_entropy(logits[-length - 1 : -1], inputs["input_ids"][0, -length:])
+        assert loss == pytest.approx(expected.item(), abs=1e-4)
+    best = min(range(4), key=lambda i: sample["losses"][i])
+    assert sample["metrics"]["acc"] == float("ABCD"[best] == "B")
+
+
+def override(folder: Path, task: str, **config) -> None:
+    path = folder / f"{task}.yaml"
+    write_atomically(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | config))
+
+
+def test_sampling_is_seeded_and_asked_for_by_the_task_alone(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"])
+    greedy = run(["pope"], folder="greedy", task_dirs=[own])
+    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 0.9, "do_sample": False})
+    run(["pope"], folder="cold", task_dirs=[own])
+    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 5.0, "do_sample": True})
+    for folder, seed in (("first", 0), ("second", 0), ("third", 1)):
+        run(["pope"], folder=folder, task_dirs=[own], seed=seed)
+    answers = {
+        name: [sample["answer"] for sample in samples(tmp_path / name, "pope")]
+        for name in ("greedy", "cold", "first", "second", "third")
+    }
+    assert all(long.startswith(short) for long, short in zip(answers["greedy"], answers["cold"])), "temperature alone"
+    assert answers["first"] == answers["second"] != answers["third"]
+    assert greedy.results["pope"].data_hash
+
+
+def test_until_cuts_the_answer(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"])
+    run(["pope"], folder="whole", task_dirs=[own])
+    first = samples(tmp_path / "whole", "pope")[0]["answer"]
+    stop = first[3]
+    override(own, "pope", generation_kwargs={"max_new_tokens": 128, "until": [stop]})
+    run(["pope"], folder="cut", task_dirs=[own])
+    assert samples(tmp_path / "cut", "pope")[0]["answer"] == first.split(stop)[0]
+
+
+# -------------------------------------------------------------------------------------------------- hashes and styles
+
+
+def test_hashes_tell_other_data_and_other_prompts(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"])
+    options = {"method": None, "schedule": Schedule(), "task_dirs": [own]}
+    first = run(["pope"], folder="first", **options).results["pope"]
+    dropped = run(["pope"], folder="dropped", task_dirs=[own]).results["pope"]
+    assert (first.data_hash, first.prompt_hash) == (dropped.data_hash, dropped.prompt_hash)
+    styled = run(["pope"], folder="styled", prompt="vicuna_v1", **options).results["pope"]
+    assert styled.data_hash == first.data_hash and styled.prompt_hash != first.prompt_hash
+    assert samples(tmp_path / "styled", "pope")[0]["prompt"].startswith("A chat between a curious user")
+    path = str(tmp_path / "own" / "pope.parquet")
+    rows = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache")).to_list()
+    rows = [row | {"image": picture(row_number // 3)} for row_number, row in enumerate(rows)]
+    rows[2]["image"] = rows[2]["image"].copy()
+    rows[2]["image"].putpixel((0, 0), (1, 2, 3))
+    with_image_features(rows).to_parquet(path)
+    pixel = run(["pope"], folder="pixel", **options).results["pope"]
+    assert pixel.data_hash != first.data_hash and pixel.prompt_hash == first.prompt_hash
+
+
+def test_samples_about_one_picture_share_its_name(run, tmp_path):
+    run(["pope", "gqa"])
+    pope, gqa = ([s["image"] for s in samples(tmp_path / "run", task)] for task in ("pope", "gqa"))
+    assert [pope.index(image) for image in pope] == [0, 0, 0, 3, 3, 3, 6, 6]
+    assert gqa == ["n0", "n0", "n1", "n1", "n2", "n2", "n3", "n3"]
+
+
+# ---------------------------------------------------------------------------------------------- lmms-eval's own command
+
+
+@pytest.mark.slow
+def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
+    here = run(["pope"], batch_size=2, limit=4).results["pope"]
+    metadata = tmp_path / "site" / "pdrop-0.dist-info"  # what an installed pdrop has: its entry point
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluate:manifest\n")
+    arguments = f"pretrained={checkpoint.path},method=pyramiddrop,positions=compact,stages=4,ratio=0.5,max_new_tokens=4"
+    command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope"]
+    command += ["--include_path", str(tasks), "--limit", "4", "--batch_size", "2", "--log_samples"]
+    command += ["--output_path", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = list((tmp_path / "out").rglob("*_results.json"))
+    assert found, done.stdout[-3000:] + done.stderr[-3000:]
+    scores = json.loads(found[0].read_text())["results"]["pope"]
+    assert scores["pope_accuracy,none"] == here.scores["pope_accuracy"].value
+    lines = [json.loads(x) for path in (tmp_path / "out").rglob("*samples_pope.jsonl") for x in path.open()]
+    given = {line["doc_id"]: line["filtered_resps"][0] for line in lines}
+    assert given == {s["doc_id"]: s["answer"] for s in samples(tmp_path / "run", "pope")}
