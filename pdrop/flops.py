@@ -81,7 +81,7 @@ def prefill_flops(
         boundaries: Layers in front of which a method ranks by attention rows that it computes itself.
         images: What went through the tower: the number of crops (towers of a fixed size), or the grid (frames,
             height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
-            one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT).
+            one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0 or (): decoder alone.
         logits: Positions that go through the lm_head; `generate` needs one.
 
     Returns:
