@@ -10,6 +10,8 @@ the shapes they always saw. After the block the model is as it was, to the bit a
 Where the official codes are silent:
 - a query token is never dropped, even if it is visual (a prompt that ends in its image): its logits are needed. It
   counts among those kept;
+- without labels, the query is the last token; with `logits_to_keep=k`, the k-th from the end, if only text follows:
+  there speculative and prompt-lookup decoding hand in a prompt together with guesses of its continuation;
 - in training, rows without an image or without an answer are not dropped at all;
 - a cache that was filled under one schedule goes on under that schedule only;
 - images that come in a later turn are ranked among themselves; those already cached are left alone;

@@ -100,7 +100,9 @@ class Attachment:
             valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -new:].bool()
             # positions tell packed rows only where neither a mask nor a cache says what they are
             positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
-            prompts = read_prompts(ids, valid, self.architecture.visual_ids, given.get("labels"), positions)
+            asked = given.get("logits_to_keep")
+            asked = asked if isinstance(asked, int) else 0
+            prompts = read_prompts(ids, valid, self.architecture.visual_ids, given.get("labels"), positions, asked)
             if any(prompts.visual_counts) or cache is None or not int(cache.get_seq_length()):
                 self.trace.start(prompts.visual_counts, prompts.lengths, prompts.visual)
         droppable = prompts is not None and any(prompts.droppable)

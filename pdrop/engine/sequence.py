@@ -53,20 +53,31 @@ class Prompts:
 
 
 def read_prompts(
-    ids: Tensor, valid: Tensor, visual_ids: Tensor, labels: Tensor | None, position_ids: Tensor | None
+    ids: Tensor,
+    valid: Tensor,
+    visual_ids: Tensor,
+    labels: Tensor | None,
+    position_ids: Tensor | None,
+    logits_to_keep: int = 0,
 ) -> Prompts:
     """Find visual and query tokens. One device synchronisation, whatever the batch.
 
     Args:
         ids: [B, L]. valid: [B, L] bool. visual_ids: the ids that stand for visual tokens. labels: [B, L], -100 = no
             label; the query tokens are then those in front of each answer. position_ids: as handed to the model.
+        logits_to_keep: Logits are asked of the last so many tokens; without labels the first of them is the query.
 
     Raises:
         ValueError: If the rows are packed sequences.
     """
     visual = torch.isin(ids, visual_ids.to(ids.device)) & valid
     places = valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)
-    query = torch.zeros_like(valid).scatter_(1, places.argmax(1, keepdim=True), True)
+    last = places.argmax(1, keepdim=True)
+    if 1 < logits_to_keep <= ids.shape[1]:  # the prompt comes with guesses of its continuation, as in prompt lookup
+        first = ids.shape[1] - logits_to_keep
+        pinned = valid[:, first] & ~visual[:, first + 1 :].any(1)
+        last = torch.where(pinned[:, None], first, last)
+    query = torch.zeros_like(valid).scatter_(1, last, True)
     answered = torch.ones_like(query[:, 0])
     if labels is not None:
         query = torch.zeros_like(valid)
