@@ -385,22 +385,25 @@ def test_samples_about_one_picture_share_its_name(run, tmp_path):
 
 @pytest.mark.slow
 def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
-    here = run(["pope"], batch_size=2, limit=4).results["pope"]
+    own = tmp_path / "own"  # under a name of its own: there a project's `pope` would be ignored
+    own.mkdir()
+    write_atomically(own / "pope_here.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_here"))
+    here = run(["pope_here"], batch_size=2, limit=4, task_dirs=[own]).results["pope_here"]
     metadata = tmp_path / "site" / "pdrop-0.dist-info"  # what an installed pdrop has: its entry point
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluate:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=pyramiddrop,positions=compact,stages=4,ratio=0.5,max_new_tokens=4"
-    command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope"]
-    command += ["--include_path", str(tasks), "--limit", "4", "--batch_size", "2", "--log_samples"]
+    command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
+    command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]
     command += ["--output_path", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = list((tmp_path / "out").rglob("*_results.json"))
     assert found, done.stdout[-3000:] + done.stderr[-3000:]
-    scores = json.loads(found[0].read_text())["results"]["pope"]
+    scores = json.loads(found[0].read_text())["results"]["pope_here"]
     assert scores["pope_accuracy,none"] == here.scores["pope_accuracy"].value
-    lines = [json.loads(x) for path in (tmp_path / "out").rglob("*samples_pope.jsonl") for x in path.open()]
-    given = {line["doc_id"]: line["filtered_resps"][0] for line in lines}
-    assert given == {s["doc_id"]: s["answer"] for s in samples(tmp_path / "run", "pope")}
+    lines = [json.loads(x) for path in (tmp_path / "out").rglob("*samples_pope_here.jsonl") for x in path.open()]
+    given = {line["doc_id"]: line["filtered_resps"].strip() for line in lines}
+    assert given == {s["doc_id"]: s["answer"].strip() for s in samples(tmp_path / "run", "pope_here")}
