@@ -6,9 +6,10 @@ from typing import Any
 
 import oracle
 import torch
-from families import MROPE_FAMILIES
+from families import IMAGE, MROPE_FAMILIES, VISION_END
 from prompts import collate, sample
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage
 
@@ -39,6 +40,26 @@ def batch_of(family: str, model: Any, rows: tuple[tuple[int, ...], ...], side: s
 def kept_of(trace: Any) -> list[list[list[int]]]:
     """The trace's kept indices as plain lists."""
     return [[row.tolist() for row in stage] for stage in trace.kept]
+
+
+STEPS = 4
+GREEDY: dict[str, Any] = dict(
+    max_new_tokens=STEPS,
+    do_sample=False,
+    output_logits=True,
+    return_dict_in_generate=True,
+    suppress_tokens=list(range(IMAGE, VISION_END + 1)),  # an answer that contains an image would be another test
+)
+
+
+def prolong(batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The batch with everything that was generated appended, for one forward over all of it."""
+    extra = ids.shape[1] - batch["input_ids"].shape[1]
+    mask = pad(batch["attention_mask"], (0, extra), value=1)
+    longer = dict(batch, input_ids=ids, attention_mask=mask)
+    if "mm_token_type_ids" in batch:
+        longer["mm_token_type_ids"] = pad(batch["mm_token_type_ids"], (0, extra))
+    return longer
 
 
 HOOK_TABLES = [

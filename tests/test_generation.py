@@ -8,39 +8,30 @@ position explicitly, and labels pin it in the engine itself (teacher forcing). S
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import oracle
 import pytest
 import torch
-from cases import BOUNDARIES, FLOAT, HALVES, RAGGED, TOLERANCE, batch_of, kept_of, methods, rule_of
-from families import CORE, IMAGE, VISION_END, build
+from cases import (
+    BOUNDARIES,
+    FLOAT,
+    GREEDY,
+    HALVES,
+    RAGGED,
+    STEPS,
+    TOLERANCE,
+    batch_of,
+    kept_of,
+    methods,
+    prolong,
+    rule_of,
+)
+from families import CORE, build
 from prompts import collate, sample, single
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache
 
 from pdrop import FastV, PyramidDrop, attach
-
-STEPS = 4
-GREEDY: dict[str, Any] = dict(
-    max_new_tokens=STEPS,
-    do_sample=False,
-    output_logits=True,
-    return_dict_in_generate=True,
-    suppress_tokens=list(range(IMAGE, VISION_END + 1)),  # an answer that contains an image would be another test
-)
-
-
-def prolong(batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """The batch with everything that was generated appended, for one forward over all of it."""
-    extra = ids.shape[1] - batch["input_ids"].shape[1]
-    mask = pad(batch["attention_mask"], (0, extra), value=1)
-    longer = dict(batch, input_ids=ids, attention_mask=mask)
-    if "mm_token_type_ids" in batch:
-        longer["mm_token_type_ids"] = pad(batch["mm_token_type_ids"], (0, extra))
-    return longer
 
 
 def teacher_forced(model: Any, batch: dict[str, Tensor], sequences: Tensor) -> Tensor:
@@ -120,98 +111,6 @@ def test_beams_and_samples_equal_teacher_forcing(family: str, how: str) -> None:
         else:
             likely = forced.log_softmax(-1).gather(2, out.sequences[:, length:, None])[..., 0].sum(1)
             torch.testing.assert_close(likely.float(), out.sequences_scores.float(), rtol=0, atol=1e-4)
-
-
-def text_turn(batch: dict[str, Tensor], first: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """What `generate` gets for a second turn of seven text tokens behind a first answer, and its input_ids."""
-    ids = torch.cat([first.sequences, torch.arange(20, 27).expand(len(first.sequences), -1)], 1)
-    longer = prolong(batch, ids)
-    return {key: value for key, value in longer.items() if "pixel_values" not in key and key != "image_sizes"}, ids
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", CORE)
-@pytest.mark.parametrize("rows", [RAGGED[:1], RAGGED], ids=["one", "ragged"])
-def test_a_second_turn_on_a_copied_cache(family: str, rows: Any) -> None:
-    """Text after a pruned first turn equals recomputing both turns under the first turn's query."""
-    model = build(family)
-    batch = batch_of(family, model, rows)
-    length = batch["input_ids"].shape[1]
-    for method in methods(family):
-        with attach(model, method, HALVES) as trace:
-            first = model.generate(**batch, **GREEDY)
-            kept = kept_of(trace)
-            again, ids = text_turn(batch, first)
-            answers = []
-            for _ in range(2):  # a copy is a copy: the second branch must not see the first
-                cache = copy.deepcopy(first.past_key_values)
-                answers.append(model.generate(**again, **GREEDY, past_key_values=cache))
-        assert torch.equal(answers[0].sequences, answers[1].sequences)
-        out = answers[0]
-        everything = prolong(batch, out.sequences[:, :-1])
-        pinned = [[length - 1]] * len(rows)
-        truth = oracle.forward(model, everything, None, BOUNDARIES, method.positions, queries=pinned, kept=kept)
-        for step, logits in enumerate(out.logits):
-            want = truth.logits[:, ids.shape[1] - 1 + step]
-            torch.testing.assert_close(logits.double(), want, rtol=0, atol=5e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("method", methods("llava"), ids=lambda m: f"{type(m).__name__}-{m.positions}")
-@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl"])
-def test_a_second_turn_with_a_new_image(family: str, method: Any) -> None:
-    """New images are ranked among themselves; what the first turn kept stays as it is."""
-    model = build(family)
-    turns = [batch_of(family, model, ((3, 5),)), collate(family, [sample(family, model, (4, 6), 5)])]
-    lengths = [turn["input_ids"].shape[1] for turn in turns]
-    cache, kept, visual = DynamicCache(config=model.config), [], []
-    with attach(model, method, HALVES) as trace:
-        for number, turn in enumerate(turns):
-            mask = torch.ones(1, sum(lengths[: number + 1]), dtype=torch.long)
-            out = model(**dict(turn, attention_mask=mask), past_key_values=cache)
-            kept.append(kept_of(trace))
-            visual += trace.visual
-    assert trace.prefills == 2
-    both = [[old[0] + [visual[0] + index for index in new[0]]] for old, new in zip(*kept)]
-    dialogue = collate(
-        family,
-        [
-            {
-                key: torch.cat([t[key].squeeze(0) if key == "input_ids" else t[key] for t in turns])
-                for key in turns[0]
-                if key != "attention_mask"
-            }
-        ],
-    )
-    truth = oracle.forward(model, dialogue, None, BOUNDARIES, method.positions, kept=both)
-    alive = [p - lengths[0] for p in truth.alive[0] if p >= lengths[0]]
-    torch.testing.assert_close(out.logits[0, alive], truth.logits[0, lengths[0] :][alive], rtol=0, atol=5e-5)
-    assert [layer.keys.shape[2] for layer in cache.layers] == [layer[0] for layer in truth.tokens]
-    share = [len(stage[0]) for stage in kept[1]]
-    assert share == [method.count(stage, visual[1]) for stage in HALVES]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("method", methods("llava"), ids=lambda m: f"{type(m).__name__}-{m.positions}")
-def test_several_caches_in_flight(method: Any) -> None:
-    """What a later forward must know lives on the cache: interleaved decoding equals one after the other."""
-    model = build("llava")
-    batches = [batch_of("llava", model, rows) for rows in (RAGGED[:2], RAGGED[1:], ((9,),))]
-    with attach(model, method, HALVES):
-        wanted = [model.generate(**batch, **GREEDY).sequences for batch in batches]
-        caches = [DynamicCache(config=model.config) for _ in batches]
-        tokens = [batch["input_ids"] for batch in batches]
-        for step in range(STEPS):
-            for number, batch in enumerate(batches):
-                whole = prolong(batch, tokens[number])
-                inputs = whole if step == 0 else dict(whole, input_ids=tokens[number][:, -1:], pixel_values=None)
-                inputs["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp(min=0)
-                inputs["position_ids"] = inputs["position_ids"][:, -inputs["input_ids"].shape[1] :]
-                logits = model(**inputs, past_key_values=caches[number]).logits[:, -1]
-                logits[:, GREEDY["suppress_tokens"]] = -torch.inf
-                tokens[number] = torch.cat([tokens[number], logits.argmax(-1, keepdim=True)], 1)
-    for got, want in zip(tokens, wanted):
-        assert torch.equal(got, want)
 
 
 @torch.no_grad()
