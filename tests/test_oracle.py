@@ -9,13 +9,13 @@ labels are. Kept tokens, scores, token counts and the logits of every remaining 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import oracle
 import pytest
 import torch
-from cases import FLOAT, TOLERANCE, kept_of
+from cases import FLOAT, GREEDY, STEPS, TOLERANCE, kept_of, prolong, rule_of
 from families import CORE, FAMILIES, LAYERS, MROPE_FAMILIES, build
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ from prompts import collate, sample
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage, attach
 
+METHODS: dict[str, Any] = {kind.__name__: kind for kind in (PyramidDrop, FastV, RandomDrop)}
 MORE = [family for family in FAMILIES if family not in CORE]
 DRAWN = settings(
     deadline=None,
@@ -53,9 +54,9 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, family: str, video: bool = False) -> Case:
+def cases(draw: st.DrawFn, family: str, video: bool = False, labels: bool = True) -> Case:
     rows = draw(st.integers(1, 4))
-    labelled = draw(st.booleans())
+    labelled = labels and draw(st.booleans())
     answers = tuple(draw(st.sampled_from(list(ANSWERS))) for _ in range(rows)) if labelled else None
     texts = []
     for row in range(rows):
@@ -77,7 +78,7 @@ def cases(draw: st.DrawFn, family: str, video: bool = False) -> Case:
         answers=answers,
         side=draw(st.sampled_from(["left", "right"])),
         schedule=Schedule(tuple(map(Stage, layers, keeps))),
-        method=draw(st.sampled_from(["PyramidDrop", "FastV", "RandomDrop"])),
+        method=draw(st.sampled_from(list(METHODS))),
         positions=draw(st.sampled_from(policies)),
         video=video,
     )
@@ -100,13 +101,11 @@ def check(family: str, backend: str, case: Case) -> None:
     truth_batch = make_batch(family, reference, case)
     spans = [ANSWERS[answer][0] for answer in case.answers] if case.answers else None
     labels = oracle.answers_only(batch, spans) if spans else None
-    method = {"PyramidDrop": PyramidDrop, "FastV": FastV, "RandomDrop": RandomDrop}[case.method](
-        positions=case.positions
-    )
+    method = METHODS[case.method](positions=case.positions)
     with attach(model, method, case.schedule) as trace:
         got = model(**batch, labels=labels).logits
     boundaries = {stage.layer: float(stage.keep or 0) for stage in case.schedule}
-    rule = {"PyramidDrop": oracle.PYRAMIDDROP, "FastV": oracle.FASTV, "RandomDrop": None}[case.method]
+    rule = rule_of(method)
     kept = None if rule else kept_of(trace)
     truth = oracle.forward(reference, truth_batch, rule, boundaries, case.positions, labels, kept=kept)
     assume(truth.margin > MARGIN[backend])
@@ -160,6 +159,44 @@ def draw_and_check(family: str, backend: str, examples: int, video: bool = False
 @pytest.mark.parametrize("family", CORE)
 def test_engine_equals_oracle(family: str, backend: str) -> None:
     draw_and_check(family, backend, examples=30)
+
+
+@torch.no_grad()
+def check_decoding(family: str, case: Case) -> None:
+    """Generate from a drawn case; every step's logits must be those of a recompute with the query pinned."""
+    model = build(family)
+    batch = make_batch(family, model, replace(case, side="left"))
+    rows, length = batch["input_ids"].shape
+    method = METHODS[case.method](positions=case.positions)
+    with attach(model, method, case.schedule) as trace:
+        out = model.generate(**batch, **GREEDY)
+    boundaries = {stage.layer: float(stage.keep or 0) for stage in case.schedule}
+    rule, kept = rule_of(method), kept_of(trace)
+    everything, pinned = prolong(batch, out.sequences[:, :-1]), [[length - 1]] * rows
+    truth = oracle.forward(
+        model, everything, rule, boundaries, case.positions, queries=pinned, kept=None if rule else kept
+    )
+    assume(truth.margin > MARGIN["sdpa"])
+    assert kept == truth.kept
+    for step, logits in enumerate(out.logits):
+        want = truth.logits[:, length - 1 + step]
+        torch.testing.assert_close(logits.double(), want, rtol=0, atol=TOLERANCE["sdpa"])
+    cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    assert [entered - cached[0] for entered in cached] == [
+        min(max(layer) - length - STEPS + 1, 0) if number >= case.schedule.layers[0] else 0
+        for number, layer in enumerate(truth.tokens)
+    ]
+
+
+@pytest.mark.parametrize("family", CORE)
+def test_decoding_equals_oracle(family: str) -> None:
+    @seed(zlib.crc32(family.encode()))
+    @settings(DRAWN, max_examples=12)
+    @given(cases(family, labels=False))
+    def drawn(case: Case) -> None:
+        check_decoding(family, case)
+
+    drawn()
 
 
 @pytest.mark.parametrize("family", MORE)
