@@ -214,14 +214,16 @@ def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> Any
 
 
 def _processor(folder: Path, path: str) -> Any:
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(folder, backend=IMAGE_BACKEND)
+        processor = AutoProcessor.from_pretrained(folder)
+        if not hasattr(processor, "image_processor"):
+            raise ValueError("it has a tokenizer, but no preprocessor_config.json")
+        # pinned on its own: video processors know no other backend than torchvision
+        processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=IMAGE_BACKEND)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise ValueError(f"{path}: transformers cannot load its processor ({_first_line(error)})") from error
-    if not hasattr(processor, "image_processor"):
-        raise ValueError(f"{path}: it has a tokenizer but no image processor (preprocessor_config.json)")
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     log.info("%s: image processor %s", path, type(processor.image_processor).__name__)

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
-_KEY = re.compile(r"^(task|group|tag)[ \t]*:[ \t]*(.*)$", re.MULTILINE)
+_KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
 
 
@@ -76,19 +76,33 @@ def _folder(directory: str | Path) -> Path:
 
 def _scan(root: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
+    tags: dict[str, Entry] = {}
     for path in sorted(root.rglob("*.yaml")):
-        text = path.read_text(encoding="utf8", errors="replace")
-        found = {key: value for key, value in reversed([(m[1], m) for m in _KEY.finditer(text)])}
-        names = {key: _values(text, match) for key, match in found.items()}
-        if "group" in names and len(names.get("task", [])) != 1:
-            entries.setdefault(names["group"][0], Entry(path, names.get("task", [])))
-        elif len(names.get("task", [])) == 1:
-            name = names["task"][0]
-            entries.setdefault(name, Entry(path))
-            for tag in names.get("tag", []) + names.get("group", []):
-                entry = entries.setdefault(tag, Entry(path))
-                entry.members += [name] if name not in entry.members and name != tag else []
-    return entries
+        keys = _keys(path)
+        task, several = keys.get("task", ([], False))
+        names = keys.get("group", ([], False))[0]
+        if names and (several or not task):
+            entries[names[0]] = Entry(path, task)
+        elif task and not several:
+            entries[task[0]] = Entry(path)
+            for tag in keys.get("tag", ([], False))[0] + names:
+                members = tags.setdefault(tag, Entry(path)).members
+                members += [task[0]] if task[0] != tag else []
+    return tags | entries
+
+
+def _keys(path: Path) -> dict[str, tuple[list[str], bool]]:
+    """The values of a file's keys and whether they are written as a list; keys of the files it includes count too."""
+    text = path.read_text(encoding="utf8", errors="replace")
+    keys: dict[str, tuple[list[str], bool]] = {}
+    for match in _KEY.finditer(text):
+        keys.setdefault(
+            match[1], (_values(text, match), not match[2].split(" #")[0].strip() or match[2].startswith("["))
+        )
+    for name in keys.pop("include", ([], False))[0]:
+        included = path.parent / name
+        keys = (_keys(included) if included.is_file() else {}) | keys
+    return keys
 
 
 def _values(text: str, match: re.Match[str]) -> list[str]:
