@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from .samples import BENCHMARK, MIX
 from .scenes import Level
+from .vocabulary import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,21 @@ RECIPE = (
     ),
     Stage(
         "retrieval",
-        images=12_800,
+        images=8_000,
         mix={"scene": 1.0},
         retrieval=True,
         blocks=4,
         start=Level(objects=(2, 3), distinct=True),
-        growth=0.5,
+        growth=0.8,
         decay=0.1,
         floor=0.5,
     ),
     Stage(
         "mix",
-        images=80_000,
-        start=Level(objects=(1, 4), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
+        images=30_000,
+        batch=24,
+        families=dict.fromkeys(FAMILIES, 1.0) | {"existence": 0.7, "attribute": 0.6, "choice": 0.6},
+        start=Level(objects=(2, 4), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
         growth=0.25,
         learning_rate=0.015,
     ),

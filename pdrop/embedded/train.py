@@ -1,6 +1,6 @@
 """Trains the embedded model from scratch on the procedural corpus and writes it as a transformers folder.
 
-    python -m pdrop.embedded.train --work build/embedded [--out pdrop/embedded/model] [--threads 1]
+    python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--threads 1]
 
 A checkpoint lies in --work; a second start goes on from it. The model folder is written at every checkpoint of a
 stage that asks questions, together with curve.csv: loss, exact match per family on images never seen before, and
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; one process with one is fastest"
