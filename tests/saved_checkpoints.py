@@ -23,20 +23,17 @@ TEMPLATE = (
 )
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(special: tuple[str, ...] = SPECIAL) -> transformers.PreTrainedTokenizerFast:
     """One token a letter of printable ASCII, space and newline; starts with <s> as Llama's does."""
     letters = [*map(chr, range(33, 127)), "\u0120", "\u010a"]  # the byte-level names of space and newline
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    vocabulary = {token: number for number, token in enumerate([*special, *letters])}
     inner = Tokenizer(models.BPE(vocabulary, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = {"image_token": "<image>"} if "<image>" in special else list(special[3:])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=named
     )
 
 
@@ -74,9 +71,7 @@ def config(positions: int = 1024) -> transformers.LlavaConfig:
     )
 
 
-def save_llava(
-    folder: Path, *, seed: int = 0, weights: bool = True, template: bool = True, positions: int = 1024
-) -> Path:
+def save_llava(folder: Path, *, weights: bool = True, template: bool = True, positions: int = 1024) -> Path:
     """Save it; without weights or chat template if asked."""
     image = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = transformers.LlavaProcessor(
@@ -89,9 +84,71 @@ def save_llava(
     )
     processor.save_pretrained(folder)
     if weights:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            transformers.LlavaForConditionalGeneration(config(positions)).save_pretrained(folder)
-    else:
-        config(positions).save_pretrained(folder)
+        return _save(transformers.LlavaForConditionalGeneration, config(positions), folder)
+    config(positions).save_pretrained(folder)
+    return folder
+
+
+def save_llava_next(folder: Path) -> Path:
+    """LLaVA-NeXT with tiles of 28 pixels in grids of up to 2 x 2."""
+    grids = [[28, 56], [56, 28], [56, 56]]
+    like, size = config(), {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    whole = transformers.LlavaNextConfig(
+        text_config=like.text_config.to_dict(),
+        vision_config=like.vision_config.to_dict(),
+        image_token_index=like.image_token_id,
+        vision_feature_layer=-1,
+        image_grid_pinpoints=grids,
+    )
+    transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(**size, image_grid_pinpoints=grids),
+        tokenizer=tokenizer(),
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return _save(transformers.LlavaNextForConditionalGeneration, whole, folder)
+
+
+def save_qwen2_5_vl(folder: Path) -> Path:
+    """Qwen2.5-VL with patches of 4 pixels, merged 2 x 2."""
+    special = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    words = tokenizer(special)
+    pad, video, start, end = words.convert_tokens_to_ids(list(special[3:]))
+    patches = {"patch_size": 4, "temporal_patch_size": 2}
+    text = config().text_config.to_dict()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names += ("max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "initializer_range")
+    whole = transformers.Qwen2_5_VLConfig(
+        text_config={name: text[name] for name in names}
+        | {
+            "vocab_size": len(words),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        },
+        vision_config=dict(
+            depth=2, hidden_size=16, num_heads=2, intermediate_size=24, out_hidden_size=32, spatial_merge_size=2
+        )
+        | patches
+        | {"fullatt_block_indexes": [1], "window_size": 16},
+        image_token_id=pad,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(
+            **patches, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
+        ),
+        tokenizer=words,
+        video_processor=transformers.Qwen2VLVideoProcessor(**patches, merge_size=2),
+        chat_template=TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ).save_pretrained(folder)
+    return _save(transformers.Qwen2_5_VLForConditionalGeneration, whole, folder)
+
+
+def _save(kind: type, whole: transformers.PretrainedConfig, folder: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(whole).save_pretrained(folder)
     return folder
