@@ -10,8 +10,9 @@ text, the decoder alone. Weights are random because speed does not depend on the
     causal      the same with the half of attention's square that sdpa's causal kernels compute: what can be reached
     selection   share of the prefill inside the attached hooks: reading the prompt, ranking, gathering, masks
 
-The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing. CPU
-time is the better number on a machine that others use, too. Batches, servers and GPUs are not what this tells of.
+The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing; `none
+again` is the unpruned model against itself: differences of that size mean nothing. CPU time is the better number on a
+machine that others use, too. Batches, servers and GPUs are not what this tells of.
 The record goes to results/bench/.
 """
 
@@ -110,9 +111,6 @@ def prompt(visual: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-# ------------------------------------------------------------------ prefill
-
-
 def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds: int) -> dict[str, Any]:
     """Everything about one prompt size, as it goes into the record; prints its table."""
     arch, compared = Architecture.from_config(model.config), cases(len(model.get_decoder().layers))
@@ -125,8 +123,11 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
 
         return call
 
-    sides = {"none": lambda: time_call(lambda: prefill(model, inputs), device)}
-    samples = take_turns(sides | {case.name: side(case) for case in compared}, protocol)
+    def unpruned() -> Sample:
+        return time_call(lambda: prefill(model, inputs), device)
+
+    sides = {"none": unpruned, **{case.name: side(case) for case in compared}, "none again": unpruned}
+    samples = take_turns(sides, protocol)
     say(f"\n{visual} visual + {TEXT_TOKENS} text tokens: {cpu_ms(samples['none']).median:.0f} ms a prefill, unpruned")
     say(" " * 24 + "CPU           [95 %]   wall   FLOPs  off by  causal  off by  selection")
     rows = {}
@@ -138,11 +139,13 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
         rows[case.name] = row | {"flops_ratio": full, "flops_ratio_causal": causal}
         off, off_causal = (100 * (row["cpu_ratio"]["median"] / flops - 1) for flops in (full, causal))
         say(f"{line}{full:8.3f}{off:+7.1f}%{causal:8.3f}{off_causal:+7.1f}%{100 * share:10.2f}%")
+    noise, line = compare("none again: noise", samples["none again"], samples["none"])
+    say(line)
     first, twin = (samples[case.name] for case in compared[:2])
     ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, twin)], "share")
     say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
     say(f"official programs, same shapes (not measured here): {OFFICIAL[visual]}")
-    none = {"cpu_ms": asdict(cpu_ms(samples["none"]))}
+    none = {"cpu_ms": asdict(cpu_ms(samples["none"])), "again": noise}
     return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
 
 
@@ -157,9 +160,6 @@ def compare(name: str, this: Sequence[Sample], base: Sequence[Sample]) -> tuple[
     wall = paired_ratio([sample.wall_ms for sample in this], [sample.wall_ms for sample in base])
     row = {"cpu_ms": asdict(cpu_ms(this)), "cpu_ratio": asdict(cpu), "wall_ratio": asdict(wall)}
     return row, f"{name:20}{cpu.median:7.3f}   [{cpu.low:.3f}, {cpu.high:.3f}]{wall.median:7.3f}"
-
-
-# ------------------------------------------------------------------ decoding
 
 
 def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
