@@ -63,11 +63,9 @@ def test_pad_shows_what_crop_cuts_off(processor):
         for mode in ("crop", "pad")
     )
     assert crop.shape == pad.shape == (1, 3, 28, 28)
-    assert crop.max() == crop.min() and pad.max() > crop.max()
-    mean = torch.tensor([int(255 * m) / 255 for m in processor.image_processor.image_mean])
-    grey = (mean - torch.tensor(processor.image_processor.image_mean)) / torch.tensor(
-        processor.image_processor.image_std
-    )
+    assert crop[0, 0].max() == crop[0, 0].min() and pad[0, 0].max() > crop[0, 0].max()
+    mean, deviation = (torch.tensor(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
+    grey = ((255 * mean).int() / 255 - mean) / deviation
     assert torch.allclose(pad[0, :, 0, 0], grey, atol=1e-5), "the border has the processor's mean colour"
 
 
