@@ -109,6 +109,7 @@ def measure(
     from pdrop.sizes import Architecture
 
     spec = record.spec
+    arch = Architecture.from_config(checkpoint.model.config)  # first: what cannot be counted is refused before scoring
     prompts: Sequence[Any] = ()
     if spec.tasks:
         evaluation = evaluate.evaluate(
@@ -130,7 +131,6 @@ def measure(
     inputs = timing_inputs(checkpoint, settings)
     if not spec.tasks:
         prompts = [one_prompt(checkpoint, inputs, method, schedule)]
-    arch = Architecture.from_config(checkpoint.model.config)
     record.cost = flops.cost(arch, prompts, schedule, method, checkpoint.model.dtype.itemsize)
     if settings.latency.measures and schedule and method is not None:
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, settings.latency)

@@ -149,7 +149,8 @@ def attention_rows(
         x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, f"{name}_norm", None)
         x = norm(x) if norm is not None else x
-        return rope(x, x, cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
+        # the function rotates queries and keys at once: hand it no second half to rotate
+        return rope(x, x[:, :, :0], cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
 
     at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
     q = project("q", take(hidden, at), take(cos, at), take(sin, at))

@@ -119,11 +119,15 @@ class Attachment:
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
-        kind = self.architecture.decoder.config._attn_implementation or ""
-        own_masks = kind == "sdpa" or kind.startswith("flash")
         two_dimensional = mask is None or getattr(mask, "ndim", 0) == 2
         whole = not past.padded and all(keys is None for keys in past.whole.values())
-        return whole and own_masks and two_dimensional and self.method.positions == "original"
+        return whole and self.causal_kernel and two_dimensional and self.method.positions == "original"
+
+    @property
+    def causal_kernel(self) -> bool:
+        """Whether the attention backend needs no mask where every key is a token."""
+        kind = self.architecture.decoder.config._attn_implementation or ""
+        return kind == "sdpa" or kind.startswith("flash")
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward ends, also by an exception."""
@@ -235,6 +239,9 @@ class Attachment:
 
     def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
         """The attention mask of the current stage, in the form that the model's attention backend wants."""
+        decoding = run.prompts is None and hidden.shape[1] == 1 and not getattr(cache, "is_compileable", False)
+        if decoding and run.whole is None and self.causal_kernel:
+            return None  # what create_causal_mask would find out, in every stage of every decoding step
         if "mask" not in run.memo:
             run.memo["mask"] = create_causal_mask(
                 config=self.architecture.decoder.config,
