@@ -138,7 +138,7 @@ def measure(
 
 
 def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """The one prompt that is timed, the same in every run: a seeded noise picture and a fixed question."""
+    """What is timed, the same in every run: a seeded noise picture and a fixed question, `batch_size` times."""
     import numpy as np
     from PIL import Image
 
@@ -146,7 +146,8 @@ def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
 
     pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE, 3), dtype=np.uint8)
     prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
-    inputs = prompter.encode([prompter.render(QUESTION, 1)], [[Image.fromarray(pixels)]])
+    prompts = [prompter.render(QUESTION, 1)] * settings.batch_size
+    inputs = prompter.encode(prompts, [[Image.fromarray(pixels)]] * settings.batch_size)
     return inputs.to(checkpoint.model.device, checkpoint.model.dtype)
 
 
