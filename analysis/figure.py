@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -195,11 +195,15 @@ def files(table: Table) -> Iterable[tuple[str, bytes]]:
     for model in table.models:
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"
         for suffix, figure in (("", tradeoff(table, model)), ("-tasks", tradeoff_by_task(table, model))):
-            if figure is None:
-                continue
-            for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-                buffer = io.BytesIO()
-                with plt.rc_context(SETTINGS):
-                    figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-                yield f"{stem}-tradeoff{suffix}.{kind}", buffer.getvalue()
-            plt.close(figure)
+            if figure is not None:
+                yield from saved(figure, f"{stem}-tradeoff{suffix}")
+
+
+def saved(figure: Figure, stem: str) -> Iterator[tuple[str, bytes]]:
+    """A figure as PDF and PNG (300 dpi), each with its file name; closes it. Same figure, same bytes."""
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        with plt.rc_context(SETTINGS):
+            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
+        yield f"{stem}.{kind}", buffer.getvalue()
+    plt.close(figure)

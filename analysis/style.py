@@ -63,6 +63,12 @@ TASK_NAMES = {
     "mmstar": "MMStar",
 }
 
+VIRIDIS = (  # matplotlib's, sampled from 0 to 0.86
+    "#440154", "#481b6d", "#46327e", "#3f4788", "#365c8d", "#2e6e8e", "#277f8e",
+    "#21918c", "#1fa187", "#2db27d", "#4ac16d", "#73d056", "#a0da39",
+)  # fmt: skip
+LAYER_MARKERS = "osD^vP<>X*h"
+
 
 def method_name(method: str) -> str:
     """A method as papers write it."""
@@ -88,3 +94,14 @@ def lines(methods: Sequence[str]) -> dict[str, Line]:
     if len(unlisted) > len(SPARE_LINES):
         raise ValueError(f"no distinct lines left for {', '.join(unlisted)}: add them to LINES in analysis/style.py")
     return {**LINES, **dict(zip(unlisted, SPARE_LINES))}
+
+
+def layer_lines(layers: int) -> list[Line]:
+    """How the curves of `layers` layers are drawn, first to last: dark to light, which grey printing keeps.
+
+    Viridis without its pale end: even steps of lightness, safe for the common colour blindnesses.
+    """
+    return [
+        Line(VIRIDIS[round(n * (len(VIRIDIS) - 1) / max(1, layers - 1))], LAYER_MARKERS[n % len(LAYER_MARKERS)], "-")
+        for n in range(layers)
+    ]

@@ -27,9 +27,11 @@ def schedule_of(method: str, ratio: float) -> Schedule:
     return single(2, ratio) if method == "fastv" else pyramid(LAYERS, ratio=ratio)
 
 
-def make_record(method: str, ratio: float, tasks: tuple[str, ...] = TASKS, **spec_changes: Any) -> RunRecord:
-    """A finished run without results; its cost follows from the schedule."""
-    schedule = schedule_of(method, ratio)
+def make_record(
+    method: str, ratio: float, tasks: tuple[str, ...] = TASKS, at: int | None = None, **spec_changes: Any
+) -> RunRecord:
+    """A finished run without results; cost as its schedule gives: the method's own, or one cut at layer `at`."""
+    schedule = schedule_of(method, ratio) if at is None else single(at, ratio)
     spec = RunSpec(
         model="toy", model_path="toy", revision=None, weights="pretrained", model_fingerprint="f" * 64,
         method=method, method_args='{"seed":0}' if method == "random" else "{}", schedule=str(schedule),
@@ -102,6 +104,16 @@ def fill(results: Path, ratios: tuple[float, ...] = (0.5, 0.3), seeds: int = 2, 
         put(results, make_record("fastv", ratio, tasks), **options)
         for seed in range(seeds):
             put(results, make_record("random", ratio, tasks, seed=seed), **options)
+
+
+def grid(results: Path, layers: tuple[int, ...] = (1, 3, 6, 9), keeps: tuple[float, ...] = (0, 0.1, 0.25, 0.5)) -> Path:
+    """The store of a redundancy study: one cut at each layer with each keep, ranked and random; returns the folder."""
+    put(results, make_record("none", 1.0), experiment="cuts")
+    for layer in layers:
+        for keep in keeps:
+            put(results, make_record("pyramiddrop", keep, at=layer), experiment="cuts")
+            put(results, make_record("random", keep, at=layer), experiment="cuts")
+    return results
 
 
 def standard(results: Path) -> Path:

@@ -1,0 +1,91 @@
+"""The redundancy study: found in the schedules, drawn with its control, numbers those of the table.
+
+python -m pytest tests/test_analysis_redundancy.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from records import TASKS, answers, grid, make_record, put, standard, table_of
+
+from analysis import figure, redundancy_figure, style
+from analysis.__main__ import main
+from analysis.redundancy import studies
+
+LAYERS, KEEPS = [1, 3, 6, 9], [0.0, 0.1, 0.25, 0.5]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a redundancy study, under another name; tests only read it."""
+    return grid(tmp_path_factory.mktemp("store"))
+
+
+def test_the_grid_is_found_in_the_schedules(store: Path) -> None:
+    (study,) = studies(table_of(store, "cuts"))
+    assert (study.layers, study.keeps) == (LAYERS, KEEPS)
+    assert len(study.ranked) == len(study.blind) == 16 and study.none is not None
+    for (layer, keep), row in study.ranked.items():
+        assert row.spec.method == "pyramiddrop" and row.spec.schedule == f"{layer}:{keep:g}"
+        assert study.blind[layer, keep].spec.method == "random"
+
+
+def test_one_layer_or_several_stages_are_no_study(tmp_path: Path) -> None:
+    table = table_of(standard(tmp_path))
+    assert studies(table) == [] and list(redundancy_figure.files(table)) == []
+
+
+def test_a_control_with_other_positions_is_none(tmp_path: Path) -> None:
+    for layer in (1, 3):
+        for keep in (0.1, 0.5):
+            put(tmp_path, make_record("fastv", keep, at=layer, positions="original"))
+            put(tmp_path, make_record("random", keep, at=layer, positions="compact"))
+    (study,) = studies(table_of(tmp_path))
+    assert study.method == "fastv" and study.blind == {} and study.none is None
+
+
+def test_the_map_holds_the_paired_differences(store: Path) -> None:
+    table = table_of(store, "cuts")
+    (study,) = studies(table)
+    drawn = redundancy_figure.heat(study)
+    assert drawn is not None and len(drawn.axes) == 3
+    texts = [[text.get_text() for text in axes.texts] for axes in drawn.axes]
+    for panel, (rows, base) in enumerate(((study.ranked, None), (study.blind, None), (study.ranked, study.blind))):
+        for place, row in rows.items():
+            other = base[place] if base else study.none
+            change = [
+                np.mean(answers(row.runs[0].record, task, 60)) - np.mean(answers(other.runs[0].record, task, 60))
+                for task in TASKS
+            ]
+            shown = f"{100 * np.mean(change):+.1f}".replace("-", "−")
+            assert shown in texts[panel], (panel, place)
+
+
+def test_figures_are_written_once_and_show_every_layer(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", "cuts", "--results", str(store)]) == 0
+    for name, width in (("", figure.COLUMN), ("-tasks", figure.PAGE), ("-map", figure.COLUMN)):
+        stem = store / "figures" / f"cuts-redundancy{name}"
+        assert stem.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+        with Image.open(stem.with_suffix(".png")) as image:
+            assert image.width == pytest.approx(300 * width, abs=2)
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+        for line in style.layer_lines(4) if name != "-map" else []:
+            wanted = [int(line.colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels - wanted).sum(1) < 12).sum() > 200, (name, line)
+    capsys.readouterr()
+    assert main(["figures", "cuts", "--results", str(store)]) == 0
+    assert "wrote" not in capsys.readouterr().out
+
+
+def test_layers_grow_lighter_and_differ() -> None:
+    for count in (1, 2, 4, 11):
+        lines = style.layer_lines(count)
+        light = [
+            sum(w * int(line.colour[i : i + 2], 16) for w, i in ((0.3, 1), (0.59, 3), (0.11, 5))) for line in lines
+        ]
+        assert light == sorted(light) and len({line.marker for line in lines}) == count
+        assert len(set(light)) == count, "still apart in grey"
