@@ -8,7 +8,7 @@ import oracle
 import torch
 from families import IMAGE, MROPE_FAMILIES, VISION_END
 from prompts import collate, sample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage
@@ -74,7 +74,7 @@ HOOK_TABLES = [
 ]
 
 
-def picture(model: nn.Module) -> Any:
+def picture(model: Any) -> Any:
     """Everything of a model that an attachment could leave a trace on; `rope_deltas` is Qwen's own memory of a call."""
     modules = [
         (

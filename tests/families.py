@@ -21,7 +21,7 @@ transformers.logging.set_verbosity_error()
 VOCABULARY, PAD, BOS = 200, 0, 1
 IMAGE, VIDEO, VISION_START, VISION_END = 190, 191, 192, 193
 LAYERS = 6
-TEXT = dict(
+TEXT: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
     hidden_size=32,
     intermediate_size=48,
@@ -33,13 +33,13 @@ TEXT = dict(
     bos_token_id=BOS,
     eos_token_id=2,
 )
-VISION = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-CLIP = dict(VISION, model_type="clip_vision_model", image_size=28, patch_size=7, projection_dim=16)
-SIGLIP = dict(VISION, model_type="siglip_vision_model", image_size=28, patch_size=7)
+VISION: dict[str, Any] = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+CLIP: dict[str, Any] = dict(VISION, model_type="clip_vision_model", image_size=28, patch_size=7, projection_dim=16)
+SIGLIP: dict[str, Any] = dict(VISION, model_type="siglip_vision_model", image_size=28, patch_size=7)
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
-LLAVA = dict(vision_config=CLIP, image_token_index=IMAGE, vision_feature_layer=-1, image_seq_length=16)
-QWEN_VISION = dict(depth=2, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
-MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+LLAVA: dict[str, Any] = dict(vision_config=CLIP, image_token_index=IMAGE, vision_feature_layer=-1, image_seq_length=16)
+QWEN_VISION: dict[str, Any] = dict(depth=2, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 
 
 def _text(kind: str, **more: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _qwen2_5_vl(**text: Any) -> Any:
 
 
 def _qwen3_vl(**text: Any) -> Any:
-    vision = dict(depth=3, hidden_size=16, out_hidden_size=32, intermediate_size=24, in_channels=3)
+    vision: dict[str, Any] = dict(depth=3, hidden_size=16, out_hidden_size=32, intermediate_size=24, in_channels=3)
     vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
     return _qwen("Qwen3VL", vision, **{"head_dim": 8, **text})
 
@@ -130,7 +130,6 @@ def _idefics3(**text: Any) -> Any:
         vision_config=dict(VISION, image_size=28, patch_size=7),
         image_token_id=IMAGE,
         scale_factor=2,
-        pad_token_id=PAD,
     )
     return transformers.Idefics3ForConditionalGeneration(config)
 

@@ -29,8 +29,14 @@ def language_model() -> Any:
 
 
 def mllama() -> Any:
-    text = {**TEXT, "cross_attention_layers": [1, 3], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_global_layers=1, attention_heads=2)
+    text: dict[str, Any] = {
+        **TEXT,
+        "cross_attention_layers": [1, 3],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    vision: dict[str, Any] = dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_global_layers=1, attention_heads=2
+    )
     vision |= dict(image_size=28, patch_size=7, vision_output_dim=48, intermediate_layers_indices=[0])
     vision |= dict(max_num_tiles=1, supported_aspect_ratios=[[1, 1]])
     config = transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
@@ -130,7 +136,7 @@ def test_what_does_not_fit_is_refused_at_attach(method: Any, schedule: Schedule,
 
 def test_unknown_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="compact, original"):
-        PyramidDrop(positions="packed")  # type: ignore[arg-type]
+        PyramidDrop(positions="packed")
 
 
 @pytest.mark.parametrize("other", [FastV(), None], ids=["dropping", "tracing"])

@@ -42,6 +42,7 @@ def compile_layers(model: Any) -> None:
         layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_compiled_layers_give_the_same_without_graph_breaks(family: str) -> None:

@@ -113,7 +113,7 @@ def test_the_model_is_as_it_was(family: str, how: str) -> None:
     batch = batch_of(family, model, RAGGED)
     logits = model(**batch).logits
     before = picture(model)
-    raised = None
+    raised: Exception | None = None
     with contextlib.suppress(ArithmeticError), attach(model, FastV(), HALVES) as trace:
         pruned = model(**batch).logits
         if how == "error in the block":

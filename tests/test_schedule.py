@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrop import FastV, PyramidDrop, RandomDrop
 from pdrop.schedule import Schedule, Stage, kept, none, pyramid, single
 
 DRAWN = settings(derandomize=True, deadline=None, database=None)
@@ -69,6 +70,15 @@ def test_counts_are_the_whole_part_of_a_double_product() -> None:
     assert kept(Stage(2, 1.0), 7) == 7
     assert kept(Stage(2, 0.0), 7) == 0
     assert kept(Stage(2, tokens=9), 7) == 7
+
+
+def test_each_method_rounds_as_its_own_code_does() -> None:
+    """FastV's rounds halves to even, PyramidDrop's takes the whole part; published lists are taken as they are."""
+    half, share, listed = Stage(2, 0.5), Stage(2, 0.29), Stage(2, tokens=30)
+    for method, counts in ((PyramidDrop(), (12, 13, 28)), (FastV(), (12, 14, 29)), (RandomDrop(), (12, 13, 28))):
+        assert (method.count(half, 25), method.count(half, 27), method.count(share, 100)) == counts
+        assert method.count(listed, 100) == 30
+        assert method.count(listed, 20) == 20
 
 
 @st.composite

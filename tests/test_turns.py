@@ -63,7 +63,8 @@ def test_a_later_turn_with_a_new_image(family: str, before: tuple[int, ...], met
     model = build(family)
     turns = [batch_of(family, model, (before,)), collate(family, [sample(family, model, (4, 6), 5)])]
     lengths = [turn["input_ids"].shape[1] for turn in turns]
-    cache, kept, visual = DynamicCache(config=model.config), [], []
+    cache: Any = DynamicCache(config=model.config)
+    kept, visual = [], []
     with attach(model, method, HALVES) as trace:
         for number, turn in enumerate(turns):
             mask = torch.ones(1, sum(lengths[: number + 1]), dtype=torch.long)
@@ -96,7 +97,9 @@ def test_several_caches_in_flight(method: Any) -> None:
         for step in range(STEPS):
             for number, batch in enumerate(batches):
                 whole = prolong(batch, tokens[number])
-                inputs = whole if step == 0 else dict(whole, input_ids=tokens[number][:, -1:], pixel_values=None)
+                inputs: dict[str, Any] = (
+                    whole if step == 0 else dict(whole, input_ids=tokens[number][:, -1:], pixel_values=None)
+                )
                 inputs["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp(min=0)
                 inputs["position_ids"] = inputs["position_ids"][:, -inputs["input_ids"].shape[1] :]
                 logits = model(**inputs, past_key_values=caches[number]).logits[:, -1]

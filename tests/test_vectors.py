@@ -44,9 +44,7 @@ def read_model(case: dict[str, Any], rows: Tensor, backend: str = "sdpa") -> Lla
     """A LLaVA with the case's language model, whose vision tower gives `rows` [image tokens, width]."""
     config = json.loads((VECTORS / "models" / f"{case['model']}.json").read_text())
     text = LlamaConfig(**{key: value for key, value in config.items() if key not in ("note", "model_type")})
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(text_config=text, vision_config=CLIP, image_token_index=IMAGE, attn_implementation=backend)
-    )
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=CLIP, image_token_index=IMAGE))
     weights = {}
     for name, value in load_file(VECTORS / "models" / f"{case['model']}.safetensors").items():
         name = name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
@@ -56,8 +54,10 @@ def read_model(case: dict[str, Any], rows: Tensor, backend: str = "sdpa") -> Lla
     assert all("vision_tower" in name or "projector" in name for name in missing)
     model.set_attn_implementation(backend)
 
+    images: Any = [rows]
+
     def image_features(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(pooler_output=[rows])
+        return BaseModelOutputWithPooling(pooler_output=images)
 
     model.model.get_image_features = image_features
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 1
