@@ -2,6 +2,7 @@
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown tables
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
+    python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from analysis import words
 from analysis.compare import compare
-from analysis.load import ALL, experiments, load_experiment, load_runs, refuse_mixtures
+from analysis.load import ALL, Run, experiments, load_experiment, load_runs, refuse_mixtures
 from analysis.notes import warnings
 from analysis.publish import publish
 from analysis.rows import Table
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "diff":
             runs = load_runs(results)
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
+        elif options.command == "overlay":
+            runs = load_runs(results)
+            write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -60,6 +64,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )
     commands.add_parser("list", parents=[common], help="every run in a line")
+    command = commands.add_parser("overlay", parents=[common], help="the image with the patches that stayed")
+    command.add_argument("runs", nargs="+", metavar="RUN_ID")
+    command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
+    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images; see overlay.py")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
     command = commands.add_parser("diff", parents=[common], help="why two runs differ")
@@ -110,6 +118,14 @@ def write_figures(table: Table, folder: Path) -> None:
     if not drawn:
         say(f"{table.name}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
+        report(folder / name, content)
+
+
+def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
+    """Write the overlays."""
+    from analysis import overlay
+
+    for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
 
 

@@ -72,6 +72,18 @@ def answers(record: RunRecord, task: str, n: int) -> np.ndarray:
     return (knows & ~lost | won if record.spec.method != "none" else knows).astype(float)
 
 
+def masks(record: RunRecord, doc_id: int) -> list[str]:
+    """One bit mask a boundary: the same ranking at every layer, but a random method draws anew at each."""
+    found, alive = [], list(range(VISUAL))
+    for stage in Schedule.parse(record.spec.schedule):
+        blind = record.spec.method.startswith("random")
+        draw = np.random.default_rng([9, doc_id, *([stage.layer, record.spec.seed] if blind else [])])
+        order = draw.permutation(VISUAL)
+        alive = sorted(alive, key=lambda token, order=order: order[token])[: int(VISUAL * stage.keep)]
+        found.append(f"{sum(1 << token for token in alive):x}")
+    return found
+
+
 def put(results: Path, record: RunRecord, n: int = 60, experiment: str | None = "demo", **marker: str) -> Path:
     """Store a record with its samples and marker, as a run does."""
     folder = results / "runs" / record.spec.folder
@@ -81,7 +93,11 @@ def put(results: Path, record: RunRecord, n: int = 60, experiment: str | None = 
             score = {"acc": Score(float(values.mean()), n), "chars": Score(3.0, n)}
             record.results[task] = TaskResult(score, n, 2 * n, "1.0", f"data-{task}", f"prompt-{task}", "acc")
             lines = [
-                json.dumps({"doc_id": i, "scores": {"acc": value, "chars": 3.0}, "image": f"image{i // 2}"})
+                json.dumps(
+                    {"doc_id": i, "question": f"{task}, number {i}?", "prompt": "<image> ?", "target": "yes"}
+                    | {"answer": "yes" if value else "no", "scores": {"acc": value, "chars": 3.0}}
+                    | {"image": f"image{i // 2}", "visual_tokens": VISUAL, "kept": masks(record, i)}
+                )
                 for i, value in enumerate(values)
             ]
             path = folder / "samples" / f"{task}.jsonl"
