@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pdrop.engine.sequence import Alive, take
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
 
@@ -121,45 +119,3 @@ def check_fit(architecture: Architecture, model: nn.Module, method: Method | Non
             f"compact positions are not defined for the multimodal rotary positions of {type(decoder).__name__}: "
             "use positions='original'"
         )
-
-
-@torch.no_grad()
-def attention_rows(
-    layer: nn.Module, hidden: Tensor, rotary: Rotary, alive: Alive, max_queries: int, rows: Tensor | None = None
-) -> Tensor:
-    """Attention that each token gets in `layer` from the asking rows: mean over heads and rows, [B, T] float32.
-
-    Costs the layer's key projection over all tokens and its query projection over the asking ones; the layer's
-    modules are called as modules, so sharding and adapters see them.
-
-    Args:
-        hidden: What enters the layer, [B, T, D].
-        rotary: (cos, sin), each [B or 1, T, head size].
-        max_queries: The most query tokens a row has.
-        rows: Which tokens ask, [B, T] bool; default: the query tokens. Reading their number synchronises.
-    """
-    asking = alive.query if rows is None else rows & alive.valid
-    most = max_queries if rows is None else int(asking.sum(1).max())
-    attention: Any = layer.self_attn
-    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    hidden, (cos, sin) = layer.input_layernorm(hidden), rotary  # type: ignore[operator]
-
-    def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
-        x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
-        norm = getattr(attention, f"{name}_norm", None)
-        x = norm(x) if norm is not None else x
-        # the function rotates queries and keys at once: hand it no second half to rotate
-        return rope(x, x[:, :, :0], cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
-
-    at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
-    q = project("q", take(hidden, at), take(cos, at), take(sin, at))
-    k = project("k", hidden, cos, sin)
-    # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
-    logits = (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
-    seen = alive.valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
-    # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
-    logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
-    probabilities = logits.softmax(-1).flatten(1, 2).mean(1)  # [B, Q, T]
-    weight = take(asking, at)[..., None].float()
-    return (probabilities * weight).sum(1) / weight.sum(1).clamp(min=1)

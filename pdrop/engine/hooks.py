@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from pdrop.engine import deepstack
-from pdrop.engine.architecture import Rotary, attention_rows, check_fit, read_architecture
+from pdrop.engine.architecture import Rotary, check_fit, read_architecture
+from pdrop.engine.ranking import cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
-from pdrop.engine.trace import Ranked, Trace
-from pdrop.methods.base import Method, View
+from pdrop.engine.trace import Trace
+from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
 
 
@@ -38,6 +39,7 @@ class Attachment:
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.observe for stage in schedule}
+        self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.run: Forward | None = None
         self.owner: nn.Module | None = None
@@ -61,7 +63,7 @@ class Attachment:
             first = min(self.observed)
             self.handles.append(decoder.register_forward_pre_hook(self.take_deepstack, with_kwargs=True))
             for number, layer in enumerate(layers):
-                if number >= first:
+                if number >= first or (number == 0 and self.begins):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
@@ -142,12 +144,14 @@ class Attachment:
         if run is None:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
+        if run.prompts is not None and number == 0 and self.begins:
+            run.begun = self.method.begin(view(run, number, layer, hidden, given))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:
             self.begin_stage(run, number, hidden, cache)
         if run.prompts is not None and self.method.observe < 0 and number in self.observed:
-            run.pending = self.score(run, number, layer, hidden, given)
+            run.pending = self.method.score(view(run, number, layer, hidden, self.rotary(run, hidden, given)))
         if not run.staged:
             return (hidden, *args[1:]), kwargs
         stage = {
@@ -158,43 +162,20 @@ class Attachment:
         }
         return (hidden, *args[1:]), kwargs | stage
 
-    def score(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
-        """Ask the method, on the input of layer `number`. [B, T] float32."""
-        prompts, alive = run.prompts, run.alive
-        assert prompts is not None and alive is not None
-        cos, sin = (x.to(hidden.device) for x in self.rotary(run, hidden, given))
-
-        def attention(rows: Tensor | None) -> Tensor:
-            return attention_rows(layer, hidden, (cos, sin), alive, prompts.max_queries, rows)
-
-        def draw(seed: int) -> Tensor:
-            return take(prompts.draw(seed, number).to(hidden.device), alive.index)
-
-        view = View(number, hidden, alive.index, alive.valid, alive.candidates, alive.query, attention, draw)
-        return self.method.score(view)
-
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
-        """At a boundary: rank, and keep the rows that stay. [B, T, D] -> [B, T', D]."""
+        """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
         assert run.prompts is not None and run.alive is not None
-        hidden = hidden.to(next(layer.parameters()).device)  # under a device map the layers are on several devices
+        hidden = hidden.to(next(layer.parameters()).device)  # under a device map the layers are on several
         run.alive = run.alive.to(hidden.device)
         stage = self.boundaries.get(number)
         if stage is None:
             return hidden
-        scores = run.pending if self.method.observe < 0 else self.score(run, number, layer, hidden, given)
+        seen = view(run, number, layer, hidden, self.rotary(run, hidden, given))
+        scores = run.pending if self.method.observe < 0 else self.method.score(seen)
         assert scores is not None
         scores, run.pending = scores.to(hidden.device), None
-        candidates = run.alive.candidates
-        protected, now = run.prompts.protected_counts, run.alive.visual_counts
-        keep = [
-            max(least, min(n, self.method.count(stage, original))) if droppable else n
-            for least, n, original, droppable in zip(protected, now, run.prompts.visual_counts, run.prompts.droppable)
-        ]
-        if keep != now:
-            run.alive, rows = run.alive.drop(scores, keep, protected)
-            hidden, run.dropped = take(hidden, rows), True
-        ranked = Ranked(scores, candidates, run.alive.index, run.alive.visual)
-        self.trace.boundary(number, run.alive.lengths, keep, ranked)
+        hidden, ranked = cut(run, self.method, stage, seen, scores)
+        self.trace.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
     def begin_stage(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> None:
@@ -261,8 +242,14 @@ class Attachment:
         alive = run.alive.to(output.device)
         if alive.ragged:
             output = output.masked_fill(~alive.valid[..., None], 0)  # fillers differ from backend to backend
-        whole = output.new_zeros(len(output), run.prompts.ids.shape[1], output.shape[2])
-        return whole.scatter(1, alive.index[..., None].expand_as(output), output)
+        places, length = alive.index, run.prompts.ids.shape[1]
+        if alive.ragged and alive.names is not None:
+            # a merged token took the place of one that went, which may be a filler's too: these go out of the way
+            places = places.masked_fill(~alive.valid, length)
+            whole = output.new_zeros(len(output), length + 1, output.shape[2])
+            return whole.scatter(1, places[..., None].expand_as(output), output)[:, :length]
+        whole = output.new_zeros(len(output), length, output.shape[2])
+        return whole.scatter(1, places[..., None].expand_as(output), output)
 
     # ---------------------------------------------------------------- visual features added behind the first layers
 

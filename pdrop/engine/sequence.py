@@ -6,7 +6,7 @@ Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -102,12 +102,16 @@ def read_prompts(
 class Alive:
     """The tokens that are left. Of each row those come first, in order; shorter rows are filled up on the right."""
 
-    index: Tensor  # [B, T] place in the padded prompt
+    index: Tensor  # [B, T] place in the padded prompt; of a merged token, its centre's
     valid: Tensor  # [B, T] token, or padding / filler?
     visual: Tensor  # [B, T] visual?
     query: Tensor  # [B, T] query?
     visual_counts: list[int]  # per row
     lengths: list[int]  # per row
+    # [B, T] a visual token's name: its number among the prompt's original ones, or -1 - m for the m-th token that was
+    # merged since. None: nothing has been merged
+    names: Tensor | None = None
+    made: list[int] = field(default_factory=list)  # per row: tokens merged so far, those that went again included
 
     @classmethod
     def all_of(cls, prompts: Prompts) -> Alive:
@@ -129,24 +133,75 @@ class Alive:
         if self.index.device == device:
             return self
         moved = {name: getattr(self, name).to(device) for name in ("index", "valid", "visual", "query")}
-        return replace(self, **moved)
+        return replace(self, **moved, names=None if self.names is None else self.names.to(device))
 
-    def drop(self, scores: Tensor, keep: list[int], protected: list[int]) -> tuple[Alive, Tensor]:
-        """Keep, of each row, the `keep` visual tokens with the highest scores; protected ones are among them.
+    def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
+        """Which tokens stay, [B, T] bool: text, and of each row the `keep` visual tokens with the highest scores.
 
         Args:
             scores: [B, T]; equal scores are broken by place, the earlier token stays.
-
-        Returns:
-            Who is left, and [B, T'] which of the T rows they were.
+            keep: Per row, protected ones among them.
         """
         order = scores.masked_fill(~self.candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
         chosen = torch.tensor([k - p for k, p in zip(keep, protected)], device=scores.device)
         top = torch.arange(order.shape[1], device=order.device) < chosen[:, None]
-        stays = self.valid & (~self.candidates | torch.zeros_like(top).scatter_(1, order, top))
+        return self.valid & (~self.candidates | torch.zeros_like(top).scatter_(1, order, top))
+
+    def shorten(self, stays: Tensor, keep: list[int]) -> tuple[Alive, Tensor]:
+        """Without the tokens that go.
+
+        Args:
+            stays: [B, T] bool.
+            keep: Visual tokens among them, per row.
+
+        Returns:
+            Who is left, and [B, T'] which of the T rows they were.
+        """
         lengths = [n - now + then for n, now, then in zip(self.lengths, self.visual_counts, keep)]
         rows = stays.int().argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
         # fillers are neither visual nor query: they must not compete at the next boundary
         index, valid = take(self.index, rows), take(stays, rows)
         visual, query = take(self.visual & stays, rows), take(self.query & stays, rows)
-        return Alive(index, valid, visual, query, keep, lengths), rows
+        names = None if self.names is None else take(self.names, rows)
+        return Alive(index, valid, visual, query, keep, lengths, names, self.made), rows
+
+    def shorten_with(
+        self, stays: Tensor, keep: list[int], centres: Tensor, merged: list[int], named: Tensor
+    ) -> tuple[Alive, Tensor]:
+        """Without the tokens that go, and with merged ones behind the last candidate of each row.
+
+        Behind the last one that was, not the last that stays: no text may see what was made from later tokens.
+
+        Args:
+            stays: [B, T] bool.
+            keep: Visual tokens among them, per row.
+            centres: [B, M] which of the T rows the merged tokens take the place of.
+            merged: How many of the M are a row's.
+            named: [B, T] the names so far.
+
+        Returns:
+            Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted behind the others.
+        """
+        (_, width), most, device = stays.shape, centres.shape[1], stays.device
+        numbers = torch.arange(most, device=device)
+        new = numbers < torch.tensor(merged, device=device)[:, None]
+        made = self.made or [0] * len(merged)
+        own = torch.arange(width, device=device) * (most + 1)
+        behind = (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
+        stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), behind], 1)
+        no = torch.zeros_like(new)
+        lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
+        last = (width + 1) * (most + 1)
+        rows = everything.masked_fill(~stays, last).argsort(dim=1, stable=True)[:, : max(lengths)]
+        names = torch.cat([named, -1 - torch.tensor(made, device=device)[:, None] - numbers], 1)
+        alive = Alive(
+            index=take(torch.cat([self.index, take(self.index, centres)], 1), rows),
+            valid=take(stays, rows),
+            visual=take(torch.cat([self.visual, ~no], 1) & stays, rows),
+            query=take(torch.cat([self.query, no], 1) & stays, rows),
+            visual_counts=[k + m for k, m in zip(keep, merged)],
+            lengths=lengths,
+            names=take(names, rows),
+            made=[before + m for before, m in zip(made, merged)],
+        )
+        return alive, rows

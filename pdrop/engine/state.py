@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pdrop.engine.sequence import Alive, Prompts
+from pdrop.engine.sequence import Alive, Prompts, take
 from pdrop.schedule import Schedule
 
 
@@ -35,6 +36,14 @@ class Forward:
     staged: bool = False  # has anything been dropped in front of the current layer, in this forward or an earlier one?
     past: int = 0  # keys that the current stage has cached
     whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
+    begun: Any = None  # what the method's `begin` returned
     pending: Tensor | None = None  # [B, T] scores observed in front of the boundary to come
     deepstack: tuple[Tensor, list[Tensor]] | None = None  # where, and which features, the first layers add
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
+
+    def names(self, device: torch.device) -> Tensor:
+        """Names of the tokens alive, [B, T]: see Alive.names."""
+        assert self.prompts is not None and self.alive is not None
+        if self.alive.names is not None:
+            return self.alive.names
+        return take((self.prompts.visual.cumsum(1) - 1).to(device), self.alive.index)

@@ -10,15 +10,36 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pdrop.engine.sequence import Alive
+
 
 @dataclass
 class Ranked:
-    """One boundary of one prefill. B prompts, T tokens alive in front of it, T' behind it."""
+    """One boundary of one prefill."""
 
-    scores: Tensor  # [B, T] float32
-    candidates: Tensor  # [B, T] bool: the visual tokens that were ranked
-    index: Tensor  # [B, T'] place in the padded prompt of the tokens that stay
-    visual: Tensor  # [B, T'] bool
+    scores: Tensor  # [B, T] float32, of the tokens in front of it
+    before: Alive
+    after: Alive
+    names: Tensor | None  # [B, T] names in front of it (see Alive.names), where something was merged here or before
+    centres: Tensor | None = None  # [B, M] and
+    weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
+
+
+@dataclass(frozen=True)
+class MergedToken:
+    """A token that was made of others at a boundary.
+
+    Attributes:
+        number: The how-manieth merged token of its prompt, from 0 on.
+        centre: The visual token whose place it took.
+        sources: What it was made of: {visual token: weight}.
+
+    Visual tokens are named as in `Trace.order`: original ones by their index, merged token m by -1 - m.
+    """
+
+    number: int
+    centre: int
+    sources: dict[int, float]
 
 
 @dataclass
@@ -55,20 +76,47 @@ class Trace:
     def kept(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU.
 
-        0 is the prompt's first visual token. Prompts without images have empty tensors; a batch in which nothing may
-        be dropped keeps everything.
+        0 is the prompt's first visual token. Merged tokens are not among them: see `order`. Prompts without images
+        have empty tensors; a batch in which nothing may be dropped keeps everything.
+        """
+        return [[row[row >= 0] for row in boundary] for boundary in self.order]
+
+    @property
+    def order(self) -> list[list[Tensor]]:
+        """Per boundary, per prompt: all visual tokens behind it as they stand, LongTensor on the CPU.
+
+        Original ones by their index, and -1 - m for the m-th token that was merged for this prompt.
         """
         boundaries = []
         for ranked in self._ranked:
             assert self._numbers is not None
-            numbers = self._numbers.to(ranked.index.device).gather(1, ranked.index)
-            boundaries.append([row[mask].cpu() for row, mask in zip(numbers, ranked.visual)])
+            left = ranked.after
+            names = self._numbers.to(left.index.device).gather(1, left.index) if left.names is None else left.names
+            boundaries.append([row[mask].cpu() for row, mask in zip(names, left.visual)])
         return boundaries or [[torch.arange(n) for n in self.visual] for _ in range(self.num_boundaries)]
 
     @property
+    def merged(self) -> list[list[list[MergedToken]]]:
+        """Per boundary, per prompt: the tokens that were made there, in their order. Empty where nothing merges."""
+        boundaries = [[self._made(ranked, row) for row in range(len(self.visual))] for ranked in self._ranked]
+        return boundaries or [[[] for _ in self.visual] for _ in range(self.num_boundaries)]
+
+    @staticmethod
+    def _made(ranked: Ranked, row: int) -> list[MergedToken]:
+        if ranked.centres is None or ranked.weights is None or ranked.names is None:
+            return []
+        first = ranked.before.made[row] if ranked.before.made else 0
+        names, centres, made = ranked.names[row].tolist(), ranked.centres[row].tolist(), []
+        for at, number in enumerate(range(first, ranked.after.made[row])):
+            weights = ranked.weights[row, at].tolist()
+            sources = {name: weight for name, weight in zip(names, weights) if weight}
+            made.append(MergedToken(number, names[centres[at]], sources))
+        return made
+
+    @property
     def scores(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: score of each visual token that was ranked there, in their original order."""
-        rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.candidates)] for ranked in self._ranked]
+        """Per boundary, per prompt: score of each visual token that was ranked there, in the order they stood in."""
+        rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.before.candidates)] for ranked in self._ranked]
         return rows or [[torch.empty(0) for _ in self.visual] for _ in range(self.num_boundaries)]
 
     @property
@@ -78,7 +126,7 @@ class Trace:
 
     @property
     def visual_tokens(self) -> list[list[int]]:
-        """Per layer, per prompt: visual tokens that entered the layer."""
+        """Per layer, per prompt: visual tokens that entered the layer, merged ones included."""
         return self._per_layer(self._visual_lengths)
 
     def _per_layer(self, changes: dict[int, list[int]]) -> list[list[int]]:

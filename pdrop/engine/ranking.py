@@ -1,0 +1,137 @@
+"""A method at a layer: what it gets to see, the attention rows it may ask for, and what its scores do.
+
+Shapes: B prompts, T tokens alive, Q asking tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdrop.engine.architecture import Rotary
+from pdrop.engine.sequence import take
+from pdrop.engine.state import Forward
+from pdrop.engine.trace import Ranked
+from pdrop.methods.base import AttentionRows, Method, View
+from pdrop.schedule import Stage
+
+
+def view(run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> View:
+    """The input of layer `number`, hidden [B, T, D], as a method sees it."""
+    prompts, alive = run.prompts, run.alive
+    assert prompts is not None and alive is not None
+    cos, sin = (x.to(hidden.device) for x in rotary)
+
+    def attention(rows: Tensor | None, most: int | None) -> AttentionRows:
+        asking = alive.query if rows is None else rows & alive.valid
+        if most is None:
+            most = prompts.max_queries if rows is None else int(asking.sum(1).max())
+        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most)
+
+    def draw(seed: int) -> Tensor:
+        return take(prompts.draw(seed, number).to(hidden.device), alive.index)
+
+    text = [length - visual for length, visual in zip(alive.lengths, alive.visual_counts)]
+    return View(
+        number,
+        hidden,
+        alive.index,
+        alive.valid,
+        alive.candidates,
+        alive.query,
+        alive.visual_counts,
+        text,
+        run.begun,
+        attention,
+        draw,
+    )
+
+
+def cut(run: Forward, method: Method, stage: Stage, seen: View, scores: Tensor) -> tuple[Tensor, Ranked]:
+    """Keep the tokens that stay, and merge some that go; notes in `run` who is left.
+
+    Args:
+        seen: The boundary layer's input, T tokens.
+        scores: Theirs, [B, T].
+
+    Returns:
+        Hidden states of those left, [B, T', D], and what the trace keeps of it.
+    """
+    prompts, alive, hidden = run.prompts, run.alive, seen.hidden
+    assert prompts is not None and alive is not None
+    protected, now = prompts.protected_counts, alive.visual_counts
+    keep = [
+        max(least, min(n, method.stays(stage, original, n))) if droppable else n
+        for least, n, original, droppable in zip(protected, now, prompts.visual_counts, prompts.droppable)
+    ]
+    if keep == now:
+        return hidden, Ranked(scores, alive, alive, alive.names)
+    going = [n - k for n, k in zip(now, keep)]
+    makes = [method.merges(n) if n else 0 for n in going]
+    stays, run.dropped = alive.best(scores, keep, protected), True
+    if not any(makes):
+        run.alive, rows = alive.shorten(stays, keep)
+        return take(hidden, rows), Ranked(scores, alive, run.alive, alive.names)
+    merged, names = method.merge(seen, scores, alive.candidates & ~stays, going), run.names(hidden.device)
+    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names)
+    hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
+    return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights)
+
+
+@torch.no_grad()
+def attention_rows(
+    layer: nn.Module, hidden: Tensor, rotary: Rotary, valid: Tensor, asking: Tensor, most: int
+) -> AttentionRows:
+    """What the asking tokens attend to in `layer`.
+
+    Costs the layer's key projection over all tokens and its query projection over `most` ones; the layer's modules
+    are called as modules, so sharding and adapters see them.
+
+    Args:
+        hidden: What enters the layer, [B, T, D].
+        rotary: (cos, sin), each [B or 1, T, head size].
+        valid: Which are tokens, not padding, [B, T] bool.
+        asking: Which tokens ask, [B, T] bool.
+        most: The most tokens of a prompt that ask, or more.
+    """
+    attention: Any = layer.self_attn
+    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    hidden, (cos, sin) = layer.input_layernorm(hidden), rotary  # type: ignore[operator]
+
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, heads, head size] -> [B, heads, T, head size]."""
+        return rope(x, x, cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
+
+    def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
+        x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{name}_norm", None)
+        return rotate(norm(x) if norm is not None else x, cos, sin)
+
+    at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
+    asks = (take(cos, at), take(sin, at))
+    q = project("q", take(hidden, at), *asks)
+    k = project("k", hidden, cos, sin)
+    # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
+    logits = (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+    seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
+    # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
+    logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
+    probabilities = logits.softmax(-1).flatten(1, 2)
+
+    def rotation() -> Tensor:
+        ones = (torch.ones_like(x.float())[:, :, None] for x in (asks[0], cos))
+        q, k = (rotate(x, *angles)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
+        return q @ k.transpose(1, 2) * attention.scaling
+
+    return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
+
+
+def floats(rotary: Rotary) -> Rotary:
+    """In float32: differences of rotations near zero are divided by."""
+    return rotary[0].float(), rotary[1].float()
