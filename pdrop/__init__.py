@@ -23,6 +23,8 @@ _HOMES = {
     "Method": "pdrop.methods.base",
     "PyramidDrop": "pdrop.methods.pyramiddrop",
     "FastV": "pdrop.methods.fastv",
+    "SparseVLM": "pdrop.methods.sparsevlm",
+    "SparseVLMPlus": "pdrop.methods.sparsevlm_plus",
     "RandomDrop": "pdrop.methods.random_drop",
     "RunSpec": "pdrop.record",
     "RunRecord": "pdrop.record",

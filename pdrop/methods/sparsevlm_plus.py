@@ -1,0 +1,58 @@
+"""SparseVLM+: SparseVLM without recycling, by the heads that look at the image most (the third algorithm released
+under the name of arXiv 2410.04417: the published code's version 2.0; no paper describes it).
+
+Raters, boundaries and counts are SparseVLM's (pdrop/methods/sparsevlm.py), and so are the differences listed there.
+What is new: attention is divided by what the rotary positions alone would give, queries and keys of ones in its place;
+only the heads count that then have the largest sum over raters and visual tokens; positions are kept. That divisor
+passes through zero and below as the distance between two tokens grows. The published code lets it, and so does this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pdrop.methods.base import Positions, View
+from pdrop.methods.sparsevlm import SparseVLM, most_raters, raters_of
+from pdrop.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseVLMPlus(SparseVLM):
+    """SparseVLM+. Keeps the listed count, or one token less than there are; merges nothing.
+
+    Attributes:
+        heads: How many heads vote; the published code has 14 of 32. All of them where a layer has fewer.
+    """
+
+    recycle: float = 0.0
+    heads: int = 14
+    positions: Positions = field(default="original", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1:
+            raise ValueError(f"heads is a number from 1 on, not {self.heads!r}")
+
+    def score(self, view: View) -> Tensor:
+        """Mean over the voting heads and the raters of the attention / the rotary positions' own share, [B, T]."""
+        rows = view.attention_rows(raters_of(view), most_raters(view))
+        weight = rows.asks[..., None].float()  # [B, Q, 1]
+        share = (rows.probabilities / rows.rotation()[:, None]).masked_fill(~rows.asks[:, None, :, None], 0)
+        got = share.sum(2) / weight.sum(1, keepdim=True).clamp(min=1)[:, :, 0, None]  # [B, heads, T], mean over raters
+        seen = got.masked_fill(~view.visual[:, None], 0).sum(-1)  # [B, heads]
+        voting = seen.topk(min(self.heads, seen.shape[1])).indices
+        return got.gather(1, voting[..., None].expand(-1, -1, got.shape[2])).mean(1)
+
+    def own_macs(
+        self, schedule: Schedule, visual: int, text_tokens: float, num_layers: int, hidden: int, head_dim: int
+    ) -> float:
+        """SparseVLM's, and the products of ones at every boundary."""
+        if not schedule or not visual:
+            return 0.0
+        layers = self.tokens_per_layer(schedule, visual, num_layers)
+        ones = sum((layers[layer - 1] + text_tokens) * self.asking(text_tokens) * head_dim for layer in schedule.layers)
+        return super().own_macs(schedule, visual, text_tokens, num_layers, hidden, head_dim) + ones
