@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench tables figures embedded-model lock clean
+.PHONY: help setup demo test check bench tables figures repro embedded-model lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ tables: $(STAMP) ## Render results/tables from the records
 
 figures: $(STAMP) ## Render results/figures from the records
 	@$(BIN)/python -m analysis figures
+
+repro: $(STAMP) ## Put our numbers beside those that papers printed: results/tables/repro.md
+	@$(BIN)/python -m analysis repro
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (hours on a CPU; resumes where it stopped)
 	@$(BIN)/python -m pdrop.embedded.train

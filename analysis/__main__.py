@@ -3,6 +3,7 @@
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown tables
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
+    python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import words
+from analysis import repro, words
 from analysis.compare import compare
 from analysis.load import ALL, Run, experiments, load_experiment, load_runs, refuse_mixtures
 from analysis.notes import warnings
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "overlay":
             runs = load_runs(results)
             write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
+        elif options.command == "repro":
+            write_repro(load_runs(results), results / "tables")
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -68,6 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images; see overlay.py")
+    commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
     command = commands.add_parser("diff", parents=[common], help="why two runs differ")
@@ -127,6 +131,16 @@ def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Pat
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
+
+
+def write_repro(runs: Sequence[Run], folder: Path) -> None:
+    """Write both files and print the page."""
+    published = repro.read_published()
+    verdicts = repro.compare(published, runs)
+    text = repro.page(verdicts, published)
+    say(text)
+    report(folder / "repro.md", text.encode())
+    report(folder / "repro.csv", repro.table(verdicts).encode())
 
 
 def report(path: Path, content: bytes) -> None:
