@@ -116,9 +116,13 @@ def write_tables(table: Table, folder: Path) -> None:
 
 def write_figures(table: Table, folder: Path) -> None:
     """Write the figures."""
-    from analysis import figure, redundancy_figure  # matplotlib takes a second: only where something is drawn
+    from analysis import (
+        figure,
+        overlap_figure,
+        redundancy_figure,
+    )  # matplotlib takes a second: only where something is drawn
 
-    drawn = [*figure.files(table), *redundancy_figure.files(table)]
+    drawn = [*figure.files(table), *redundancy_figure.files(table), *overlap_figure.files(table)]
     if not drawn:
         say(f"{table.name}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:

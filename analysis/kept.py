@@ -81,4 +81,5 @@ def unpack(mask: str, tokens: int) -> BoolArray:
     number = int(mask, 16)
     if number >> tokens:
         raise ValueError(f"mask {mask} names a token behind the last of {tokens}")
-    return np.array([number >> place & 1 for place in range(tokens)], dtype=np.bool_)
+    packed = np.frombuffer(number.to_bytes(tokens // 8 + 1, "little"), dtype=np.uint8)
+    return np.unpackbits(packed, count=tokens, bitorder="little").astype(np.bool_)

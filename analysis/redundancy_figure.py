@@ -12,7 +12,7 @@ that keeps everything equals to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -40,19 +40,20 @@ def files(table: Table) -> Iterable[tuple[str, bytes]]:
     """Every figure of the table's studies as (file name, content), PDF and PNG; nothing where there is no study."""
     found = studies(table)
     for study in found:
-        others = [other for other in found if other is not study]
-        parts = [table.name, *(part for part in apart(study, others) if part)]
-        stem = "-".join(parts) + ("" if table.name == "redundancy" else "-redundancy")
+        stem = stem_of(table, study, found)
         for suffix, figure in (("", curves(table, study)), ("-tasks", by_task(table, study)), ("-map", heat(study))):
             if figure is not None:
                 yield from saved(figure, stem + suffix)
 
 
-def apart(study: Study, others: list[Study]) -> Iterator[str]:
-    """What sets a study's file apart from the others'."""
-    for name in ("model", "method", "positions"):
-        if any(getattr(other, name) != getattr(study, name) for other in others):
-            yield getattr(study, name)
+def stem_of(table: Table, study: Study, among: list[Study]) -> str:
+    """The file name of a study's figures: the table's, what sets the study apart from others, and "redundancy"."""
+    names = ("model", "method", "positions")
+    apart = [getattr(study, name) for name in names if len({getattr(other, name) for other in among}) > 1]
+    alike = [other for other in among if all(getattr(other, name) == getattr(study, name) for name in names)]
+    if len(alike) > 1:  # they differ in the method's arguments
+        apart.append(str(alike.index(study) + 1))
+    return "-".join([table.name, *apart, *([] if table.name == "redundancy" and not apart else ["redundancy"])])
 
 
 def curves(table: Table, study: Study) -> Figure | None:

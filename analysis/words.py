@@ -11,10 +11,12 @@ from analysis.compare import resample, sample_values
 from analysis.grid import DASH, Grid, Text
 from analysis.load import Run
 from analysis.notes import commit, hardware
+from analysis.overlap import kept_sets, overlap
 from analysis.rows import Row, budget
 from analysis.statistics import Estimate, flips, interval
-from analysis.table import percent, probability, signed
+from analysis.table import bounds, percent, probability, signed
 from pdrop.record import Interval
+from pdrop.schedule import Schedule
 
 MEANING = {
     "model": "another model",
@@ -141,7 +143,29 @@ def diff(first: Run, second: Run) -> str:
         else:
             text.append(f"  {task}: {score_difference(first, second, task)}")
     text += [f"  {task}: only in B" for task in second.record.results if task not in first.record.results]
+    text += agreement(first, second)
     return "\n".join(text) + "\n"
+
+
+def agreement(first: Run, second: Run) -> list[str]:
+    """How far the kept sets of two runs agree, a line for each boundary that both have."""
+    left, right = (Schedule.parse(run.record.spec.schedule).stages for run in (first, second))
+    if any(
+        first.record.results[task].data_hash != result.data_hash
+        for task, result in second.record.results.items()
+        if task in first.record.results
+    ):
+        return []
+    text = []
+    for stage, (a, b) in enumerate(zip(left, right)):
+        found = overlap(kept_sets(first, stage), kept_sets(second, stage))
+        if found is not None:
+            text.append(
+                f"  boundary {a} | {b}: {percent(found.shared.value)} {bounds(found.shared)}, chance "
+                f"{percent(found.chance)}, over {found.samples} samples"
+            )
+    head = "Kept sets: intersection over union in % [95 % interval], and what random sets of these sizes would share"
+    return [head, *text] if text else []
 
 
 def score_difference(first: Run, second: Run, task: str) -> str:
