@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = 100.0  # percent of the visual tokens
+FAINTEST = 10.0  # points at full colour, at least: small differences must not shout
 DODGE = 0.9  # percentage points between the bars of neighbouring layers, which would hide each other
 Pick = Callable[[Row], Cell | None]
 
@@ -183,7 +184,7 @@ def heat(study: Study) -> Figure | None:
     if not panels:
         return None
     layers, keeps = study.layers, study.keeps
-    limit = max(abs(100 * change.value) for _, held in panels for change in held.values()) or 1.0
+    limit = max(FAINTEST, *(abs(100 * change.value) for _, held in panels for change in held.values()))
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, grid = plt.subplots(
             len(panels),
