@@ -69,6 +69,8 @@ def prefill_flops(
     text_tokens: float,
     *,
     boundaries: Sequence[int] = (),
+    asking: float = 1,
+    own_macs: float = 0,
     images: Images | None = None,
     logits: int = 1,
 ) -> dict[str, float]:
@@ -79,6 +81,8 @@ def prefill_flops(
         visual_per_layer: Visual tokens that enter each layer; the first is what the prompt came with.
         text_tokens: The other tokens.
         boundaries: Layers in front of which a method ranks by attention rows that it computes itself.
+        asking: How many rows of attention it asks for at each (Method.asking).
+        own_macs: Multiply-adds of its own matrix products (Method.own_macs).
         images: What went through the tower: the number of crops (towers of a fixed size), or the grid (frames,
             height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
             one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0 or (): decoder alone.
@@ -99,8 +103,8 @@ def prefill_flops(
     d, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     tokens = [visual + text_tokens for visual in visual_per_layer]
     seen = arch.tower.flops(visual_per_layer[0], images) if visual_per_layer[0] else (0.0, 0.0)
-    # all tokens that reach a boundary give keys, the last one a query; layers k-1 and k in front of the cut see equally
-    # many, so it does not matter which of them the method observes
+    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
+    # equally many, so it does not matter which of them the method observes
     ranked = [tokens[k - 1] for k in boundaries] if visual_per_layer[0] else []
     flops = {
         "vision_tower": seen[0],
@@ -108,7 +112,7 @@ def prefill_flops(
         "attention_projections": sum(2.0 * n * d * (2 * queries + 2 * keys) for n in tokens),
         "attention": sum(2.0 * 2 * n * n * queries for n in tokens),
         "mlp": sum(2.0 * n * d * arch.intermediate * 3 for n in tokens),
-        "ranking": sum(2.0 * (n * d * keys + d * queries + n * queries) for n in ranked),
+        "ranking": sum(2.0 * (n * d * keys + asking * (d + n) * queries) for n in ranked) + 2.0 * own_macs,
         "lm_head": 2.0 * logits * d * arch.vocab,
     }
     flops["total"] = sum(flops[name] for name in SUMMED)
@@ -157,7 +161,11 @@ def cost(
     per_layer = [0.0] * arch.layers
     for (text, visual, layers, images), times in kinds.items():
         share = times / len(prompts)
-        flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images)
+        own: dict[str, Any] = {}
+        if method is not None:
+            macs = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim)
+            own = {"asking": method.asking(text), "own_macs": macs}
+        flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, **own)
         parts.update({name: value * share for name, value in flops.items()})
         whole += share * prefill_flops(arch, [visual] * arch.layers, text, images=images)["total"]
         kv += share * kv_bytes(arch, [n + text for n in layers], dtype_bytes)

@@ -124,6 +124,8 @@ class Schedule:
     ) -> list[int]:
         """Visual tokens that enter each layer, for a prompt of `visual` ones.
 
+        Where a method merges, or counts in what is left, only its own `tokens_per_layer` knows.
+
         Args:
             visual: The prompt's original number of visual tokens.
             num_layers: Layers of the decoder.
@@ -204,12 +206,62 @@ def single(layer: int, keep: float, num_layers: int | None = None, layers: Seque
     return schedule if num_layers is None else schedule.check(num_layers)
 
 
+# Visual tokens kept on the output of layers 2, 6 and 15 of 32, of 576, by the name of the budget. (The budget is what
+# their authors count; with merged tokens 206.5, 145.4, 114.1 and 82.3 enter a layer on average.)
+SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+SPARSEVLM_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
+
+
+def sparsevlm(
+    num_layers: int = 32,
+    ratio: float | None = None,
+    budget: int | None = None,
+    layers: Sequence[int] | None = None,
+    shares: bool = False,
+    plus: bool = False,
+) -> Schedule:
+    """SparseVLM's published lists (its code at 26a5f48), by their name or scaled to a ratio.
+
+    Boundaries are 3, 7 and 16 of 32 layers, in front of which its code cuts; other depths have them in proportion.
+
+    Args:
+        num_layers: Layers of the decoder.
+        ratio: The share that stays at the first boundary. The others have theirs in the proportions of the list of
+            192: at 300/576 this is that list.
+        budget: A list by its name instead, 192, 128, 96 or 64: counts, whatever the prompt has. Wins over `ratio`.
+        layers: Three explicit boundaries.
+        shares: The list's counts as shares of 576, for prompts of other sizes.
+        plus: SparseVLM+'s lists.
+
+    Raises:
+        ValueError: If neither is given or there is no such list, or the boundaries do not fit the layers.
+    """
+    lists = SPARSEVLM_PLUS if plus else SPARSEVLM
+    if budget is None and ratio is None:
+        raise ValueError("give sparsevlm a ratio, or the name of a published list as budget")
+    if budget is not None and budget not in lists:
+        raise ValueError(f"budget is one of the published lists, {', '.join(map(str, lists))}, not {budget!r}")
+    if layers is None:
+        layers = [max(1, round(layer * num_layers / 32)) for layer in (3, 7, 16)]
+    if len(layers) != 3:
+        raise ValueError(f"SparseVLM's lists are for three boundaries, not layers={list(layers)}")
+    if budget is None:
+        check_ratio(ratio)
+        scale = (ratio or 0.0) / lists[192][0]
+        stages = [Stage(layer, scale * tokens) for layer, tokens in zip(layers, lists[192])]
+    elif shares:
+        stages = [Stage(layer, tokens / 576) for layer, tokens in zip(layers, lists[budget])]
+    else:
+        stages = [Stage(layer, tokens=tokens) for layer, tokens in zip(layers, lists[budget])]
+    return Schedule(tuple(stages)).check(num_layers)
+
+
 def none(num_layers: int | None = None) -> Schedule:
     """No boundary: nothing is dropped."""
     return Schedule()
 
 
-def check_ratio(ratio: float) -> None:
+def check_ratio(ratio: float | None) -> None:
     """Refuse what is not a fraction.
 
     Raises:
