@@ -171,8 +171,8 @@ def total(parts: list[Flips | None]) -> Flips | None:
 
 
 def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops as many tokens at the same layers as `row`, but blindly (random, random_fastv, ...)."""
-    same = row.drops and other.spec.schedule == row.spec.schedule
+    """Whether `other` drops as many tokens at the same layers, under the same position policy, but blindly."""
+    same = row.drops and other.spec.schedule == row.spec.schedule and other.spec.positions == row.spec.positions
     return same and is_random(other) and not is_random(row)
 
 

@@ -86,6 +86,13 @@ def test_random_twin_is_the_one_on_the_same_schedule(store: Path) -> None:
         assert (row.against_random is not None) == (row.spec.method == "pyramiddrop")
 
 
+def test_a_twin_has_the_same_positions(tmp_path: Path) -> None:
+    for method, positions in (("pyramiddrop", "compact"), ("pyramiddrop", "original"), ("random", "original")):
+        put(tmp_path, make_record(method, 0.5, positions=positions))
+    found = {(row.spec.method, row.spec.positions): row.against_random for row in table_of(tmp_path).rows}
+    assert found["pyramiddrop", "compact"] is None and found["pyramiddrop", "original"] is not None
+
+
 def test_best_is_marked_only_where_it_can_be_told(store: Path, tmp_path: Path) -> None:
     table = table_of(store)
     marks = {(row.budget, row.spec.method): row.average.mark for row in table.rows if row.average}
