@@ -28,7 +28,7 @@ COLUMNS = {
     "interval (several seeds: mean of the medians, widest of the intervals)",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
-    "Δ random": "the same against dropping as many tokens at the same layers at random, with the same positions; a dash "
+    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions; a dash "
     "where no such run is in the experiment",
     "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar "
     "test, which takes every sample for itself also where several share an image",
