@@ -12,8 +12,9 @@ import pytest
 import torch
 from cases import BOUNDARIES, GREEDY, HALVES, RAGGED, batch_of, kept_of, methods, rule_of
 from families import CORE, LAYERS, build, fresh
+from prompts import collate, sample
 
-from pdrop import FastV, PyramidDrop, attach
+from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage, attach
 
 
 @torch.no_grad()
@@ -108,3 +109,20 @@ def test_autocast() -> None:
     with attach(model, PyramidDrop(), HALVES) as trace, torch.autocast("cpu", torch.bfloat16):
         assert model(**batch).logits.isfinite().all()
     assert all(row.dtype == torch.float32 for stage in trace.scores for row in stage)
+
+
+@torch.no_grad()
+def test_named_samples_draw_apart_and_the_same_in_any_batch() -> None:
+    model = build("llava")
+    one = sample("llava", model, (3, 5), seed=1)
+    pair, alone = collate("llava", [one, one]), collate("llava", [one])
+    with attach(model, RandomDrop(seed=3), Schedule((Stage(2, 0.25),))) as trace:
+        trace.samples = ["first picture", "second picture"]
+        model(**pair)
+        first, second = trace.kept[0]
+        trace.samples = ["second picture"]
+        model(**alone)
+        assert torch.equal(trace.kept[0][0], second) and not torch.equal(first, second)
+        trace.samples = ["a", "b", "c"]
+        with pytest.raises(ValueError, match=r"trace\.samples names 3 prompts, but the batch has 2"):
+            model(**pair)

@@ -117,7 +117,7 @@ class Attachment:
         if self.boundaries and (droppable or past is not None):
             padded = prompts is not None and prompts.padded
             alive = Alive.all_of(prompts) if prompts is not None else None
-            self.run = Forward(prompts if droppable else None, alive, mask, padded)
+            self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""

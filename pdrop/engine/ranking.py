@@ -34,7 +34,7 @@ def view(run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Ro
         return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most)
 
     def draw(seed: int) -> Tensor:
-        return take(prompts.draw(seed, number).to(hidden.device), alive.index)
+        return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
 
     text = [length - visual for length, visual in zip(alive.lengths, alive.visual_counts)]
     return View(
@@ -105,7 +105,8 @@ def attention_rows(
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, heads, head size] -> [B, heads, T, head size]."""
-        return rope(x, x, cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
+        # the function rotates queries and keys at once: hand it no second half to rotate
+        return rope(x, x[:, :, :0], cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
 
     def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
@@ -118,7 +119,9 @@ def attention_rows(
     q = project("q", take(hidden, at), *asks)
     k = project("k", hidden, cos, sin)
     # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
-    logits = (q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+    wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
+    q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)
+    logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
     seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
     logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)

@@ -38,15 +38,30 @@ class Prompts:
     def padded(self) -> bool:
         return min(self.lengths) < self.ids.shape[1]
 
-    def draw(self, seed: int, layer: int) -> Tensor:
-        """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query."""
+    def draw(self, seed: int, layer: int, samples: list[str] | None = None) -> Tensor:
+        """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query.
+
+        All visual tokens have one id: two pictures under one question draw alike unless `samples` names them.
+
+        Args:
+            seed: The run's.
+            layer: Each boundary draws anew.
+            samples: A name for each prompt; where the batch holds several copies of each (beams), they share it.
+
+        Raises:
+            ValueError: If the names do not fit the batch.
+        """
+        if samples is not None and (not samples or len(self.ids) % len(samples)):
+            raise ValueError(f"trace.samples names {len(samples)} prompts, but the batch has {len(self.ids)}")
+        copies = len(self.ids) // len(samples) if samples else 1
         drawn = torch.zeros(self.ids.shape)
         for row, (ids, valid, query) in enumerate(zip(self.ids.cpu(), self.valid.cpu(), self.query.cpu())):
             places = valid.nonzero()[:, 0]
             end = int(query.nonzero()[-1]) if bool(query.any()) else ids.shape[0]
             own = ids[places[places <= end]].tolist()
             # a number for each place of the unpadded row: what follows the query must not shift those before it
-            state = zlib.crc32(repr((seed, layer, own)).encode())
+            name = samples[row // copies] if samples else None
+            state = zlib.crc32(repr((seed, layer, name, own)).encode())
             generator = torch.Generator().manual_seed(state)
             drawn[row, places] = torch.rand(self.ids.shape[1], generator=generator)[: len(places)]
         return drawn

@@ -49,12 +49,16 @@ class Trace:
     Attributes:
         prefills: Number of prefills seen since attaching.
         visual: Visual tokens of each prompt, a list over the batch.
+        samples: To be set by the caller before a forward: a name for each of its prompts, mixed into the seeds of what
+            is drawn for them. Without it two pictures under one question lose the same random tokens, for all image
+            tokens have one id.
     """
 
     num_layers: int
     num_boundaries: int
     prefills: int = 0
     visual: list[int] = field(default_factory=list)
+    samples: list[str] | None = None
     _lengths: dict[int, list[int]] = field(default_factory=dict)  # from this layer on, per row
     _visual_lengths: dict[int, list[int]] = field(default_factory=dict)
     _numbers: Tensor | None = None  # [B, L] running number of each visual token of the prompt
