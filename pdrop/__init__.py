@@ -1,6 +1,6 @@
 """pdrop: dropping visual tokens in large vision-language models, measured so that every number can be believed.
 
-    from pdrop import attach, pyramid, single, PyramidDrop, FastV, RandomDrop
+    from pdrop import attach, pyramid, single, PyramidDrop, FastV, SparseVLM, RandomDrop
 
     with attach(model, PyramidDrop(positions="compact"), pyramid(num_layers=32)) as trace:
         model.generate(**inputs)
@@ -18,6 +18,7 @@ _HOMES = {
     "Stage": "pdrop.schedule",
     "pyramid": "pdrop.schedule",
     "single": "pdrop.schedule",
+    "sparsevlm": "pdrop.schedule",
     "attach": "pdrop.engine",
     "Trace": "pdrop.engine",
     "Method": "pdrop.methods.base",

@@ -150,6 +150,21 @@ def test_text_between_images_sees_nothing_of_what_comes_later() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_prompts_that_end_in_their_image(dtype: torch.dtype) -> None:
+    """Nothing rates there but the last token, which is visual and stays; and half precision stays finite."""
+    model = fresh("llava", dtype=dtype)
+    batch = batch_of("llava", model, ((3, 0), (4, 3, 0), (7,)))
+    real = batch["attention_mask"].bool()
+    for method in methods("compact"):
+        with attach(model, method, SHARES) as trace:
+            logits = model(**batch).logits
+        assert logits.dtype == dtype and logits[real].isfinite().all()
+        assert [row.tolist()[-1:] for row in trace.order[-1]] == [[15], [31], []]
+        assert trace.scores[0][0].dtype == torch.float32 and (logits[:, -1].abs().sum(-1) > 0).all()
+
+
+@torch.no_grad()
 def test_keeping_everything_is_bit_identical() -> None:
     model = build("llava")
     batch = batch_of("llava", model, RAGGED)

@@ -14,6 +14,8 @@ Where the official codes are silent:
   there speculative and prompt-lookup decoding hand in a prompt together with guesses of its continuation;
 - in training, rows without an image or without an answer are not dropped at all;
 - a cache that was filled under one schedule goes on under that schedule only;
+- merged tokens stand behind the last visual token that could go, also where that was another image's: no text sees
+  what was made from later tokens. Behind the last layer they are at the place of their centre;
 - images that come in a later turn are ranked among themselves; those already cached are left alone;
 - `generate(use_cache=False)` ranks again at each step, by the newest token.
 """
