@@ -17,7 +17,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) --version): pdrop needs 3.11, 3.12 or 3.13; call make PYTHON=python3.12"; exit 1; }
 	@echo "== setting up $(VENV): PyTorch and friends, about 7 GB"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
@@ -55,7 +55,7 @@ repro: $(STAMP) ## Put our numbers beside those that papers printed: results/tab
 embedded-model: $(STAMP) ## Train the embedded model from scratch (hours on a CPU; resumes where it stopped)
 	@$(BIN)/python -m pdrop.embedded.train
 
-lock: ## Renew requirements.lock from pyproject.toml
+lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
 
 clean: ## Remove logs and caches; results and .venv stay

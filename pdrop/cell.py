@@ -6,16 +6,19 @@ was killed goes on from its stored answers; one that fails keeps its error and r
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import fcntl
 import json
 import logging
+import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop.environment import environment
+from pdrop.inputs import accelerator, describe, load, task_digest, weight_seed
 from pdrop.record import RunRecord, RunSpec, write_atomically
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings, identity
@@ -54,26 +57,68 @@ def run_cell(
         ValueError: If something asked for cannot be had; nothing has been written then.
         RunFailed: If the run broke; its record says status "failed" and holds the traceback.
     """
-    from pdrop import evaluate
-
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"limit is a number of samples from 1 on, or null for all, not {settings.limit}")
     if settings.batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts from 1 on, not {settings.batch_size}")
-    evaluate.check_tasks(settings.tasks, settings.task_folders)
+    if not re.fullmatch(r"[\w.-]+", settings.model):
+        raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {settings.model!r}")
+    task_files = task_digest(settings.tasks, settings.task_folders)
     fingerprint, layers = describe(settings.path, settings.revision, settings.weights, weight_seed(settings))
     schedule = make_schedule(layers)
-    spec = identity(settings, method_name, method, schedule, fingerprint)
+    spec = identity(settings, method_name, method, schedule, fingerprint, task_files)
     folder = settings.results / "runs" / spec.folder
-    if (folder / "record.json").exists() and not settings.force:
-        record = RunRecord.read(folder)
-        if record.status == "done":
-            mark(settings, spec, overrides)
-            log.info("done already  %s", summary(record, folder))
-            return record
+    if (done := finished(settings, spec, folder, overrides)) is not None:
+        return done
     checkpoint = load(settings)
+    with only_one(folder):
+        # another process may have done it while this one loaded, or waited
+        return finished(settings, spec, folder, overrides) or start(
+            settings, spec, checkpoint, method, schedule, folder, overrides
+        )
+
+
+def finished(settings: Settings, spec: RunSpec, folder: Path, overrides: Sequence[str]) -> RunRecord | None:
+    """The run's record, if it is done and need not be redone. `force` redoes a run once a process."""
+    if not (folder / "record.json").exists() or (settings.force and spec.run_id not in redone):
+        return None
+    record = RunRecord.read(folder)
+    if record.status != "done":
+        return None
+    mark(settings, spec, overrides)
+    log.info("done already  %s", summary(record, folder))
+    return record
+
+
+redone: set[str] = set()  # runs that this process has done because of force=true
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the run's folder: jobs that share a store take turns at the same run. The system frees it at any end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting       another process does %s", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def start(
+    settings: Settings,
+    spec: RunSpec,
+    checkpoint: Checkpoint,
+    method: Method | None,
+    schedule: Schedule,
+    folder: Path,
+    overrides: Sequence[str],
+) -> RunRecord:
+    """Do the run, from stored answers if there are any."""
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)
+        redone.add(spec.run_id)
     mark(settings, spec, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = environment() | accelerator(settings.device), ["run.py", *overrides]
@@ -162,65 +207,6 @@ def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, sched
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual = trace.visual[0]
     return PromptTokens(trace.tokens[0][0] - visual, visual, [row[0] for row in trace.visual_tokens])
-
-
-@functools.cache
-def describe(path: str, revision: str | None, weights: Any, seed: int) -> tuple[str, int]:
-    """(fingerprint, decoder layers) of a checkpoint, without loading its weights."""
-    from pdrop import checkpoint
-
-    folder = checkpoint.locate(path, revision=revision, weights=weights)
-    text = json.loads((folder / "config.json").read_text(encoding="utf8")).get("text_config") or {}
-    layers = text.get("num_hidden_layers")
-    if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
-        layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
-    return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
-
-
-def load(settings: Settings) -> Checkpoint:
-    """The loaded checkpoint: once a process, so that a further cell costs its own forward passes only."""
-    return load_once(
-        settings.path,
-        settings.model,
-        settings.revision,
-        settings.weights,
-        settings.dtype,
-        settings.attn_implementation,
-        settings.device,
-        weight_seed(settings),
-    )
-
-
-@functools.cache
-def load_once(
-    path: str, name: str, revision: str | None, weights: Any, dtype: str, attention: str, device: str, seed: int
-) -> Checkpoint:
-    """See `load`."""
-    from pdrop import checkpoint
-
-    return checkpoint.load(
-        path,
-        name=name,
-        revision=revision,
-        weights=weights,
-        dtype=dtype,
-        attn_implementation=attention,
-        device=device,
-        seed=seed,
-    )
-
-
-def weight_seed(settings: Settings) -> int:
-    """The seed, as far as it makes the weights."""
-    return settings.seed if settings.weights == "random" else 0
-
-
-def accelerator(device: str) -> dict[str, Any]:
-    """What only torch knows of the machine: the device's name, threads."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {"device_name": name, "threads": torch.get_num_threads()}
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
+import hashlib
 import logging
 import os
 import platform
@@ -15,7 +18,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-VERSIONS_THAT_MATTER = ("torch", "transformers", "lmms-eval")  # those that can change a number
+VERSIONS_THAT_MATTER = ("torch", "transformers", "tokenizers", "pillow", "lmms-eval")  # can change a number
 
 
 def versions(packages: Sequence[str] = VERSIONS_THAT_MATTER) -> dict[str, str]:
@@ -60,21 +63,43 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout this package is run from; both None for an installed package."""
+    """Commit and dirty flag of the checkout this package is run from; both None for an installed package.
+
+    Read once a process: a commit made while a sweep runs is not what the sweep runs. New files count as dirt where
+    code and configuration live; what a run writes does not.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # what a run writes is not code: a sweep must not call itself dirty because of its own records
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!experiments")
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(dirty)}
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        new = git("status", "--porcelain", "--untracked-files=all", "--", "run.py", "pdrop", "conf", "experiments")
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(changed or new)}
     except (OSError, subprocess.CalledProcessError) as error:
         log.warning("no git state recorded: %s", error)
         return {"git_commit": None, "git_dirty": None}
+
+
+@functools.cache
+def code_digest(*others: Path) -> str:
+    """12 hex digits over the sources that make numbers: this package without its corpus, and the files `others`.
+
+    Comments, docstrings and layout do not count.
+    """
+    package = Path(__file__).resolve().parent
+    own = [path for path in package.rglob("*.py") if "embedded" not in path.relative_to(package).parts]
+    digest = hashlib.sha256()
+    for path in [*sorted(own), *sorted(set(others) - set(own))]:
+        tree = ast.parse(path.read_text(encoding="utf8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]

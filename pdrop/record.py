@@ -52,8 +52,10 @@ class RunSpec:
     prompt: str  # prompt style: "chat" (the checkpoint's template) | "vicuna_v1"
     image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
     max_new_tokens: int  # for tasks that set none
-    latency: str  # name of the timing protocol: "off" | "quick"
+    latency: str  # the timing protocol: "off", or name and numbers such as "quick 2/10/1.5"
     versions: str  # canonical JSON {package: version} of those that matter (pdrop/environment.py)
+    code: str = ""  # digest of the sources that make the numbers, the method's own file included
+    task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
 
     @property

@@ -15,7 +15,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -87,11 +87,7 @@ OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(grou
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def job(cfg: Any) -> float | None:
-    """One job of a sweep. Returns the mean of the main scores, for sweepers that optimise.
-
-    Raises:
-        RunError: If the run cannot start or fails; the other jobs of a sweep go on, and the exit code tells.
-    """
+    """One job of a sweep. Returns the mean of the main scores, for sweepers that optimise; `stop`s if it fails."""
     from pdrop.cell import RunFailed, mean_score, run_cell
 
     try:
@@ -110,14 +106,22 @@ def job(cfg: Any) -> float | None:
         )
         return mean_score(record)
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
-        raise RunError(
-            f"error: {'; '.join(line.strip() for line in str(error).splitlines() if line.strip())}"
-        ) from None
+        stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # at the end of a sweep Hydra names the first failure only
-            log.error("error: %s", error)
-        raise RunError(f"error: {error}") from error
+        stop(str(error))
+
+
+def stop(message: str) -> NoReturn:
+    """End the job with one line. In a sweep the others go on; at its end Hydra names the first failure again.
+
+    Raises:
+        RunError: In a sweep.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        sys.exit(f"error: {message}")
+    log.error("error: %s", message)
+    raise RunError(f"error: {message}")
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pdrop.environment import versions
+from pdrop.environment import code_digest, versions
 from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 
@@ -41,9 +42,17 @@ class Settings:
 
 
 def identity(
-    settings: Settings, method_name: str, method: Method | None, schedule: Schedule, fingerprint: str
+    settings: Settings,
+    method_name: str,
+    method: Method | None,
+    schedule: Schedule,
+    fingerprint: str,
+    task_files: str,
 ) -> RunSpec:
     """The run's spec, with everything collapsed that cannot change its numbers."""
+    latency = settings.latency
+    timing = f"{latency.name} {latency.warmup}/{latency.pairs}/{latency.min_seconds:g}"
+    source = inspect.getsourcefile(type(method)) if method is not None else None
     arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
     seeded = "seed" in arguments or settings.weights == "random"
     return RunSpec(
@@ -62,10 +71,12 @@ def identity(
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-        device=settings.device,
+        device=settings.device.partition(":")[0],  # which of several like devices does not matter
         prompt=settings.prompt,
         image_mode=settings.image_mode,
         max_new_tokens=settings.max_new_tokens,
-        latency=settings.latency.name if schedule else "off",
+        latency=timing if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
+        code=code_digest(*([Path(source).resolve()] if source else [])),
+        task_files=task_files,
     )

@@ -21,7 +21,8 @@ FLOORS = {
     "pdrop.run": {"pdrop.cell", "pdrop.settings"},
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
-    | {"pdrop.settings", "pdrop.environment"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs"},
+    "pdrop.inputs": {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},

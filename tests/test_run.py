@@ -1,14 +1,17 @@
 """run.py as a user calls it, in one process: finished, skipped, failed, refused, swept."""
 
 import json
+import shutil
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from pdrop import run
+from pdrop import cell, inputs, run
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.schedule import Schedule
@@ -105,6 +108,51 @@ def test_a_failing_run_fails_and_the_others_go_on(command):
     assert again == 1 and said.count("done already") == 1, "a failed run is tried again, a finished one is not"
 
 
+def test_jobs_that_share_a_store_take_turns_at_one_run(command):
+    command(*QUICK, "method=fastv")
+    folder = next((Path("results") / "runs").iterdir())
+    finished = (folder / "record.json").read_text()
+    (folder / "record.json").unlink()
+    (folder / "answers.jsonl").unlink()
+    holding = threading.Event()
+
+    def other_job() -> None:
+        with cell.only_one(folder):
+            holding.set()
+            time.sleep(3)
+            (folder / "record.json").write_text(finished)
+
+    job = threading.Thread(target=other_job)
+    job.start()
+    holding.wait()
+    code, said, _ = command(*QUICK, "method=fastv")
+    job.join()
+    assert code == 0 and "waiting" in said and "done already" in said, said
+    assert (folder / "record.json").read_text() == finished and not (folder / "answers.jsonl").exists()
+
+
+def test_what_changes_numbers_changes_the_identity(command, tmp_path):
+    def run_ids() -> set[str]:
+        return {record.run_id for record in read_records(tmp_path / "results/runs")}
+
+    tasks = tmp_path / "tasks"
+    shutil.copytree(ROOT / "pdrop/embedded/tasks", tasks, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "pdrop/embedded/data", tmp_path / "data")
+    call = (*QUICK, "method=none", f"task_folders=[{tasks}]")
+    command(*QUICK, "method=none")
+    command(*call)
+    shipped = run_ids()
+    assert len(shipped) == 1, "the same files in another folder are the same tasks"
+    template = tasks / "_embedded_template_yaml"
+    template.write_text(template.read_text() + "\n# changed\n")
+    inputs.task_digest.cache_clear()  # read once a process
+    code, said, _ = command(*call)
+    assert code == 0 and len(run_ids()) == 2, said
+    command(*QUICK[:-1], "latency=quick", "latency.pairs=1", "latency.min_seconds=0")
+    command(*QUICK[:-1], "latency=quick", "latency.pairs=2", "latency.min_seconds=0")
+    assert len(run_ids()) == 4, "another protocol is another measurement"
+
+
 @pytest.fixture(scope="module")
 def text_only(tmp_path_factory):
     """A folder with a checkpoint that sees nothing."""
@@ -134,6 +182,7 @@ REFUSED = {
     "batch": (["batch_size=0"], ["batch_size", "from 1 on"]),
     "missing folder": (["model=folder", "model.name=x", "model.path=/no/where"], ["/no/where", "no such folder"]),
     "name missing": (["model=folder"], ["model.name"]),
+    "name with a slash": (["model.name=a/b"], ["model.name", "a/b"]),
 }
 
 
@@ -142,6 +191,8 @@ def test_wrong_values_get_one_clear_line(command, arguments, words):
     quick = [a for a in QUICK if a.split("=")[0] not in {b.split("=")[0] for b in arguments}]
     code, said, store = command(*quick, *arguments)
     assert code != 0 and "Traceback" not in said
+    if "error: " in said:  # ours, not Hydra's own about the shape of the configuration
+        assert len(said.strip().splitlines()) == 1, said
     for word in words:
         assert word in said, said
     assert not (store / "runs").exists(), "nothing is written for a run that cannot start"
@@ -193,4 +244,4 @@ def test_every_experiment_composes(path):
 
     with initialize_config_dir(str(run.CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("run", [f"experiments={path.stem}"]))
-    assert config.experiment == path.stem
+    assert config.experiment and path.stem.startswith(config.experiment), "parts of an experiment share its name"

@@ -55,12 +55,21 @@ def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     return _installed() | entries
 
 
-@lru_cache(maxsize=1)
-def _installed() -> dict[str, Entry]:
+def installed_folder() -> Path:
+    """Where lmms-eval's own tasks lie.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
     package = find_spec("lmms_eval")
     if package is None or not package.submodule_search_locations:
         raise ValueError("lmms-eval is not installed: pip install lmms-eval==0.7.3")
-    return _scan(Path(package.submodule_search_locations[0]) / "tasks")
+    return Path(package.submodule_search_locations[0]) / "tasks"
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, Entry]:
+    return _scan(installed_folder())
 
 
 def _folder(directory: str | Path) -> Path:
