@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench tables figures repro embedded-model lock clean
+.PHONY: help setup demo test check bench tables figures repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,12 @@ repro: $(STAMP) ## Put our numbers beside those that papers printed: results/tab
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (hours on a CPU; resumes where it stopped)
 	@$(BIN)/python -m pdrop.embedded.train
+
+reference: $(STAMP) ## Renew results/reference, what the README shows: demo and redundancy (half an hour on 2 cores)
+	@$(BIN)/python run.py -m experiments=demo results=results/reference
+	@$(BIN)/python run.py -m experiments=redundancy results=results/reference
+	@$(BIN)/python -m analysis tables --results results/reference
+	@$(BIN)/python -m analysis figures --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
