@@ -113,7 +113,8 @@ def evaluate(
             evaluation.reused += answered.reused
             return answered.answers
 
-        documents = Documents(task.eval_docs)
+        with task_code(name, "its documents cannot be read"):
+            documents = Documents(task.eval_docs)
         first = documents.whole_groups(limit)
         with progress_line(name, progress) as line:
             output = score(task, functools.partial(ask, line=line), limit=first, seed=seed, folder=folder)
@@ -122,7 +123,7 @@ def evaluate(
         write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
         evaluation.results[name] = result
         evaluation.prompts += [
-            PromptTokens(a.text_tokens, a.visual_tokens, a.visual_per_layer) for _, a in sorted(asked.items())
+            PromptTokens(a.text_tokens, a.visual_tokens, a.visual_per_layer, a.images) for _, a in sorted(asked.items())
         ]
     return evaluation
 

@@ -21,9 +21,11 @@ from pdrop.checkpoint import load
 from pdrop.evaluate import check_tasks, evaluate
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.random_drop import RandomDrop
 from pdrop.record import write_atomically
 from pdrop.schedule import Schedule, pyramid, single
-from pdrop.scoring.answers import unpack
+from pdrop.scoring.answers import QuestionError, unpack
+from pdrop.scoring.containment import task_code
 
 ROOT = Path(__file__).resolve().parent.parent
 METHOD = PyramidDrop(positions="compact")
@@ -158,6 +160,26 @@ def test_questions_without_a_picture(run, tmp_path):
         assert len(unpack(sample["kept"][0])) == pictures * VISUAL_TOKENS // 2
 
 
+def random_masks(run, tmp_path, own, folder, batch_size):
+    run(["pope"], folder=folder, task_dirs=[own], method=RandomDrop(seed=1), batch_size=batch_size)
+    return [sample["kept"] for sample in samples(tmp_path / folder, "pope")]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_random_draws_differ_between_samples_not_between_batches(run, tmp_path, beams):
+    own = write_tasks(tmp_path / "own", ["pope"])
+    path = str(tmp_path / "own" / "pope.parquet")
+    rows = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache")).to_list()
+    rows = [row | {"question": "Is it there?", "image": picture(number)} for number, row in enumerate(rows)]
+    with_image_features(rows).to_parquet(path)
+    override(own, "pope", generation_kwargs={"max_new_tokens": 2, "num_beams": beams})
+    alone, batch = (random_masks(run, tmp_path, own, f"by {size}", size) for size in (1, 4))
+    assert alone == batch, "the same sample loses the same tokens"
+    assert len({mask[0] for mask in alone}) == len(rows), "one question about other pictures loses other tokens"
+    with_image_features(rows[::-1]).to_parquet(path)
+    assert random_masks(run, tmp_path, own, "reversed", 4) == alone[::-1], "wherever it stands"
+
+
 def test_one_method_leaves_nothing_behind_for_another(run, tmp_path):
     before = run(["pope"], folder="none", method=None, schedule=Schedule())
     dropped = run(["pope"], folder="dropped")
@@ -209,6 +231,22 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = run(["mme", "scienceqa_img"], folder="broken")
     assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)
+
+
+def test_a_kill_inside_a_write_asks_the_whole_batch_again(run, tmp_path):
+    whole = run(["pope"], folder="whole")  # in batches of 3, 3 and 2
+    lines = (tmp_path / "whole" / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    torn = b"".join(lines[:4]) + lines[4][:90]
+    broken = tmp_path / "broken" / "answers.jsonl"
+    broken.parent.mkdir()
+    broken.write_bytes(torn)
+    resumed = run(["pope"], folder="broken")
+    assert (resumed.asked, resumed.reused) == (5, 3), "what is left of the second batch is not asked alone"
+    assert comparable(resumed) == comparable(whole) and resumed.prompts == whole.prompts
+    assert broken.read_bytes() == torn + b"\n" + b"".join(lines[3:]), "to the bit, and nothing is taken away"
+    again = run(["pope"], folder="broken")
+    assert (again.asked, again.reused) == (0, 8) and comparable(again) == comparable(whole)
+    assert again.prompts == whole.prompts, "also what went through the tower"
 
 
 def test_a_foreign_answers_file_is_refused(run, tmp_path):
@@ -268,6 +306,15 @@ def test_an_exception_names_the_documents(run, tmp_path):
     assert isinstance(error.value.__cause__, IndexError)
     assert not (tmp_path / "run" / "samples").exists()
     run(["pope"], folder="after")  # nothing stays attached
+
+
+def test_an_exception_of_a_tasks_own_code_names_the_task():
+    told = r"^task pope: its scoring failed: RuntimeError: a bug of the task$"
+    with pytest.raises(RuntimeError, match=told) as error, task_code("pope", "its scoring failed"):
+        raise RuntimeError("a bug of the task")
+    assert str(error.value.__cause__) == "a bug of the task"
+    with pytest.raises(QuestionError, match=r"^task pope, doc_id 3: no$"), task_code("pope", "its scoring failed"):
+        raise QuestionError("task pope, doc_id 3: no")
 
 
 def test_a_picture_that_is_cut_short_is_no_picture(run, tmp_path):

@@ -3,7 +3,7 @@
 `answers.jsonl` in a run's folder gets one line an answered request, appended and flushed after every batch. The
 folder belongs to one run (its name holds the hash of everything that can change a number), so an answer's key is what
 was asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is
-missing. A last line that a kill cut short is dropped.
+missing. A line that a kill cut short is passed over, and of lines with one key the last one counts.
 
 `kept` holds one bit mask a boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so
 token 0 is the lowest bit of the last digit. `unpack` gives the indices back.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -27,6 +28,10 @@ from typing import Any
 from pdrop.record import canonical_json
 
 log = logging.getLogger(__name__)
+
+# a number of crops, or [frames, height, width] in patches for each image; None: not known
+Seen = int | list[list[int]] | None
+START = b'{"key": "'  # of every line
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,10 @@ class Question:
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
 
 
+class QuestionError(RuntimeError):
+    """Something went wrong with a question; the message names its task and document."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back for one question, with what the prefill saw.
@@ -71,6 +80,7 @@ class Answer:
         text_tokens, visual_tokens: Of the prompt (and of the continuation).
         answer_tokens: Generated or scored tokens.
         visual_per_layer: Visual tokens that entered each layer.
+        images: What of the prompt went through the vision tower (pdrop/scoring/crops.py).
         kept: One hexadecimal bit mask a boundary.
     """
 
@@ -81,6 +91,7 @@ class Answer:
     answer_tokens: int
     visual_per_layer: list[int]
     kept: list[str]
+    images: Seen = None
     loss: float | None = None
     greedy: bool | None = None
 
@@ -102,9 +113,11 @@ def unpack(mask: str) -> list[int]:
 class AnswerStore:
     """The answers of one run, in memory and in an append-only file.
 
+    Reading changes nothing in the file: what looks cut short may be a line that another process is writing.
+
     Raises:
-        ValueError: If the file holds lines that are no answers (a half last line is what a kill leaves, and is cut
-            off; anything else is not ours).
+        ValueError: If the file holds lines that are no answers (the front of one is what a kill leaves, and is passed
+            over; anything else is not ours).
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,16 +125,16 @@ class AnswerStore:
         self._answers: dict[str, Answer] = {}
         names = {f.name for f in fields(Answer)}
         data = path.read_bytes() if path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            log.warning("%s: the last line was cut short by a kill; that question is asked again", path)
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if not line:
+                continue
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], Answer(**{name: entry[name] for name in names})
             except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, ValueError) and (line.startswith(START) or START.startswith(line)):
+                    log.warning("%s, line %d was cut short by a kill; what it answered is asked again", path, number)
+                    continue
                 raise ValueError(f"{path}, line {number} is no answer of this version: move the folder away") from error
             self._answers[key] = answer
 
@@ -142,5 +155,10 @@ class AnswerStore:
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
             lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf8") as file:
-            file.write("".join(lines))
+        with self.path.open("a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut_short = size > 0 and file.read(1) != b"\n"
+            data = ("\n" * cut_short + "".join(lines)).encode()
+            while data:
+                data = data[file.write(data) :]

@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from pdrop.scoring.answers import QuestionError
+
 log = logging.getLogger(__name__)
 
 BAR = re.compile(r"\d+%\||[\d?]\s?(it|ba|examples?|files?|s)/(s|it)\b")
@@ -27,7 +29,7 @@ def task_code(name: str, trouble: str) -> Iterator[None]:
     """Run code of lmms-eval's: what it prints goes to the log, what it raises gets the task's name.
 
     Raises:
-        RuntimeError: With the cause chained; ours pass as they are.
+        RuntimeError: With the cause chained. A QuestionError has the name already and passes as it is.
     """
     from tenacity import RetryError
 
@@ -38,7 +40,7 @@ def task_code(name: str, trouble: str) -> Iterator[None]:
     except RetryError as error:  # tasks retry their own bugs five times and then hide them
         cause = error.last_attempt.exception()
         raise RuntimeError(f"task {name}: {trouble}: {type(cause).__name__}: {cause}") from cause
-    except RuntimeError:
+    except QuestionError:
         raise
     except Exception as error:
         raise RuntimeError(f"task {name}: {trouble}: {type(error).__name__}: {error}") from error

@@ -3,7 +3,7 @@
 Questions are asked in batches whose make-up depends on the questions alone, never on what has been answered before:
 a run that was killed and started again gives every answer in the same company as an undisturbed one.
 
-An exception is never swallowed, and no answer is ever made up: it becomes a RuntimeError that names task and document.
+An exception is never swallowed, and no answer is ever made up: it becomes a QuestionError that names task and document.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pdrop.engine import attach
 from pdrop.methods.base import Method
 from pdrop.record import canonical_json
 from pdrop.schedule import Schedule
-from pdrop.scoring.answers import Answer, AnswerStore, Question, pack
+from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, pack
+from pdrop.scoring.crops import seen
 from pdrop.scoring.progress import Progress
 from pdrop.scoring.prompts import Prompter
 
@@ -73,26 +74,32 @@ class Respondent:
         """Ask what the store does not hold yet, attached once, storing after every batch.
 
         Raises:
-            RuntimeError: If anything goes wrong with a question; it names the task and the documents.
+            QuestionError: If anything goes wrong with a question; it names the task and the documents.
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
-        reused, done = len(answers), 0
+        asked = done = 0
         with attach(self.model, self.method, self.schedule) as trace:
             for batch in batches(questions, self.batch_size):
-                missing = [question for question in batch if question.key not in answers]
-                for part, prompts, images in self._by_images(missing):
+                # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
+                # answers of a part, all of it is asked again
+                known = all(question.key in answers for question in batch)
+                for part, prompts, images in [] if known else self._by_images(batch):
+                    if all(question.key in answers for question in part):
+                        continue
                     with blame(part):
+                        trace.samples = [question.data for question in part]
                         if part[0].continuation is None:
                             answered = self._generate(part, prompts, images, trace)
                         else:
                             answered = self._score(part, prompts, images, trace)
                     answers |= {question.key: found for question, found in zip(part, answered)}
+                    asked += len(part)
                     if store is not None:
                         store.add(zip(part, answered))
                 done += len(batch)
                 if progress is not None:
                     progress(batch[0].task, done, len(questions))
-        return Answered([answers[question.key] for question in questions], len(answers) - reused, reused)
+        return Answered([answers[question.key] for question in questions], asked, len(questions) - asked)
 
     def _by_images(self, questions: Sequence[Question]) -> Iterator[tuple[list[Question], list[str], list[list[Any]]]]:
         """The questions with images, then those without: processors take no batch that mixes them."""
@@ -130,11 +137,11 @@ class Respondent:
         until = arguments.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         answers = []
-        for prompt, tokens, seen in zip(prompts, self._cut(output), observed(trace, len(questions))):
+        for prompt, tokens, prefill in zip(prompts, self._cut(output), observed(trace, inputs, images)):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0] if stop else text
-            answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **seen))
+            answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **prefill))
         return answers
 
     def _score(
@@ -155,12 +162,13 @@ class Respondent:
         logits = self.model(**inputs, labels=labels).logits
         self._check_prefills(trace, before)
         answers = []
-        for row, (length, seen) in enumerate(zip(lengths, observed(trace, len(questions)))):
+        for row, (length, prefill) in enumerate(zip(lengths, observed(trace, inputs, images))):
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
             loss = torch.nn.functional.cross_entropy(predicted, target).item()
             greedy = bool((predicted.argmax(-1) == target).all())
-            seen["text_tokens"] -= length
-            answers.append(Answer(prompt=prompts[row], text="", answer_tokens=length, loss=loss, greedy=greedy, **seen))
+            prefill["text_tokens"] -= length
+            prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
+            answers.append(Answer(prompt=prompts[row], text="", **prefill))
         return answers
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
@@ -177,10 +185,11 @@ class Respondent:
             raise RuntimeError(f"expected one prefill, saw {trace.prefills - before}: what was dropped is not known")
 
 
-def observed(trace: Any, rows: int) -> list[dict[str, Any]]:
-    """What the last prefill saw of each of `rows` prompts, as fields of an Answer."""
-    copies = len(trace.visual) // rows  # beams stand side by side in the batch
-    places = range(0, rows * copies, copies)
+def observed(trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry a prompt."""
+    copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
+    places = range(0, len(trace.visual), copies)
+    towers = seen(inputs, [len(pictures) for pictures in images], [trace.visual[place] for place in places])
     tokens, visual, kept = trace.tokens, trace.visual_tokens, trace.kept
     return [
         {
@@ -188,8 +197,9 @@ def observed(trace: Any, rows: int) -> list[dict[str, Any]]:
             "visual_tokens": trace.visual[place],
             "visual_per_layer": [layer[place] for layer in visual],
             "kept": [pack(boundary[place].tolist()) for boundary in kept],
+            "images": tower,
         }
-        for place in places
+        for place, tower in zip(places, towers)
     ]
 
 
@@ -206,16 +216,16 @@ def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]
 
 @contextmanager
 def blame(questions: Sequence[Question]) -> Iterator[None]:
-    """Turn any exception into a RuntimeError that names the task and the documents it happened with.
+    """Turn any exception into a QuestionError that names the task and the documents it happened with.
 
     Raises:
-        RuntimeError: With the cause chained.
+        QuestionError: With the cause chained.
     """
     try:
         yield
     except Exception as error:
         documents = ", ".join(str(question.doc_id) for question in questions)
         advice = "; use a smaller batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
-        raise RuntimeError(
+        raise QuestionError(
             f"task {questions[0].task}, doc_id {documents}: {type(error).__name__}: {error}{advice}"
         ) from error

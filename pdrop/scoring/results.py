@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pdrop.record import Score, TaskResult
-from pdrop.scoring.answers import Answer, unpack
+from pdrop.scoring.answers import Answer, Seen, unpack
 from pdrop.scoring.documents import Documents
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,16 @@ REPORTED = {"pope_f1_score", "seed_image", "average"}
 
 @dataclass
 class PromptTokens:
-    """Tokens of one sample's prompt; visual ones also as they enter each layer."""
+    """Tokens of one sample's prompt; visual ones also as they enter each layer, and what the vision tower saw.
+
+    `images` is what pdrop/flops.py takes: a number of crops, or [frames, height, width] in patches for each image;
+    None leaves it to be worked out from the visual tokens.
+    """
 
     text: int
     visual: int
     visual_per_layer: list[int]
+    images: Seen = None
 
 
 @dataclass

@@ -1,0 +1,73 @@
+"""What went through the vision tower: counted from what processors make, and right to the last FLOP.
+
+pytest tests/test_crops.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
+from synthetic_tasks import picture
+
+from pdrop.checkpoint import load
+from pdrop.engine import attach
+from pdrop.flops import cost, counted_prefill_flops
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.schedule import Schedule, pyramid
+from pdrop.scoring.answers import Question
+from pdrop.scoring.crops import seen
+from pdrop.scoring.generation import Respondent
+from pdrop.scoring.prompts import Prompter
+from pdrop.scoring.results import PromptTokens
+from pdrop.sizes import Architecture
+
+# sizes of the pictures of each question, and what the tower sees of them
+CASES: list[tuple[Any, list[list[tuple[int, int]]], list[Any]]] = [
+    (save_llava, [[(640, 480)], [(28, 28), (40, 28)]], [1, 2]),
+    (save_llava_next, [[(640, 480)], [(28, 112)], [(28, 28), (640, 480)]], [5, 3, 3 + 5]),
+    (save_qwen2_5_vl, [[(64, 48)], [(64, 48), (16, 32)]], [[[1, 12, 16]], [[1, 12, 16], [1, 8, 4]]]),
+]
+
+
+@pytest.mark.parametrize(("save", "sizes", "expected"), CASES, ids=["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: bool, tmp_path: Path) -> None:
+    checkpoint = load(str(save(tmp_path / "model")), name="tiny")
+    method, schedule = (PyramidDrop(positions="original"), pyramid(LAYERS)) if drop else (None, Schedule())
+    prompter = Prompter(checkpoint.processor)
+    questions, counted = [], []
+    for number, row in enumerate(sizes):
+        pictures = [picture(place, size) for place, size in enumerate(row)]
+        questions.append(Question("task", number, 0, "What is it?", images=lambda shown=pictures: shown))
+        inputs = prompter.encode([prompter.render("What is it?", len(row))], [pictures])
+        with attach(checkpoint.model, method, schedule):
+            counted.append(counted_prefill_flops(checkpoint.model, inputs)["total"])
+    arch = Architecture.from_config(checkpoint.model.config)
+    for batch_size in (1, 3):
+        respondent = Respondent(checkpoint, method, schedule, prompter, batch_size=batch_size, max_new_tokens=1)
+        answers = respondent.answer(questions).answers
+        assert [answer.images for answer in answers] == expected
+        for answer, flops in zip(answers, counted):
+            prompt = PromptTokens(answer.text_tokens, answer.visual_tokens, answer.visual_per_layer, answer.images)
+            found = cost(arch, [prompt], schedule, method, 4)
+            assert found.prefill_flops == pytest.approx(flops, rel=1e-6)
+
+
+def test_layouts() -> None:
+    assert seen({}, [0, 0], [0, 0]) == [0, 0], "text alone"
+    tiles = torch.ones(3, 5, 3, 2, 2)
+    tiles[0, 3:] = 0
+    tiles[2, 1:] = 0
+    assert seen({"pixel_values": tiles}, [1, 2], [40, 70]) == [3, 6], "LLaVA-NeXT: a row an image"
+    assert seen({"pixel_values": tiles}, [2, 1, 3], [40, 20, 60]) == [3, 5, 1], "Idefics: a row a prompt"
+    flat = torch.ones(8, 3, 2, 2)
+    assert seen({"pixel_values": flat}, [1, 2], [4, 28]) == [1, 7], "InternVL: all tiles in a row"
+    assert seen({"pixel_values": flat}, [3, 5], [3 * VISUAL_TOKENS, 5 * VISUAL_TOKENS]) == [3, 5]
+    assert seen({"pixel_values": flat}, [1, 2], [5, 28]) == [None, None], "tiles of unequal size"
+    assert seen({"pixel_values": flat[0, 0]}, [1], [4]) == [None] and seen({}, [1], [4]) == [None]
+    grids = {"image_grid_thw": torch.tensor([[1, 4, 4], [1, 8, 4], [1, 4, 8]])}
+    assert seen(grids, [2, 1], [12, 8]) == [[[1, 4, 4], [1, 8, 4]], [[1, 4, 8]]]
