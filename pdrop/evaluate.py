@@ -214,7 +214,8 @@ def adapter() -> type:
             if ask is None:
                 from pdrop.scoring.lmms_command import from_arguments
 
-                ask = from_arguments(**arguments)
+                respondent = from_arguments(**arguments)
+                ask = lambda questions: respondent.answer(questions).answers  # noqa: E731
             self._ask = ask
             self._translator = Translator()
 

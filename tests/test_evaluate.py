@@ -435,12 +435,14 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
     own = tmp_path / "own"  # under a name of its own: there a project's `pope` would be ignored
     own.mkdir()
     write_atomically(own / "pope_here.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_here"))
-    here = run(["pope_here"], batch_size=2, limit=4, task_dirs=[own]).results["pope_here"]
+    method = RandomDrop(seed=3, positions="compact")  # draws by seed and sample, so both must agree on those too
+    options = {"batch_size": 2, "limit": 4, "task_dirs": [own]}
+    here = run(["pope_here"], method=method, schedule=pyramid(LAYERS, ratio=0.4), **options).results["pope_here"]
     metadata = tmp_path / "site" / "pdrop-0.dist-info"  # what an installed pdrop has: its entry point
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluate:manifest\n")
-    arguments = f"pretrained={checkpoint.path},method=pyramiddrop,positions=compact,stages=4,ratio=0.5,max_new_tokens=4"
+    arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
     command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
     command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]
     command += ["--output_path", str(tmp_path / "out")]

@@ -1,96 +1,104 @@
-"""What `--model pdrop --model_args ...` of lmms-eval's own command line means.
+"""What `--model pdrop --model_args ...` of lmms-eval's own command line means: what the same words mean to run.py.
 
     python -m lmms_eval --model pdrop --tasks pope --batch_size 8 --model_args \\
-        pretrained=llava-hf/llava-1.5-7b-hf,method=pyramiddrop,stages=4,ratio=0.5,prompt=vicuna_v1
+        pretrained=llava-hf/llava-1.5-7b-hf,method=pyramiddrop,stages=4,ratio=0.5,prompt=vicuna_v1,image_mode=pad
 
-    method      none, a module of pdrop.methods (pyramiddrop, fastv, random_drop, ...), or package.module.Class
-    stages, ratio, layers     PyramidDrop's schedule; layers with + between them: layers=8+16+24
-    layer       one boundary instead, with ratio as what stays: FastV's K
-    schedule    any schedule as it is printed: schedule=8:0.5 16:0.25
+    pretrained      a folder, a Hub repository or package://module/folder (the embedded model)
+    method          a file of conf/method/: none, pyramiddrop, fastv, random, ... (as in conf/run.yaml)
+    stages, ratio, layers, positions, seed      run.py's dials; layers=[8,16,24]
+    schedule.budget=192, method.recycle=0, ...  parts of the method's file
+    dtype, device, attn_implementation, revision, weights, prompt, image_mode, max_new_tokens
 
-The other arguments are those of pdrop.checkpoint.load and pdrop.evaluate.evaluate. Nothing is stored between calls.
+Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
+calls: `run.py` does that.
 """
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
-from collections.abc import Callable
-from importlib import import_module
+import logging
 from typing import Any
 
-import pdrop.methods
+import yaml
+
 from pdrop.checkpoint import load
-from pdrop.methods.base import Method
-from pdrop.schedule import Schedule, pyramid, single
-from pdrop.scoring.answers import Answer, Question
 from pdrop.scoring.generation import Respondent
+from pdrop.scoring.method_choice import PARTS, choose, defaults
 from pdrop.scoring.prompts import Prompter
 
+log = logging.getLogger(__name__)
 
-def from_arguments(
-    pretrained: str = "package://pdrop.embedded/model",
-    *,
-    method: str = "none",
-    stages: int = 4,
-    ratio: float = 0.5,
-    layers: str | int | None = None,
-    layer: int | None = None,
-    schedule: str | None = None,
-    positions: str | None = None,
-    prompt: str = "chat",
-    image_mode: str = "crop",
-    batch_size: int | str = 1,
-    max_new_tokens: int = 16,
-    seed: int = 0,
-    device: str | None = None,
-    max_batch_size: int | None = None,
-    **loading: Any,
-) -> Callable[[list[Question]], list[Answer]]:
-    """A function that answers questions as the arguments say.
+KINDS = {"stages": int, "ratio": float, "seed": int, "batch_size": int, "max_new_tokens": int}
+DIALS = ("method", "stages", "ratio", "layers", "positions", "seed")
+LOADING = ("revision", "weights", "dtype", "attn_implementation", "device")
+ASKING = ("prompt", "image_mode", "batch_size", "max_new_tokens")
+
+
+def from_arguments(pretrained: str = "package://pdrop.embedded/model", **arguments: Any) -> Respondent:
+    """What answers questions as the arguments say.
+
+    Args:
+        pretrained: The checkpoint.
+        arguments: Of the module's list, as lmms-eval has parsed them: numbers, or text.
 
     Raises:
-        ValueError: For unknown methods and arguments, and whatever loading refuses.
+        ValueError: For unknown arguments, methods and values, before anything is loaded; and what loading refuses.
     """
-    unknown = set(loading) - {"revision", "weights", "dtype", "attn_implementation"}
-    if unknown:
-        raise ValueError(f"model_args: unknown {', '.join(sorted(unknown))}")
-    checkpoint = load(pretrained, name="lmms_eval", device=device or "cpu", seed=seed, **loading)
-    depth = checkpoint.num_layers
-    ranking, plan = None, Schedule()
-    if method != "none":
-        chosen_arguments: dict[str, Any] = {"positions": positions} if positions else {}
-        ranking = find_method(method)(**chosen_arguments)
-        if schedule is not None:
-            plan = Schedule.parse(schedule).check(depth)
-        elif layer is not None:
-            plan = single(layer, ratio, depth)
-        else:
-            chosen = None if layers is None else [int(part) for part in str(layers).split("+")]
-            plan = pyramid(depth, stages, ratio, chosen)
-    positions_there = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
-    prompter = Prompter(checkpoint.processor, prompt, image_mode, positions_there)  # type: ignore[arg-type]
-    respondent = Respondent(
-        checkpoint, ranking, plan, prompter, batch_size=int(batch_size), max_new_tokens=max_new_tokens, seed=seed
+    arguments.pop("max_batch_size", None)  # lmms-eval's own, for a search that no batch of ours needs
+    known = (*DIALS, *LOADING, *ASKING)
+    if unknown := [name for name in arguments if name not in known and name.split(".")[0] not in PARTS]:
+        names = ", ".join(("pretrained", *known, *(f"{part}.*" for part in PARTS)))
+        raise ValueError(f"model_args: unknown {', '.join(sorted(unknown))}; there are {names}")
+    given = defaults() | {name: read(name, value) for name, value in arguments.items()}
+    dials = {name: value for name, value in given.items() if name in DIALS or "." in name}
+    method, schedule = choose(given["method"], dials)
+    checkpoint = load(
+        pretrained,
+        name="lmms_eval",
+        revision=given.get("revision"),
+        weights=given.get("weights", "pretrained"),
+        dtype=given["dtype"] or "float32",
+        attn_implementation=given["attn_implementation"],
+        device=given["device"] or default_device(),
+        seed=given["seed"],
     )
-    return lambda questions: respondent.answer(questions).answers
+    plan = schedule(checkpoint.num_layers)
+    log.info("%s: %r, %r", pretrained, method, plan)
+    positions = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
+    style, mode = given.get("prompt", "chat"), given.get("image_mode", "crop")
+    return Respondent(
+        checkpoint,
+        method,
+        plan,
+        Prompter(checkpoint.processor, style, mode, positions),
+        batch_size=given["batch_size"] or 1,
+        max_new_tokens=given["max_new_tokens"],
+        seed=given["seed"],
+    )
 
 
-def find_method(name: str) -> type[Method]:
-    """The method class behind a module name of pdrop.methods or a full name.
+def default_device() -> str:
+    """Cuda where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def read(name: str, value: Any) -> Any:
+    """An argument's value in its type: lmms-eval leaves lists and null as text, and makes -1 a float.
 
     Raises:
-        ValueError: If there is none; those of pdrop are named.
+        ValueError: If it is of another kind than the argument.
     """
-    known = [module.name for module in pkgutil.iter_modules(pdrop.methods.__path__) if module.name != "base"]
-    module, _, wanted = name.rpartition(".") if "." in name else (f"pdrop.methods.{name}", "", "")
-    if "." not in name and name not in known:
-        raise ValueError(f"unknown method {name!r}: choose none, {', '.join(sorted(known))}, or package.module.Class")
-    classes = [
-        kind
-        for _, kind in inspect.getmembers(import_module(module), inspect.isclass)
-        if issubclass(kind, Method) and kind.__module__ == module and wanted in ("", kind.__name__)
-    ]
-    if not classes:
-        raise ValueError(f"{name!r} is no method: {module} has no class {wanted or 'of pdrop.methods.base.Method'}")
-    return classes[0]
+    kind = KINDS.get(name)
+    if isinstance(value, str) and (kind or name in ("layers", "positions") or "." in name):
+        value = yaml.safe_load(value)
+    if name == "layers":
+        if value is not None and not (isinstance(value, list) and all(type(layer) is int for layer in value)):
+            raise ValueError(f"model_args: layers is a list such as layers=[8,16,24], not {value!r}")
+    elif kind is not None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"model_args: {name} is a number, not {value!r}")
+        if kind is int and not float(value).is_integer():
+            raise ValueError(f"model_args: {name} is a whole number, not {value!r}")
+        return kind(value)
+    return str(value) if name in LOADING and value is not None else value
