@@ -132,14 +132,14 @@ def resample(rows: list[Row], task: str, values: list[FloatArray | None]) -> lis
     found: list[Draws] = [None] * len(rows)
     if usable:
         columns = np.stack([samples for n in usable if (samples := values[n]) is not None], axis=1)
-        means = replicates(task, columns, rows[usable[0]].runs[0].samples(task).images)
+        means = replicates(task, columns, rows[usable[0]].runs[0].samples(task).clusters)
         for place, number in enumerate(usable):
             found[number] = means[:, place]
     return found
 
 
 def average_draws(parts: list[Draws]) -> Draws:
-    """The average's draws: mean over tasks, each resampled on its own; None if a task has none."""
+    """The average's draws: mean over tasks, which draw their common images together; None if a task has none."""
     there = [part for part in parts if part is not None]
     return np.mean(there, axis=0) if there and len(there) == len(parts) else None
 

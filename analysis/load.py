@@ -27,11 +27,14 @@ REMEDY = "Name an experiment that holds only comparable runs, or run the odd one
 
 @dataclass(frozen=True)
 class Samples:
-    """One task's samples of one run, by rising doc_id. `values` [samples] is None where a sample alone has no score."""
+    """One task's samples of one run, by rising doc_id. `values` [samples] is None where a sample alone has no score.
+
+    `clusters` names what a sample shares with others, whatever their task: its image, or else itself.
+    """
 
     doc_ids: tuple[str, ...]
     values: FloatArray | None
-    images: tuple[str, ...] | None
+    clusters: tuple[str, ...]
 
 
 @dataclass
@@ -88,11 +91,10 @@ def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
         )
     lines.sort(key=lambda line: (0, line[0], "") if isinstance(line[0], int) else (1, 0, str(line[0])))
     numeric = all(isinstance(value, (int, float)) for _, value, _ in lines)
-    images = [image for _, _, image in lines]
     return Samples(
         doc_ids=tuple(str(doc_id) for doc_id, _, _ in lines),
         values=np.array([float(value) for _, value, _ in lines]) if numeric else None,
-        images=tuple(map(str, images)) if lines and all(image is not None for image in images) else None,
+        clusters=tuple(f"{task} {doc_id}" if image is None else str(image) for doc_id, _, image in lines),
     )
 
 

@@ -74,9 +74,8 @@ def notes(table: Table) -> str:
         "Not corrected for the number of cells: of twenty cells without any effect, about one carries an arrow.",
         "- **bold**: the best of its budget and whatever cannot be told from it (95 % interval of the paired "
         "difference); *italic*: the best of the rest. Nothing is marked in a budget where no row can be told apart.",
-        f"- Intervals: paired percentile bootstrap over samples ({DRAWS} draws, samples that share an image drawn "
-        "together, tasks resampled one by one and then averaged). They cover the choice of samples, not the choice of "
-        "seeds or of tasks.",
+        f"- Intervals: paired percentile bootstrap over images ({DRAWS} draws; samples that share an image are drawn "
+        "together, also across tasks). They cover the choice of samples, not the choice of seeds or of tasks.",
         "- –: not measured, or not defined; never zero.",
         "",
         "## What was scored",

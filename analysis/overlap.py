@@ -41,7 +41,7 @@ def kept_sets(run: Run, stage: int = 0) -> Sets:
         ValueError: If a samples file cannot be read.
     """
     return {
-        (task, sample.doc_id): (sample.kept[stage], f"{task} {sample.image or sample.doc_id}")
+        (task, sample.doc_id): (sample.kept[stage], sample.image or f"{task} {sample.doc_id}")
         for task in run.record.results
         for sample in samples_of(run, task).values()
         if len(sample.kept) > stage

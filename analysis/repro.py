@@ -156,7 +156,7 @@ def measured(entry: Published, run: Run) -> Estimate | None:
     samples = run.samples(entry.task)
     if samples.values is None or abs(float(samples.values.mean()) - value) > 1e-6 * max(1.0, abs(value)):
         return Estimate(scale * value)
-    draws = replicates(entry.task, samples.values[:, None], samples.images)[:, 0]
+    draws = replicates(entry.task, samples.values[:, None], samples.clusters)[:, 0]
     return Estimate(scale * value, *interval(scale * np.asarray(draws)))
 
 

@@ -2,19 +2,23 @@
 
 All runs of a table answered the same samples, so they are compared sample by sample. One draw of the bootstrap picks
 samples (whole images, where several questions share one) with replacement and re-scores EVERY run on that draw; any
-difference between two runs is then taken within the draw, which pairs it. An average over tasks draws within each
-task, because the tasks are fixed and only their samples are a random choice.
+difference between two runs is then taken within the draw, which pairs it. An image has its count in a draw, whichever
+task asks about it: tasks that share images are resampled together, as an average over them needs. The tasks
+themselves are fixed.
 
-    draws = replicates("pope", values, groups)      # [draws, runs]
+    draws = replicates("pope", values, images)      # [draws, runs]
     interval(draws[:, 1] - draws[:, 0])             # 95 % interval of run 1 minus run 0
 
-Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004 (paired); McNemar 1947 (exact form).
+The counts are Poisson numbers of mean 1, which given their sum are the multinomial ones of drawing with replacement.
+
+Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004 (paired); Hanley and MacGibbon 2006
+(Poisson counts); McNemar 1947 (exact form).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import zlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +29,11 @@ FloatArray = npt.NDArray[np.float64]
 DRAWS = 5000
 SEED = 0
 LEVEL = 0.95
-BLOCK = 4_000_000  # numbers drawn at once: bounds the memory for tasks of ten thousand samples
+BLOCK = 4_000_000  # counts held at once: bounds the memory for tasks of ten thousand samples
+# number of a cluster by 16 random bits: Poisson of mean 1, exact to 2**-17
+POISSON = np.searchsorted(
+    np.cumsum([math.exp(-1) / math.factorial(k) for k in range(9)]), (np.arange(2**16) + 0.5) / 2**16
+).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -64,50 +72,54 @@ class Flips:
 
 
 def replicates(
-    task: str,
-    values: FloatArray,
-    groups: Sequence[Hashable] | None = None,
-    draws: int = DRAWS,
-    seed: int = SEED,
+    name: str, values: FloatArray, clusters: Sequence[Hashable] | None = None, draws: int = DRAWS
 ) -> FloatArray:
-    """Means of every run under resampling of the samples, the same draw for all runs.
+    """Means of every run under resampling of the samples, the same draw for all runs and for all calls.
 
-    The draws depend on the task's name, the number of groups and the seed alone: an interval does not change because
-    another run joined the table.
+    How often a draw takes a cluster follows from the cluster's name alone (`counts`). So a call with one task and a
+    call with another draw their common images equally often, and an interval does not change because another run or
+    task joined the table.
 
     Args:
-        task: Name of the task.
+        name: What is resampled, such as the task.
         values: Per-sample values [samples, runs], no NaN.
-        groups: The image of each sample [samples]; samples of one image are drawn together. None: each on its own.
+        clusters: The image of each sample [samples]; samples of one image are drawn together. None: each on its own.
         draws: Number of draws.
-        seed: Seed.
 
     Returns:
-        Means [draws, runs].
+        Means [draws, runs]. A draw that takes none of few clusters takes each once.
 
     Raises:
         ValueError: If there is no sample, or a value is no number.
     """
     samples, runs = values.shape
     if samples == 0:
-        raise ValueError(f"task {task}: no sample to resample")
+        raise ValueError(f"{name}: no sample to resample")
     if not np.isfinite(values).all():
-        raise ValueError(f"task {task}: a sample's value is no finite number")
-    codes = first_seen(groups) if groups is not None else np.arange(samples)
-    clusters = int(codes.max()) + 1
-    sums = np.zeros((clusters, runs))
+        raise ValueError(f"{name}: a sample's value is no finite number")
+    labels = [f"{name} {number}" for number in range(samples)] if clusters is None else clusters
+    codes, different = first_seen(labels), list(dict.fromkeys(labels))
+    sums = np.zeros((len(different), runs))
     np.add.at(sums, codes, values)
-    sizes = np.bincount(codes, minlength=clusters).astype(float)
-    generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
-    means = np.empty((draws, runs))
-    block = max(1, BLOCK // clusters)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        picked = generator.integers(0, clusters, (size, clusters))
-        rows = np.arange(size)[:, None] * clusters
-        counts = np.bincount((picked + rows).ravel(), minlength=size * clusters).reshape(size, clusters).astype(float)
-        means[start : start + size] = (counts @ sums) / (counts @ sizes)[:, None]
-    return means
+    sizes = np.bincount(codes).astype(float)
+    totals, taken = np.zeros((draws, runs)), np.zeros(draws)
+    block = max(1, BLOCK // draws)
+    for start in range(0, len(different), block):
+        those = slice(start, start + block)
+        drawn = np.stack([counts(label, draws) for label in different[those]], axis=1).astype(float)
+        totals += drawn @ sums[those]
+        taken += drawn @ sizes[those]
+    totals[taken == 0], taken[taken == 0] = sums.sum(axis=0), float(samples)
+    return totals / taken[:, None]
+
+
+def counts(label: Hashable, draws: int = DRAWS) -> npt.NDArray[np.uint8]:
+    """How often each draw takes the cluster of this name [draws]: independent Poisson numbers of mean 1.
+
+    They are read from a hash of the name, hence the same on every machine and in every table.
+    """
+    stream = hashlib.shake_128(f"{SEED} {label}".encode()).digest(2 * draws)
+    return POISSON[np.frombuffer(stream, dtype="<u2")]
 
 
 def first_seen(labels: Sequence[Hashable]) -> npt.NDArray[np.int64]:

@@ -180,7 +180,7 @@ def latex(table: Table) -> str:
     main, by_task, _ = grids(table)
     samples = sum(task.n for task in table.tasks.values())
     caption = (
-        f"{samples} samples; 95\\,\\% intervals by paired bootstrap over samples. Bold: best of its budget or not "
+        f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
         "to be told from it; underlined: best of the rest."
     )
     head = "% made by python -m analysis tables; needs booktabs and graphicx\n"

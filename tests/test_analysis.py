@@ -42,12 +42,12 @@ def copied(store: Path, tmp_path: Path) -> Path:
 GOLDEN = """
 | budget | method | schedule | keep % | tokens | FLOPs % | KV % | time % | average | Δ none [95 %] | n |
 | – | none | – | 100.0 | 64.0 | 100.0 | 100.0 | – | 86.1 | – | 180 |
-| 0.5 | FastV | 2:0.5 | 58.3 | 37.3 | 66.7 | 58.3 | 68.0 [66.8, 69.2] | **75.0** | −11.1 [−16.1, −6.7] | 180 |
-| 0.5 | PyramidDrop | [P5] | 46.9 | 30.0 | 57.5 | 46.9 | 58.6 [57.4, 59.8] | **80.0** | −6.1 [−10.0, −2.8] | 180 |
-| 0.5 | Random | [P5] | 46.9 | 30.0 | 57.5 | 46.9 | 58.6 [57.4, 59.8] | *70.3 ± 0.4* | −15.8 [−20.8, −10.8] | 180 |
-| 0.3 | FastV | 2:0.3 | 41.7 | 26.5 | 53.3 | 41.7 | 54.4 [53.2, 55.6] | *71.7* | −14.4 [−20.0, −8.9] | 180 |
-| 0.3 | PyramidDrop | [P3] | 35.4 | 22.2 | 48.3 | 35.4 | 49.3 [48.1, 50.5] | **78.9** | −7.2 [−11.1, −3.3] | 180 |
-| 0.3 | Random | [P3] | 35.4 | 22.2 | 48.3 | 35.4 | 49.3 [48.1, 50.5] | 65.3 ± 1.2 | −20.8 [−26.1, −15.6] | 180 |
+| 0.5 | FastV | 2:0.5 | 58.3 | 37.3 | 66.7 | 58.3 | 68.0 [66.8, 69.2] | **75.0** | −11.1 [−15.5, −6.9] | 180 |
+| 0.5 | PyramidDrop | [P5] | 46.9 | 30.0 | 57.5 | 46.9 | 58.6 [57.4, 59.8] | **80.0** | −6.1 [−10.2, −2.3] | 180 |
+| 0.5 | Random | [P5] | 46.9 | 30.0 | 57.5 | 46.9 | 58.6 [57.4, 59.8] | *70.3 ± 0.4* | −15.8 [−21.8, −10.2] | 180 |
+| 0.3 | FastV | 2:0.3 | 41.7 | 26.5 | 53.3 | 41.7 | 54.4 [53.2, 55.6] | *71.7* | −14.4 [−19.5, −9.6] | 180 |
+| 0.3 | PyramidDrop | [P3] | 35.4 | 22.2 | 48.3 | 35.4 | 49.3 [48.1, 50.5] | **78.9** | −7.2 [−11.3, −3.3] | 180 |
+| 0.3 | Random | [P3] | 35.4 | 22.2 | 48.3 | 35.4 | 49.3 [48.1, 50.5] | 65.3 ± 1.2 | −20.8 [−27.2, −14.8] | 180 |
 | 0.1 | FastV (failed) | 2:0.1 | – | – | – | – | – | – | – | – |
 """
 
@@ -137,6 +137,25 @@ def test_a_score_that_is_no_mean_has_no_interval(copied: Path) -> None:
     assert row.cells["toy_exist"].delta.low is None and row.average.delta.low is None
     assert row.cells["toy_ocr"].delta.low is not None
     assert "no interval" in markdown(table)
+
+
+def test_tasks_that_share_images_are_resampled_together(copied: Path) -> None:
+    for run in load_runs(copied):
+        for task in TASKS if run.done else ():
+            run.record.results[task].scores = run.record.results["toy_exist"].scores
+            (run.path / "samples" / f"{task}.jsonl").write_text((run.path / "samples/toy_exist.jsonl").read_text())
+        run.record.write(run.path)
+    for row in table_of(copied).rows:
+        if row.drops and row.average:  # the same answers three times are no more evidence than once
+            assert row.average.delta.low == pytest.approx(row.cells["toy_exist"].delta.low)
+            assert row.average.delta.high == pytest.approx(row.cells["toy_exist"].delta.high)
+
+
+def test_samples_without_an_image_stand_alone(copied: Path) -> None:
+    for path in copied.glob("runs/*/samples/toy_ocr.jsonl"):
+        path.write_text(re.sub(r'"image": "[^"]*"', '"image": null', path.read_text()))
+    exist, ocr = (run_of(copied, "none").samples(task).clusters for task in ("toy_exist", "toy_ocr"))
+    assert len(set(exist)) == 30 and len(set(ocr)) == 60 and not set(exist) & set(ocr)
 
 
 def test_csv_holds_raw_numbers_ids_and_intervals(copied: Path) -> None:

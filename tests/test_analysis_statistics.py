@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.statistics import flips, interval, mcnemar, replicates
+from analysis.statistics import counts, flips, interval, mcnemar, replicates
 
 
 def test_bootstrap_matches_the_closed_form_for_a_mean() -> None:
@@ -39,9 +39,48 @@ def test_bootstrap_pairs_runs_and_draws_images_whole() -> None:
     doubled = np.repeat(values, 2, axis=0)
     alone, whole = (
         np.subtract(*interval(replicates("t", doubled, groups)[:, 0]))
-        for groups in (None, [i // 2 for i in range(400)])
+        for groups in (None, [f"image {i // 2}" for i in range(400)])
     )
     assert whole / alone == pytest.approx(math.sqrt(2), rel=0.06)  # twice the questions, no more images
+
+
+def trial(rng: np.random.Generator, correlation: float, name: str) -> list[tuple[np.ndarray, list[str]]]:
+    """Ten tasks of 100 questions about some of 120 images: right or wrong, and the image, of each question.
+
+    Whether an answer is right depends by `correlation` on the image, whichever task asks; half are right on average.
+    """
+    ease, found = rng.standard_normal(120), []
+    for _ in range(10):
+        asked = rng.choice(120, 100, replace=False)
+        latent = math.sqrt(correlation) * ease[asked] + math.sqrt(1 - correlation) * rng.standard_normal(100)
+        found.append(((latent > 0).astype(float)[:, None], [f"{name} {image}" for image in asked]))
+    return found
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.2, 0.4])
+def test_the_average_of_tasks_that_share_images_is_covered(correlation: float) -> None:
+    rng = np.random.default_rng([5, int(10 * correlation)])
+    covered = {"together": 0, "apart": 0}
+    for number in range(200):
+        tasks = trial(rng, correlation, str(number))
+        for way in covered:
+            draws = [
+                replicates("t", right, [f"{task} {i}" for i in images] if way == "apart" else images, draws=300)
+                for task, (right, images) in enumerate(tasks)
+            ]
+            low, high = interval(np.mean(draws, axis=0)[:, 0])
+            covered[way] += low <= 0.5 <= high
+    assert 0.9 <= covered["together"] / 200 <= 0.985
+    assert not correlation or covered["apart"] / 200 < 0.87, "too sure: this simulation can tell"
+
+
+def test_an_image_has_one_count_a_draw_and_no_draw_is_empty() -> None:
+    first, second = (replicates(name, np.array([[1.0], [0.0]]), ["one", "two"]) for name in ("t", "other"))
+    assert (first == second).all(), "the image decides, not the task"
+    drawn = np.stack([counts(label) for label in range(200)])
+    assert drawn.mean() == pytest.approx(1, abs=0.005) and drawn.var() == pytest.approx(1, abs=0.01)
+    assert abs(np.corrcoef(drawn)[np.triu_indices(200, 1)]).max() < 0.08
+    assert replicates("t", np.array([[0.25]])).tolist() == [[0.25]] * len(drawn[0]), "also where a draw takes none"
 
 
 def test_bootstrap_of_a_run_does_not_depend_on_the_others() -> None:
@@ -52,7 +91,7 @@ def test_bootstrap_of_a_run_does_not_depend_on_the_others() -> None:
 
 @pytest.mark.parametrize("values", [np.empty((0, 2)), np.array([[1.0], [math.nan]])])
 def test_bootstrap_refuses_missing_values(values: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="task t"):
+    with pytest.raises(ValueError, match="t: "):
         replicates("t", values)
 
 
