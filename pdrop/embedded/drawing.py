@@ -32,6 +32,8 @@ PATCH_HEADS = {
     "place": 8,  # place of the character in its word, from 1
     "label": len(LABELS) + 1,  # which document label the row belongs to
     "height": 10,  # value of the bar, 1 to 9
+    "row": GRID + 1,  # where the patch itself is, from 1: else the tower forgets it
+    "column": GRID + 1,
 }
 
 
@@ -87,6 +89,7 @@ class Canvas:
 
         heads = [read("shape"), read("color"), read("character", -4), read("character", 3)]
         heads += [read("place"), read("label"), read("height")]
+        heads += list(np.indices((GRID, GRID), np.uint8) + 1)
         return np.stack(heads).reshape(len(PATCH_HEADS), -1)
 
     def pixels(self) -> np.ndarray:

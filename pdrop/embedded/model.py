@@ -107,7 +107,7 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     copy = LlavaForConditionalGeneration(config())
     copy.load_state_dict(model.state_dict())
-    copy = copy.to(torch.bfloat16).eval()
+    copy.bfloat16()
     copy.generation_config.bos_token_id = BEGIN_ID
     copy.generation_config.eos_token_id = END_ID
     copy.generation_config.pad_token_id = PAD_ID

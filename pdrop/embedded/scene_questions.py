@@ -24,11 +24,21 @@ def scene_questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def retrieval_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """Each thing asked by its shape and by its colour: the warm-up that teaches looking things up."""
+    """The warm-up that teaches looking things up, for scenes of distinct things: each thing is asked by its shape,
+    by its colour, where it is, and whether it is there (the wrong names adversarial half of the time)."""
     found = []
     for thing in scene.things:
         found.append(Question("attribute", f"what color is the {thing.shape} ?", thing.color))
         found.append(Question("attribute", f"what shape is the {thing.color} object ?", thing.shape))
+        place = cell(thing)
+        if place is not None:
+            found.append(Question("position", f"where is the {thing.name} ?", place))
+        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
+        others = [other.color for other in scene.things if other is not thing]
+        if not others or rng.random() < 0.5:
+            present = {other.color for other in scene.things}
+            others = [color for color in COLOR_NAMES if color not in present]
+        found.append(Question("existence", f"is there a {rng.choice(others)} {thing.shape} ?", "no"))
     rng.shuffle(found)
     return found
 

@@ -50,7 +50,7 @@ def _trim_curve(path: Path, images: int) -> float:
     return float(rows[-1]["cpu_seconds"]) if rows else 0.0
 
 
-def train(work: Path, out: Path, window: int = 50, checkpoint_seconds: float = 300.0) -> None:
+def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 120.0) -> None:
     """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`."""
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer()
