@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
 from synthetic_tasks import picture
 
@@ -71,3 +72,20 @@ def test_layouts() -> None:
     assert seen({"pixel_values": flat[0, 0]}, [1], [4]) == [None] and seen({}, [1], [4]) == [None]
     grids = {"image_grid_thw": torch.tensor([[1, 4, 4], [1, 8, 4], [1, 4, 8]])}
     assert seen(grids, [2, 1], [12, 8]) == [[[1, 4, 4], [1, 8, 4]], [[1, 4, 8]]]
+
+
+def test_processors_of_other_families() -> None:
+    """LLaVA-OneVision cuts tiles only where a prompt has one picture; InternVL puts all tiles in a row."""
+    pictures = [[picture(0, (640, 480))], [picture(1), picture(2, (28, 112))]]
+    side = {"height": 28, "width": 28}
+    onevision = transformers.LlavaOnevisionImageProcessorPil(
+        size=side, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]
+    )
+    inputs = onevision(pictures, return_tensors="pt")
+    assert inputs["pixel_values"].shape[:2] == (3, 5)
+    assert seen(inputs, [1, 2], [100, 32]) == [5, 2]
+    internvl = transformers.GotOcr2ImageProcessorPil(size=side, crop_to_patches=True, min_patches=1, max_patches=4)
+    inputs = internvl([image for row in pictures for image in row], return_tensors="pt")
+    tiles = inputs["num_patches"].tolist()
+    assert len(inputs["pixel_values"]) == sum(tiles) > 3
+    assert seen(inputs, [1, 2], [4 * tiles[0], 4 * sum(tiles[1:])]) == [tiles[0], sum(tiles[1:])]
