@@ -5,6 +5,7 @@ pytest tests/test_crops.py
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: b
     questions, counted = [], []
     for number, row in enumerate(sizes):
         pictures = [picture(place, size) for place, size in enumerate(row)]
-        questions.append(Question("task", number, 0, "What is it?", images=lambda shown=pictures: shown))
+        questions.append(Question("task", number, 0, "What is it?", images=functools.partial(list, pictures)))
         inputs = prompter.encode([prompter.render("What is it?", len(row))], [pictures])
         with attach(checkpoint.model, method, schedule):
             counted.append(counted_prefill_flops(checkpoint.model, inputs)["total"])
@@ -76,7 +77,7 @@ def test_layouts() -> None:
 
 def test_processors_of_other_families() -> None:
     """LLaVA-OneVision cuts tiles only where a prompt has one picture; InternVL puts all tiles in a row."""
-    pictures = [[picture(0, (640, 480))], [picture(1), picture(2, (28, 112))]]
+    pictures: Any = [[picture(0, (640, 480))], [picture(1), picture(2, (28, 112))]]
     side = {"height": 28, "width": 28}
     onevision = transformers.LlavaOnevisionImageProcessorPil(
         size=side, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]

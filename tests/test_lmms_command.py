@@ -100,7 +100,7 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
     from lmms_eval.utils import simple_parse_args_string
 
     def respond(text: str) -> Any:
-        config = {"batch_size": 1, "device": "cpu"}  # what lmms-eval adds
+        config: dict[str, Any] = {"batch_size": 1, "device": "cpu"}  # what lmms-eval adds
         return from_arguments(**simple_parse_args_string(f"pretrained={folder},{text}"), **config)
 
     fastv = respond("method=fastv,ratio=0.5")
