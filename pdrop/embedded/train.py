@@ -2,15 +2,16 @@
 
     python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--threads 1]
 
-A checkpoint lies in --work; a second start goes on from it. The model folder is written at every checkpoint of a
-stage that asks questions, together with curve.csv: loss, exact match per family on images never seen before, and
-patch accuracies, over windows of steps.
+A checkpoint lies in --work, and beside it the model as it is then; a second start goes on from it. The finished model
+is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
+accuracies, over windows of steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -83,8 +84,9 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
                 trainer.save(checkpoint)
                 saved = time.monotonic()
                 if asked:
-                    save(trainer.model, out)
-                    (out / "curve.csv").write_bytes(curve.read_bytes())
+                    save(trainer.model, work / "model")
+    save(trainer.model, out)
+    shutil.copy(curve, out / "curve.csv")
 
 
 def main(arguments: list[str] | None = None) -> None:
