@@ -202,11 +202,13 @@ def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, sched
 
     from pdrop import attach
     from pdrop.evaluate import PromptTokens
+    from pdrop.scoring.crops import seen
 
     with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual = trace.visual[0]
-    return PromptTokens(trace.tokens[0][0] - visual, visual, [row[0] for row in trace.visual_tokens])
+    visual, rows = trace.visual[0], len(trace.visual)
+    images = seen(inputs, [1] * rows, trace.visual)[0]
+    return PromptTokens(trace.tokens[0][0] - visual, visual, [row[0] for row in trace.visual_tokens], images)
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

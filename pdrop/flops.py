@@ -163,8 +163,8 @@ def cost(
         share = times / len(prompts)
         own: dict[str, Any] = {}
         if method is not None:
-            macs = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim)
-            own = {"asking": method.asking(text), "own_macs": macs}
+            extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim)
+            own = {"asking": method.asking(text), "own_macs": extra}
         flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, **own)
         parts.update({name: value * share for name, value in flops.items()})
         whole += share * prefill_flops(arch, [visual] * arch.layers, text, images=images)["total"]

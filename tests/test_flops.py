@@ -249,6 +249,8 @@ def test_cost_is_a_mean_over_prompts() -> None:
     assert got.prefill_flops_ratio == pytest.approx(3 * got.prefill_flops / whole)
     assert got.kv_bytes == pytest.approx(2 * 4096 * 2 * sum(got.tokens_per_layer))
     assert got.kv_ratio == pytest.approx(sum(got.tokens_per_layer) / (32 * (768 + 220 / 3)))
+    macs = [paper_macs_visual(arch.hidden, arch.intermediate, p.visual_per_layer) for p in prompts]
+    assert got.paper_macs_visual == pytest.approx(sum(macs) / 3)
     assert got.prefill_ms is None and got.prefill_time_ratio is None
 
 
