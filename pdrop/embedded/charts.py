@@ -50,9 +50,7 @@ def chart_questions(chart: Chart, rng: random.Random) -> list[Question]:
         if values.count(extreme) == 1:
             answer = colors[values.index(extreme)]
             found.append(Question("chart", f"which bar is the {rng.choice(words)} ?", answer))
-            found.append(
-                Question("multihop", f"what is the value of the {rng.choice(words)} bar ?", str(extreme))
-            )
+            found.append(Question("multihop", f"what is the value of the {rng.choice(words)} bar ?", str(extreme)))
     for color, value in rng.sample(chart.bars, min(3, len(chart.bars))):
         found.append(Question("chart", f"what is the value of the {color} bar ?", str(value)))
     numbers = [str(number) for number in range(1, 10)]
@@ -63,9 +61,7 @@ def chart_questions(chart: Chart, rng: random.Random) -> list[Question]:
         if a != b:
             word = rng.choice(["taller", "shorter"])
             truth = (a > b) == (word == "taller")
-            found.append(
-                Question("chart", f"is the {first} bar {word} than the {second} bar ?", yes_no(truth))
-            )
+            found.append(Question("chart", f"is the {first} bar {word} than the {second} bar ?", yes_no(truth)))
     found += _neighbours(chart, rng)
     truth = rng.random() < 0.5
     color = rng.choice(colors if truth else [name for name in COLOR_NAMES if name not in colors])

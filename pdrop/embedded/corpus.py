@@ -91,9 +91,7 @@ def write_parquet(listed: list[dict[str, Any]], path: Path) -> None:
         }
     )
     table = pa.Table.from_pylist(listed, schema=features.arrow_schema)
-    pq.write_table(
-        table, path, row_group_size=len(listed), compression="zstd", dictionary_pagesize_limit=1 << 26
-    )
+    pq.write_table(table, path, row_group_size=len(listed), compression="zstd", dictionary_pagesize_limit=1 << 26)
 
 
 def blind_rule(images: int = GUESS_IMAGES) -> dict[str, dict[str, str]]:
@@ -111,9 +109,7 @@ def blind_rule(images: int = GUESS_IMAGES) -> dict[str, dict[str, str]]:
     }
 
 
-def floors(
-    listed: list[dict[str, Any]], rule: Mapping[str, Mapping[str, str]], images: int
-) -> dict[str, Any]:
+def floors(listed: list[dict[str, Any]], rule: Mapping[str, Mapping[str, str]], images: int) -> dict[str, Any]:
     """Per family: how many test questions, how many of them the rule answers (a fraction), and the rule."""
     result: dict[str, Any] = {}
     for family in FAMILIES:
@@ -139,9 +135,7 @@ def write(out: Path, per_family: int = QUESTIONS_PER_FAMILY, images: int = GUESS
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write(parser.parse_args(arguments).out)

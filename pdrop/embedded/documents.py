@@ -40,9 +40,7 @@ def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
         x = min(max(value_left if column else end + rng.uniform(8, 22), end + 6), IMAGE_SIZE - width - 3)
         draw_text(canvas, value, x, y, value_font, ink, gap, label=mark)
         if rng.random() < 0.3:
-            canvas.pen.line(
-                [left, y + step / 2, IMAGE_SIZE - left, y + step / 2], fill=(170, 170, 170), width=1
-            )
+            canvas.pen.line([left, y + step / 2, IMAGE_SIZE - left, y + step / 2], fill=(170, 170, 170), width=1)
         rows.append((label, value))
     return canvas, Document(tuple(rows))
 
@@ -56,9 +54,7 @@ def draw_page(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
         face, x = font(rng.choice(FONTS), size), rng.uniform(3, 16)
         dark = rng.random() < 0.25
         if dark:
-            canvas.pen.rectangle(
-                (0, y - size * 0.6, IMAGE_SIZE, y + size * 0.6), fill=jitter((45, 50, 60), rng, 25)
-            )
+            canvas.pen.rectangle((0, y - size * 0.6, IMAGE_SIZE, y + size * 0.6), fill=jitter((45, 50, 60), rng, 25))
         ink = jitter((245, 245, 245), rng, 10) if dark else jitter((25, 25, 30), rng, 25)
         while x < IMAGE_SIZE - 60:
             end = draw_text(canvas, random_code(rng, (3, 5)), x, y, face, ink, rng.choice([1, 2, 3]))

@@ -108,9 +108,7 @@ def draw_shape(canvas: Canvas, shape: str, x: float, y: float, size: float, colo
     elif shape == "triangle":
         pen.polygon([(x, y - half), (x + half, y + half * 0.85), (x - half, y + half * 0.85)], fill=color)
     elif shape == "diamond":
-        pen.polygon(
-            [(x, y - half * 1.1), (x + half * 0.8, y), (x, y + half * 1.1), (x - half * 0.8, y)], fill=color
-        )
+        pen.polygon([(x, y - half * 1.1), (x + half * 0.8, y), (x, y + half * 1.1), (x - half * 0.8, y)], fill=color)
     elif shape == "star":
         points = []
         for tip in range(10):

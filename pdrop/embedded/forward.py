@@ -122,9 +122,7 @@ class Forward:
     """The compiled forward of one model. `compiled=False` runs the same functions eagerly (tests)."""
 
     def __init__(self, model: LlavaForConditionalGeneration, compiled: bool = True) -> None:
-        wrap: Callable[[Any], Any] = (
-            (lambda f: torch.compile(f, dynamic=False)) if compiled else (lambda f: f)
-        )
+        wrap: Callable[[Any], Any] = (lambda f: torch.compile(f, dynamic=False)) if compiled else (lambda f: f)
         self.model = model
         self._tower_layer, self._decoder_layer = wrap(tower_layer), wrap(decoder_layer)
         vision = model.model.vision_tower
@@ -133,11 +131,7 @@ class Forward:
     def features(self, pixels: Tensor) -> Tensor:
         """uint8 (batch, 168, 168, 3) -> the tower's last layer (batch, VISUAL_TOKENS, TOWER_WIDTH)."""
         parts, batch, side = self._vision.embeddings, len(pixels), PATCH_SIZE
-        x = (
-            pixels.view(batch, GRID, side, GRID, side, 3)
-            .permute(0, 1, 3, 5, 2, 4)
-            .reshape(batch, GRID * GRID, -1)
-        )
+        x = pixels.view(batch, GRID, side, GRID, side, 3).permute(0, 1, 3, 5, 2, 4).reshape(batch, GRID * GRID, -1)
         x = F.linear(x.to(_LOW) / 127.5 - 1, parts.patch_embedding.weight.reshape(TOWER_WIDTH, -1).to(_LOW))
         x = torch.cat([parts.class_embedding.to(_LOW).expand(batch, 1, -1), x], 1)
         x = x + parts.position_embedding.weight.to(_LOW)

@@ -65,9 +65,7 @@ class Muon:
             update = _orthogonal(gradient.lerp(buffer, self.momentum))
             rate = self.learning_rate * scale * key[2]
             for weight, change in zip(weights, update):
-                weight.mul_(1 - rate * self.decay).add_(
-                    change, alpha=-rate * max(1.0, key[0] / key[1]) ** 0.5
-                )
+                weight.mul_(1 - rate * self.decay).add_(change, alpha=-rate * max(1.0, key[0] / key[1]) ** 0.5)
         for weight in self.parameters:
             weight.grad = None
         return norm

@@ -37,15 +37,11 @@ class Stage:
     images: int
     batch: int = 32
     mix: Mapping[str, float] = field(default_factory=lambda: MIX)
-    families: Mapping[str, float] | None = (
-        None  # fraction of each family's questions that is asked; None: all
-    )
+    families: Mapping[str, float] | None = None  # fraction of each family's questions that is asked; None: all
     blocks: int = 6  # rows of questions an image, in blocks
     asks: bool = True  # False: only the tower is trained, on patch labels
     retrieval: bool = False
-    start: Level = (
-        BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
-    )
+    start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
     patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'

@@ -78,9 +78,7 @@ def next_thing(scene: Scene, start: Thing, relation: str) -> Thing | None:
         for index, thing in enumerate(scene.things)
         if thing is not start and holds(relation, thing, start)
     )
-    others = [
-        abs(getattr(thing, axis) - getattr(start, axis)) for thing in scene.things if thing is not start
-    ]
+    others = [abs(getattr(thing, axis) - getattr(start, axis)) for thing in scene.things if thing is not start]
     if not distances or min(others) < _CLEAR:
         return None
     if len(distances) > 1 and distances[1][0] - distances[0][0] < _CLEAR:
@@ -96,9 +94,7 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
             color, shape = rng.choice(present)
             found.append(Question("existence", f"is there a {color} {shape} ?", "yes"))
             continue
-        absent = [
-            (color, shape) for color in COLOR_NAMES for shape in SHAPES if (color, shape) not in present
-        ]
+        absent = [(color, shape) for color in COLOR_NAMES for shape in SHAPES if (color, shape) not in present]
         if rng.random() < 0.6:
             # Adversarial, as in POPE: a colour or a shape that is there, but not together.
             absent = [(c, s) for c, s in absent if any(c == o or s == p for o, p in present)]

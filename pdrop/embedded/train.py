@@ -77,9 +77,7 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
             }
             _write_curve(curve, row | means)
             shown = " ".join(f"{name.removeprefix('patch_')}={value}" for name, value in means.items())
-            sys.stderr.write(
-                f"{stage.name} {step}/{stage.steps} images={trainer.images} cpu={seconds:.0f}s {shown}\n"
-            )
+            sys.stderr.write(f"{stage.name} {step}/{stage.steps} images={trainer.images} cpu={seconds:.0f}s {shown}\n")
             if ended or time.monotonic() - saved > checkpoint_seconds:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
@@ -91,14 +89,10 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="torch threads; one process with one is fastest"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; one process with one is fastest")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     train(options.work, options.out)

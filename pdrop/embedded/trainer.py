@@ -67,10 +67,7 @@ class Trainer:
         """The images of the next step."""
         stage, level = self.stage, self.stage.level(self.step_index)
         first = self.images
-        pictures = [
-            sample("train", first + offset, stage.mix, level, stage.retrieval)
-            for offset in range(stage.batch)
-        ]
+        pictures = [sample("train", first + offset, stage.mix, level, stage.retrieval) for offset in range(stage.batch)]
         return pack(pictures, stage.blocks, stage.families if stage.asks else {})
 
     def step(self) -> None:
@@ -82,9 +79,7 @@ class Trainer:
             features = self.forward.features(batch.pixels)
         loss = torch.zeros(())
         if stage.asks:
-            logits = self.forward.logits(
-                features, self.head_ids, batch.ids, batch.positions, batch.mask, batch.rows
-            )
+            logits = self.forward.logits(features, self.head_ids, batch.ids, batch.positions, batch.mask, batch.rows)
             answers = F.cross_entropy(logits, batch.targets[batch.rows])
             loss = loss + answers
             self.window.add("loss", float(answers.detach()))
