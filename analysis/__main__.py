@@ -1,6 +1,6 @@
 """Tables, figures and answers from run records. Needs no torch and no GPU.
 
-    python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown tables
+    python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
@@ -9,23 +9,28 @@
     python -m analysis diff RUN_A RUN_B      why two runs differ
 
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
-none. Files are written only if their content changed. Exit code 1 if something was refused, with the reason.
+none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
+"all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
+written only if their content changed. Exit code 1 if something was refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import repro, words
+from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
-from analysis.load import ALL, Run, experiments, load_experiment, load_runs, refuse_mixtures
+from analysis.frame import csv
+from analysis.load import ALL, Run, experiments, load_experiment, load_runs, newest
 from analysis.notes import warnings
 from analysis.publish import publish
 from analysis.rows import Table
-from analysis.table import csv, grids, latex, markdown
+from analysis.table import grids, latex, markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = load_runs(results)
             write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
         elif options.command == "repro":
-            write_repro(load_runs(results), results / "tables")
+            write_repro(newest(load_runs(results))[0], results / "tables")
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -88,30 +93,36 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
     refused = 0
     for name in names or experiments(results) or [ALL]:
+        tables = []
         try:
-            runs, missing = load_experiment(results, name)
-            refuse_mixtures(runs, times=times, strict=strict)
-            table = compare(name, runs, missing, times=times)
+            experiment = load_experiment(results, name)
+            for part in parts(experiment, times):
+                try:
+                    refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
+                    tables.append(compare(part, experiment.superseded))
+                except ValueError as error:
+                    sys.stderr.write(f"{part.title}: {error}\n")
+                    refused = 1
         except ValueError as error:
             sys.stderr.write(f"{name}: {error}\n")
             refused = 1
-            continue
-        if command == "tables":
-            write_tables(table, results / "tables")
-        else:
+        if tables and command == "tables":
+            write_tables(name, tables, results / "tables")
+        for table in tables if command == "figures" else ():
             write_figures(table, results / "figures")
     return refused
 
 
-def write_tables(table: Table, folder: Path) -> None:
+def write_tables(name: str, tables: Sequence[Table], folder: Path) -> None:
     """Write the three files and print the tables."""
-    for text in warnings(table):
-        say(f"! {text}\n")
-    for grid in grids(table):
-        say(f"\n{table.name}: {grid.title}\n\n{grid.markdown()}")
-    say("\n")
-    for suffix, content in (("md", markdown(table)), ("csv", csv(table)), ("tex", latex(table))):
-        report(folder / f"{table.name}.{suffix}", content.encode())
+    contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
+    written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
+    for table in tables:
+        for text in warnings(table):
+            say(f"! {text}\n")
+        for grid in grids(table):
+            say(f"\n{table.title}: {grid.title}\n\n{grid.markdown()}")
+    say("\n" + "".join(written))
 
 
 def write_figures(table: Table, folder: Path) -> None:
@@ -124,7 +135,7 @@ def write_figures(table: Table, folder: Path) -> None:
 
     drawn = [*figure.files(table), *redundancy_figure.files(table), *overlap_figure.files(table)]
     if not drawn:
-        say(f"{table.name}: no finished run that drops tokens, hence no trade-off to draw\n")
+        say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
         report(folder / name, content)
 
@@ -149,7 +160,12 @@ def write_repro(runs: Sequence[Run], folder: Path) -> None:
 
 def report(path: Path, content: bytes) -> None:
     """Publish a file and say so."""
-    say(f"{'wrote' if publish(path, content) else 'unchanged'} {path}\n")
+    say(written_or_not(path, content))
+
+
+def written_or_not(path: Path, content: bytes) -> str:
+    """Publish a file; the line that says so."""
+    return f"{'wrote' if publish(path, content) else 'unchanged'} {path}\n"
 
 
 def say(text: str) -> None:
@@ -157,5 +173,16 @@ def say(text: str) -> None:
     sys.stdout.write(text)
 
 
+def command_line() -> int:
+    """`main`; whoever stops reading (`| head`) has read enough. The files are written by then."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 import pdrop.record
+from analysis.comparable import Part
 from analysis.load import Run
 from analysis.rows import Cell, Row, Table, describe_tasks, mean_or_none, pool
 from analysis.statistics import Estimate, Flips, FloatArray, flips, interval, replicates
@@ -22,19 +23,18 @@ FLOORS = Path(pdrop.record.__file__).parent / "embedded" / "data"
 Draws = FloatArray | None  # means under resampling [draws]; None where the score is no mean over samples
 
 
-def compare(
-    name: str, runs: Sequence[Run], missing: Sequence[str] = (), times: bool = True, floors_from: Path = FLOORS
-) -> Table:
-    """Build the table of an experiment. The runs must have passed `load.refuse_mixtures`.
+def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
+    """Build a table. Its runs must have passed `comparable.refuse_mixtures`, or come from the store's own parts.
 
     Raises:
         ValueError: If runs of one task answered different samples.
     """
+    runs = part.runs
     tasks = describe_tasks([run for run in runs if run.done])
     known = read_floors(floors_from)
     floors = {task: known[task] for task in tasks if task in known}
-    times = times and any(run.done and run.record.cost and run.record.cost.prefill_time_ratio for run in runs)
-    table = Table(name, pool(runs), tasks, floors, list(missing), times)
+    times = part.times and any(run.done and run.record.cost and run.record.cost.prefill_time_ratio for run in runs)
+    table = Table(part.stem, pool(runs), tasks, floors, list(part.missing), times, part.title, superseded)
     for model in table.models:
         rows = [row for row in table.rows if row.spec.model == model and row.status == "done"]
         score(rows, table)
@@ -65,8 +65,8 @@ def score(rows: list[Row], table: Table) -> None:
             if len(row.runs) > 1:
                 row.spread = stdev(fmean(main_score(run, task) for task in table.averaged) for run in row.runs)
         row.time = time_ratio(row) if table.times else None
-    base = next((number for number, row in enumerate(rows) if not row.drops), None)
     for number, row in enumerate(rows):
+        base = baseline(rows, row)
         if base is not None and number != base:
             for task in row.cells.keys() & rows[base].cells.keys():
                 row.cells[task].delta = difference(row.cells[task], rows[base].cells[task], draws[task], number, base)
@@ -164,6 +164,12 @@ def flips_between(rows: list[Row], values: list[FloatArray | None], base: int, n
     return flips(before, after)
 
 
+def baseline(rows: Sequence[Row], row: Row) -> int | None:
+    """The number of the row that drops nothing, preferably one with the same tasks; None if there is none."""
+    those = [number for number, other in enumerate(rows) if not other.drops]
+    return min(those, key=lambda number: rows[number].spec.tasks != row.spec.tasks, default=None)
+
+
 def total(parts: list[Flips | None]) -> Flips | None:
     """Flips over several tasks; None if one task has none."""
     there = [part for part in parts if part is not None]
@@ -172,7 +178,8 @@ def total(parts: list[Flips | None]) -> Flips | None:
 
 def is_random_twin(other: Row, row: Row) -> bool:
     """Whether `other` drops as many tokens at the same layers, under the same position policy, but blindly."""
-    same = row.drops and other.spec.schedule == row.spec.schedule and other.spec.positions == row.spec.positions
+    names = ("schedule", "positions", "tasks")
+    same = row.drops and all(getattr(other.spec, name) == getattr(row.spec, name) for name in names)
     return same and is_random(other) and not is_random(row)
 
 

@@ -1,28 +1,29 @@
-"""Runs from a results folder, and the refusal to compare what cannot be compared.
+"""Runs from a results folder.
 
     results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
     results/runs/<folder>/samples/<task>.jsonl   its samples: doc_id, scores {metric: number}, image (or null), ...
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
-An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store.
+An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A cell that was
+run again after the weights, the packages or the code changed is another run; the older one stays in the store, out of
+tables.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analysis.statistics import FloatArray
-from pdrop.record import RunRecord
+from pdrop.record import RunRecord, RunSpec, canonical_json
 
 ALL = "all"
-REMEDY = "Name an experiment that holds only comparable runs, or run the odd ones again with force=true"
+AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,17 @@ def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
     )
 
 
+@dataclass
+class Experiment:
+    """What an experiment asked for: runs with a record, and the folders of those without."""
+
+    name: str
+    results: Path
+    runs: list[Run]
+    superseded: int = 0  # runs left out because they were made again
+    missing: list[str] = field(default_factory=list)
+
+
 def experiments(results: Path) -> list[str]:
     """Names of the experiments of a results folder, sorted."""
     folder = results / "experiments"
@@ -113,8 +125,8 @@ def load_runs(results: Path) -> list[Run]:
     return [Run(RunRecord.read(path.parent), path.parent) for path in sorted(results.glob("runs/*/record.json"))]
 
 
-def load_experiment(results: Path, name: str) -> tuple[list[Run], list[str]]:
-    """The runs an experiment asked for, and the folders it asked for that hold no record yet.
+def load_experiment(results: Path, name: str) -> Experiment:
+    """The runs an experiment asked for. Of runs that were made again, with other weights or code, the newest counts.
 
     Raises:
         ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
@@ -123,7 +135,7 @@ def load_experiment(results: Path, name: str) -> tuple[list[Run], list[str]]:
         runs = load_runs(results)
         if not runs:
             raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
-        return runs, []
+        return Experiment(name, results, *newest(runs))
     folder = results / "experiments" / name
     if not folder.is_dir():
         known = ", ".join([*experiments(results), ALL])
@@ -137,7 +149,21 @@ def load_experiment(results: Path, name: str) -> tuple[list[Run], list[str]]:
             missing.append(path.name)
     if not found:
         raise ValueError(f"experiment {name!r} has no run with a record yet ({len(missing)} asked for)")
-    return found, missing
+    return Experiment(name, results, *newest(found), missing)
+
+
+def newest(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """Of the runs whose specs differ in `AGES` alone, the one started last; and how many others there were."""
+    latest: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder)):
+        latest[without(run.record.spec, AGES)] = run
+    kept = {id(run) for run in latest.values()}
+    return [run for run in runs if id(run) in kept], len(runs) - len(kept)
+
+
+def without(spec: RunSpec, names: Iterable[str]) -> str:
+    """The spec as canonical JSON without some of its fields."""
+    return canonical_json({name: value for name, value in asdict(spec).items() if name not in names})
 
 
 def read_overrides(marker: Path) -> dict[str, str]:
@@ -158,52 +184,6 @@ def read_overrides(marker: Path) -> dict[str, str]:
     if isinstance(data, list):
         return {key: value for key, _, value in (str(entry).partition("=") for entry in data)}
     raise ValueError(f"{marker} holds neither a list of overrides nor an object")
-
-
-def refuse_mixtures(runs: Iterable[Run], times: bool = True, strict: bool = False) -> None:
-    """Refuse runs whose numbers may not stand in one table. Runs that are not done have no numbers and are ignored.
-
-    Args:
-        runs: The runs.
-        times: Whether times are shown; then commit, cores and threads must be one, too.
-        strict: Refuse uncommitted changes as well (otherwise the table carries a footnote).
-
-    Raises:
-        ValueError: Naming each field that differs, its values and the folders that have them.
-    """
-    done = [run for run in runs if run.done]
-    problems: list[str] = []
-
-    def same(what: str, held: Iterable[tuple[Run, Any]]) -> None:
-        folders: dict[str, list[str]] = defaultdict(list)
-        for run, value in held:
-            folders[str(value)].append(run.folder)
-        if len(folders) > 1:
-            problems.append(f"{what}: " + "; ".join(f"{v} in {', '.join(those)}" for v, those in folders.items()))
-
-    for name in ("limit", "dtype", "attn_implementation", "device", "batch_size", "max_new_tokens", "versions"):
-        same(name, [(run, getattr(run.record.spec, name)) for run in done])
-    for name in ("processor", "device_name"):
-        same(name, [(run, run.record.environment.get(name)) for run in done])
-    for model in sorted({run.record.spec.model for run in done}):
-        of_model = [run for run in done if run.record.spec.model == model]
-        for name in ("weights", "revision", "model_fingerprint", "prompt", "image_mode"):
-            same(f"{name} of {model}", [(run, getattr(run.record.spec, name)) for run in of_model])
-        for task, having in by_task(of_model).items():
-            same(f"prompt_hash of {task}", [(run, run.record.results[task].prompt_hash) for run in having])
-    for task, having in by_task(done).items():
-        for name in ("data_hash", "version", "main_metric", "n"):
-            same(f"{name} of {task}", [(run, getattr(run.record.results[task], name)) for run in having])
-    if times and (timed := [run for run in done if run.record.cost and run.record.cost.prefill_time_ratio]):
-        same("latency (times are shown)", [(run, run.record.spec.latency) for run in timed])
-        for name in ("git_commit", "cores", "threads"):
-            same(f"{name} (times are shown)", [(run, run.record.environment.get(name)) for run in timed])
-    dirty = [run.folder for run in done if run.record.environment.get("git_dirty")]
-    if strict and dirty:
-        problems.append(f"git_dirty: made with uncommitted changes: {', '.join(dirty)}")
-    if problems:
-        hint = "; --no-times leaves the times out" if any("times are shown" in problem for problem in problems) else ""
-        raise ValueError("these runs may not stand in one table.\n  " + "\n  ".join(problems) + f"\n{REMEDY}{hint}.")
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:

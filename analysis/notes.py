@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 
 from analysis.grid import DASH
 from analysis.load import Run
@@ -16,7 +17,8 @@ from analysis.style import task_names
 
 COLUMNS = {
     "budget": "what rows are grouped by: the ratio dial (PyramidDrop keeps ratio^s from boundary s on; a single "
-    "boundary keeps the ratio), or the budget asked for. Equal ratios are NOT equal costs: read keep and FLOPs",
+    "boundary keeps the ratio); the mean keep where ratios differ but keeps agree, or where layers differ. Equal "
+    "ratios are NOT equal costs: read keep and FLOPs",
     "schedule": "layer:keep, the fraction of the original visual tokens that enters this layer (0-based) and those "
     "behind it; a count ends in t",
     "keep": "visual tokens entering a layer / original ones, mean over layers and samples",
@@ -29,7 +31,8 @@ COLUMNS = {
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
     "Δ random": "the same against dropping as many tokens at the same layers at random, same positions; a dash "
-    "where no such run is in the experiment",
+    "where no such run is in the experiment. FastV rounds its number of tokens, its random twin takes the whole part "
+    "as PyramidDrop does: it may keep one token less",
     "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar "
     "test, which takes every sample for itself also where several share an image",
     "of none": "average / average with nothing dropped",
@@ -49,8 +52,14 @@ def warnings(table: Table) -> list[str]:
             f"UNCOMMITTED CHANGES: {len(dirty)} of {len(done)} runs were made with uncommitted changes; "
             "their commit does not tell which code made them."
         )
+    codes = {run.record.spec.code for run in done}
     commits = {commit(run) for run in done}
-    if len(commits) > 1:
+    if len(codes) > 1:
+        found.append(
+            f"SEVERAL VERSIONS OF THE CODE: {', '.join(sorted(code or 'unknown' for code in codes))}. Right only if "
+            "they differ in a method's own file; which run has which: python -m analysis explain RUN_ID."
+        )
+    if len(commits) > 1 and (len(codes) > 1 or "" in codes):  # one digest of the sources: one code
         found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; which run has which: python -m analysis list.")
     for run in table.runs:
         if not run.done:
@@ -58,16 +67,22 @@ def warnings(table: Table) -> list[str]:
             found.append(f"{run.record.status.upper()}: {run.folder}{reason}")
     if table.missing:
         found.append(f"NOT RUN YET: {', '.join(table.missing)}")
+    if table.superseded:
+        found.append(
+            f"Left out: {table.superseded} older runs that were made again with other weights, packages, code or data."
+        )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
     return found
 
 
-def notes(table: Table) -> str:
-    """Markdown behind the tables."""
-    done = [run for run in table.runs if run.done]
+def meaning(tables: Sequence[Table]) -> str:
+    """Markdown behind the tables: what their columns mean."""
     lines = ["## What the columns mean", ""]
-    absent = {"time": not table.times, "floor to full": not table.floors}
+    absent = {
+        "time": not any(table.times for table in tables),
+        "floor to full": not any(table.floors for table in tables),
+    }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0. "
@@ -77,10 +92,14 @@ def notes(table: Table) -> str:
         f"- Intervals: paired percentile bootstrap over images ({DRAWS} draws; samples that share an image are drawn "
         "together, also across tasks). They cover the choice of samples, not the choice of seeds or of tasks.",
         "- –: not measured, or not defined; never zero.",
-        "",
-        "## What was scored",
-        "",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def sources(table: Table) -> str:
+    """Markdown behind a table: what was scored, and where the numbers come from."""
+    done = [run for run in table.runs if run.done]
+    lines = ["## What was scored", ""]
     names = task_names(list(table.tasks))
     for task in table.tasks.values():
         result = next(run.record.results[task.name] for run in done if task.name in run.record.results)
@@ -115,7 +134,7 @@ def provenance(runs: list[Run]) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         f"- Code: {', '.join(f'{code} ({count} runs)' for code, count in sorted(codes.items()))}",
         f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
-        "- Each run's record: `results/runs/<folder>/record.json`; in words: `python -m analysis explain RUN_ID`",
+        "- Each run's record: `runs/<folder>/record.json` of the store; in words: `python -m analysis explain RUN_ID`",
     ]
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
-from analysis.load import Run, by_task
+from analysis.budgets import budgets
+from analysis.load import AGES, Run, by_task, without
 from analysis.statistics import Estimate, Flips
 from pdrop.record import RunSpec
-from pdrop.schedule import Schedule, canonical
 
 Mark = Literal["", "best", "second"]
 
@@ -85,7 +85,7 @@ class Task:
 
 @dataclass
 class Table:
-    """An experiment, ready to be shown."""
+    """An experiment, or a part of one, ready to be shown. `name` is the stem of its files."""
 
     name: str
     rows: list[Row]
@@ -93,6 +93,8 @@ class Table:
     floors: dict[str, float]  # blind guesses, of those tasks that have one
     missing: list[str]  # folders the experiment asked for, without a record
     times: bool
+    title: str = ""
+    superseded: int = 0  # runs left out because they were made again
 
     @property
     def averaged(self) -> list[str]:
@@ -115,40 +117,36 @@ class Table:
         return [run for row in self.rows for run in row.runs]
 
 
-def budget(run: Run) -> str:
-    """What a row is grouped by: the budget asked for, else the schedule's ratio, else the mean share it keeps."""
-    asked = run.overrides.get("budget", "")
-    if not run.drops:
-        return ""
-    if asked not in ("", "null", "None"):
-        return asked
-    keeps = [stage.keep for stage in Schedule.parse(run.record.spec.schedule)]
-    first = keeps[0]
-    if first is not None and all(k is not None and canonical(first**s) == k for s, k in enumerate(keeps, start=1)):
-        return f"{first:g}"
-    return f"keep {run.record.cost.mean_keep:.0%}" if run.record.cost else "other"
-
-
 def pool(runs: Sequence[Run]) -> list[Row]:
-    """Rows, seeds pooled: nothing dropped first, then the mildest budget to the hardest, methods by name."""
-    groups: dict[tuple[object, ...], list[Run]] = {}
+    """Rows, seeds pooled: nothing dropped first, then the mildest budget to the hardest, methods by name.
+
+    Runs are pooled where nothing but the seed was asked differently.
+    """
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.record.spec.seed):
         spec = run.record.spec
-        apart = "" if run.done else run.folder
-        key = (spec.model, budget(run), spec.method, seedless(spec), spec.schedule, spec.positions, apart)
-        groups.setdefault(key, []).append(run)
-    rows = [Row(those, budget(those[0]), those[0].record.status) for those in groups.values()]
+        asked = without(spec, {"seed", "method_args", *AGES})
+        groups.setdefault((asked, seedless(spec), "" if run.done else run.folder), []).append(run)
+    rows = []
+    for model in sorted({run.record.spec.model for run in runs}):
+        those = [pooled for pooled in groups.values() if pooled[0].record.spec.model == model]
+        rows += in_order(those)
+    return rows
+
+
+def in_order(pooled: Sequence[list[Run]]) -> list[Row]:
+    """The rows of one model."""
+    named = [(Row(runs, budget, runs[0].record.status), at) for runs, (budget, at) in zip(pooled, budgets(pooled))]
     mildness: dict[str, float] = {}
-    for row in rows:
-        keep = row.cost("mean_keep")
-        mildness[row.budget] = max(mildness.get(row.budget, 0.0), keep if keep is not None else 0.0)
+    for row, _ in named:
+        mildness[row.budget] = max(mildness.get(row.budget, 0.0), row.cost("mean_keep") or 0.0)
 
-    def order(row: Row) -> tuple[object, ...]:
-        spec = row.spec
+    def order(entry: tuple[Row, tuple[int, ...]]) -> tuple[object, ...]:
+        row, at = entry
         ratio = float(row.budget) if row.budget.replace(".", "", 1).isdigit() else -1.0
-        return (spec.model, row.drops, -ratio, -mildness[row.budget], row.budget, spec.method, str(row.runs[0].path))
+        return (row.drops, at, -ratio, -mildness[row.budget], row.budget, row.spec.method, str(row.runs[0].path))
 
-    return sorted(rows, key=order)
+    return [row for row, _ in sorted(named, key=order)]
 
 
 def seedless(spec: RunSpec) -> str:

@@ -1,15 +1,15 @@
-"""A table as Markdown, LaTeX and CSV, all from the same rows.
+"""A table as Markdown and LaTeX, from the same rows (as CSV: analysis/frame.py).
 
 Three grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which
-runs it comes from. The CSV has every number and interval unrounded, one line a row.
+runs it comes from.
 """
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Sequence
 
 from analysis.grid import DASH, Grid, Text
-from analysis.notes import notes, warnings
+from analysis.notes import meaning, sources, warnings
 from analysis.rows import Cell, Row, Table, seedless
 from analysis.statistics import Estimate
 from analysis.style import method_name, task_names
@@ -76,6 +76,10 @@ def labels(table: Table) -> list[str]:
             parts.append(row.spec.positions)
         if len({seedless(spec) for spec in alike}) > 1:
             parts.append(seedless(row.spec))
+        if len({spec.tasks for spec in alike}) > 1:
+            parts.append(f"{len(row.spec.tasks)} tasks: {', '.join(row.spec.tasks[:3])} ..."[:60])
+        if len({spec.latency for spec in alike}) > 1:
+            parts.append(f"latency {row.spec.latency}")
         if row.status != "done":
             parts.append(row.status)
         found.append(method_name(row.spec.method) + (f" ({', '.join(parts)})" if parts else ""))
@@ -167,73 +171,29 @@ def probability(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def markdown(table: Table) -> str:
-    """The whole page: warnings, grids, and what every column means."""
-    parts = [f"# {table.name}\n", *(f"> **{text}**\n" for text in warnings(table))]
-    for grid in grids(table):
-        parts += [f"## {grid.title}\n", grid.markdown()]
-    return "\n".join([*parts, notes(table)])
+def markdown(tables: Sequence[Table]) -> str:
+    """The whole page: of each table warnings, grids and sources; and what every column means."""
+    parts = []
+    for table in tables:
+        parts += [f"# {table.title}\n", *(f"> **{text}**\n" for text in warnings(table))]
+        for grid in grids(table):
+            parts += [f"## {grid.title}\n", grid.markdown()]
+        parts.append(sources(table))
+    return "\n".join([*parts, meaning(tables)])
 
 
-def latex(table: Table) -> str:
-    r"""The first two grids as floats; \usepackage{booktabs,graphicx}."""
+def latex(tables: Sequence[Table]) -> str:
+    r"""The first two grids of each table as floats; \usepackage{booktabs,graphicx}."""
+    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
+    return head + "\n".join(map(floats, tables))
+
+
+def floats(table: Table) -> str:
+    """The first two grids of a table as floats."""
     main, by_task, _ = grids(table)
     samples = sum(task.n for task in table.tasks.values())
     caption = (
         f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
         "to be told from it; underlined: best of the rest."
     )
-    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
-    return head + main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption)
-
-
-def csv(table: Table) -> str:
-    """Every number unrounded (10 digits), fractions as fractions; empty where missing."""
-    return frame(table).to_csv(index=False, float_format="%.10g", lineterminator="\n")
-
-
-def frame(table: Table) -> pd.DataFrame:
-    """The table as a frame, one line a row, for notebooks and for the CSV."""
-    lines = []
-    for row in table.rows:
-        spec = row.spec
-        line: dict[str, object] = {
-            "experiment": table.name,
-            "model": spec.model,
-            "budget": row.budget,
-            "method": spec.method,
-            "method_args": spec.method_args,
-            "schedule": spec.schedule,
-            "positions": spec.positions,
-            "status": row.status,
-            "seeds": " ".join(str(run.record.spec.seed) for run in row.runs),
-            "run_ids": " ".join(run.record.run_id for run in row.runs),
-            "visual_tokens_per_layer_mean": row.visual_tokens,
-            "average_spread_over_seeds": row.spread,
-            "share_of_none": row.share_of_none,
-            "floor_to_full": row.floor_to_full,
-        }
-        names = ("mean_keep", "visual_tokens", "text_tokens", "paper_macs_visual", "prefill_flops")
-        for name in (*names, "prefill_flops_ratio", "kv_bytes", "kv_ratio"):
-            line[name] = row.cost(name)
-        line |= spread_out("prefill_time_ratio", row.time)
-        line |= spread_out("average_minus_random", row.against_random)
-        for name in ("average", *table.tasks):
-            cell = row.average if name == "average" else row.cells.get(name)
-            line |= spread_out(name, cell.score if cell else None)
-            line |= spread_out(f"{name}_delta", cell.delta if cell else None)
-            flips = cell.flips if cell else None
-            line |= {
-                f"{name}_lost": flips.lost if flips else None,
-                f"{name}_gained": flips.gained if flips else None,
-                f"{name}_mcnemar_p": flips.p if flips else None,
-            }
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def spread_out(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    """An estimate as three columns."""
-    if estimate is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption)

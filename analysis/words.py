@@ -12,7 +12,7 @@ from analysis.grid import DASH, Grid, Text
 from analysis.load import Run
 from analysis.notes import commit, hardware
 from analysis.overlap import kept_sets, overlap
-from analysis.rows import Row, budget
+from analysis.rows import Row
 from analysis.statistics import Estimate, flips, interval
 from analysis.table import bounds, percent, probability, signed
 from pdrop.record import Interval
@@ -36,6 +36,8 @@ MEANING = {
     "prompt": "other prompts: scores do not compare",
     "image_mode": "other image processing: scores do not compare",
     "versions": "other versions of the packages that matter",
+    "code": "other sources of pdrop or of the method",
+    "task_files": "other task files or data of one's own tasks",
     "latency": "timed by another protocol",
 }
 
@@ -80,7 +82,8 @@ def explain(run: Run) -> str:
         f"positions {spec.positions}, method arguments {spec.method_args or '{}'}, seed {spec.seed}.",
         f"It asked {limit} of {len(spec.tasks)} tasks, {spec.prompt} prompt, image {spec.image_mode}, in {spec.dtype} "
         f"with {spec.attn_implementation} attention, batches of {spec.batch_size}.",
-        f"Code {commit(run)}; {hardware(run)}; started {record.started_at}, took {record.wall_s:.0f} s.",
+        f"Code {commit(run)}, sources {spec.code or 'unknown'}; {hardware(run)}; "
+        f"started {record.started_at}, took {record.wall_s:.0f} s.",
         f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(json.loads(spec.versions or '{}').items()))}.",
         f"Command: {' '.join(record.command) or 'not recorded'}",
     ]
@@ -170,7 +173,7 @@ def agreement(first: Run, second: Run) -> list[str]:
 
 def score_difference(first: Run, second: Run, task: str) -> str:
     """One task of two runs that answered the same samples."""
-    rows = [Row([run], budget(run), run.record.status) for run in (first, second)]
+    rows = [Row([run], "", run.record.status) for run in (first, second)]
     values = sample_values(rows, task)
     draws = resample(rows, task, values)
     scores = [run.record.results[task].scores[run.record.results[task].main_metric].value for run in (first, second)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
-from analysis.load import Run, load_experiment, load_runs, refuse_mixtures
+from analysis.load import Run, load_experiment, load_runs
 from pdrop.record import Cost, Interval, RunRecord, RunSpec, Score, TaskResult
 from pdrop.schedule import Schedule, pyramid, single
 
@@ -55,6 +56,8 @@ def make_record(
     }  # fmt: skip
     command = ["run.py", f"method={method}"]
     record = RunRecord(spec, "done", "2026-01-02T03:04:05Z", 12.0, None, {}, cost, environment, command)
+    if spec_changes.get("latency") == "off":
+        cost.prefill_time_ratio = None
     if "seed" in spec_changes:
         spec_changes["method_args"] = json.dumps({"seed": spec_changes["seed"]})
     return replace(record, spec=replace(spec, **spec_changes))
@@ -144,9 +147,10 @@ def standard(results: Path) -> Path:
 
 def table_of(results: Path, name: str = "demo") -> Any:
     """The experiment's table, as the command line makes it."""
-    runs, missing = load_experiment(results, name)
-    refuse_mixtures(runs)
-    return compare(name, runs, missing, floors_from=results)
+    experiment = load_experiment(results, name)
+    (part,) = parts(experiment)
+    refuse_mixtures(experiment, part.runs)
+    return compare(part, experiment.superseded, floors_from=results)
 
 
 def run_of(results: Path, method: str, keep: str = "") -> Run:

@@ -53,7 +53,7 @@ GOLDEN = """
 
 
 def test_golden_table(store: Path) -> None:
-    page = markdown(table_of(store))
+    page = markdown([table_of(store)])
     grid = page.split("## Score against cost")[1].split("##")[0].strip()
     lines = [re.sub(r" +", " ", line) for line in grid.splitlines()]
     expected = GOLDEN.replace("[P5]", "3:0.5 6:0.25 9:0.125").replace("[P3]", "3:0.3 6:0.09 9:0.027")
@@ -107,7 +107,7 @@ def test_floor_and_missing_cells(copied: Path) -> None:
     (copied / "floors.json").write_text('{"families": {"exist": {"floor": 0.5}}}')
     assert table_of(copied).floors == {}  # the store's tasks are not the embedded ones
     (copied / "experiments" / "demo" / "toy-fastv-aaaaaaaaaaaa").write_text("")
-    page = markdown(table_of(copied))
+    page = markdown([table_of(copied)])
     assert "NOT RUN YET: toy-fastv-aaaaaaaaaaaa" in page
     row = next(line for line in page.splitlines() if "FastV (failed)" in line)
     assert set(re.sub(r"[|\s]", " ", row).split()[4:]) == {"–"}
@@ -123,7 +123,7 @@ def test_blind_guess_row_and_scale(tmp_path: Path) -> None:
     full = table.rows[0].average.score.value
     for row in table.rows:
         assert row.floor_to_full == pytest.approx((row.average.score.value - 0.35) / (full - 0.35))
-    assert "| blind guess |" in re.sub(r" +", " ", markdown(table))
+    assert "| blind guess |" in re.sub(r" +", " ", markdown([table]))
 
 
 def test_a_score_that_is_no_mean_has_no_interval(copied: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_score_that_is_no_mean_has_no_interval(copied: Path) -> None:
     row = next(row for row in table.rows if row.runs[0].folder == run.folder)
     assert row.cells["toy_exist"].delta.low is None and row.average.delta.low is None
     assert row.cells["toy_ocr"].delta.low is not None
-    assert "no interval" in markdown(table)
+    assert "no interval" in markdown([table])
 
 
 def test_tasks_that_share_images_are_resampled_together(copied: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from records import rewrite, run_of, standard, table_of
 
 from analysis.__main__ import main
-from analysis.load import load_experiment, load_runs, refuse_mixtures
+from analysis.comparable import refuse_mixtures
+from analysis.load import load_experiment, load_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +29,40 @@ def copied(store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store, tmp_path / "results"))
 
 
+FRESH = "To mend it, delete"  # and run again with one setting
+AGAIN = "  python run.py method="
+FORCE = " force=true"
+
+
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "named", "remedy"),
     [
-        ({"limit": 10}, "limit: "),
-        ({"dtype": "bfloat16"}, "dtype: "),
-        ({"attn_implementation": "eager"}, "attn_implementation: "),
-        ({"batch_size": 1}, "batch_size: "),
-        ({"device": "cuda"}, "device: "),
-        ({"versions": '{"torch":"2.14.0"}'}, "versions: "),
-        ({"model_fingerprint": "e" * 64}, "model_fingerprint of toy: "),
-        ({"processor": "Other CPU"}, "processor: "),
-        ({"device_name": "Some GPU"}, "device_name: "),
-        ({"data_hash": "other"}, "data_hash of toy_exist: "),
-        ({"prompt_hash": "other"}, "prompt_hash of toy_exist: "),
-        ({"git_commit": "fedcba9876543210"}, "git_commit (times are shown): "),
-        ({"threads": 2}, "threads (times are shown): "),
+        ({"limit": 10}, "limit: ", FRESH),
+        ({"dtype": "bfloat16"}, "dtype: ", FRESH),
+        ({"attn_implementation": "eager"}, "attn_implementation: ", FRESH),
+        ({"batch_size": 1}, "batch_size: ", FRESH),
+        ({"device": "cuda"}, "device: ", FRESH),
+        ({"versions": '{"torch":"2.14.0"}'}, "versions: ", AGAIN),
+        ({"model_fingerprint": "e" * 64}, "model_fingerprint of toy: ", AGAIN),
+        ({"processor": "Other CPU"}, "processor: ", FORCE),
+        ({"device_name": "Some GPU"}, "device_name: ", FORCE),
+        ({"data_hash": "other"}, "data_hash of toy_exist: ", FORCE),
+        ({"prompt_hash": "other"}, "prompt_hash of toy_exist: ", FORCE),
+        ({"git_commit": "fedcba9876543210"}, "git_commit (times are shown): ", FORCE),
+        ({"threads": 2}, "threads (times are shown): ", FORCE),
     ],
 )
 def test_mixtures_are_refused_by_name(
-    copied: Path, change: dict[str, Any], named: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, change: dict[str, Any], named: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(run_of(copied, "pyramiddrop", "0.5"), **change)
     odd = run_of(copied, "pyramiddrop", "0.5").folder
-    runs, _ = load_experiment(copied, "demo")
+    experiment = load_experiment(copied, "demo")
     with pytest.raises(ValueError) as error:
-        refuse_mixtures(runs)
+        refuse_mixtures(experiment, experiment.runs)
     line = next(line for line in str(error.value).splitlines() if line.strip().startswith(named))
     assert f"{next(iter(change.values()))} in {odd}" in line and run_of(copied, "fastv").folder in line
-    assert "force=true" in str(error.value)
+    assert remedy in str(error.value)
     assert main(["tables", "demo", "--results", str(copied)]) == 1
     assert named in capsys.readouterr().err and not (copied / "tables").exists()
 
