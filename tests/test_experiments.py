@@ -25,8 +25,9 @@ LAYERS = {"embedded": 12, "llava_1_5_7b": 32}
 
 
 def commands(path: Path) -> list[str]:
-    """The commands that the head of a file shows."""
-    return re.findall(r"^#\s+(python run\.py .+?)(?:\s{2,}.*)?$", path.read_text(), re.M)
+    """The commands that the head of a file shows; a backslash continues one in the next line."""
+    text = re.sub(r" \\\n#\s+", " ", path.read_text())
+    return re.findall(r"^#\s+(python run\.py .+?)(?:\s{2,}.*)?$", text, re.M)
 
 
 def jobs(path: Path, arguments: list[str]) -> list[list[str]]:
@@ -75,6 +76,18 @@ def test_every_job_of_every_command_fits(path: Path) -> None:
         found = schedules(FOLDER / f"{other[1]}.yaml", command)
         assert all(not any(group) for method, group in found.items() if method == "none")
         assert all(all(group) for method, group in found.items() if method != "none")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_model_has_an_experiment_of_its_own(path: Path) -> None:
+    own = OmegaConf.load(path).experiment
+    for command in commands(path):
+        named = dict(argument.split("=", 1) for argument in shlex.split(command)[3:])
+        if "model" not in named:
+            continue
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("run", [argument for argument in shlex.split(command)[3:] if "layers" not in argument][:4])
+        assert config.experiment == f"{own}_{named['model'].split('_')[0]}", "models would share one name"
 
 
 def test_average_token_budgets_are_the_papers() -> None:
