@@ -91,7 +91,7 @@ class Raw(argparse.RawDescriptionHelpFormatter):
 
 def make(command: str, results: Path, names: Sequence[str], strict: bool, times: bool) -> int:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
-    refused = 0
+    refused, pages = 0, []
     for name in names or experiments(results) or [ALL]:
         tables = []
         try:
@@ -107,22 +107,22 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
             sys.stderr.write(f"{name}: {error}\n")
             refused = 1
         if tables and command == "tables":
-            write_tables(name, tables, results / "tables")
+            pages.append(write_tables(name, tables, results / "tables"))
         for table in tables if command == "figures" else ():
             write_figures(table, results / "figures")
+    say("".join(pages))
     return refused
 
 
-def write_tables(name: str, tables: Sequence[Table], folder: Path) -> None:
-    """Write the three files and print the tables."""
+def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
+    """Write the three files; what to print."""
     contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
     written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
+    text = []
     for table in tables:
-        for text in warnings(table):
-            say(f"! {text}\n")
-        for grid in grids(table):
-            say(f"\n{table.title}: {grid.title}\n\n{grid.markdown()}")
-    say("\n" + "".join(written))
+        text += [f"! {warning}\n" for warning in warnings(table)]
+        text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]
+    return "".join([*text, "\n", *written])
 
 
 def write_figures(table: Table, folder: Path) -> None:
@@ -174,7 +174,7 @@ def say(text: str) -> None:
 
 
 def command_line() -> int:
-    """`main`; whoever stops reading (`| head`) has read enough. The files are written by then."""
+    """`main`; whoever stops reading (`| head`) has read enough. Tables are all written before the first is printed."""
     try:
         code = main()
         sys.stdout.flush()

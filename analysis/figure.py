@@ -1,7 +1,9 @@
 """Trade-off figures: score against prefill FLOPs, one line a method, for a paper's column and for each task.
 
 Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: a bar that
-clears the horizontal line of `none` is a clear loss. Same input, same bytes (no dates inside the files).
+clears the horizontal line of `none` is a clear loss. Curves are moved sideways a little, so that bars of equal cost do
+not hide each other. Grids of single cuts have a figure of their own (analysis/redundancy_figure.py). Same input, same
+bytes (no dates inside the files).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
 
+from analysis.redundancy import studies
 from analysis.rows import Cell, Row, Table, seedless
 from analysis.style import SPARE_LINES, Line, lines, method_name, task_names
 from pdrop.schedule import Schedule
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
+DODGE = 0.7  # percentage points of FLOPs between neighbouring curves, which would hide each other where they are flat
+BARS = "bars: 95 % interval of the paired difference to none"
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -54,7 +59,7 @@ def tradeoff(table: Table, model: str) -> Figure | None:
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
         draw(axes, rows, [row.average for row in rows], table.floor)
-        axes.set_xlabel("prefill FLOPs (% of none)")
+        axes.set_xlabel(f"prefill FLOPs (% of none)\n{BARS}")
         axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
         legend(figure, axes, columns=3)
     return figure
@@ -85,7 +90,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(table.tasks) :]:
             axes.set_visible(False)
-        figure.supxlabel("prefill FLOPs (% of none)", fontsize=8)
+        figure.supxlabel(f"prefill FLOPs (% of none); {BARS}", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         legend(figure, grid[0][0], columns=6)
     return figure
@@ -114,9 +119,10 @@ def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
 
 
 def drawable(table: Table, model: str) -> list[Row]:
-    """Finished rows of a model that have a cost, if any of them drops tokens."""
+    """Finished rows of a model that have a cost, if any of them drops tokens and is no part of a redundancy study."""
     rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
-    return rows if any(row.drops for row in rows) else []
+    studied = {id(row) for study in studies(table) for row in (*study.ranked.values(), *study.blind.values())}
+    return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
 def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | None, scale: float = 100) -> None:
@@ -126,7 +132,9 @@ def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | N
             axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)
     if floor is not None:
         axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), label="blind guess", zorder=1)
-    for label, (style, numbers) in curves(rows).items():
+    drawn = curves(rows)
+    for place, (label, (style, numbers)) in enumerate(drawn.items()):
+        shift = DODGE * (place - (len(drawn) - 1) / 2)
         there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
         points = sorted(
             ((100 * flops, cell) for flops, cell in there if flops is not None and cell is not None),
@@ -135,7 +143,7 @@ def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | N
         if not points:
             continue
         axes.errorbar(
-            [flops for flops, _ in points],
+            [flops + shift for flops, _ in points],
             [scale * cell.score.value for _, cell in points],
             yerr=list(zip(*(half_lengths(cell, scale) for _, cell in points))),
             color=style.colour,

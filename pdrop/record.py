@@ -225,13 +225,13 @@ def canonical_json(value: Any) -> str:
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half-written, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a store is shared
         os.replace(temporary, path)
     except BaseException:

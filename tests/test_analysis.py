@@ -210,6 +210,16 @@ def test_tables_and_figures_need_no_torch(copied: Path) -> None:
     assert (copied / "tables" / "demo.md").exists()
 
 
+def test_a_reader_who_stops_reading_is_no_error(copied: Path) -> None:
+    for command in (["list"], ["tables"]):
+        options = [sys.executable, "-m", "analysis", *command, "--results", str(copied)]
+        with subprocess.Popen(options, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 0
+    assert (copied / "tables" / "demo.tex").is_file()
+
+
 def test_list_explain_and_diff(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--results", str(copied)]
     assert main(["list", *options]) == 0

@@ -44,6 +44,19 @@ def test_figures_show_every_method(copied: Path) -> None:
             assert (np.abs(pixels - wanted).sum(1) < 12).sum() > 300, (name, method)
 
 
+def test_curves_are_dodged_and_bars_explained(store: Path) -> None:
+    table = table_of(store)
+    drawn = figure.tradeoff(table, "toy")
+    assert drawn is not None
+    (axes,) = drawn.axes
+    assert "95 % interval of the paired difference to none" in axes.get_xlabel()
+    places = {c.get_label(): np.sort(c.lines[0].get_xdata()) for c in axes.containers}
+    costs = [100 * row.cost("prefill_flops_ratio") for row in table.rows if row.spec.method == "pyramiddrop"]
+    shift = places["PyramidDrop"] - np.sort(costs)
+    assert np.allclose(shift, shift[0]) and abs(shift[0]) <= figure.DODGE
+    assert np.allclose(places["Random"] - places["PyramidDrop"], figure.DODGE), "the same costs, side by side"
+
+
 def test_no_two_methods_look_alike() -> None:
     everything = style.lines([*style.LINES, *(f"new{i}" for i in range(len(style.SPARE_LINES)))])
     assert len({line.colour for line in everything.values()}) == len(everything)

@@ -81,6 +81,13 @@ def test_figures_are_the_same_bytes_and_show_every_layer(store: Path) -> None:
     assert again == {}
 
 
+def test_a_study_has_no_trade_off_figure(store: Path, tmp_path: Path) -> None:
+    assert list(figure.files(table_of(store, "cuts"))) == []
+    grid(tmp_path, layers=(3, 6), keeps=(0.1, 0.5))
+    put(tmp_path, make_record("fastv", 0.5), experiment="cuts")
+    assert len(list(figure.files(table_of(tmp_path, "cuts")))) == 4, "something else was run as well"
+
+
 def test_layers_grow_lighter_and_differ() -> None:
     for count in (1, 2, 4, 11):
         lines = style.layer_lines(count)
