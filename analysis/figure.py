@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
-DODGE = 0.7  # percentage points of FLOPs between neighbouring curves, which would hide each other where they are flat
+# percentage points of FLOPs between neighbouring curves, which would hide each other where they are flat
+DODGE, DODGE_BY_TASK = 0.7, 1.0
 BARS = "bars: 95 % interval of the paired difference to none"
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
@@ -86,7 +88,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
         for number, (name, task) in enumerate(table.tasks.items()):
             axes = grid[number // across][number % across]
             cells = [row.cells.get(name) for row in rows]
-            draw(axes, rows, cells, table.floors.get(name), scale=100 if task.fraction else 1)
+            draw(axes, rows, cells, table.floors.get(name), 100 if task.fraction else 1, DODGE_BY_TASK)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(table.tasks) :]:
             axes.set_visible(False)
@@ -125,7 +127,14 @@ def drawable(table: Table, model: str) -> list[Row]:
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
-def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | None, scale: float = 100) -> None:
+def draw(
+    axes: Axes,
+    rows: list[Row],
+    cells: list[Cell | None],
+    floor: float | None,
+    scale: float = 100,
+    dodge: float = DODGE,
+) -> None:
     """One panel: a curve a method through its budgets, `none` and the blind guess as horizontal lines."""
     for row, cell in zip(rows, cells):
         if cell is not None and not row.drops:
@@ -133,8 +142,12 @@ def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | N
     if floor is not None:
         axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), label="blind guess", zorder=1)
     drawn = curves(rows)
-    for place, (label, (style, numbers)) in enumerate(drawn.items()):
-        shift = DODGE * (place - (len(drawn) - 1) / 2)
+    costs = {
+        label: fmean(rows[n].cost("prefill_flops_ratio") or 0 for n in numbers) for label, (_, numbers) in drawn.items()
+    }
+    by_cost = sorted(drawn, key=lambda label: round(costs[label], 6))  # the cheaper left: no difference is undone
+    for label, (style, numbers) in drawn.items():
+        shift = dodge * (by_cost.index(label) - (len(drawn) - 1) / 2)
         there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
         points = sorted(
             ((100 * flops, cell) for flops, cell in there if flops is not None and cell is not None),
