@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 export TOKENIZERS_PARALLELISM := false
-export GOMP_SPINCOUNT := 0  # idle threads that spin cost more than they compute on shared cores
+# threads that spin while they wait cost more than they compute where cores are shared
+export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench tables figures repro embedded-model reference lock clean
