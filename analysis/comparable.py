@@ -51,7 +51,10 @@ def mixtures(runs: Iterable[Run]) -> list[Mixture]:
     for model in sorted({run.record.spec.model for run in done}):
         those = [run for run in done if run.record.spec.model == model]
         found += [differing(f"{name} of {model}", spec_of(those, name), "asked") for name in OF_MODEL]
-        found.append(differing(f"model_fingerprint of {model}", spec_of(those, "model_fingerprint"), "aged"))
+        places = {(run.record.spec.model_path, run.record.spec.revision) for run in those}
+        pretrained = all(run.record.spec.weights == "pretrained" for run in those)
+        kind: Kind = "aged" if len(places) == 1 and pretrained else "asked"  # checkpoints of one name; random seeds
+        found.append(differing(f"model_fingerprint of {model}", spec_of(those, "model_fingerprint"), kind))
         for task, having in by_task(those).items():
             hashes = [(run, run.record.results[task].prompt_hash) for run in having]
             found.append(differing(f"prompt_hash of {task}", hashes, "made"))

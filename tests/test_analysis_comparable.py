@@ -80,6 +80,15 @@ def test_a_fresh_start_helps_where_settings_differ(tmp_path: Path, capsys: Any) 
     assert main(["tables", "--results", str(tmp_path)]) == 0
 
 
+def test_two_checkpoints_of_one_name_are_not_mended_by_running_again(tmp_path: Path, capsys: Any) -> None:
+    for method in METHODS:
+        put(tmp_path, make_record(method, 0.5, model_path="/step100"))
+        put(tmp_path, later(make_record(method, 0.5), model_path="/step200", model_fingerprint="e" * 64))
+    assert main(["tables", "--results", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "model_fingerprint of toy: " in told and "To mend it, delete" in told and "make the older ones" not in told
+
+
 def test_a_method_of_ones_own_has_code_of_its_own(tmp_path: Path) -> None:
     for method in METHODS:
         put(tmp_path, make_record(method, 0.5, code="own" if method == "fastv" else "pdrop"))
