@@ -139,25 +139,6 @@ def test_a_score_that_is_no_mean_has_no_interval(copied: Path) -> None:
     assert "no interval" in markdown([table])
 
 
-def test_tasks_that_share_images_are_resampled_together(copied: Path) -> None:
-    for run in load_runs(copied):
-        for task in TASKS if run.done else ():
-            run.record.results[task].scores = run.record.results["toy_exist"].scores
-            (run.path / "samples" / f"{task}.jsonl").write_text((run.path / "samples/toy_exist.jsonl").read_text())
-        run.record.write(run.path)
-    for row in table_of(copied).rows:
-        if row.drops and row.average:  # the same answers three times are no more evidence than once
-            assert row.average.delta.low == pytest.approx(row.cells["toy_exist"].delta.low)
-            assert row.average.delta.high == pytest.approx(row.cells["toy_exist"].delta.high)
-
-
-def test_samples_without_an_image_stand_alone(copied: Path) -> None:
-    for path in copied.glob("runs/*/samples/toy_ocr.jsonl"):
-        path.write_text(re.sub(r'"image": "[^"]*"', '"image": null', path.read_text()))
-    exist, ocr = (run_of(copied, "none").samples(task).clusters for task in ("toy_exist", "toy_ocr"))
-    assert len(set(exist)) == 30 and len(set(ocr)) == 60 and not set(exist) & set(ocr)
-
-
 def test_csv_holds_raw_numbers_ids_and_intervals(copied: Path) -> None:
     assert main(["tables", "demo", "--results", str(copied)]) == 0
     lines = list(csv.DictReader(io.StringIO((copied / "tables" / "demo.csv").read_text())))

@@ -6,10 +6,14 @@ python -m pytest tests/test_analysis_statistics.py
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from records import TASKS, run_of, standard, table_of
 
+from analysis.load import load_runs
 from analysis.statistics import counts, flips, interval, mcnemar, replicates
 
 
@@ -113,3 +117,22 @@ def test_flips_count_both_directions_and_need_right_or_wrong() -> None:
     found = flips(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0, 0.0]))
     assert found is not None and (found.lost, found.gained) == (2, 1)
     assert flips(np.array([0.5]), np.array([1.0])) is None
+
+
+def test_tasks_that_share_images_are_resampled_together(tmp_path: Path) -> None:
+    for run in load_runs(standard(tmp_path)):
+        for task in TASKS if run.done else ():
+            run.record.results[task].scores = run.record.results["toy_exist"].scores
+            (run.path / "samples" / f"{task}.jsonl").write_text((run.path / "samples/toy_exist.jsonl").read_text())
+        run.record.write(run.path)
+    for row in table_of(tmp_path).rows:
+        if row.drops and row.average:  # the same answers three times are no more evidence than once
+            assert row.average.delta.low == pytest.approx(row.cells["toy_exist"].delta.low)
+            assert row.average.delta.high == pytest.approx(row.cells["toy_exist"].delta.high)
+
+
+def test_samples_without_an_image_stand_alone(tmp_path: Path) -> None:
+    for path in standard(tmp_path).glob("runs/*/samples/toy_ocr.jsonl"):
+        path.write_text(re.sub(r'"image": "[^"]*"', '"image": null', path.read_text()))
+    exist, ocr = (run_of(tmp_path, "none").samples(task).clusters for task in ("toy_exist", "toy_ocr"))
+    assert len(set(exist)) == 30 and len(set(ocr)) == 60 and not set(exist) & set(ocr)
