@@ -6,6 +6,7 @@ in their own settings; where they differ in others, too, each gets a table of it
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -177,11 +178,13 @@ def store_parts(experiment: Experiment, times: bool) -> list[Part]:
     ordered = sorted(groups, key=lambda key: (-len(groups[key]), key))
     if len(ordered) == 1:
         return [Part(ALL, ALL, groups[ordered[0]], times=times and not time_mixtures(groups[ordered[0]]))]
-    names = [name for name in settings[ordered[0]] if len({str(settings[key].get(name)) for key in ordered}) > 1]
+    every = dict.fromkeys(name for key in ordered for name in settings[key])
+    names = [n for n in every if len({str(settings[key][n]) for key in ordered if n in settings[key]}) > 1]
     return [
         Part(
             f"{ALL}-{number}",
-            f"{ALL}, {number} of {len(ordered)}: {', '.join(in_words(n, settings[key].get(n)) for n in names)}",
+            f"{ALL}, {number} of {len(ordered)}: "
+            + ", ".join(in_words(name, settings[key][name]) for name in names if name in settings[key]),
             groups[key],
             times=times and not time_mixtures(groups[key]),
         )
@@ -209,5 +212,6 @@ def in_words(name: str, value: Any) -> str:
     if name == "tasks":
         return "+".join(value) if len(value) < 4 else f"{len(value)} tasks"
     if name == "data and prompts":
-        return "" if value is None else f"{sum(entry[-1] for entry in value)} questions"
+        digest = hashlib.sha256(canonical_json(value).encode()).hexdigest()
+        return f"{sum(entry[-1] for entry in value)} questions ({digest[:6]})"
     return str(value) if name == "model" else f"{name} {str(value)[:40]}"
