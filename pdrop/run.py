@@ -102,7 +102,8 @@ def job(cfg: Any) -> float | None:
             hydra_config.runtime.choices["method"],
             method,
             lambda layers: schedule(num_layers=layers),
-            list(hydra_config.overrides.task),
+            # where the store lies is no part of a run: it may be moved
+            [o for o in hydra_config.overrides.task if not o.startswith("results=")],
         )
         return mean_score(record)
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user

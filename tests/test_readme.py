@@ -58,3 +58,13 @@ def test_the_recipe_for_a_method_works_to_the_letter(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"done +central +\[2:0.5\]", done.stdout)
+
+
+def test_the_numbers_shown_are_the_rendered_ones():
+    shown = README.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
+    rendered = (ROOT / "results/reference/tables/demo.md").read_text()
+    table = re.search(r"\| budget .*?\n\n", shown, re.S)
+    assert table and table[0].count("\n") > 10
+    assert table[0] in rendered, "copy the first table of results/reference/tables/demo.md"
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / image).is_file(), image
