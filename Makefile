@@ -66,5 +66,5 @@ reference: $(STAMP) ## Renew results/reference, what the README shows: demo and 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
 
-clean: ## Remove logs and caches; results and .venv stay
-	@rm -rf outputs multirun build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean: ## Remove logs and caches; results, .venv and a training in build/embedded stay
+	@rm -rf outputs multirun build/lib build/bdist* dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
