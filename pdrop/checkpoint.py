@@ -54,13 +54,6 @@ class Checkpoint:
         """Layers of the language model's decoder."""
         return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
 
-    @property
-    def visual_token_ids(self) -> tuple[int, ...]:
-        """Token ids that stand for image or video features in a prompt."""
-        config = self.model.config
-        ids = (getattr(config, f"{kind}_token_id", None) for kind in ("image", "video"))
-        return tuple(i for i in ids if i is not None)
-
 
 def load(
     path: str,

@@ -24,7 +24,7 @@ def copy(folder, tmp_path):
 def test_a_folder_loads_with_pinned_image_processor(folder):
     loaded = load(str(folder), name="tiny", dtype="bfloat16")
     assert loaded.model.dtype == torch.bfloat16 and not loaded.model.training
-    assert loaded.num_layers == LAYERS and loaded.visual_token_ids == (3,)
+    assert loaded.num_layers == LAYERS and loaded.model.config.image_token_id == 3
     assert type(loaded.processor.image_processor).__name__.endswith("Pil"), "torchvision resizes differently"
     assert loaded.fingerprint == fingerprint(folder)
 

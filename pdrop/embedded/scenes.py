@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .drawing import FONTS, Box, Canvas, Color, draw_shape, draw_text, font, jitter, text_width
 from .vocabulary import COLOR_NAMES, COLORS, DIGITS, IMAGE_SIZE, LETTERS, SHAPES
@@ -28,10 +28,6 @@ class Level:
     characters: tuple[int, int] = (3, 4)  # length of a code
     rows: tuple[int, int] = (3, 5)  # lines of a document
     bars: tuple[int, int] = (3, 5)
-
-    def easier(self, **changes: object) -> Level:
-        """This level with some fields changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
