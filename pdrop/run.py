@@ -212,4 +212,8 @@ def main() -> None:
     complaint = check_dials(sys.argv[1:])
     if complaint:
         sys.exit(complaint)
-    job()
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

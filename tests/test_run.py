@@ -108,6 +108,19 @@ def test_a_failing_run_fails_and_the_others_go_on(command):
     assert again == 1 and said.count("done already") == 1, "a failed run is tried again, a finished one is not"
 
 
+def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(command, monkeypatch):
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell, "measure", interrupted)
+        code, said, store = command(*QUICK, "method=fastv")
+    assert code == 130 and "goes on from here" in said and "Traceback" not in said
+    assert [record.status for record in read_records(store / "runs")] == ["failed"]
+    code, said, _ = command(*QUICK, "method=fastv")
+    assert code == 0 and [record.status for record in read_records(store / "runs")] == ["done"]
+
+
 def test_jobs_that_share_a_store_take_turns_at_one_run(command):
     command(*QUICK, "method=fastv")
     folder = next((Path("results") / "runs").iterdir())
