@@ -4,8 +4,9 @@ Many questions about one image share its prefix: the prefix rows (<s> USER : and
 and the questions lie behind it in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block,
 the earlier rows of its own question (`mask`). tests/test_embedded.py holds the result against transformers.
 
-Everything runs in bfloat16 with softmax in float32. The layers are compiled: on one core with AMX the matrix products
-are nearly free, and what remains (softmax, norms, activations) is several times faster fused.
+Matrix products run in bfloat16 where the processor multiplies it in hardware (AMX, AVX-512 BF16: `precision.py`), else
+in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are nearly free,
+and what remains (softmax, norms, activations) is several times faster fused.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from .model import HEADS, TOWER_HEADS, TOWER_WIDTH, WIDTH
+from .precision import matrix_dtype
 from .vocabulary import GRID, PATCH_SIZE
 
 BLOCK = 32  # rows of a block of questions
-_LOW = torch.bfloat16
+_LOW = matrix_dtype()
 _EPSILON = 1e-5  # of every norm in the model's config
 _ROPE_THETA = 1e6
 
@@ -169,7 +171,7 @@ class Forward:
 
 
 def _rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (batch, rows, 1, head) in bfloat16."""
+    """cos and sin (batch, rows, 1, head) in the dtype of the matrix products."""
     size = WIDTH // HEADS
     speed = _ROPE_THETA ** (-torch.arange(0, size, 2).float() / size)
     angle = positions[..., None].float() * speed

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .precision import matrix_dtype
+
 _NOT_MATRICES = ("embed", "lm_head", "position", "heads.")
 
 
@@ -85,7 +87,7 @@ def _orthogonal(batch: Tensor) -> Tensor:
     """float32 (n, rows, columns) -> each matrix with its singular values near 1."""
     tall = batch.shape[1] > batch.shape[2]
     x = batch.transpose(1, 2) if tall else batch
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(matrix_dtype())
     for _ in range(5):
         a = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x

@@ -30,7 +30,7 @@ from .vocabulary import FAMILIES
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `learning_rate` is Muon's, `adam_rate` AdamW's; both warm up over `warm_up` steps and fall linearly
+    """One stage. `learning_rate` is Muon's, `adam_rate` AdamW's; both rise over `rise` steps and fall linearly
     to `floor` of their height over the last `decay` of the stage."""
 
     name: str
@@ -40,14 +40,14 @@ class Stage:
     families: Mapping[str, float] | None = None  # fraction of each family's questions that is asked; None: all
     blocks: int = 6  # rows of questions an image, in blocks
     asks: bool = True  # False: only the tower is trained, on patch labels
-    retrieval: bool = False
+    warm_up: str = ""  # what scenes are asked instead of the benchmark's questions (scene_questions.WARM_UPS)
     start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
     patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'
     learning_rate: float = 0.02
     adam_rate: float = 2e-3
-    warm_up: int = 60
+    rise: int = 60
     decay: float = 0.3
     floor: float = 0.05
 
@@ -59,12 +59,12 @@ class Stage:
     def rate(self, step: int) -> float:
         """Multiple of the learning rates at a step (from 0)."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return min((step + 1) / self.warm_up, 1.0, max(self.floor, left))
+        return min((step + 1) / self.rise, 1.0, max(self.floor, left))
 
     def level(self, step: int) -> Level:
         """How hard the images of a step are."""
         grown = 1.0 if self.growth <= 0 else min(1.0, step / (self.growth * self.steps))
-        if grown >= 1 and not self.retrieval:
+        if grown >= 1 and not self.warm_up:
             return BENCHMARK
 
         def between(low: tuple[int, int], high: tuple[int, int]) -> tuple[int, int]:
@@ -96,7 +96,7 @@ RECIPE = (
         "retrieval",
         images=8_000,
         mix={"scene": 1.0},
-        retrieval=True,
+        warm_up="things",
         families={"attribute": 1.0},
         blocks=4,
         start=Level(objects=(2, 3), distinct=True),
@@ -121,7 +121,7 @@ RECIPE = (
         asks=False,
         tower_rate=0.3,
         patch_weight=1.0,
-        warm_up=20,
+        rise=20,
         decay=0.5,
     ),
     Stage(
@@ -131,19 +131,19 @@ RECIPE = (
         asks=False,
         tower_rate=0.12,
         patch_weight=1.0,
-        warm_up=10,
+        rise=10,
         decay=0.8,
     ),
     Stage(
         "where",
         images=4_800,
         mix={"scene": 1.0},
-        retrieval=True,
+        warm_up="things",
         families={"attribute": 0.5, "position": 1.0, "existence": 0.5},
         blocks=5,
         start=Level(objects=(2, 3), distinct=True),
         growth=0.8,
-        warm_up=20,
+        rise=20,
         decay=0.0,
     ),
     Stage(
@@ -156,7 +156,7 @@ RECIPE = (
         | {"attribute": 0.6, "choice": 0.2, "relation": 0.5, "reading": 0.0, "document": 0.0},
         start=Level(objects=(2, 4)),
         growth=0.3,
-        warm_up=20,
+        rise=20,
         decay=0.5,
     ),
 )
