@@ -36,8 +36,7 @@ def early_methods(family: str) -> list[Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize(("backend", "side"), [("sdpa", "left"), ("eager", "right")])
 @pytest.mark.parametrize("family", CORE)
 def test_a_forward_equals_the_oracle(family: str, backend: str, side: str) -> None:
     model, reference = build(family, backend, FLOAT[backend]), build(family)
@@ -172,7 +171,7 @@ def test_uniform_takes_the_middle_of_each_block_of_every_image() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("keep", [0.0, 0.11, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("keep", [0.11, 0.6])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_grids_of_every_family(family: str, keep: float) -> None:
     """Grids cover every visual token once; pooled and picked grids have equally many tokens, each image its share."""

@@ -16,7 +16,7 @@ What it sees is in pdrop/methods/view.py. Shapes: B prompts of a batch, L tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pdrop.methods.view import AttentionRows, Merged, Ranking, View
@@ -55,6 +55,21 @@ class Method:
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {self.positions!r}")
+
+    @property
+    def parts(self) -> list[Method]:
+        """The method, and those it is made with: a random twin has its numbers from another."""
+        return [self, *(value for value in vars(self).values() if isinstance(value, Method))]
+
+    def arguments(self) -> dict[str, Any]:
+        """Everything but the positions that can change what it does, as plain values: part of a run's identity."""
+        found: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name != "positions" and value is not None:
+                nested = isinstance(value, Method)
+                found[one.name] = {"method": type(value).__name__, **value.arguments()} if nested else value
+        return found
 
     def check(self, schedule: Schedule) -> None:
         """Refuse a schedule that this method cannot follow.
