@@ -66,6 +66,8 @@ def run_cell(
     task_files = task_digest(settings.tasks, settings.task_folders)
     fingerprint, layers = describe(settings.path, settings.revision, settings.weights, weight_seed(settings))
     schedule = make_schedule(layers)
+    if method is not None:
+        method.check(schedule)
     spec = identity(settings, method_name, method, schedule, fingerprint, task_files)
     folder = settings.results / "runs" / spec.folder
     if (done := finished(settings, spec, folder, overrides)) is not None:
@@ -208,7 +210,8 @@ def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, sched
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual, rows = trace.visual[0], len(trace.visual)
     images = seen(inputs, [1] * rows, trace.visual)[0]
-    return PromptTokens(trace.tokens[0][0] - visual, visual, [row[0] for row in trace.visual_tokens], images)
+    entering = [row[0] for row in trace.visual_tokens]
+    return PromptTokens(trace.tokens[0][0] - entering[0], visual, entering, images)
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

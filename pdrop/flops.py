@@ -73,12 +73,13 @@ def prefill_flops(
     own_macs: float = 0,
     images: Images | None = None,
     logits: int = 1,
+    visual: float | None = None,
 ) -> dict[str, float]:
     """FLOPs of one prompt's prefill, by part.
 
     Args:
         arch: The model's sizes.
-        visual_per_layer: Visual tokens that enter each layer; the first is what the prompt came with.
+        visual_per_layer: Visual tokens that enter each layer.
         text_tokens: The other tokens.
         boundaries: Layers in front of which a method ranks by attention rows that it computes itself.
         asking: How many rows of attention it asks for at each (Method.asking).
@@ -87,6 +88,7 @@ def prefill_flops(
             height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
             one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0 or (): decoder alone.
         logits: Positions that go through the lm_head; `generate` needs one.
+        visual: Visual tokens that the prompt came with; None: as many as enter layer 0 (no boundary 0).
 
     Returns:
         vision_tower, projector, attention_projections (q, k, v, o), attention (both products, full square), mlp,
@@ -98,14 +100,15 @@ def prefill_flops(
     """
     if len(visual_per_layer) != arch.layers:
         raise ValueError(f"visual_per_layer has {len(visual_per_layer)} entries for {arch.layers} layers")
-    if outside := [k for k in boundaries if not 0 < k < arch.layers]:
-        raise ValueError(f"boundaries {outside} are not among the layers 1..{arch.layers - 1}")
+    if outside := [k for k in boundaries if not 0 <= k < arch.layers]:
+        raise ValueError(f"boundaries {outside} are not among the layers 0..{arch.layers - 1}")
     d, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     tokens = [visual + text_tokens for visual in visual_per_layer]
-    seen = arch.tower.flops(visual_per_layer[0], images) if visual_per_layer[0] else (0.0, 0.0)
+    came = visual_per_layer[0] if visual is None else visual
+    seen = arch.tower.flops(came, images) if came else (0.0, 0.0)
     # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
     # equally many, so it does not matter which of them the method observes
-    ranked = [tokens[k - 1] for k in boundaries] if visual_per_layer[0] else []
+    ranked = [tokens[k - 1] if k else came + text_tokens for k in boundaries] if came else []
     flops = {
         "vision_tower": seen[0],
         "projector": seen[1],
@@ -163,9 +166,9 @@ def cost(
         share = times / len(prompts)
         own: dict[str, Any] = {}
         if method is not None:
-            extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim)
+            extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim, layers)
             own = {"asking": method.asking(text), "own_macs": extra}
-        flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, **own)
+        flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, visual=visual, **own)
         parts.update({name: value * share for name, value in flops.items()})
         whole += share * prefill_flops(arch, [visual] * arch.layers, text, images=images)["total"]
         kv += share * kv_bytes(arch, [n + text for n in layers], dtype_bytes)

@@ -62,6 +62,7 @@ class RunConfig:
     ratio: float = 0.5
     layers: list[int] | None = None
     positions: str | None = None
+    twin: bool = False
     seed: int = 0
     tasks: Any = "embedded"
     task_folders: list[str] = field(default_factory=list)
@@ -97,9 +98,14 @@ def job(cfg: Any) -> float | None:
             config.method["positions"] = config.positions
         method = None if config.method is None else instantiate(config.method)
         schedule = functools.partial(instantiate, config.schedule)
+        name = hydra_config.runtime.choices["method"]
+        if config.twin and method is not None:
+            from pdrop.methods.random_drop import twin_of
+
+            method, name = twin_of(method, config.seed), f"random_{name}"
         record = run_cell(
             settings(config),
-            hydra_config.runtime.choices["method"],
+            name,
             method,
             lambda layers: schedule(num_layers=layers),
             # where the store lies is no part of a run: it may be moved

@@ -21,30 +21,33 @@ from dataclasses import dataclass
 class Stage:
     """One boundary: from `layer` (0-based, on its input) on, this much of the original visual tokens stays.
 
-    Exactly one of `keep` (fraction of the original tokens, 0..1) and `tokens` (a count, for published lists such
-    as SparseVLM's) is given. A count above what a prompt has keeps everything.
+    Exactly one of `keep` (fraction of the original tokens, 0..1), `tokens` (a count, for published lists such as
+    SparseVLM's) and `adaptive` (the method finds the number prompt by prompt) is given. A count above what a prompt
+    has keeps everything. Boundary 0 lies in front of the decoder: no layer sees what goes there.
     """
 
     layer: int
     keep: float | None = None
     tokens: int | None = None
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
-            raise ValueError(
-                f"a boundary's layer is a whole number from 1 on (layer 0 must see every token), not {self.layer!r}"
-            )
-        if (self.keep is None) == (self.tokens is None):
-            raise ValueError(f"a stage takes either keep= or tokens=, not both or neither (layer {self.layer})")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+            raise ValueError(f"a boundary's layer is a whole number from 0 on, not {self.layer!r}")
+        if (self.keep is not None) + (self.tokens is not None) + self.adaptive != 1:
+            raise ValueError(f"a stage takes one of keep=, tokens= and adaptive=True (layer {self.layer})")
         if self.keep is not None:
             if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 <= self.keep <= 1:
                 raise ValueError(f"keep is a fraction between 0 and 1, not {self.keep!r} (layer {self.layer})")
             object.__setattr__(self, "keep", canonical(self.keep))
-        elif isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0:
+        elif not self.adaptive and (
+            isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0
+        ):
             raise ValueError(f"tokens is a count from 0 on, not {self.tokens!r} (layer {self.layer})")
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.tokens}t" if self.keep is None else f"{self.layer}:{self.keep:.12g}"
+        share = f"{self.tokens}t" if self.keep is None else f"{self.keep:.12g}"
+        return f"{self.layer}:{'adaptive' if self.adaptive else share}"
 
 
 def canonical(value: float) -> float:
@@ -66,7 +69,7 @@ class Schedule:
             raise ValueError(f"the layers of a schedule rise, each named once; got {layers}")
         for before, after in zip(stages, stages[1:]):
             pair = (before.keep, after.keep) if before.keep is not None else (before.tokens, after.tokens)
-            if (before.keep is None) != (after.keep is None):
+            if (before.keep is None, before.adaptive) != (after.keep is None, after.adaptive):
                 raise ValueError(f"a schedule gives fractions or counts, not both: {self}")
             if pair[0] is not None and pair[1] is not None and pair[1] > pair[0]:
                 raise ValueError(f"dropped tokens do not come back: {after} keeps more than {before}")
@@ -90,20 +93,22 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """Read what `str` writes: "8:0.5 16:0.25" (fractions) or "2:300t 6:200t" (counts); commas may separate too.
+        """Read what `str` writes: "8:0.5 16:0.25" (fractions), "2:300t 6:200t" (counts) or "2:adaptive 6:adaptive";
+        commas may separate too.
 
         Raises:
             ValueError: If a part is not `layer:share`.
         """
         stages = []
         for part in re.split(r"[,\s]+", text.strip()) if text.strip() else []:
-            match = re.fullmatch(r"(\d+):(?:(\d+)t|(\d*\.?\d+(?:[eE][-+]?\d+)?))", part)
+            match = re.fullmatch(r"(\d+):(?:(\d+)t|(adaptive)|(\d*\.?\d+(?:[eE][-+]?\d+)?))", part)
             if match is None:
                 raise ValueError(
                     f"{part!r} is no stage: write layer:keep such as 8:0.5, or layer:COUNTt such as 2:300t"
                 )
-            layer, tokens, keep = match.groups()
-            stages.append(Stage(int(layer), tokens=int(tokens)) if tokens else Stage(int(layer), float(keep)))
+            layer, tokens, adaptive, keep = match.groups()
+            share = {"tokens": int(tokens)} if tokens else {"adaptive": True} if adaptive else {"keep": float(keep)}
+            stages.append(Stage(int(layer), **share))
         return cls(tuple(stages))
 
     def check(self, num_layers: int) -> Schedule:
@@ -146,7 +151,7 @@ class Schedule:
         if visual is not None:
             return sum(self.tokens_per_layer(visual, num_layers)) / (visual * num_layers) if visual else 1.0
         if any(stage.keep is None for stage in self.stages):
-            raise ValueError(f"schedule {self} gives counts: mean_keep needs the number of visual tokens")
+            raise ValueError(f"schedule {self} gives no fractions: mean_keep needs the number of visual tokens")
         self.check(num_layers)
         edges = [0, *self.layers, num_layers]
         shares = [1.0, *(stage.keep or 0.0 for stage in self.stages)]
@@ -154,7 +159,13 @@ class Schedule:
 
 
 def kept(stage: Stage, visual: int) -> int:
-    """Whole part of `visual * keep`, the product in double precision (PyramidDrop's own rule: 100 * 0.29 -> 28)."""
+    """Whole part of `visual * keep`, the product in double precision (PyramidDrop's own rule: 100 * 0.29 -> 28).
+
+    Raises:
+        ValueError: If the stage is adaptive: its numbers are found in the forward alone.
+    """
+    if stage.adaptive:
+        raise ValueError(f"how many tokens stay at {stage} is found prompt by prompt, in the forward: run it")
     if stage.tokens is not None:
         return min(stage.tokens, visual)
     assert stage.keep is not None
@@ -204,56 +215,6 @@ def single(layer: int, keep: float, num_layers: int | None = None, layers: Seque
         raise ValueError(f"this method has exactly one boundary: layers=[{layer}], not {list(layers)}")
     schedule = Schedule((Stage(layer if layers is None else layers[0], keep),))
     return schedule if num_layers is None else schedule.check(num_layers)
-
-
-# Visual tokens kept on the output of layers 2, 6 and 15 of 32, of 576, by the name of the budget. (The budget is what
-# their authors count; with merged tokens 206.5, 145.4, 114.1 and 82.3 enter a layer on average.)
-SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
-SPARSEVLM_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
-
-
-def sparsevlm(
-    num_layers: int = 32,
-    ratio: float | None = None,
-    budget: int | None = None,
-    layers: Sequence[int] | None = None,
-    shares: bool = False,
-    plus: bool = False,
-) -> Schedule:
-    """SparseVLM's published lists (its code at 26a5f48), by their name or scaled to a ratio.
-
-    Boundaries are 3, 7 and 16 of 32 layers, in front of which its code cuts; other depths have them in proportion.
-
-    Args:
-        num_layers: Layers of the decoder.
-        ratio: The share that stays at the first boundary. The others have theirs in the proportions of the list of
-            192: at 300/576 this is that list.
-        budget: A list by its name instead, 192, 128, 96 or 64: counts, whatever the prompt has. Wins over `ratio`.
-        layers: Three explicit boundaries.
-        shares: The list's counts as shares of 576, for prompts of other sizes.
-        plus: SparseVLM+'s lists.
-
-    Raises:
-        ValueError: If neither is given or there is no such list, or the boundaries do not fit the layers.
-    """
-    lists = SPARSEVLM_PLUS if plus else SPARSEVLM
-    if budget is None and ratio is None:
-        raise ValueError("give sparsevlm a ratio, or the name of a published list as budget")
-    if budget is not None and budget not in lists:
-        raise ValueError(f"budget is one of the published lists, {', '.join(map(str, lists))}, not {budget!r}")
-    if layers is None:
-        layers = [max(1, round(layer * num_layers / 32)) for layer in (3, 7, 16)]
-    if len(layers) != 3:
-        raise ValueError(f"SparseVLM's lists are for three boundaries, not layers={list(layers)}")
-    if budget is None:
-        check_ratio(ratio)
-        scale = (ratio or 0.0) / lists[192][0]
-        stages = [Stage(layer, scale * tokens) for layer, tokens in zip(layers, lists[192])]
-    elif shares:
-        stages = [Stage(layer, tokens / 576) for layer, tokens in zip(layers, lists[budget])]
-    else:
-        stages = [Stage(layer, tokens=tokens) for layer, tokens in zip(layers, lists[budget])]
-    return Schedule(tuple(stages)).check(num_layers)
 
 
 def none(num_layers: int | None = None) -> Schedule:

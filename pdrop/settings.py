@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,8 +52,9 @@ def identity(
     """The run's spec, with everything collapsed that cannot change its numbers."""
     latency = settings.latency
     timing = f"{latency.name} {latency.warmup}/{latency.pairs}/{latency.min_seconds:g}"
-    source = inspect.getsourcefile(type(method)) if method is not None else None
-    arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
+    parts = [] if method is None else method.parts
+    sources = [source for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
+    arguments = {} if method is None else method.arguments()
     seeded = "seed" in arguments or settings.weights == "random"
     return RunSpec(
         model=settings.model,
@@ -77,6 +78,6 @@ def identity(
         max_new_tokens=settings.max_new_tokens,
         latency=timing if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
-        code=code_digest(*([Path(source).resolve()] if source else [])),
+        code=code_digest(*(Path(source).resolve() for source in sources)),
         task_files=task_files,
     )

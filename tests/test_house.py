@@ -34,6 +34,7 @@ FLOORS = {
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule"},
     "pdrop.schedule": set(),
+    "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": set(),
     "pdrop.environment": set(),
     "pdrop.embedded": set(),

@@ -15,8 +15,8 @@ from prompts import collate, sample, single
 
 from pdrop import Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.flops import counted_prefill_flops, prefill_flops
+from pdrop.lists import sparsevlm
 from pdrop.methods.sparsevlm import density_peaks
-from pdrop.schedule import sparsevlm
 from pdrop.sizes import Architecture
 
 SHARES = Schedule((Stage(1, 0.6), Stage(3, 0.4), Stage(4, 0.2)))

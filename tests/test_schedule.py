@@ -131,12 +131,14 @@ def test_one_fraction_is_one_schedule() -> None:
 
 
 REFUSED: list[Any] = [
-    pytest.param(lambda: Stage(0, 0.5), "layer 0 must see every token", id="layer-0"),
-    pytest.param(lambda: Stage(-1, 0.5), "whole number from 1 on", id="layer-negative"),
-    pytest.param(lambda: Stage(True, 0.5), "whole number from 1 on", id="layer-bool"),
-    pytest.param(lambda: Stage(2.0, 0.5), "whole number from 1 on", id="layer-float"),  # type: ignore[arg-type]
-    pytest.param(lambda: Stage(2), "either keep= or tokens=", id="neither-keep-nor-tokens"),
-    pytest.param(lambda: Stage(2, 0.5, 7), "either keep= or tokens=", id="both-keep-and-tokens"),
+    pytest.param(lambda: Stage(-1, 0.5), "whole number from 0 on", id="layer-negative"),
+    pytest.param(lambda: Stage(True, 0.5), "whole number from 0 on", id="layer-bool"),
+    pytest.param(lambda: Stage(2.0, 0.5), "whole number from 0 on", id="layer-float"),  # type: ignore[arg-type]
+    pytest.param(lambda: Stage(2), "one of keep=, tokens= and adaptive=True", id="neither-keep-nor-tokens"),
+    pytest.param(lambda: Stage(2, 0.5, 7), "one of keep=, tokens= and adaptive=True", id="both-keep-and-tokens"),
+    pytest.param(lambda: Stage(2, 0.5, adaptive=True), "one of keep=", id="both-keep-and-adaptive"),
+    pytest.param(lambda: Schedule((Stage(2, 0.5), Stage(4, adaptive=True))), "not both", id="keep-then-adaptive"),
+    pytest.param(lambda: Schedule((Stage(2, adaptive=True),)).tokens_per_layer(9, 4), "run it", id="adaptive-unknown"),
     pytest.param(lambda: Stage(2, 1.2), "between 0 and 1", id="keep-above-1"),
     pytest.param(lambda: Stage(2, -0.1), "between 0 and 1", id="keep-negative"),
     pytest.param(lambda: Stage(2, math.nan), "between 0 and 1", id="keep-nan"),

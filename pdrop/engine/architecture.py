@@ -107,6 +107,8 @@ def check_fit(architecture: Architecture, model: nn.Module, method: Method | Non
     schedule.check(len(architecture.layers))
     if method is None and schedule:
         raise ValueError(f"schedule {schedule} needs a method to rank the visual tokens")
+    if method is not None:
+        method.check(schedule)
     for module in (model, *model.modules()):
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pdrop.engine.sequence import take
@@ -19,16 +20,32 @@ def take_over(run: Forward, first_boundary: int, kwargs: dict[str, Any]) -> bool
     features = kwargs.get("deepstack_visual_embeds")
     if run.prompts is None or features is None or len(features) <= first_boundary:
         return False
-    run.deepstack = kwargs["visual_pos_masks"], features
+    where: Tensor = kwargs["visual_pos_masks"]  # [B, L] bool; features are [visual tokens, D] each
+    run.deepstack = []
+    for feature in features:
+        full = feature.new_zeros(*where.shape, feature.shape[-1])
+        full[where.to(full.device)] = feature
+        run.deepstack.append(full)
     return True
 
 
+def shorten(run: Forward, rows: Tensor, weights: Tensor | None = None) -> None:
+    """At a boundary: the features of those left, [B, T', D].
+
+    Args:
+        rows: Which of the T (+ M) tokens they were, [B, T'].
+        weights: What each of M merged tokens was made of, [B, M, T]; its features are mixed alike.
+    """
+    if run.deepstack is None:
+        return
+    for number, full in enumerate(run.deepstack):
+        if weights is not None:
+            full = torch.cat([full, weights.to(full) @ full], 1)
+        run.deepstack[number] = take(full, rows)
+
+
 def add(run: Forward, number: int, hidden: Tensor) -> Tensor | None:
-    """Behind layer `number`: hidden [B, T, D] plus the features of the visual tokens that are left, if it has any."""
-    if run.deepstack is None or number >= len(run.deepstack[1]):
+    """Behind layer `number`: hidden [B, T, D] plus the features of the tokens that are left, if it has any."""
+    if run.deepstack is None or number >= len(run.deepstack):
         return None
-    assert run.alive is not None
-    where, features = run.deepstack  # [B, L] bool, each [visual tokens, D]
-    full = hidden.new_zeros(*where.shape, hidden.shape[-1])
-    full[where.to(full.device)] = features[number].to(full)
-    return hidden + take(full, run.alive.index)
+    return hidden + run.deepstack[number].to(hidden)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from pdrop.engine import deepstack
+from pdrop.engine import deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
+from pdrop.engine.layout import read_layout
 from pdrop.engine.ranking import cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
@@ -118,6 +119,8 @@ class Attachment:
             padded = prompts is not None and prompts.padded
             alive = Alive.all_of(prompts) if prompts is not None else None
             self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
+            if prompts is not None:
+                self.run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
@@ -149,18 +152,21 @@ class Attachment:
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:
+            if not number and cache is not None and (lost := args[0].shape[1] - hidden.shape[1]):
+                early.lose(cache, lost)
             self.begin_stage(run, number, hidden, cache)
         if run.prompts is not None and self.method.observe < 0 and number in self.observed:
-            run.pending = self.method.score(view(run, number, layer, hidden, self.rotary(run, hidden, given)))
+            stage = self.boundaries[number - self.method.observe]
+            run.pending = self.method.score(view(run, number, layer, hidden, self.rotary(run, hidden, given), stage))
         if not run.staged:
             return (hidden, *args[1:]), kwargs
-        stage = {
+        behind = {
             "position_embeddings": self.rotary(run, hidden, given),
             "attention_mask": self.mask(run, number, hidden, cache),
             # only flash attention reads these, and takes gaps for the seams of packed sequences
             "position_ids": None,
         }
-        return (hidden, *args[1:]), kwargs | stage
+        return (hidden, *args[1:]), kwargs | behind
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -170,11 +176,11 @@ class Attachment:
         stage = self.boundaries.get(number)
         if stage is None:
             return hidden
-        seen = view(run, number, layer, hidden, self.rotary(run, hidden, given))
+        seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
         scores = run.pending if self.method.observe < 0 else self.method.score(seen)
         assert scores is not None
-        scores, run.pending = scores.to(hidden.device), None
-        hidden, ranked = cut(run, self.method, stage, seen, scores)
+        run.pending = None
+        hidden, ranked = cut(run, self.method, seen, scores)
         self.trace.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
@@ -184,7 +190,7 @@ class Attachment:
         run.staged = run.dropped or past is not None
         if not run.staged:
             return
-        run.past = 0 if cache is None else int(cache.get_seq_length(number))
+        run.past = 0 if cache is None else early.held(cache, number)
         if past is not None and number in past.whole:
             before = past.whole[number]
         else:
@@ -224,11 +230,13 @@ class Attachment:
         if decoding and run.whole is None and self.causal_kernel:
             return None  # what create_causal_mask would find out, in every stage of every decoding step
         if "mask" not in run.memo:
+            # in front of layer 0 the cache counts what went, the mask must not
+            keys: Any = cache if number or cache is None else early.Keys(run.past)
             run.memo["mask"] = create_causal_mask(
                 config=self.architecture.decoder.config,
                 inputs_embeds=hidden,
                 attention_mask=run.whole,
-                past_key_values=cache,
+                past_key_values=keys,
                 layer_idx=number,
             )
         return run.memo["mask"]

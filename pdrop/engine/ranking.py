@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary
-from pdrop.engine.sequence import take
+from pdrop.engine.sequence import Prompts, take
 from pdrop.engine.state import Forward
 from pdrop.engine.trace import Ranked
-from pdrop.methods.base import AttentionRows, Method, View
+from pdrop.methods.base import AttentionRows, Method, Ranking, View
 from pdrop.schedule import Stage
 
 
-def view(run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> View:
-    """The input of layer `number`, hidden [B, T, D], as a method sees it."""
+def view(
+    run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, stage: Stage | None = None
+) -> View:
+    """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`."""
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
     cos, sin = (x.to(hidden.device) for x in rotary)
@@ -46,41 +49,69 @@ def view(run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Ro
         alive.query,
         alive.visual_counts,
         text,
+        prompts.protected_counts,
+        stage,
         run.begun,
         attention,
         draw,
+        run.images,
     )
 
 
-def cut(run: Forward, method: Method, stage: Stage, seen: View, scores: Tensor) -> tuple[Tensor, Ranked]:
+def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> tuple[Tensor, Ranked]:
     """Keep the tokens that stay, and merge some that go; notes in `run` who is left.
 
     Args:
         seen: The boundary layer's input, T tokens.
-        scores: Theirs, [B, T].
+        ranked: Their scores, [B, T], or a ranking.
 
     Returns:
         Hidden states of those left, [B, T', D], and what the trace keeps of it.
     """
     prompts, alive, hidden = run.prompts, run.alive, seen.hidden
     assert prompts is not None and alive is not None
+    # under a device map it may have been observed on another device
+    scores = (ranked.scores if isinstance(ranked, Ranking) else ranked).to(hidden.device)
     protected, now = prompts.protected_counts, alive.visual_counts
-    keep = [
-        max(least, min(n, method.stays(stage, original, n))) if droppable else n
-        for least, n, original, droppable in zip(protected, now, prompts.visual_counts, prompts.droppable)
-    ]
+    plan = planned(prompts, method, seen, ranked)
+    keep, makes = [stay for stay, _ in plan], [made for _, made in plan]
     if keep == now:
         return hidden, Ranked(scores, alive, alive, alive.names)
     going = [n - k for n, k in zip(now, keep)]
-    makes = [method.merges(n) if n else 0 for n in going]
     stays, run.dropped = alive.best(scores, keep, protected), True
     if not any(makes):
         run.alive, rows = alive.shorten(stays, keep)
+        deepstack.shorten(run, rows)
         return take(hidden, rows), Ranked(scores, alive, run.alive, alive.names)
     merged, names = method.merge(seen, scores, alive.candidates & ~stays, going), run.names(hidden.device)
-    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names)
+    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, method.in_place)
+    deepstack.shorten(run, rows, merged.weights)
     hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
     return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights)
+
+
+def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking) -> list[tuple[int, int]]:
+    """Of each prompt, how many visual tokens stay and how many are made: the method's plan within what is possible.
+
+    Query tokens stay; prompts that may lose nothing keep everything.
+
+    Raises:
+        ValueError: If the stage is adaptive and the method has found no numbers.
+    """
+    now = seen.visual_counts
+    if isinstance(ranked, Ranking):
+        counts = [(n, method.merges(max(0, before - n))) for n, before in zip(ranked.stays.tolist(), now)]
+    elif seen.stage is not None and seen.stage.adaptive:
+        raise ValueError(
+            f"{type(method).__name__}.score says nothing of how many stay at {seen.stage}: return a Ranking"
+        )
+    else:
+        counts = method.plan(seen, prompts.visual_counts)
+    plan = []
+    for (stay, made), least, n, droppable in zip(counts, prompts.protected_counts, now, prompts.droppable):
+        possible = max(least, min(n, stay)) if droppable else n
+        plan.append((possible, made if possible == stay else method.merges(n - possible) if possible < n else 0))
+    return plan
 
 
 @torch.no_grad()

@@ -181,11 +181,18 @@ class Alive:
         return Alive(index, valid, visual, query, keep, lengths, names, self.made), rows
 
     def shorten_with(
-        self, stays: Tensor, keep: list[int], centres: Tensor, merged: list[int], named: Tensor
+        self,
+        stays: Tensor,
+        keep: list[int],
+        centres: Tensor,
+        merged: list[int],
+        named: Tensor,
+        in_place: bool = False,
     ) -> tuple[Alive, Tensor]:
         """Without the tokens that go, and with merged ones behind the last candidate of each row.
 
         Behind the last one that was, not the last that stays: no text may see what was made from later tokens.
+        `in_place`, they stand where their centres stood.
 
         Args:
             stays: [B, T] bool.
@@ -202,7 +209,7 @@ class Alive:
         new = numbers < torch.tensor(merged, device=device)[:, None]
         made = self.made or [0] * len(merged)
         own = torch.arange(width, device=device) * (most + 1)
-        behind = (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
+        behind = take(own[None], centres) if in_place else (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
         stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), behind], 1)
         no = torch.zeros_like(new)
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]

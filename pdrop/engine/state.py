@@ -5,6 +5,7 @@ Shapes: B prompts, T tokens alive in the current stage.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pdrop.engine.sequence import Alive, Prompts, take
+from pdrop.methods.base import Ranking
+from pdrop.methods.layout import Grid
 from pdrop.schedule import Schedule
 
 
@@ -38,9 +41,18 @@ class Forward:
     past: int = 0  # keys that the current stage has cached
     whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
     begun: Any = None  # what the method's `begin` returned
-    pending: Tensor | None = None  # [B, T] scores observed in front of the boundary to come
-    deepstack: tuple[Tensor, list[Tensor]] | None = None  # where, and which features, the first layers add
+    pending: Tensor | Ranking | None = None  # [B, T] scores observed in front of the boundary to come
+    deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added behind the first layers
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
+    layout: Callable[[], list[list[Grid]]] | None = None  # reads where visual tokens lie in their pictures
+    grids: list[list[Grid]] | None = None  # as it was read
+
+    def images(self) -> list[list[Grid]]:
+        """Where the original visual tokens of each prompt lie, read once, if a method asks."""
+        if self.grids is None:
+            assert self.layout is not None
+            self.grids = self.layout()
+        return self.grids
 
     def names(self, device: torch.device) -> Tensor:
         """Names of the tokens alive, [B, T]: see Alive.names."""

@@ -5,117 +5,29 @@ alive at one layer. Where and how many tokens go is the schedule's business (pdr
 engine's (pdrop/engine). A new method is a file beside this one and a YAML in conf/method/; nothing else is touched.
 
 A method that also merges says how many tokens it makes of those that go (`merges`) and makes them (`merge`). One that
-must see the prompt before the first layer looks at it in `begin`. Methods are frozen: what a forward has to remember
-is what `begin` returns, and belongs to that forward.
+must see the prompt before the first layer looks at it in `begin`. One that counts by the picture's grid, or by what it
+sees, says so in `plan`, or returns a `Ranking`. Methods are frozen: what a forward has to remember is what `begin`
+returns, and belongs to that forward.
 
-Shapes in this package: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), Q
-asking tokens, M merged tokens, D hidden size.
+What it sees is in pdrop/methods/view.py. Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive
+(padding included), M merged tokens, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from pdrop.methods.view import AttentionRows, Merged, Ranking, View
 from pdrop.schedule import Schedule, Stage, kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["AttentionRows", "Merged", "Method", "Positions", "Ranking", "View"]
+
 Positions = Literal["compact", "original"]
-
-
-@dataclass(frozen=True)
-class AttentionRows:
-    """What the asking tokens of each prompt attend to in one layer.
-
-    Attributes:
-        probabilities: [B, heads, Q, T] float32, softmax over the whole causal row.
-        asks: Which of the Q rows are asked for, [B, Q] bool: prompts that ask less are filled up.
-    """
-
-    probabilities: Tensor
-    asks: Tensor
-    _rotation: Callable[[], Tensor]
-
-    def mean(self) -> Tensor:
-        """Attention that each token gets: mean over the heads and the asking rows, [B, T]."""
-        weight = self.asks[..., None].float()
-        return (self.probabilities.mean(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-    def rotation(self) -> Tensor:
-        """What the rotary positions alone would make of queries and keys of ones: their scaled products, [B, Q, T]."""
-        return self._rotation()
-
-
-@dataclass(frozen=True)
-class View:
-    """The sequence that enters one decoder layer, as a method sees it. Read-only.
-
-    Attributes:
-        layer: The layer whose input this is, 0-based.
-        hidden: Hidden states on the layer's input, [B, T, D].
-        index: Place of each token in its padded prompt, [B, T]; of a merged token, its centre's.
-        valid: Whether it is a token, not padding, [B, T] bool.
-        visual: Whether it is a visual token that may be dropped, merged ones included, [B, T] bool.
-        query: Whether it is a query token, [B, T] bool: the last instruction token; with labels, the token in front
-            of each answer.
-        visual_counts: Visual tokens of each prompt, known without asking the device.
-        text_counts: The other tokens of each prompt, likewise.
-        begun: What the method's `begin` returned for this forward.
-    """
-
-    layer: int
-    hidden: Tensor
-    index: Tensor
-    valid: Tensor
-    visual: Tensor
-    query: Tensor
-    visual_counts: list[int]
-    text_counts: list[int]
-    begun: Any
-    _attention: Callable[[Tensor | None, int | None], AttentionRows]
-    _draw: Callable[[int], Tensor]
-
-    def attention(self, rows: Tensor | None = None, most: int | None = None) -> Tensor:
-        """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
-
-        Softmax in float32 over the whole causal row, text keys included, with the layer's own projections and the
-        rotary positions of the moment; only the asking rows are computed, so any attention backend will do.
-
-        Args:
-            rows: Which tokens ask, [B, T] bool; default: the query tokens.
-            most: A bound on how many of a prompt ask. Without one, the number is read from the device.
-        """
-        return self._attention(rows, most).mean()
-
-    def attention_rows(self, rows: Tensor | None = None, most: int | None = None) -> AttentionRows:
-        """The same before any mean is taken, head by head."""
-        return self._attention(rows, most)
-
-    def draw(self, seed: int) -> Tensor:
-        """Uniform numbers in [0, 1), [B, T] float32, seeded by (`seed`, layer, the prompt's own token ids).
-
-        The same prompt gets the same numbers in any batch, under any padding, and with its answer appended.
-        """
-        return self._draw(seed)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Tokens made from visual tokens that go. Prompts that make fewer than M are filled up with anything.
-
-    Attributes:
-        states: [B, M, D].
-        centres: Which of the T tokens each stands for, [B, M]: it takes its place, and with original positions its
-            position. All different, and among those that go.
-        weights: What each was made of, [B, M, T] float32: 0 for tokens without a part in it.
-    """
-
-    states: Tensor
-    centres: Tensor
-    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -127,15 +39,51 @@ class Method:
         observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
             layer's input, as methods do that read the attention of a layer that has already run.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
+        adaptive: Whether it finds the numbers of adaptive stages.
+        one_boundary: Whether its schedule has one boundary only.
+        in_place: Whether merged tokens stand where their centres stood, not behind the prompt's last visual token. For
+            methods whose centre is the last token it stands for: then no token sees what was made from later ones.
     """
 
     positions: Positions = field(default="original", kw_only=True)
     observe: ClassVar[int] = 0
     ranks_by_attention: ClassVar[bool] = True
+    adaptive: ClassVar[bool] = False
+    one_boundary: ClassVar[bool] = False
+    in_place: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {self.positions!r}")
+
+    @property
+    def parts(self) -> list[Method]:
+        """The method, and those it is made with: a random twin has its numbers from another."""
+        return [self, *(value for value in vars(self).values() if isinstance(value, Method))]
+
+    def arguments(self) -> dict[str, Any]:
+        """Everything but the positions that can change what it does, as plain values: part of a run's identity."""
+        found: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name != "positions" and value is not None:
+                nested = isinstance(value, Method)
+                found[one.name] = {"method": type(value).__name__, **value.arguments()} if nested else value
+        return found
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a schedule that this method cannot follow.
+
+        Raises:
+            ValueError: Saying why, and what to do.
+        """
+        name = type(self).__name__
+        if self.observe < 0 and 0 in schedule.layers:
+            raise ValueError(f"{name} ranks by the layer in front of its boundary, and boundary 0 has none: layers=[1]")
+        if self.one_boundary and len(schedule) > 1:
+            raise ValueError(f"{name} takes a schedule of one boundary, not {schedule}: layers=[0]")
+        if not self.adaptive and any(stage.adaptive for stage in schedule):
+            raise ValueError(f"{name} does not find its own numbers of tokens: give it fractions, not {schedule}")
 
     # ------------------------------------------------------------------ how many
 
@@ -151,8 +99,25 @@ class Method:
         """How many tokens are made of `going` ones that go, at least 1 each. 0: this method only drops."""
         return 0
 
+    def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
+        """Of each prompt, how many of its visual tokens stay as they are, and how many are made of those that go.
+
+        Args:
+            view: The input of the boundary's layer.
+            visual: The prompts' ORIGINAL numbers of visual tokens.
+        """
+        assert view.stage is not None
+        stay = [self.stays(view.stage, original, now) for original, now in zip(visual, view.visual_counts)]
+        return [(n, self.merges(now - n)) for n, now in zip(stay, view.visual_counts)]
+
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """Visual tokens that enter each layer, merged ones included, for a prompt of `visual` ones."""
+        """Visual tokens that enter each layer, merged ones included, for a prompt of `visual` ones.
+
+        Where the numbers depend on the picture's grid, the prompt is taken for one square picture.
+
+        Raises:
+            ValueError: If a stage is adaptive.
+        """
         entering, now = [], visual
         by_layer = {stage.layer: stage for stage in schedule.check(num_layers)}
         for layer in range(num_layers):
@@ -168,18 +133,18 @@ class Method:
         """Look at what enters layer 0, once a prefill. What is returned is `begun` in every later view."""
         return None
 
-    def score(self, view: View) -> Tensor:
+    def score(self, view: View) -> Tensor | Ranking:
         """Rank the tokens: [B, T] float32, higher = stays. Entries at other than visual tokens are ignored.
 
-        Equal scores are broken by place: the earlier token stays.
+        Equal scores are broken by place: the earlier token stays. At adaptive stages a `Ranking` says how many do.
         """
         raise NotImplementedError(f"{type(self).__name__} must define score(view)")
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """Make `merges(going[b])` tokens of those of prompt b that go. Called if any prompt makes one.
+        """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
 
-        They will stand behind the prompt's last visual token and in front of the text that follows it, count as
-        visual, and can be dropped or merged again.
+        They will stand behind the prompt's last visual token and in front of the text that follows it (or at their
+        centres: `in_place`), count as visual, and can be dropped or merged again.
 
         Args:
             view: The input of the boundary's layer: the same tokens as when they were ranked, also where the method
@@ -197,7 +162,18 @@ class Method:
         return 1
 
     def own_macs(
-        self, schedule: Schedule, visual: int, text_tokens: float, num_layers: int, hidden: int, head_dim: int
+        self,
+        schedule: Schedule,
+        visual: int,
+        text_tokens: float,
+        num_layers: int,
+        hidden: int,
+        head_dim: int,
+        layers: Sequence[int] | None = None,
     ) -> float:
-        """Multiply-adds of the method's own matrix products in a prefill, besides the attention rows."""
+        """Multiply-adds of the method's own matrix products in a prefill, besides the attention rows.
+
+        Args:
+            layers: Visual tokens that entered each layer, where they are known; otherwise as `tokens_per_layer` says.
+        """
         return 0.0

@@ -1,14 +1,18 @@
 """Random: the control that every method must beat at the same schedule.
 
 Give it the schedule of the method it is compared with (its twin), and several seeds: a single draw is an anecdote.
+`twin_of` makes the exact twin of any method: as many tokens in every layer, by that method's own rounding, merged ones
+included; the same positions; other tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pdrop.methods.base import Method, View
+from pdrop.methods.base import Method, Ranking, View
+from pdrop.schedule import Schedule, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,11 +20,98 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomDrop(Method):
-    """Uniform scores, seeded per prompt: the same prompt loses the same tokens whatever the batch."""
+    """Uniform scores, seeded per prompt: the same prompt loses the same tokens whatever the batch.
+
+    Attributes:
+        seed: Of the draw.
+        like: A method whose numbers of tokens these are; None: int(n * keep). A token that it would merge from others
+            is one more token that stays here.
+    """
 
     seed: int = 0
+    like: Method | None = None
     ranks_by_attention: ClassVar[bool] = False
+
+    def check(self, schedule: Schedule) -> None:
+        """As the method does whose numbers these are, which decides what it can count."""
+        if self.like is None:
+            super().check(schedule)
+        else:
+            self.like.check(schedule)
+
+    def stays(self, stage: Stage, visual: int, now: int) -> int:
+        """int(n * keep), or as many as `like` has behind the boundary."""
+        if self.like is None:
+            return super().stays(stage, visual, now)
+        stay = self.like.stays(stage, visual, now)
+        return stay + self.like.merges(now - stay)
+
+    def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
+        """The same of each prompt."""
+        if self.like is None:
+            return super().plan(view, visual)
+        return [(stay + made, 0) for stay, made in self.like.plan(view, visual)]
 
     def score(self, view: View) -> Tensor:
         """Uniform numbers, [B, T]."""
         return view.draw(self.seed)
+
+
+@dataclass(frozen=True)
+class RandomAdaptive(RandomDrop):
+    """The twin of a method that finds its numbers in what it sees: it is asked for them, and pays for the asking.
+
+    What it sees is what is left here, after other tokens went: its numbers are those it would have found then.
+    """
+
+    ranks_by_attention: ClassVar[bool] = True
+    adaptive: ClassVar[bool] = True
+    observe: ClassVar[int] = -1
+
+    def begin(self, view: View) -> Any:
+        """The method's own look at the prompt."""
+        return self.like.begin(view) if self.like is not None else None
+
+    def score(self, view: View) -> Tensor | Ranking:  # type: ignore[override]
+        """Uniform numbers; how many stay is the method's to say."""
+        import torch
+
+        assert self.like is not None
+        found, drawn = self.like.score(view), view.draw(self.seed)
+        if not isinstance(found, Ranking):
+            return drawn
+        counts = zip(found.stays.tolist(), view.visual_counts)
+        stays = [n + self.like.merges(max(0, now - n)) for n, now in counts]
+        return Ranking(drawn, torch.tensor(stays, device=drawn.device))
+
+    def asking(self, text_tokens: float) -> float:
+        """The method's own."""
+        return self.like.asking(text_tokens) if self.like is not None else 1
+
+    def own_macs(
+        self,
+        schedule: Schedule,
+        visual: int,
+        text_tokens: float,
+        num_layers: int,
+        hidden: int,
+        head_dim: int,
+        layers: Sequence[int] | None = None,
+    ) -> float:
+        """The method's own: a bound, since nothing is merged here."""
+        sizes = (schedule, visual, text_tokens, num_layers, hidden, head_dim, layers)
+        return self.like.own_macs(*sizes) if self.like is not None else 0.0
+
+
+def twin_of(method: Method, seed: int = 0) -> RandomDrop:
+    """The random twin of a method, for the same schedule.
+
+    Raises:
+        ValueError: If the method is random itself.
+    """
+    if isinstance(method, RandomDrop):
+        raise ValueError("a random method is its own control: twin=true is for the method it is compared with")
+    if method.adaptive and method.observe != RandomAdaptive.observe:
+        raise ValueError(f"{type(method).__name__} finds its numbers at the boundary itself: no twin of it is here yet")
+    kind = RandomAdaptive if method.adaptive else RandomDrop
+    return kind(seed=seed, like=replace(method), positions=method.positions)

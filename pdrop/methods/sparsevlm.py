@@ -19,6 +19,7 @@ Where this differs from the published code:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -132,18 +133,30 @@ class SparseVLM(Method):
         return max(text_tokens, 1)
 
     def own_macs(
-        self, schedule: Schedule, visual: int, text_tokens: float, num_layers: int, hidden: int, head_dim: int
+        self,
+        schedule: Schedule,
+        visual: int,
+        text_tokens: float,
+        num_layers: int,
+        hidden: int,
+        head_dim: int,
+        layers: Sequence[int] | None = None,
     ) -> float:
         """Likeness of text and image; distances and means of what is recycled."""
         if not schedule or not visual:
             return 0.0
-        macs, now = visual * text_tokens * hidden, visual
+        entering = [visual, *(layers or self.tokens_per_layer(schedule, visual, num_layers))]
+        macs = visual * text_tokens * hidden
         for stage in schedule:
-            stay = self.stays(stage, visual, now)
-            recycled, clusters = self.recycled(now - stay), self.merges(now - stay)
-            macs += (recycled * recycled + clusters * recycled) * hidden
-            now = stay + clusters
+            now, after = entering[stage.layer : stage.layer + 2]
+            going = self.gone(now, after) if stage.adaptive else now - self.stays(stage, visual, now)
+            recycled = self.recycled(going)
+            macs += (recycled * recycled + self.merges(going) * recycled) * hidden
         return macs
+
+    def gone(self, before: int, after: int) -> int:
+        """How many of `before` tokens went, where `after` are left of them, merged ones included (or one more)."""
+        return next((n for n in range(1, before + 1) if before - n + self.merges(n) == after), 0)
 
 
 def instruction(view: View) -> Tensor:

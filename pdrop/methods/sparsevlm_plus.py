@@ -9,6 +9,7 @@ passes through zero and below as the distance between two tokens grows. The publ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,18 @@ class SparseVLMPlus(SparseVLM):
         return got.gather(1, voting[..., None].expand(-1, -1, got.shape[2])).mean(1)
 
     def own_macs(
-        self, schedule: Schedule, visual: int, text_tokens: float, num_layers: int, hidden: int, head_dim: int
+        self,
+        schedule: Schedule,
+        visual: int,
+        text_tokens: float,
+        num_layers: int,
+        hidden: int,
+        head_dim: int,
+        layers: Sequence[int] | None = None,
     ) -> float:
         """SparseVLM's, and the products of ones at every boundary."""
         if not schedule or not visual:
             return 0.0
-        layers = self.tokens_per_layer(schedule, visual, num_layers)
+        layers = layers or self.tokens_per_layer(schedule, visual, num_layers)
         ones = sum((layers[layer - 1] + text_tokens) * self.asking(text_tokens) * head_dim for layer in schedule.layers)
-        return super().own_macs(schedule, visual, text_tokens, num_layers, hidden, head_dim) + ones
+        return super().own_macs(schedule, visual, text_tokens, num_layers, hidden, head_dim, layers) + ones

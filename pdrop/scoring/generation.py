@@ -193,7 +193,7 @@ def observed(trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[d
     tokens, visual, kept = trace.tokens, trace.visual_tokens, trace.kept
     return [
         {
-            "text_tokens": tokens[0][place] - trace.visual[place],
+            "text_tokens": tokens[0][place] - visual[0][place],
             "visual_tokens": trace.visual[place],
             "visual_per_layer": [layer[place] for layer in visual],
             "kept": [pack(boundary[place].tolist()) for boundary in kept],

@@ -5,7 +5,7 @@
 
     pretrained      a folder, a Hub repository or package://module/folder (the embedded model)
     method          a file of conf/method/: none, pyramiddrop, fastv, random, ... (as in conf/run.yaml)
-    stages, ratio, layers, positions, seed      run.py's dials; layers=[8,16,24]
+    stages, ratio, layers, positions, twin, seed    run.py's dials; layers=[8,16,24]
     schedule.budget=192, method.recycle=0, ...  parts of the method's file
     dtype, device, attn_implementation, revision, weights, prompt, image_mode, max_new_tokens
 
@@ -28,7 +28,7 @@ from pdrop.scoring.prompts import Prompter
 log = logging.getLogger(__name__)
 
 KINDS = {"stages": int, "ratio": float, "seed": int, "batch_size": int, "max_new_tokens": int}
-DIALS = ("method", "stages", "ratio", "layers", "positions", "seed")
+DIALS = ("method", "stages", "ratio", "layers", "positions", "twin", "seed")
 LOADING = ("revision", "weights", "dtype", "attn_implementation", "device")
 ASKING = ("prompt", "image_mode", "batch_size", "max_new_tokens")
 
@@ -90,7 +90,7 @@ def read(name: str, value: Any) -> Any:
         ValueError: If it is of another kind than the argument.
     """
     kind = KINDS.get(name)
-    if isinstance(value, str) and (kind or name in ("layers", "positions") or "." in name):
+    if isinstance(value, str) and (kind or name in ("layers", "positions", "twin") or "." in name):
         value = yaml.safe_load(value)
     if name == "layers":
         if value is not None and not (isinstance(value, list) and all(type(layer) is int for layer in value)):

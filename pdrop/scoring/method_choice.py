@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from pdrop.methods.base import Method
+from pdrop.methods.random_drop import twin_of
 from pdrop.schedule import Schedule
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -45,8 +46,8 @@ def choose(name: str, given: Mapping[str, Any]) -> tuple[Method | None, Callable
 
     Args:
         name: One of `choices()`.
-        given: Dials by their names (ratio, layers, positions, seed, ...), and parts of the file by their path, such
-            as {"schedule.budget": 192}.
+        given: Dials by their names (ratio, layers, positions, twin, seed, ...), and parts of the file by their path,
+            such as {"schedule.budget": 192}.
 
     Raises:
         ValueError: If there is no such method, its file has no such part, or its constructor refuses a value.
@@ -68,6 +69,8 @@ def choose(name: str, given: Mapping[str, Any]) -> tuple[Method | None, Callable
     if filled["method"] is not None and dials["positions"] is not None:
         filled["method"]["positions"] = dials["positions"]
     method = None if filled["method"] is None else _build(filled["method"])
+    if dials["twin"] and method is not None:
+        method = twin_of(method, dials["seed"])
     return method, lambda layers: _build(filled["schedule"], num_layers=layers)
 
 

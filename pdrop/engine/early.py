@@ -1,0 +1,78 @@
+"""Dropping in front of layer 0: what the rest of transformers must not notice.
+
+`generate`, position ids and rotary deltas ask a cache how long the prompt is, and the cache asks its first layer. Where
+tokens went in front of that layer it holds fewer keys than the prompt has tokens. So the first layer of such a cache
+is one that knows how many are missing: it still answers with the prompt's length, and masks are made for the keys that
+are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.cache_utils import DynamicLayer
+
+
+class EarlyLayer(DynamicLayer):
+    """The first layer of a cache whose prompts lost `gone` places in front of it."""
+
+    gone = 0
+
+    @property
+    def held(self) -> int:
+        """Keys that are there."""
+        return int(super().get_seq_length())
+
+    def get_seq_length(self) -> int:
+        """Tokens of the prompts and of what was generated, those that went included."""
+        return self.held + self.gone
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(keys, offset) of a mask for so many queries."""
+        return self.held + query_length, 0
+
+    def reset(self) -> None:
+        """As new."""
+        super().reset()
+        self.gone = 0
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a mask is made for: so many keys, of which the queries are the last."""
+
+    past: int
+    is_compileable = False
+
+    def get_query_offset(self, layer: int) -> int:
+        """Keys in front of the first query."""
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer: int) -> tuple[int, int]:
+        """(keys, offset)."""
+        return self.past + query_length, 0
+
+
+def held(cache: Any, number: int) -> int:
+    """Keys that layer `number` of a cache holds."""
+    layer = cache.layers[number] if number < len(cache.layers) else None
+    return layer.held if isinstance(layer, EarlyLayer) else int(cache.get_seq_length(number))
+
+
+def lose(cache: Any, places: int) -> None:
+    """Note that this forward's prompts have lost so many places in front of layer 0.
+
+    Raises:
+        ValueError: If the cache is of a kind that cannot tell its length from its keys.
+    """
+    first = cache.layers[0] if cache.layers else cache.layer_class_to_replicate()
+    if not isinstance(first, EarlyLayer):
+        if type(first) is not DynamicLayer or getattr(cache, "offloading", False):
+            kind = f"{type(cache).__name__} of {type(first).__name__}"
+            raise ValueError(f"dropping in front of layer 0 needs a cache that grows (DynamicCache), not a {kind}")
+        early = EarlyLayer()
+        early.__dict__.update(first.__dict__)  # a text turn may have filled it
+        cache.layers[:1] = [early]
+        first = early
+    first.gone += places

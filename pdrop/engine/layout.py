@@ -1,0 +1,237 @@
+"""Where the visual tokens of a forward lie in its pictures, read from what the model was given.
+
+The layouts of processors are few, and are told by the inputs and their sizes, not by the kind of model:
+
+    image_grid_thw, video_grid_thw [n, 3]     frames, height and width in patches, some of which make one token
+    image_sizes with pinpoints                a small picture, then the tiles joined, cut to size, a newline a row
+    image_sizes without                       height and width in pixels
+    pixel_values, pixel_values_videos         crops or frames of a fixed size, each a square, perhaps a class token
+
+`generate` runs the tower before the model, and hands over features alone. There the number of features of each picture
+is known, and rows are told by three-dimensional position ids, by newline features, or by being square.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdrop.engine.sequence import Prompts
+from pdrop.methods.layout import Grid
+
+# tokens, and their grids counted from the picture's first token; None: position ids tell
+Picture = tuple[int, list[Grid] | None]
+
+
+def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[Grid]]:
+    """The grids of each prompt, in the order of its visual tokens.
+
+    Args:
+        vlm: The model.
+        given: What it was called with.
+        prompts: Its prompts.
+
+    Raises:
+        ValueError: If the layout is none of the above, or makes other numbers of tokens than the prompts have.
+    """
+    video_id = getattr(vlm.config, "video_token_id", None)
+    encoded = given.get("mm_encoder_outputs") or {}
+    videos = [name for named in (given, encoded) for name in named if "video" in name and named[name] is not None]
+    kinds: list[list[bool]]  # of each prompt's visual tokens: part of a video?
+    if videos and isinstance(video_id, int):
+        kinds = [(ids == video_id)[visual].tolist() for ids, visual in zip(prompts.ids, prompts.visual)]
+    else:
+        kinds = [[False] * count for count in prompts.visual_counts]
+    tokens = {video: sum(kind.count(video) for kind in kinds) for video in (False, True)}
+    sources = {video: iter(pictures(vlm, given, video, tokens[video])) for video in (False, True) if tokens[video]}
+    rows = []
+    for number, kind in enumerate(kinds):
+        row: list[Grid] = []
+        first = 0
+        for video, run in groupby(kind):
+            end = first + len(list(run))
+            while first < end:
+                size, found = next(sources[video], (end + 1, None))
+                if first + size > end:
+                    raise unknown(vlm, f"the pictures make other numbers of tokens than {prompts.visual_counts}")
+                if found is None:
+                    places = prompts.visual[number].nonzero()[first : first + size, 0]
+                    found = numbered(given["position_ids"][-3:, number % given["position_ids"].shape[1], places])
+                row += moved(found, first)
+                first += size
+        rows.append(row)
+    return rows
+
+
+def moved(grids: list[Grid], by: int) -> list[Grid]:
+    """The grids, so many tokens further on."""
+    return [Grid(by + g.first, g.height, g.width, g.stride) for g in grids]
+
+
+def unknown(vlm: Any, why: str) -> ValueError:
+    """The error of a layout that cannot be read."""
+    return ValueError(f"where visual tokens of {type(vlm).__name__} lie in their picture is not known here: {why}")
+
+
+def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[Picture]:
+    """The images (or videos) of a forward, in order; `tokens` is what they make together."""
+    encoded = (given.get("mm_encoder_outputs") or {}).get("video" if video else "image")
+    if encoded is not None:
+        yield from features(vlm, given, encoded, video)
+        return
+    grids = given.get("video_grid_thw" if video else "image_grid_thw")
+    if grids is not None:
+        merge = vlm.config.vision_config.spatial_merge_size
+        yield from (frames_of(count, h // merge, w // merge) for count, h, w in grids.tolist())
+        return
+    sizes = given.get("image_sizes")
+    if sizes is not None and not video:
+        sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
+        inner = getattr(vlm, "model", vlm)
+        if hasattr(inner, "pack_image_features"):
+            yield from (tiled(inner, size, whole) for size, whole in zip(sizes, single_images(given, len(sizes))))
+        else:
+            side = vlm.config.vision_config.patch_size * getattr(vlm.config, "spatial_merge_size", 1)
+            yield from (frames_of(1, h // side, w // side) for h, w in sizes)
+        return
+    names = ("pixel_values_videos",) if video else ("pixel_values", "pixel_values_images")
+    pixels = next((given[name] for name in names if given.get(name) is not None), None)
+    if pixels is None:
+        raise unknown(vlm, f"there is no {names[0]}")
+    yield from fixed(vlm, pixels, video, tokens)
+
+
+def frames_of(count: int, height: int, width: int) -> Picture:
+    """So many frames of one size, row by row without anything between them."""
+    size = height * width
+    return count * size, [Grid(frame * size, height, width, width) for frame in range(count)]
+
+
+def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
+    """Of each image, whether it may be tiled: models that count images leave those whole that share a prompt."""
+    counts = given.get("batch_num_images")
+    return [True] * images if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
+
+
+def tiled(inner: Any, size: Sequence[int], tiles: bool) -> Picture:
+    """An image of `size` (height, width) that is seen small, and in tiles.
+
+    The model itself is asked to pack features that are but zeros, with ones for newlines: where these come out tells
+    the rows.
+    """
+    config, side = inner.config, inner.config.vision_config.image_size
+    patches = side // config.vision_config.patch_size
+    module = sys.modules[type(inner).__module__]
+    count = module.image_size_to_num_patches(list(size), config.image_grid_pinpoints, side) if tiles else 1
+    takes = inspect.signature(inner.pack_image_features).parameters
+    more = {
+        name: getattr(config, name)
+        for name in ("vision_feature_select_strategy", "vision_aspect_ratio")
+        if name in takes and hasattr(config, name)
+    }
+    blank = torch.zeros(count, patches * patches, 1)
+    packed, _ = inner.pack_image_features([blank], torch.tensor([list(size)]), image_newline=torch.ones(1), **more)
+    return rows_to_newlines(packed[0][:, 0] == 1, patches)
+
+
+def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
+    """A small square picture of `patches` rows, and rows of a large one that end in newlines (or one newline).
+
+    Args:
+        newline: Which tokens are, [tokens] bool.
+        patches: Rows and columns of the small picture.
+    """
+    ends, small = newline.nonzero()[:, 0].tolist(), patches * patches
+    grids = [Grid(0, patches, patches, patches)]
+    if len(newline) > small + 1:
+        stride, height = ends[0] - small + 1, len(ends)
+        grids += [Grid(small, height, stride - 1, stride), Grid(ends[0], height, 1, stride)]
+    elif ends:
+        grids.append(Grid(small, 1, 1, 1))
+    return len(newline), grids
+
+
+def features(vlm: Any, given: Mapping[str, Any], encoded: Any, video: bool) -> Iterator[Picture]:
+    """The pictures behind features that the tower has made already: `encoded.pooler_output` has one entry each."""
+    made, inner = encoded.pooler_output, getattr(vlm, "model", vlm)
+    once = {id(one): len(one) for one in made}.values()  # copies for beams are the same tensors
+    towards = len(encoded.last_hidden_state)  # crops or frames
+    positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
+    for one in made:
+        if positions is not None and positions.ndim == 3:
+            yield len(one), None
+        elif newline is not None and not video and hasattr(inner, "pack_image_features"):
+            vision = inner.config.vision_config
+            yield rows_to_newlines((one == newline.to(one)).all(-1), vision.image_size // vision.patch_size)
+        else:
+            crop, rest = divmod(sum(once), towards)
+            if video:
+                yield framed(vlm, len(one), max(1, towards // len(once)))
+            elif rest or not crop or len(one) % crop:
+                yield framed(vlm, len(one), 1)
+            else:  # an entry may be a prompt of several pictures
+                yield len(one), [g for n in range(len(one) // crop) for g in moved(framed(vlm, crop, 1)[1], n * crop)]
+
+
+def numbered(positions: Tensor) -> list[Grid]:
+    """The frames of a picture from its tokens' positions (time, height, width), [3, tokens].
+
+    A row ends where the width does not grow, a frame where the time changes or the height falls.
+    """
+    time, high, wide = positions.tolist()
+    starts = [j for j in range(1, len(wide)) if wide[j] <= wide[j - 1] or high[j] != high[j - 1]]
+    width = starts[0] if starts else len(wide)
+    rows = list(range(0, len(wide), width))
+    frames = [0] + [b for a, b in zip(rows, rows[1:]) if time[b] != time[a] or high[b] <= high[a]]
+    ends = [*frames[1:], len(wide)]
+    return [Grid(start, (end - start) // width, width, width) for start, end in zip(frames, ends)]
+
+
+def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Picture]:
+    """Crops, or videos of frames, all of one size.
+
+    Args:
+        vlm: The model.
+        pixels: [..., channels, height, width], of videos [videos, frames, channels, height, width].
+        video: Whether they are videos.
+        tokens: What all of them make together.
+
+    Raises:
+        ValueError: If that does not come out even, or a frame is no square.
+    """
+    frames = pixels.shape[1] if video else 1
+    lead = pixels.shape[: 1 if video else -3]
+    filled = pixels.reshape(math.prod(lead), -1)
+    # rows of zeros fill up a batch whose prompts have different numbers of images
+    count = int((filled != 0).any(1).sum()) if len(lead) > 1 else len(filled)
+    each, rest = divmod(tokens, count) if count else (0, 1)
+    if rest:
+        raise unknown(vlm, f"{tokens} tokens of {count} pictures")
+    return [framed(vlm, each, frames)] * count
+
+
+def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[Grid]]:
+    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
+
+    Raises:
+        ValueError: If they are no squares.
+    """
+    tail = int(frames > 1 and tokens % frames == 1)
+    per, rest = divmod(tokens - tail, frames)
+    side, head = math.isqrt(per), 0
+    if side * side != per:
+        side, head = math.isqrt(per - 1), 1
+    if rest or side * side + head != per:
+        raise unknown(vlm, f"{tokens} tokens of {frames} frames are no squares")
+    grids = []
+    for frame in range(frames):
+        grids += [Grid(frame * per, 1, 1, 1)] if head else []
+        grids.append(Grid(frame * per + head, side, side, side))
+    return tokens, [*grids, *([Grid(tokens - 1, 1, 1, 1)] if tail else [])]
