@@ -23,7 +23,7 @@ class Settings:
     model: str
     path: str
     revision: str | None
-    weights: Literal["pretrained", "random"]
+    weights: Literal["pretrained", "random", "architecture"]  # the last: nothing but sizes, nothing runs
     dtype: str
     attn_implementation: str
     device: str
@@ -39,6 +39,10 @@ class Settings:
     results: Path
     experiment: str | None = None
     force: bool = False
+    layers: tuple[int, ...] | None = None  # boundaries that the user fixed
+    budget: str | None = None
+    visual_tokens: int | None = None  # of the prompt that budgets and ledgers are reckoned with; None: the model's own
+    text_tokens: int | None = None
 
 
 def identity(

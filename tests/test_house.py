@@ -21,8 +21,14 @@ FLOORS = {
     "pdrop.run": {"pdrop.cell", "pdrop.settings"},
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs"},
-    "pdrop.inputs": {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger"},
+    "pdrop.budget": CORE | {"pdrop.flops", "pdrop.sizes"},
+    "pdrop.conventions": {"pdrop.flops"},
+    "pdrop.training_flops": {"pdrop.flops", "pdrop.sizes"},
+    "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.conventions", "pdrop.training_flops"},
+    "pdrop.architectures": {"pdrop.sizes"},
+    "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
+    | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},

@@ -5,10 +5,12 @@ Give it the schedule of the method it is compared with (its twin), and several s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Method, View
+from pdrop.schedule import Schedule, pyramid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,3 +26,7 @@ class RandomDrop(Method):
     def score(self, view: View) -> Tensor:
         """Uniform numbers, [B, T]."""
         return view.draw(self.seed)
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """PyramidDrop's: the twin of another method is given that one's dial."""
+        return pyramid(num_layers, ratio=ratio, layers=layers)

@@ -19,11 +19,12 @@ Where this differs from the published code:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
-from pdrop.schedule import Schedule, Stage
+from pdrop.schedule import Schedule, Stage, sparsevlm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +69,10 @@ class SparseVLM(Method):
         """How many tokens are made of them: recycled // 10 + 1."""
         recycled = self.recycled(going)
         return min(recycled, recycled // self.tokens_per_cluster + 1) if recycled else 0
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """The published list of 192, scaled."""
+        return sparsevlm(num_layers, ratio, layers=layers)
 
     # ------------------------------------------------------------------ which
 
