@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
-
 
 class RunFailed(RuntimeError):
     """A run that started and did not finish; its record holds the traceback."""
@@ -157,11 +154,15 @@ def budgeted(settings: Settings, method: Method, layers: int, make_schedule: Cal
     """
     from pdrop.budget import solve
 
-    prompt, arch = reference_prompt(settings), sizes(settings)
+    prompt, arch, measured = reference_prompt(settings), sizes(settings), None
+    if str(settings.budget).startswith("prefill_ms"):
+        from pdrop.speed import prefill_ms
+
+        measured = prefill_ms(settings, method)
     schedule = solve(
         method, settings.budget or "", layers, prompt.visual, text_tokens=prompt.text, arch=arch,
         images=prompt.images, layers=settings.layers,
-        dial=lambda ratio, at: make_schedule(layers, ratio=ratio, layers=at),
+        dial=lambda ratio, at: make_schedule(layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip
     log.info("budget %s of %d + %d tokens: %s", settings.budget, prompt.visual, prompt.text, schedule)
     return schedule
@@ -188,7 +189,7 @@ def measure(
     folder: Path,
 ) -> None:
     """Score, count and time; fills in `record`."""
-    from pdrop import evaluate, flops, latency
+    from pdrop import evaluate, flops, speed
     from pdrop.sizes import Architecture
 
     spec = record.spec
@@ -211,46 +212,16 @@ def measure(
             progress=True,
         )
         record.results, prompts = evaluation.results, evaluation.prompts
-    inputs = timing_inputs(checkpoint, settings)
+    inputs = speed.timing_inputs(checkpoint, settings)
     if not spec.tasks:
-        prompts = [one_prompt(checkpoint, inputs, method, schedule)]
+        prompts = [speed.one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)]
     itemsize = checkpoint.model.dtype.itemsize
     record.cost = flops.cost(arch, prompts, schedule, method, itemsize)
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
     if settings.latency.measures and schedule and method is not None:
-        timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, settings.latency)
-        record.cost.prefill_ms, record.cost.baseline_prefill_ms, record.cost.prefill_time_ratio = timed
-
-
-def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: a seeded noise picture and a fixed question, `batch_size` times."""
-    import numpy as np
-    from PIL import Image
-
-    from pdrop.scoring.prompts import Prompter
-
-    pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE, 3), dtype=np.uint8)
-    prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
-    prompts = [prompter.render(QUESTION, 1)] * settings.batch_size
-    inputs = prompter.encode(prompts, [[Image.fromarray(pixels)]] * settings.batch_size)
-    return inputs.to(checkpoint.model.device, checkpoint.model.dtype)
-
-
-def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule) -> Any:
-    """Where nothing is scored: the tokens of the timed prompt, seen in one forward."""
-    import torch
-
-    from pdrop import attach
-    from pdrop.evaluate import PromptTokens
-    from pdrop.scoring.crops import seen
-
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
-        checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual, rows = trace.visual[0], len(trace.visual)
-    images = seen(inputs, [1] * rows, trace.visual)[0]
-    return PromptTokens(trace.tokens[0][0] - visual, visual, [row[0] for row in trace.visual_tokens], images)
+        speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def fastv_reduction(
 def sparsevlm_macs(hidden: int, intermediate: int, tokens_per_layer: Sequence[float]) -> float:
     """SparseVLM's "FLOPs": multiply-adds of all tokens, text and merged ones too, with an MLP of three matrices.
 
-    Its paper's 4.62 T for LLaVA-1.5-7B is this for 576 visual and 118 other tokens (fitted here, theirs is not printed).
+    Its paper's 4.62 T for LLaVA-1.5-7B is this for 576 visual and 118 other tokens (fitted: theirs is not printed).
 
     Args:
         hidden: d.

@@ -69,6 +69,7 @@ def lines(
     spent = cost(arch, [prompt], schedule, method, dtype_bytes)
     whole = cost(arch, [prompt_under(None, Schedule(), arch.layers, prompt.text, prompt.visual, prompt.images)],
                  Schedule(), None, dtype_bytes)  # fmt: skip
+    letter, unit = ("T", 1e12) if whole.prefill_flops > 1e11 else ("G", 1e9)
     found = [
         title,
         f"one prompt: {prompt.visual} visual tokens, {prompt.text} of text, {arch.layers} layers; "
@@ -76,27 +77,27 @@ def lines(
         f"visual tokens entering the layers: {runs_of(prompt.visual_per_layer)}; mean {mean(spent):.1f} "
         f"({100 * spent.mean_keep:.1f} %)",
         f"{'':42}{'this':>12}{'nothing dropped':>18}{'ratio':>8}",
-        "papers' FLOPs: multiply-adds of the decoder, in T",
-        *conventions(arch, prompt),
-        "prefill, in TFLOPs (a multiply-add is 2)",
+        f"papers' FLOPs: multiply-adds of the decoder, in {letter}",
+        *conventions(arch, prompt, unit),
+        f"prefill, in {letter}FLOPs (a multiply-add is 2)",
     ]
     for name in SUMMED:
-        found.append(line(f"  {IN_WORDS[name]}", spent.flops_parts[name], whole.flops_parts[name], 1e12))
+        found.append(line(f"  {IN_WORDS[name]}", spent.flops_parts[name], whole.flops_parts[name], unit))
     causal, whole_causal = spent.prefill_flops_causal or 0.0, whole.prefill_flops_causal or 0.0
     found += [
-        line("  total", spent.prefill_flops, whole.prefill_flops, 1e12),
-        line("  total, attention's causal half", causal, whole_causal, 1e12),
+        line("  total", spent.prefill_flops, whole.prefill_flops, unit),
+        line("  total, attention's causal half", causal, whole_causal, unit),
         "behind the prefill",
         line("  a decoding step, GFLOPs",
              spent.decode_flops_per_token or 0.0, whole.decode_flops_per_token or 0.0, 1e9),
         line("  KV cache, MiB", spent.kv_bytes, whole.kv_bytes, 2**20),
-        "a training step on it, in TFLOPs (full fine-tuning, frozen tower)",
+        f"a training step on it, in {letter}FLOPs (full fine-tuning, frozen tower)",
     ]  # fmt: skip
     for checkpointing in (False, True):
         label = "  with gradient checkpointing" if checkpointing else "  forward and backward"
         this = training_step(arch, prompt, schedule, method, checkpointing)
         none = training_step(arch, undropped(prompt), Schedule(), None, checkpointing)
-        found.append(line(label, this, none, 1e12))
+        found.append(line(label, this, none, unit))
     return found
 
 
@@ -105,7 +106,7 @@ def undropped(prompt: Prompt) -> Prompt:
     return Prompt(prompt.text, prompt.visual, [prompt.visual] * len(prompt.visual_per_layer), prompt.images)
 
 
-def conventions(arch: Architecture, prompt: Prompt) -> list[str]:
+def conventions(arch: Architecture, prompt: Prompt, unit: float) -> list[str]:
     """What papers would print."""
     text, whole = prompt.text, undropped(prompt).visual_per_layer
     sizes, found = (arch.hidden, arch.intermediate), []
@@ -116,7 +117,7 @@ def conventions(arch: Architecture, prompt: Prompt) -> list[str]:
     ]
     for label, formula, more in formulas:
         this, none = (formula(*sizes, [n + more for n in tokens]) for tokens in (prompt.visual_per_layer, whole))
-        found.append(line(f"  {label}", this, none, 1e12))
+        found.append(line(f"  {label}", this, none, unit))
     return found
 
 

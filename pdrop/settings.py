@@ -55,7 +55,6 @@ def identity(
 ) -> RunSpec:
     """The run's spec, with everything collapsed that cannot change its numbers."""
     latency = settings.latency
-    timing = f"{latency.name} {latency.warmup}/{latency.pairs}/{latency.min_seconds:g}"
     source = inspect.getsourcefile(type(method)) if method is not None else None
     arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
     seeded = "seed" in arguments or settings.weights == "random"
@@ -79,7 +78,7 @@ def identity(
         prompt=settings.prompt,
         image_mode=settings.image_mode,
         max_new_tokens=settings.max_new_tokens,
-        latency=timing if schedule and latency.measures else "off",
+        latency=latency.spelled if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
         code=code_digest(*([Path(source).resolve()] if source else [])),
         task_files=task_files,

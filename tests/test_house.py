@@ -21,12 +21,19 @@ FLOORS = {
     "pdrop.run": {"pdrop.cell", "pdrop.settings"},
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
     "pdrop.budget": CORE | {"pdrop.flops", "pdrop.sizes"},
     "pdrop.conventions": {"pdrop.flops"},
     "pdrop.training_flops": {"pdrop.flops", "pdrop.sizes"},
     "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.conventions", "pdrop.training_flops"},
     "pdrop.architectures": {"pdrop.sizes"},
+    "pdrop.speed": CORE
+    | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
+    | {"pdrop.checkpoint", "pdrop.scoring"},
+    "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
+    "pdrop.conditions": set(),
+    "pdrop.memory": set(),
+    "pdrop.timeline": set(),
     "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
     | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
