@@ -37,7 +37,7 @@ import transformers
 
 from pdrop.engine import attach
 from pdrop.environment import environment
-from pdrop.flops import decode_flops, prefill_flops
+from pdrop.flops import decode_flops_per_token, prefill_flops
 from pdrop.latency import (
     Protocol,
     Sample,
@@ -181,11 +181,11 @@ def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
             sides[case.name] = decoding_side(own, visual)
         samples = take_turns(sides, protocol)
     say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
-    whole, rows = decode_flops(arch, [visual + TEXT_TOKENS + 1] * layers), {}
+    whole, rows = decode_flops_per_token(arch, [visual + TEXT_TOKENS + 1] * layers), {}
     for case in compared[1:]:
         row, line = compare(case.name, samples[case.name], samples["none"])
         left = [n + TEXT_TOKENS + 1 for n in case.schedule.tokens_per_layer(visual, layers, case.method.count)]
-        rows[case.name] = row | {"flops_ratio": decode_flops(arch, left) / whole}
+        rows[case.name] = row | {"flops_ratio": decode_flops_per_token(arch, left) / whole}
         say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
     return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
 

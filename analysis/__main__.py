@@ -22,11 +22,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import repro, words
+from analysis import break_even, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
-from analysis.load import ALL, Run, experiments, load_experiment, load_runs, newest
+from analysis.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
 from analysis.notes import warnings
 from analysis.publish import publish
 from analysis.rows import Table
@@ -96,6 +96,9 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
         tables = []
         try:
             experiment = load_experiment(results, name)
+            if break_even.shown_here(experiment):
+                pages.append(write_break_even(experiment, command, results))
+                continue
             for part in parts(experiment, times):
                 try:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
@@ -138,6 +141,17 @@ def write_figures(table: Table, folder: Path) -> None:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
         report(folder / name, content)
+
+
+def write_break_even(experiment: Experiment, command: str, results: Path) -> str:
+    """Write the table or the figure of an experiment about answers' times; what to print."""
+    if command == "tables":
+        text = break_even.page(experiment)
+        return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
+    from analysis import break_even_figure
+
+    drawn = break_even_figure.files(experiment)
+    return "".join(written_or_not(results / "figures" / name, content) for name, content in drawn)
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from analysis.break_even import EQUAL, timing
 from analysis.load import ALL, Experiment, Run, by_task
 from pdrop.record import canonical_json
 
@@ -77,6 +78,9 @@ def time_mixtures(runs: Iterable[Run]) -> list[Mixture]:
     if not all(run.record.spec.code for run in timed) or len({run.record.spec.code for run in timed}) > 1:
         commits = [(run, run.record.environment.get("git_commit")) for run in timed]
         found.append(differing("git_commit (times are shown)", commits, "made"))
+    for name in EQUAL:
+        seen = [(run, timing(run)["conditions"]["before"].get(name)) for run in timed if timing(run)]
+        found.append(differing(f"{name} (times are shown)", seen, "made"))
     for name in ("cores", "threads"):
         held = [(run, run.record.environment.get(name)) for run in timed]
         found.append(differing(f"{name} (times are shown)", held, "made"))

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from analysis.costs import invalid
 from analysis.grid import DASH
 from analysis.load import Run
 from analysis.rows import Table
@@ -38,6 +39,11 @@ COLUMNS = {
     "of none": "average / average with nothing dropped",
     "floor to full": "0 is the best blind guess, 100 is nothing dropped. Blind guess: the answer that is most "
     "frequent in the training data for the question's wording, over the whole test split",
+    "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
+    "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
+    "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds inside "
+    "the hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, "
+    "are marked invalid",
     "n": "samples behind the average",
 }
 
@@ -65,6 +71,7 @@ def warnings(table: Table) -> list[str]:
         if not run.done:
             reason = f": {run.record.error.strip().splitlines()[-1]}" if run.record.error else ""
             found.append(f"{run.record.status.upper()}: {run.folder}{reason}")
+    found += invalid(table)
     if table.missing:
         found.append(f"NOT RUN YET: {', '.join(table.missing)}")
     if table.superseded:

@@ -1,13 +1,14 @@
 """A table as Markdown and LaTeX, from the same rows (as CSV: analysis/frame.py).
 
-Three grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which
-runs it comes from.
+Four grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs
+it comes from; and what it costs in full (analysis/costs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.costs import cost_grid
 from analysis.grid import DASH, Grid, Text
 from analysis.notes import meaning, sources, warnings
 from analysis.rows import Cell, Row, Table, seedless
@@ -16,7 +17,7 @@ from analysis.style import method_name, task_names
 
 
 def grids(table: Table) -> list[Grid]:
-    """The table's three grids."""
+    """The table's four grids."""
     names = task_names(list(table.tasks))
     many = ["model"] if len(table.models) > 1 else []
     head = [*many, "budget", "method"]
@@ -62,7 +63,8 @@ def grids(table: Table) -> list[Grid]:
         costs_cells = blank * len(costs)
         main.rows.append([*start_cells, *costs_cells, Text(percent(table.floor)), *blank * 2])
         by_task.rows.append([*start_cells, *(Text(percent(table.floors.get(task))) for task in table.tasks)])
-    return [main, by_task, sure]
+    starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
+    return [main, by_task, sure, cost_grid(table, head, starts)]
 
 
 def labels(table: Table) -> list[str]:
@@ -190,7 +192,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 def floats(table: Table) -> str:
     """The first two grids of a table as floats."""
-    main, by_task, _ = grids(table)
+    main, by_task, *_ = grids(table)
     samples = sum(task.n for task in table.tasks.values())
     caption = (
         f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "

@@ -1,6 +1,6 @@
 """pdrop: dropping visual tokens in large vision-language models, measured so that every number can be believed.
 
-    from pdrop import attach, pyramid, single, PyramidDrop, FastV, SparseVLM, RandomDrop
+    from pdrop import attach, pyramid, single, solve, PyramidDrop, FastV, SparseVLM, RandomDrop
 
     with attach(model, PyramidDrop(positions="compact"), pyramid(num_layers=32)) as trace:
         model.generate(**inputs)
@@ -20,6 +20,7 @@ _HOMES = {
     "single": "pdrop.schedule",
     "sparsevlm": "pdrop.lists",
     "sparsevlm_v1": "pdrop.lists",
+    "solve": "pdrop.budget",
     "attach": "pdrop.engine",
     "Trace": "pdrop.engine",
     "Method": "pdrop.methods.base",

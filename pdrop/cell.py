@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdrop import ledger
 from pdrop.environment import environment
-from pdrop.inputs import accelerator, describe, load, task_digest, weight_seed
+from pdrop.inputs import accelerator, describe, load, reference_prompt, sizes, task_digest, without_weights
 from pdrop.record import RunRecord, RunSpec, write_atomically
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings, identity
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
-
 
 class RunFailed(RuntimeError):
     """A run that started and did not finish; its record holds the traceback."""
@@ -41,7 +39,7 @@ def run_cell(
     settings: Settings,
     method_name: str,
     method: Method | None,
-    make_schedule: Callable[[int], Schedule],
+    make_schedule: Callable[..., Schedule],
     overrides: Sequence[str] = (),
 ) -> RunRecord:
     """Do one run, or find it done.
@@ -50,7 +48,7 @@ def run_cell(
         settings: What to run it on.
         method_name: What tables call the method.
         method: Ranks the visual tokens; None drops nothing.
-        make_schedule: The schedule for a decoder of that many layers.
+        make_schedule: (layers of the decoder) -> schedule; and with the dials `ratio` and `layers` turned, for budgets.
         overrides: The command line's, for the record.
 
     Raises:
@@ -64,15 +62,19 @@ def run_cell(
     if not re.fullmatch(r"[\w.-]+", settings.model):
         raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {settings.model!r}")
     task_files = task_digest(settings.tasks, settings.task_folders)
-    fingerprint, layers = describe(settings.path, settings.revision, settings.weights, weight_seed(settings))
-    schedule = make_schedule(layers)
+    settings = without_weights(settings)
+    fingerprint, layers = describe(settings)
+    if settings.budget is None or method is None:
+        schedule = make_schedule(layers)
+    else:
+        schedule = budgeted(settings, method, layers, make_schedule)
     if method is not None:
         method.check(schedule)
     spec = identity(settings, method_name, method, schedule, fingerprint, task_files)
     folder = settings.results / "runs" / spec.folder
     if (done := finished(settings, spec, folder, overrides)) is not None:
         return done
-    checkpoint = load(settings)
+    checkpoint = None if settings.weights == "architecture" else load(settings)
     with only_one(folder):
         # another process may have done it while this one loaded, or waited
         return finished(settings, spec, folder, overrides) or start(
@@ -111,7 +113,7 @@ def only_one(folder: Path) -> Iterator[None]:
 def start(
     settings: Settings,
     spec: RunSpec,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     method: Method | None,
     schedule: Schedule,
     folder: Path,
@@ -128,7 +130,10 @@ def start(
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()
     try:
-        measure(record, checkpoint, method, schedule, settings, folder)
+        if checkpoint is None:
+            reckon(record, method, schedule, settings)
+        else:
+            measure(record, checkpoint, method, schedule, settings, folder)
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
@@ -143,6 +148,40 @@ def start(
     return record
 
 
+def budgeted(settings: Settings, method: Method, layers: int, make_schedule: Callable[..., Schedule]) -> Schedule:
+    """The method's schedule that spends the budget on the model's reference prompt.
+
+    Raises:
+        ValueError: If it cannot be met.
+    """
+    from pdrop.budget import solve
+
+    prompt, arch, measured = reference_prompt(settings), sizes(settings), None
+    if str(settings.budget).startswith("prefill_ms"):
+        from pdrop.speed import prefill_ms
+
+        measured = prefill_ms(settings, method)
+    schedule = solve(
+        method, settings.budget or "", layers, prompt.visual, text_tokens=prompt.text, arch=arch,
+        images=prompt.images, layers=settings.layers,
+        dial=lambda ratio, at: make_schedule(layers, ratio=ratio, layers=at), measure=measured,
+    )  # fmt: skip
+    log.info("budget %s of %d + %d tokens: %s", settings.budget, prompt.visual, prompt.text, schedule)
+    return schedule
+
+
+def reckon(record: RunRecord, method: Method | None, schedule: Schedule, settings: Settings) -> None:
+    """A ledger, where there is no model: fills in `record`'s cost and prints it."""
+    from pdrop import flops
+
+    arch, prompt = sizes(settings), reference_prompt(settings)
+    left = ledger.prompt_under(method, schedule, arch.layers, prompt.text, prompt.visual, prompt.images)
+    itemsize = 4 if settings.dtype == "float32" else 8 if settings.dtype == "float64" else 2
+    record.cost = flops.cost(arch, [left], schedule, method, itemsize)
+    title = f"ledger of {settings.model}, {record.spec.method}, {settings.dtype}"
+    log.info("%s", "\n".join(ledger.lines(arch, left, schedule, method, itemsize, title)))
+
+
 def measure(
     record: RunRecord,
     checkpoint: Checkpoint,
@@ -152,7 +191,7 @@ def measure(
     folder: Path,
 ) -> None:
     """Score, count and time; fills in `record`."""
-    from pdrop import evaluate, flops, latency
+    from pdrop import evaluate, flops, speed
     from pdrop.sizes import Architecture
 
     spec = record.spec
@@ -175,43 +214,16 @@ def measure(
             progress=True,
         )
         record.results, prompts = evaluation.results, evaluation.prompts
-    inputs = timing_inputs(checkpoint, settings)
+    inputs = speed.timing_inputs(checkpoint, settings)
     if not spec.tasks:
-        prompts = [one_prompt(checkpoint, inputs, method, schedule)]
-    record.cost = flops.cost(arch, prompts, schedule, method, checkpoint.model.dtype.itemsize)
+        prompts = [speed.one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)]
+    itemsize = checkpoint.model.dtype.itemsize
+    record.cost = flops.cost(arch, prompts, schedule, method, itemsize)
+    if not spec.tasks:
+        title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
+        log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
     if settings.latency.measures and schedule and method is not None:
-        timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, settings.latency)
-        record.cost.prefill_ms, record.cost.baseline_prefill_ms, record.cost.prefill_time_ratio = timed
-
-
-def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: a seeded noise picture and a fixed question, `batch_size` times."""
-    import numpy as np
-    from PIL import Image
-
-    from pdrop.scoring.prompts import Prompter
-
-    pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE, 3), dtype=np.uint8)
-    prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
-    prompts = [prompter.render(QUESTION, 1)] * settings.batch_size
-    inputs = prompter.encode(prompts, [[Image.fromarray(pixels)]] * settings.batch_size)
-    return inputs.to(checkpoint.model.device, checkpoint.model.dtype)
-
-
-def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule) -> Any:
-    """Where nothing is scored: the tokens of the timed prompt, seen in one forward."""
-    import torch
-
-    from pdrop import attach
-    from pdrop.evaluate import PromptTokens
-    from pdrop.scoring.crops import seen
-
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
-        checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual, rows = trace.visual[0], len(trace.visual)
-    images = seen(inputs, [1] * rows, trace.visual)[0]
-    entering = [row[0] for row in trace.visual_tokens]
-    return PromptTokens(trace.tokens[0][0] - entering[0], visual, entering, images)
+        speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

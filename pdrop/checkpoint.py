@@ -145,6 +145,20 @@ def _download(path: str, revision: str | None, weights: Weights) -> Path:
         ) from error
 
 
+def at_hand(path: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint can be had without the network: a folder, or a Hub repository downloaded before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if path.startswith("package://") or Path(path).expanduser().exists():
+        return True
+    try:
+        folder = Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return False
+    return any(folder.glob("*.safetensors"))
+
+
 def read_config(folder: Path, path: str) -> Any:
     """The config of a vision-language checkpoint.
 

@@ -124,7 +124,7 @@ def prefill_flops(
     return flops
 
 
-def decode_flops(arch: Architecture, tokens_per_layer: Sequence[float]) -> float:
+def decode_flops_per_token(arch: Architecture, tokens_per_layer: Sequence[float]) -> float:
     """FLOPs of one decoding step, in which each layer sees that many keys, the new token's included."""
     d, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     fixed = d * (2 * queries + 2 * keys) + 3 * d * arch.intermediate
@@ -159,20 +159,25 @@ def cost(
     kinds = Counter(
         (p.text, p.visual, tuple(p.visual_per_layer), hashable(getattr(p, "images", None))) for p in prompts
     )
-    parts: Counter[str] = Counter()
-    whole = kv = whole_kv = macs = text_tokens = visual_tokens = 0.0
+    parts: Any = Counter()
+    whole: Any = Counter()
+    kv = decode = macs = text_tokens = visual_tokens = 0.0
     per_layer = [0.0] * arch.layers
     for (text, visual, layers, images), times in kinds.items():
         share = times / len(prompts)
+        entering = [n + text for n in layers]
         own: dict[str, Any] = {}
         if method is not None:
             extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim, layers)
             own = {"asking": method.asking(text), "own_macs": extra}
         flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, visual=visual, **own)
         parts.update({name: value * share for name, value in flops.items()})
-        whole += share * prefill_flops(arch, [visual] * arch.layers, text, images=images)["total"]
-        kv += share * kv_bytes(arch, [n + text for n in layers], dtype_bytes)
-        whole_kv += share * kv_bytes(arch, [visual + text] * arch.layers, dtype_bytes)
+        undropped = prefill_flops(arch, [visual] * arch.layers, text, images=images)
+        whole.update({name: share * undropped[name] for name in ("total", "total_causal")})
+        decode += share * decode_flops_per_token(arch, [n + 1 for n in entering])
+        whole["decode"] += share * decode_flops_per_token(arch, [visual + text + 1] * arch.layers)
+        kv += share * kv_bytes(arch, entering, dtype_bytes)
+        whole["kv"] += share * kv_bytes(arch, [visual + text] * arch.layers, dtype_bytes)
         macs += share * paper_macs_visual(arch.hidden, arch.intermediate, layers)
         text_tokens += share * text
         visual_tokens += share * visual
@@ -186,10 +191,15 @@ def cost(
         mean_keep=sum(per_layer) / (visual_tokens * arch.layers) if visual_tokens else 1.0,
         paper_macs_visual=macs,
         prefill_flops=parts["total"],
-        prefill_flops_ratio=parts["total"] / whole,
+        prefill_flops_ratio=parts["total"] / whole["total"],
         kv_bytes=kv,
-        kv_ratio=kv / whole_kv,
+        kv_ratio=kv / whole["kv"],
         flops_parts={name: parts[name] for name in (*SUMMED, "attention_causal")},
+        prefill_flops_causal=parts["total_causal"],
+        prefill_flops_causal_ratio=parts["total_causal"] / whole["total_causal"],
+        decode_flops_per_token=decode,
+        decode_flops_ratio=decode / whole["decode"],
+        kv_bytes_per_layer=[kv_bytes(arch, [n + text_tokens], dtype_bytes) for n in per_layer],
     )
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pdrop import architectures
 from pdrop.settings import Settings
+from pdrop.sizes import Architecture
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
 
+log = logging.getLogger("pdrop")
+
+TEXT_TOKENS = 60  # of a prompt where nobody says: a system sentence, a question and how to answer it
 DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 
 
@@ -39,9 +46,42 @@ def task_digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
     return digest.hexdigest()[:12]
 
 
+def without_weights(settings: Settings) -> Settings:
+    """The settings themselves; or, where nothing is scored and the weights are not here, those of a ledger.
+
+    A ledger needs an architecture that is shipped (pdrop/architectures), and no network.
+    """
+    from pdrop import checkpoint
+
+    if settings.tasks or settings.weights != "pretrained" or architectures.of_checkpoint(settings.path) is None:
+        return settings
+    if checkpoint.at_hand(settings.path, settings.revision):
+        return settings
+    log.info("%s: no weights here, so its ledger in closed form; model.weights=random times it, too", settings.path)
+    off = replace(settings.latency, name="off", pairs=0)
+    return replace(settings, weights="architecture", latency=off)
+
+
+def shipped(settings: Settings) -> str | None:
+    """The shipped architecture that stands for the checkpoint, where no weights or tokeniser are needed of it."""
+    if settings.tasks or settings.weights == "pretrained":
+        return None
+    return architectures.of_checkpoint(settings.path)
+
+
+def describe(settings: Settings) -> tuple[str, int]:
+    """(fingerprint, decoder layers) of what a run is made with, without loading weights."""
+    name = shipped(settings)
+    if name is None:
+        return describe_checkpoint(settings.path, settings.revision, settings.weights, weight_seed(settings))
+    prompt = [settings.visual_tokens, settings.text_tokens]
+    layers = architectures.read(name).get_text_config(decoder=True).num_hidden_layers
+    return architectures.fingerprint(name, settings.weights, weight_seed(settings), prompt), int(layers)
+
+
 @functools.cache
-def describe(path: str, revision: str | None, weights: Any, seed: int) -> tuple[str, int]:
-    """(fingerprint, decoder layers) of a checkpoint, without loading its weights."""
+def describe_checkpoint(path: str, revision: str | None, weights: Any, seed: int) -> tuple[str, int]:
+    """The same of a checkpoint."""
     from pdrop import checkpoint
 
     folder = checkpoint.locate(path, revision=revision, weights=weights)
@@ -52,9 +92,42 @@ def describe(path: str, revision: str | None, weights: Any, seed: int) -> tuple[
     return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
 
 
+def sizes(settings: Settings) -> Architecture:
+    """The model's sizes, from its config alone."""
+    from pdrop import checkpoint
+
+    if (name := architectures.of_checkpoint(settings.path)) is not None:
+        return Architecture.from_config(architectures.read(name))
+    folder = checkpoint.locate(settings.path, revision=settings.revision, weights=settings.weights)  # type: ignore[arg-type]
+    return Architecture.from_config(checkpoint.read_config(folder, settings.path))
+
+
+def reference_prompt(settings: Settings) -> architectures.ReferencePrompt:
+    """The prompt that budgets and ledgers are reckoned with.
+
+    Raises:
+        ValueError: If its size depends on the image, and nobody has said it.
+    """
+    name, text, images = architectures.of_checkpoint(settings.path), settings.text_tokens, None
+    known = architectures.reference_prompt(name) if name is not None else None
+    if known is not None and settings.visual_tokens in (None, known.visual):
+        return known if text is None else replace(known, text=text)
+    tower = sizes(settings).tower
+    visual = settings.visual_tokens or tower.tokens
+    if visual is None:
+        raise ValueError(f"how many visual tokens a prompt of {settings.model} has depends on its image: say it, "
+                         "model.visual_tokens=1296")  # fmt: skip
+    images = tower.crops(visual) if tower.grid is not None else [(1, side := round(visual**0.5) * tower.merge, side)]
+    return architectures.ReferencePrompt(TEXT_TOKENS if text is None else text, visual, images)
+
+
 def load(settings: Settings) -> Checkpoint:
-    """The loaded checkpoint, kept until another is asked for: a further cell costs its own forward passes only."""
+    """The loaded checkpoint, kept until another is asked for: a further cell costs its own forward passes only.
+
+    A shipped architecture with random weights has no processor.
+    """
     return load_once(
+        shipped(settings),
         settings.path,
         settings.model,
         settings.revision,
@@ -68,11 +141,25 @@ def load(settings: Settings) -> Checkpoint:
 
 @functools.lru_cache(maxsize=1)
 def load_once(
-    path: str, name: str, revision: str | None, weights: Any, dtype: str, attention: str, device: str, seed: int
+    architecture: str | None,
+    path: str,
+    name: str,
+    revision: str | None,
+    weights: Any,
+    dtype: str,
+    attention: str,
+    device: str,
+    seed: int,
 ) -> Checkpoint:
     """See `load`."""
     from pdrop import checkpoint
 
+    if architecture is not None:
+        checkpoint.check_device(device)
+        options = {"dtype": dtype, "attn_implementation": attention, "device": device, "seed": seed}
+        model = architectures.build(architecture, **options)  # type: ignore[arg-type]
+        identity = architectures.fingerprint(architecture, weights, seed)
+        return checkpoint.Checkpoint(name, path, revision, weights, identity, model, None)
     return checkpoint.load(
         path,
         name=name,

@@ -36,7 +36,7 @@ class RunSpec:
     model: str
     model_path: str
     revision: str | None
-    weights: Literal["pretrained", "random"]
+    weights: Literal["pretrained", "random", "architecture"]  # the last: closed form alone, no model was there
     model_fingerprint: str
     method: str
     method_args: str  # canonical JSON of the method's own arguments
@@ -126,6 +126,12 @@ class Cost:
     baseline_prefill_ms: Interval | None = None  # the unpruned model's, interleaved in the same process
     prefill_time_ratio: Interval | None = None  # paired: this / unpruned
     flops_parts: dict[str, float] = field(default_factory=dict)  # prefill_flops by component
+    prefill_flops_causal: float | None = None  # with the half of attention's square that a causal kernel computes
+    prefill_flops_causal_ratio: float | None = None
+    decode_flops_per_token: float | None = None  # of the step behind the prefill
+    decode_flops_ratio: float | None = None
+    kv_bytes_per_layer: list[float] | None = None  # mean over the samples
+    timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/measure.py
 
 
 @dataclass

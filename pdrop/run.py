@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +49,8 @@ class ModelConfig:
     batch_size: int = 1
     prompt: str = "chat"
     image_mode: str = "crop"
+    visual_tokens: int | None = None  # of the prompt that budgets and ledgers are reckoned with
+    text_tokens: int | None = None
 
 
 @dataclass
@@ -61,6 +64,7 @@ class RunConfig:
     stages: int = 4
     ratio: float = 0.5
     layers: list[int] | None = None
+    budget: str | None = None
     positions: str | None = None
     twin: bool = False
     seed: int = 0
@@ -97,19 +101,21 @@ def job(cfg: Any) -> float | None:
         if config.positions is not None and config.method is not None:
             config.method["positions"] = config.positions
         method = None if config.method is None else instantiate(config.method)
-        schedule = functools.partial(instantiate, config.schedule)
         name = hydra_config.runtime.choices["method"]
         if config.twin and method is not None:
             from pdrop.methods.random_drop import twin_of
 
             method, name = twin_of(method, config.seed), f"random_{name}"
+        # where the store lies is no part of a run: it may be moved. Sweeps escape colons, single runs need not
+        overrides = [o.replace("\\:", ":") for o in hydra_config.overrides.task if not o.startswith("results=")]
+        if config.budget is not None and any(o.startswith("ratio=") for o in overrides):
+            raise ValueError(f"budget={config.budget} finds the ratio: leave out ratio=")
         record = run_cell(
             settings(config),
             name,
             method,
-            lambda layers: schedule(num_layers=layers),
-            # where the store lies is no part of a run: it may be moved
-            [o for o in hydra_config.overrides.task if not o.startswith("results=")],
+            functools.partial(schedule_of, cfg),
+            overrides,
         )
         return mean_score(record)
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
@@ -117,6 +123,18 @@ def job(cfg: Any) -> float | None:
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
+
+
+def schedule_of(cfg: Any, num_layers: int, ratio: float | None = None, layers: Sequence[int] | None = None) -> Any:
+    """The schedule of a configuration, for a decoder of that many layers; with these dials turned where they are given.
+
+    Raises:
+        ValueError: As the schedule says it.
+    """
+    turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
+    turned |= {} if layers is None else {"layers": list(layers)}
+    config: Any = OmegaConf.to_object(OmegaConf.merge(cfg, turned))
+    return instantiate(config.schedule, num_layers=num_layers)
 
 
 def stop(message: str) -> NoReturn:
@@ -177,6 +195,10 @@ def settings(config: RunConfig) -> Any:
         results=Path(config.results),
         experiment=config.experiment,
         force=config.force,
+        layers=None if config.layers is None else tuple(config.layers),
+        budget=config.budget,
+        visual_tokens=model.visual_tokens,
+        text_tokens=model.text_tokens,
     )
 
 

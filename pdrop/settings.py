@@ -23,7 +23,7 @@ class Settings:
     model: str
     path: str
     revision: str | None
-    weights: Literal["pretrained", "random"]
+    weights: Literal["pretrained", "random", "architecture"]  # the last: nothing but sizes, nothing runs
     dtype: str
     attn_implementation: str
     device: str
@@ -39,6 +39,10 @@ class Settings:
     results: Path
     experiment: str | None = None
     force: bool = False
+    layers: tuple[int, ...] | None = None  # boundaries that the user fixed
+    budget: str | None = None
+    visual_tokens: int | None = None  # of the prompt that budgets and ledgers are reckoned with; None: the model's own
+    text_tokens: int | None = None
 
 
 def identity(
@@ -51,7 +55,6 @@ def identity(
 ) -> RunSpec:
     """The run's spec, with everything collapsed that cannot change its numbers."""
     latency = settings.latency
-    timing = f"{latency.name} {latency.warmup}/{latency.pairs}/{latency.min_seconds:g}"
     parts = [] if method is None else method.parts
     sources = [source for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
     arguments = {} if method is None else method.arguments()
@@ -76,7 +79,7 @@ def identity(
         prompt=settings.prompt,
         image_mode=settings.image_mode,
         max_new_tokens=settings.max_new_tokens,
-        latency=timing if schedule and latency.measures else "off",
+        latency=latency.spelled if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
         code=code_digest(*(Path(source).resolve() for source in sources)),
         task_files=task_files,

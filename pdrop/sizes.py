@@ -60,6 +60,11 @@ class Tower:
         Raises:
             ValueError: If grids are given to a tower of fixed size, or a number to one of any size.
         """
+        parts, projected = self.macs(visual, images)
+        return 2.0 * (sum(parts.values()) - parts["last_matrices"]), 2.0 * projected
+
+    def macs(self, visual: float, images: Images | None = None) -> tuple[dict[str, float], float]:
+        """Multiply-adds of the tower's parts (embedding, linear, attention, pooling), and of the projector: `flops`."""
         if images is not None and isinstance(images, int) != (self.grid is not None):
             wanted = "grids (frames, height, width)" if self.grid is None else "a number of crops"
             raise ValueError(f"images of this tower are given as {wanted}, not as {images!r}")
@@ -77,11 +82,16 @@ class Tower:
             pairs += (self.layers - self.full_layers) * squares
         d, mlp = self.hidden, self.mlp_matrices * self.hidden * self.intermediate
         total = patches + self.class_tokens * len(frames)
-        macs = patches * self.patch_values * d + self.layers * total * (4 * d * d + mlp) + 2 * pairs * d
-        if self.pooled:  # one query a crop asks all tokens, and goes through an MLP
-            macs += 2 * total * d * d + 2 * total * d + len(frames) * (2 * d * d + mlp)
-        projected = patches / self.merge**2 * sum(inward * outward for inward, outward in self.projector)
-        return 2.0 * macs, 2.0 * projected
+        # SigLIP's pooling: one query a crop asks all tokens, and goes through an MLP
+        pooling = 2 * total * d * d + 2 * total * d + len(frames) * (2 * d * d + mlp) if self.pooled else 0.0
+        parts = {
+            "embedding": patches * self.patch_values * d,
+            "linear": self.layers * total * (4 * d * d + mlp),
+            "last_matrices": self.layers * total * d * self.intermediate,  # among the linear ones
+            "attention": 2 * pairs * d,
+            "pooling": pooling,
+        }
+        return parts, patches / self.merge**2 * sum(inward * outward for inward, outward in self.projector)
 
     def crops(self, visual: float) -> int:
         """Crops behind `visual` tokens: exact for whole crops, also when newline tokens end their rows (LLaVA-NeXT);

@@ -17,7 +17,7 @@ from pdrop.flops import (
     SUMMED,
     cost,
     counted_prefill_flops,
-    decode_flops,
+    decode_flops_per_token,
     fvcore_prefill_flops,
     kv_bytes,
     paper_macs_visual,
@@ -295,7 +295,7 @@ def test_kv_bytes_and_decoding_are_those_of_the_cache(family: str) -> None:
         assert kv_bytes(arch, tokens, 4) == held
         step = {"input_ids": torch.tensor([[7]]), "past_key_values": cache}
         counted = counted_prefill_flops(model, step)
-    assert decode_flops(arch, [n + 1 for n in tokens]) == pytest.approx(counted["total"], rel=1e-6)
+    assert decode_flops_per_token(arch, [n + 1 for n in tokens]) == pytest.approx(counted["total"], rel=1e-6)
 
 
 # ------------------------------------------------------------------ misuse

@@ -21,8 +21,21 @@ FLOORS = {
     "pdrop.run": {"pdrop.cell", "pdrop.settings"},
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs"},
-    "pdrop.inputs": {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
+    "pdrop.budget": CORE | {"pdrop.flops", "pdrop.sizes"},
+    "pdrop.conventions": {"pdrop.flops"},
+    "pdrop.training_flops": {"pdrop.flops", "pdrop.sizes"},
+    "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.conventions", "pdrop.training_flops"},
+    "pdrop.architectures": {"pdrop.sizes"},
+    "pdrop.speed": CORE
+    | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
+    | {"pdrop.checkpoint", "pdrop.scoring"},
+    "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
+    "pdrop.conditions": set(),
+    "pdrop.memory": set(),
+    "pdrop.timeline": set(),
+    "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
+    | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
@@ -32,7 +45,7 @@ FLOORS = {
     "pdrop.sizes": set(),
     "pdrop.checkpoint": set(),
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
-    "pdrop.methods": {"pdrop.schedule"},
+    "pdrop.methods": {"pdrop.schedule", "pdrop.lists"},
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": set(),

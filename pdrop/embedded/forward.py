@@ -5,8 +5,8 @@ and the questions lie behind it in blocks of BLOCK rows. A row of a block sees t
 the earlier rows of its own question (`mask`). tests/test_embedded.py holds the result against transformers.
 
 Matrix products run in bfloat16 where the processor multiplies it in hardware (AMX, AVX-512 BF16: `precision.py`), else
-in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are nearly free,
-and what remains (softmax, norms, activations) is several times faster fused.
+in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are nearly
+free, and what remains (softmax, norms, activations) is several times faster fused.
 """
 
 from __future__ import annotations

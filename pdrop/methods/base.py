@@ -127,6 +127,19 @@ class Method:
             entering.append(now)
         return entering
 
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """The method's own schedule at a ratio, as its file in conf/method/ has it: what `pdrop.solve` turns.
+
+        Args:
+            ratio: What the command line's dial `ratio` says.
+            num_layers: Layers of the decoder.
+            layers: Boundaries, where they are not the method's own.
+
+        Raises:
+            ValueError: If the method has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no schedule of its own: give solve(dial=...)")
+
     # ------------------------------------------------------------------ which
 
     def begin(self, view: View) -> Any:

@@ -8,11 +8,12 @@ variant that prunes once, at prefill, and keeps the original positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Method, View
-from pdrop.schedule import Stage
+from pdrop.schedule import Schedule, Stage, single
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,3 +32,7 @@ class FastV(Method):
     def score(self, view: View) -> Tensor:
         """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""
         return view.attention()
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """One boundary in front of layer 2."""
+        return single(2, ratio, num_layers, layers)

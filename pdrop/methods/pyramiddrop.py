@@ -8,10 +8,12 @@ After each drop that code renumbers the positions, hence "compact" as default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pdrop.methods.base import Method, Positions, View
+from pdrop.schedule import Schedule, pyramid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,3 +28,7 @@ class PyramidDrop(Method):
     def score(self, view: View) -> Tensor:
         """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""
         return view.attention()
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """Four stages."""
+        return pyramid(num_layers, ratio=ratio, layers=layers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pdrop.methods.base import Method, Ranking, View
-from pdrop.schedule import Schedule, Stage
+from pdrop.schedule import Schedule, Stage, pyramid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,12 @@ class RandomDrop(Method):
     def score(self, view: View) -> Tensor:
         """Uniform numbers, [B, T]."""
         return view.draw(self.seed)
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """That of the method whose numbers these are; PyramidDrop's where there is none."""
+        if self.like is not None:
+            return self.like.dial(ratio, num_layers, layers)
+        return pyramid(num_layers, ratio=ratio, layers=layers)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from pdrop.lists import sparsevlm
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.schedule import Schedule, Stage
 
@@ -69,6 +70,10 @@ class SparseVLM(Method):
         """How many tokens are made of them: recycled // 10 + 1."""
         recycled = self.recycled(going)
         return min(recycled, recycled // self.tokens_per_cluster + 1) if recycled else 0
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """The published list of 192, scaled."""
+        return sparsevlm(num_layers, ratio, layers=layers)
 
     # ------------------------------------------------------------------ which
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pdrop.lists import sparsevlm
 from pdrop.methods.base import Positions, View
 from pdrop.methods.sparsevlm import SparseVLM, most_raters, raters_of
 from pdrop.schedule import Schedule
@@ -37,6 +38,10 @@ class SparseVLMPlus(SparseVLM):
         super().__post_init__()
         if self.heads < 1:
             raise ValueError(f"heads is a number from 1 on, not {self.heads!r}")
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """Its own list of 192, scaled."""
+        return sparsevlm(num_layers, ratio, layers=layers, plus=True)
 
     def score(self, view: View) -> Tensor:
         """Mean over the voting heads and the raters of the attention / the rotary positions' own share, [B, T]."""

@@ -1,0 +1,91 @@
+"""What a prefill and its answer hold: peak memory in a pass of its own, and the cache's bytes layer by layer.
+
+On a GPU peaks are those of torch's allocator, allocated and reserved, without the weights. On a CPU the process is all
+there is to see: the growth of its resident set to its highest mark, which Linux lets a process reset. Never measured in
+the same pass as time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
+
+
+def cache_bytes(cache: Any) -> list[int]:
+    """Bytes of keys and values of each layer, counted on the tensors that are there."""
+    return [sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in cache.layers]
+
+
+def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
+    """Bytes that `call` needs at its peak on top of what is held before it.
+
+    Returns:
+        `allocated` and `reserved` on a GPU, `resident` on a CPU; None where the system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        held, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        call()
+        torch.cuda.synchronize(device)
+        return {
+            "allocated": torch.cuda.max_memory_allocated(device) - held,
+            "reserved": torch.cuda.max_memory_reserved(device) - reserved,
+        }
+    if not RESET.exists():  # no Linux
+        call()
+        return {"resident": None}
+    give_back()
+    RESET.write_text("5")
+    before = resident()["VmRSS"]
+    call()
+    return {"resident": max(0, resident()["VmHWM"] - before)}
+
+
+def give_back() -> None:
+    """Freed memory goes back to the system, so that what `call` needs is seen to grow. Where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    gc.collect()
+    if trim is not None:
+        trim(0)
+
+
+def resident() -> dict[str, int]:
+    """The process's resident set and its highest mark, in bytes."""
+    lines = (line.split() for line in STATUS.read_text().splitlines() if line.startswith(("VmRSS", "VmHWM")))
+    return {name.rstrip(":"): int(kib) * 1024 for name, kib, _ in lines}
+
+
+def memory(
+    model: torch.nn.Module, prefill: Callable[[], Any], answer: Callable[[], Any] | None, device: torch.device
+) -> Mapping[str, Any]:
+    """Peaks of a prefill and of an answer, and the cache behind the prefill.
+
+    Args:
+        model: Whose weights are counted apart.
+        prefill: Returns an output with its cache.
+        answer: A whole answer; None: not measured.
+        device: The model's.
+    """
+    cache = prefill().past_key_values
+    layers = cache_bytes(cache)
+    del cache
+    return {
+        "weights": weight_bytes(model),
+        "prefill": peak(prefill, device),
+        "answer": None if answer is None else peak(answer, device),
+        "kv_per_layer": layers,
+    }

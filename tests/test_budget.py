@@ -1,0 +1,130 @@
+"""Budgets: the settings that papers leave out, equal spending for every method, and bounds for what cannot be met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, pyramid, single, solve
+from pdrop.architectures import read, reference_prompt
+from pdrop.budget import Budget, Pricing
+from pdrop.flops import cost
+from pdrop.ledger import prompt_under
+from pdrop.methods.base import Method
+from pdrop.sizes import Architecture
+
+SIZE: Any = dict(num_layers=32, visual_tokens=576)
+METHODS = [PyramidDrop(), FastV(), SparseVLM(), SparseVLMPlus(), RandomDrop()]
+
+
+@pytest.mark.parametrize(
+    ("layers", "tokens", "ratio"),
+    [
+        ((8, 16, 24), 192, 0.253),
+        ((2, 8, 16), 192, 0.560),
+        ((2, 8, 16), 128, 0.420),
+        ((2, 8, 16), 64, 0.192),
+        ((2, 4, 6, 8), 192, 0.696),
+        ((2, 4, 6, 8), 128, 0.587),
+        ((2, 4, 6, 8), 64, 0.369),
+        ((4, 8, 16), 192, 0.527),
+        ((4, 8, 16), 128, 0.353),
+    ],
+)
+def test_the_lambdas_that_papers_do_not_print(layers: tuple[int, ...], tokens: int, ratio: float) -> None:
+    schedule = solve(PyramidDrop(), f"avg_tokens:{tokens}", **SIZE, layers=layers)
+    assert schedule.layers == layers
+    assert schedule.stages[0].keep == pytest.approx(ratio, abs=6e-4)
+    assert sum(schedule.tokens_per_layer(576, 32)) / 32 == pytest.approx(tokens, abs=1)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(192, 166), (128, 98), (64, 30)])
+def test_what_fastv_must_keep(tokens: int, kept: int) -> None:
+    (stage,) = solve(FastV(), f"avg_tokens:{tokens}", **SIZE)
+    assert stage.layer == 2 and FastV().count(stage, 576) == kept
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("budget", ["avg_tokens:192", "avg_tokens:128", "keep:0.25", "flops:0.45", "kv:0.4"])
+def test_one_budget_is_the_same_for_every_method(method: Method, budget: str) -> None:
+    wanted, schedule = Budget.parse(budget), solve(method, budget, **SIZE)
+    tokens = method.tokens_per_layer(schedule, 576, 32)
+    spent = Pricing(method, 32, 576)(schedule, wanted.kind)
+    assert spent == pytest.approx(wanted.amount, rel=0.01)
+    if wanted.kind == "avg_tokens":
+        assert sum(tokens) / 32 == pytest.approx(wanted.amount, abs=1)
+
+
+@pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_1_5_13b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_budget_of_flops_is_what_the_tables_show(method: Method, name: str) -> None:
+    arch, prompt = Architecture.from_config(read(name)), reference_prompt(name)
+    for budget in ("flops:0.5", "kv:0.45"):
+        schedule = solve(
+            method, budget, arch.layers, prompt.visual, text_tokens=prompt.text, arch=arch, images=prompt.images
+        )
+        left = prompt_under(method, schedule, arch.layers, prompt.text, prompt.visual, prompt.images)
+        spent = cost(arch, [left], schedule, method, 2)
+        shown = spent.prefill_flops_ratio if budget.startswith("flops") else spent.kv_ratio
+        assert shown == pytest.approx(float(budget.split(":")[1]), abs=0.003)
+
+
+def test_boundaries_move_only_where_they_must_and_may() -> None:
+    assert solve(PyramidDrop(), "avg_tokens:192", **SIZE).layers == (8, 16, 24)
+    assert solve(PyramidDrop(), "avg_tokens:64", **SIZE).layers == (2, 8, 16)
+    assert solve(RandomDrop(), "avg_tokens:64", **SIZE) == solve(PyramidDrop(), "avg_tokens:64", **SIZE)
+    assert solve(PyramidDrop(), "avg_tokens:30", **SIZE).layers == (1, 8, 16)
+    assert solve(PyramidDrop(), "keep:0.2", num_layers=12, visual_tokens=144).layers == (1, 3, 6)
+    assert solve(PyramidDrop(), "avg_tokens:576", **SIZE) == pyramid(32, ratio=1.0)
+    twin = solve(RandomDrop(), "avg_tokens:64", **SIZE, dial=lambda ratio, layers: single(2, ratio))
+    assert twin == solve(FastV(), "avg_tokens:64", **SIZE)
+
+
+REFUSED: list[Any] = [
+    (PyramidDrop(), "avg_tokens:128", {"layers": (8, 16, 24)}, r"8/16/24 cannot go below 144 of 576"),
+    (PyramidDrop(), "avg_tokens:10", {}, r"8/16/24 cannot go below 144 of 576.*; 2/8/16 .* 36 of 576.*; 1/8/16 .* 18"),
+    (FastV(), "avg_tokens:30", {}, r"2 cannot go below 36 of 576 average tokens"),
+    (FastV(), "flops:0.05", {}, r"2 cannot go below 0\.06\d of the flops"),
+    (SparseVLM(), "avg_tokens:500", {}, r"3/7/16 cannot go above 344"),
+    (PyramidDrop(), "avg_tokens:600", {}, "has 576 visual tokens in all"),
+    (PyramidDrop(), "tokens:192", {}, "avg_tokens, keep, flops, kv, prefill_ms"),
+    (PyramidDrop(), "flops:45", {}, "at most 1, not 45"),
+    (PyramidDrop(), "flops:0.5", {"text_tokens": 60}, "give arch="),
+    (PyramidDrop(), "prefill_ms:20", {}, "give measure="),
+    (Method(), "avg_tokens:192", {}, "Method has no schedule of its own"),
+]
+
+
+@pytest.mark.parametrize(("method", "budget", "more", "words"), REFUSED)
+def test_what_cannot_be_met_is_refused_with_the_bound(method: Method, budget: str, more: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        solve(method, budget, **SIZE, **more)
+
+
+def test_a_schedule_that_no_dial_turns_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 cannot go above 306 of 576"):
+        solve(FastV(), "avg_tokens:400", **SIZE, dial=lambda ratio, layers: single(2, 0.5))
+
+
+def test_milliseconds_are_met_by_measuring() -> None:
+    asked: list[Schedule] = []
+
+    def measure(schedule: Schedule) -> float:
+        asked.append(schedule)
+        return 10 + 90 * schedule.mean_keep(32)
+
+    schedule = solve(PyramidDrop(), "prefill_ms:50", **SIZE, measure=measure)
+    assert measure(schedule) == pytest.approx(50, rel=0.03) and len(asked) < 12
+    with pytest.raises(ValueError, match=r"8/16/24 cannot go below 32\.5 ms a prefill"):
+        solve(PyramidDrop(), "prefill_ms:5", **SIZE, layers=(8, 16, 24), measure=measure)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(st.integers(4, 80), st.integers(20, 6000), st.floats(0.3, 0.95))
+def test_any_depth_and_any_prompt(layers: int, visual: int, keep: float) -> None:
+    schedule = solve(PyramidDrop(), f"keep:{keep:.6f}", num_layers=layers, visual_tokens=visual)
+    spent = sum(PyramidDrop().tokens_per_layer(schedule, visual, layers)) / layers
+    assert keep * visual - len(schedule) < spent <= keep * visual + 0.01

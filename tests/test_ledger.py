@@ -1,0 +1,117 @@
+"""Ledgers without weights: shipped architectures, papers' conventions, and what run.py prints offline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
+from pdrop import architectures as shipped
+from pdrop.conventions import fastv_macs_visual, fastv_reduction, sparsevlm_macs
+from pdrop.flops import SUMMED, prefill_flops
+from pdrop.ledger import lines, prompt_under
+from pdrop.record import read_records
+from pdrop.sizes import Architecture
+
+ROOT = Path(__file__).resolve().parent.parent
+LLAMA_7B = (4096, 11008)
+
+
+def test_fastv_s_formula() -> None:
+    """arXiv 2403.06764, section 4: -47.6 % at K=2, R=.5 and -70.8 % at R=.75 for 576 tokens; 2.99 T, not 3.82."""
+    assert fastv_macs_visual(*LLAMA_7B, [576] * 32) / 1e12 == pytest.approx(2.99, abs=5e-3)
+    assert fastv_reduction(*LLAMA_7B, 576, 2, 0.5, 32) == pytest.approx(0.476, abs=5e-4)
+    assert fastv_reduction(*LLAMA_7B, 576, 2, 0.75, 32) == pytest.approx(0.708, abs=5e-4)
+
+
+@pytest.mark.parametrize(("budget", "printed"), [(None, 4.62), (192, 2.14), (128, 1.72), (64, 1.30)])
+def test_sparsevlm_s_figures(budget: int | None, printed: float) -> None:
+    """arXiv 2410.04417 (ICML version): 4.62, 2.14, 1.72, 1.30 T. They do not print their text; 118 tokens fit all."""
+    schedule = Schedule() if budget is None else sparsevlm(budget=budget)
+    visual = SparseVLM().tokens_per_layer(schedule, 576, 32)
+    assert sparsevlm_macs(*LLAMA_7B, [n + 118 for n in visual]) / 1e12 == pytest.approx(printed, abs=0.015)
+
+
+# parameters as the model cards say them, in billions: the shapes of a config are right if they add up
+PARAMETERS = {
+    "llava_1_5_7b": 7.06, "llava_1_5_13b": 13.35, "llava_next_7b": 7.06, "llava_onevision_7b": 8.03,
+    "internvl3_8b": 7.94, "qwen2_vl_7b": 8.29, "qwen2_5_vl_7b": 8.29, "qwen3_vl_8b": 8.77,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_shipped_architecture_adds_up(name: str) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(shipped.read(name))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.005)
+    arch, prompt = Architecture.from_config(shipped.read(name)), shipped.reference_prompt(name)
+    assert len(model.get_decoder().layers) == arch.layers
+    flops = prefill_flops(arch, [prompt.visual] * arch.layers, prompt.text, images=prompt.images)
+    assert flops["vision_tower"] > 0 and sum(flops[part] for part in SUMMED) == flops["total"]
+    inputs = shipped.noise_prompt(model.config, prompt, batch=2, images=1)
+    assert inputs["input_ids"].shape == (2, prompt.visual + prompt.text)
+
+
+def test_every_shipped_architecture_is_a_model_of_the_command_line() -> None:
+    models = [yaml.safe_load(path.read_text()) for path in (ROOT / "conf/model").glob("*.yaml")]
+    assert {shipped.of_checkpoint(model["path"]) for model in models} >= set(shipped.names())
+    assert shipped.of_checkpoint("someone/else") is None
+    with pytest.raises(ValueError, match="no architecture 'llava_9b' is shipped, only internvl3_8b"):
+        shipped.read("llava_9b")
+
+
+def test_a_ledger_says_what_is_spent() -> None:
+    arch, prompt = Architecture.from_config(shipped.read("llava_1_5_7b")), shipped.reference_prompt("llava_1_5_7b")
+    schedule = pyramid(32)
+    left = prompt_under(FastV(), schedule, 32, prompt.text, prompt.visual, prompt.images)
+    text = "\n".join(lines(arch, left, schedule, FastV(), 2, "title"))
+    assert "576 x 8, 288 x 8, 144 x 8, 72 x 8; mean 270.0 (46.9 %)" in text
+    for entry, this, none, ratio in (
+        ("PyramidDrop's (visual tokens)", "1.777", "3.817", "0.466"),
+        ("FastV's (visual tokens, 2-matrix MLP)", "1.388", "2.986", "0.465"),
+        ("KV cache, MiB", "165", "318", "0.519"),
+    ):
+        (line,) = [line for line in text.splitlines() if entry in line]
+        assert line.split()[-3:] == [this, none, ratio]
+    whole = prompt_under(None, Schedule(), 32, prompt.text, prompt.visual, prompt.images)
+    for line in lines(arch, whole, Schedule(), None, 2, "nothing")[5:]:
+        assert line.split()[-1] in ("1.000", "–") or line.split()[-1].isalpha() or "(" in line
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    try:
+        run.main()
+    except SystemExit as stop:
+        sys.stderr.write(str(stop.code))
+        return 1
+    return 0
+
+
+def test_run_prints_the_ledger_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    for method, budget in (("none", ()), ("fastv", ("budget=avg_tokens:192",)), ("pyramiddrop", ())):
+        assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", f"method={method}", *budget) == 0
+    said = "".join(capfd.readouterr())
+    assert "PyramidDrop's (visual tokens)                  1.777             3.817   0.466" in said
+    assert "with gradient checkpointing" in said
+    costs = {record.spec.method: record for record in read_records(tmp_path / "results/runs")}
+    assert {record.spec.weights for record in costs.values()} == {"architecture"}
+    assert costs["none"].cost and costs["none"].cost.prefill_flops_ratio == 1
+    assert costs["fastv"].spec.schedule == str(single(2, 0.288889))
+    assert costs["pyramiddrop"].cost and round(costs["pyramiddrop"].cost.paper_macs_visual / 1e12, 2) == 1.78
+    assert all(record.spec.latency == "off" for record in costs.values())
+    assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", "budget=avg_tokens:100", "layers=[8,16,24]") == 1
+    assert "8/16/24 cannot go below 144 of 576 average tokens" in "".join(capfd.readouterr())
+    assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", "budget=flops:0.5", "ratio=0.5") == 1
+    assert "leave out ratio=" in "".join(capfd.readouterr())

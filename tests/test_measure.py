@@ -1,0 +1,198 @@
+"""Stages, answers, memory, conditions: what is measured of a cell. No test here depends on how fast anything is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import CORE, build, fresh
+from prompts import sample, single
+
+from pdrop import PyramidDrop, Schedule, attach, pyramid
+from pdrop.conditions import EQUAL, conditions, differences, invalid, refuse_differences
+from pdrop.flops import kv_bytes
+from pdrop.latency import Protocol, Sample, prefill, warm_up
+from pdrop.measure import measure, pooled
+from pdrop.memory import cache_bytes, peak, weight_bytes
+from pdrop.settings import Settings
+from pdrop.sizes import Architecture
+from pdrop.speed import answer_request, in_fresh_processes
+from pdrop.timeline import Timeline, answer
+
+CPU = torch.device("cpu")
+SCHEDULE = pyramid(6, layers=(2, 4), ratio=0.5)
+METHOD = PyramidDrop(positions="original")
+
+
+def test_an_answer_has_a_fixed_length_and_a_time_for_each_token() -> None:
+    model = fresh("llava", "sdpa", torch.float32)
+    inputs = single("llava", sample("llava", model, (3, 5)))
+    model.generation_config.eos_token_id = list(range(150))  # most of what comes next would end the answer
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(1))
+    line = answer(model, inputs, 5, CPU)
+    assert len(line.ms) == 5 == len(seen)
+    assert list(line.ms) == sorted(line.ms) and line.ms[0] > 0
+    assert line.ttft_ms == line.ms[0] and line.wall_ms == line.ms[-1]
+    assert line.tpot_ms == pytest.approx((line.ms[4] - line.ms[0]) / 4)
+    assert Timeline((3.0,), 1.0).tpot_ms is None
+    with attach(model, METHOD, SCHEDULE) as trace:
+        answer(model, inputs, 3, CPU)
+    assert trace.prefills == 1, "one prompt, then steps on its cache"
+
+
+@pytest.mark.parametrize("family", CORE)
+def test_a_cell_has_every_lane(family: str) -> None:
+    model = fresh(family, "sdpa", torch.float32)
+    inputs = single(family, sample(family, model, (3, 5, 2)))
+    before = [len(module._forward_pre_hooks) for module in model.modules()]
+    protocol = Protocol("test", warmup=1, pairs=3, new_tokens=(1, 4), memory=True)
+    found = measure(model, inputs, METHOD, SCHEDULE, protocol, preprocess=lambda: None)
+    assert set(found["stages"]) == {"prefill", "decode", "vision", "selection", "preprocess"}
+    assert set(found["end_to_end"]) == {"1", "4"}
+    for lane in (found["stages"]["prefill"], found["stages"]["decode"], *found["end_to_end"].values()):
+        this, none, ratio = (lane[side]["values"] for side in ("this", "none", "ratio"))
+        assert len(this) == len(none) == len(ratio) == 3
+        assert ratio == pytest.approx([a / b for a, b in zip(this, none)])
+        assert lane["ratio"]["low"] <= lane["ratio"]["median"] <= lane["ratio"]["high"]
+    assert found["end_to_end"]["1"] == found["stages"]["prefill"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    layers = found["memory"]["this"]["kv_per_layer"]
+    arch = Architecture.from_config(model.config)
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    text = inputs["input_ids"].numel() - visual
+    entering = METHOD.tokens_per_layer(SCHEDULE, visual, 6)
+    assert layers == [kv_bytes(arch, [n + text], 4) for n in entering], "the cache's tensors are the closed form"
+    assert found["memory"]["this"]["weights"] == weight_bytes(model)
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == before
+    if not (len(found["invalid"]) and "load" in found["invalid"][0]):  # others may use this machine
+        assert found["invalid"] == []
+
+
+def test_prefill_alone_where_no_answer_is_asked_for() -> None:
+    model = build("llava", "sdpa", torch.float32)
+    inputs = single("llava", sample("llava", model, (3, 5)))
+    found = measure(model, inputs, METHOD, SCHEDULE, Protocol("test", pairs=2))
+    assert found["end_to_end"] == {} and "decode" not in found["stages"] and "memory" not in found
+    with pytest.raises(ValueError, match="nothing to compare"):
+        measure(model, inputs, METHOD, Schedule(), Protocol("test", pairs=2))
+
+
+def test_warm_until_steady() -> None:
+    times = iter([90.0, 30.0, 12.0, 10.1, 10.0, 10.05, 1.0])
+    assert warm_up(lambda: Sample(next(times), 0.0), Protocol("x", warmup=3, pairs=1, steady=0.02)) == 6
+    falling = iter(range(1000, 0, -100))
+    assert warm_up(lambda: Sample(float(next(falling)), 0.0), Protocol("x", warmup=1, pairs=1, steady=0.02)) == 10
+    assert warm_up(lambda: Sample(1.0, 0.0), Protocol("x", warmup=2, pairs=1)) == 2
+
+
+# ------------------------------------------------------------------ conditions
+
+
+def test_backends_are_noted_of_tower_and_decoder_apart() -> None:
+    model = fresh("llava", "sdpa", torch.float32)
+    model.model.vision_tower.set_attn_implementation("eager")
+    found = conditions(model)
+    assert (found["attention_decoder"], found["attention_tower"]) == ("sdpa", "eager")
+    assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "float32", torch.get_num_threads())
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_what_may_not_be_compared_is_refused(name: str) -> None:
+    here = conditions(build("llava", "sdpa", torch.float32))
+    assert differences(here, dict(here, load=99.0)) == []
+    refuse_differences(here, here)
+    with pytest.raises(ValueError, match=rf"may not be compared: {name}: .* and other"):
+        refuse_differences(here, here | {name: "other"})
+    assert invalid(here, here | {name: "other"})[0].startswith(f"changed while measuring: {name}")
+
+
+def test_a_device_that_others_use_gives_no_result() -> None:
+    gpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cuda", "others_gib": 0.4}
+    assert invalid(gpu, gpu) == []
+    assert invalid(gpu, gpu | {"others_gib": 30.0}) == ["others hold 30.0 GiB of the GPU"]
+    cpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cpu", "threads": 1, "cores": 4, "load": 2.0}
+    assert invalid(cpu, cpu) == []
+    assert "a load of 9.0 on 4 cores" in invalid(cpu | {"load": 9.0}, cpu)[0]
+
+
+def test_processes_are_pooled_only_under_equal_conditions() -> None:
+    model = build("llava", "sdpa", torch.float32)
+    inputs = single("llava", sample("llava", model, (3, 5)))
+    cells = [measure(model, inputs, METHOD, SCHEDULE, Protocol("t", pairs=2, new_tokens=(1, 2))) for _ in range(2)]
+    both = pooled(cells)
+    values = [cell["stages"]["prefill"]["ratio"]["values"] for cell in cells]
+    assert both["stages"]["prefill"]["ratio"]["values"] == pytest.approx(values[0] + values[1])
+    assert [p["prefill"] for p in both["processes"]] == [c["stages"]["prefill"]["ratio"]["median"] for c in cells]
+    cells[1]["conditions"]["before"]["threads"] = 7
+    with pytest.raises(ValueError, match="threads: 1 and 7"):
+        pooled(cells)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_bytes_of_a_cache_and_of_a_peak() -> None:
+    model = build("llava", "sdpa", torch.float32)
+    inputs = single("llava", sample("llava", model, (3, 5)))
+    held = cache_bytes(prefill(model, inputs).past_key_values)
+    assert held == [2 * 2 * 8 * 4 * inputs["input_ids"].numel()] * 6  # keys and values, 2 heads of 8, float32
+
+    def big() -> None:
+        torch.ones(100, 1 << 20).sum()  # 400 MiB
+
+    found = peak(big, CPU)["resident"]
+    assert found is None or 350 << 20 < found < 600 << 20
+
+
+# ------------------------------------------------------------------ fresh processes
+
+EMBEDDED: dict[str, Any] = dict(
+    model="embedded", path="package://pdrop.embedded/model", revision=None, weights="pretrained", dtype="float32",
+    attn_implementation="sdpa", device="cpu", batch_size=1, prompt="chat", image_mode="crop", tasks=(),
+    task_folders=(), limit=None, seed=0, max_new_tokens=16, results=Path("results"),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_fresh_process_measures_the_same_cell() -> None:
+    protocol = Protocol("full", warmup=1, pairs=2, new_tokens=(1, 2), images=2, fresh=True, repeats=1)
+    found = in_fresh_processes(Settings(**EMBEDDED, latency=protocol), PyramidDrop(), pyramid(12, ratio=0.3))
+    assert len(found["end_to_end"]["2"]["ratio"]["values"]) == 2 and found["images"] == 2
+    assert found["conditions"]["before"]["threads"] == torch.get_num_threads()
+    assert "preprocess" in found["stages"]
+    with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
+        in_fresh_processes(Settings(**{**EMBEDDED, "path": "/no/where"}, latency=protocol), PyramidDrop(), pyramid(12))
+
+
+def test_a_request_holds_all_that_a_process_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pdrop import measure as module
+
+    protocol = Protocol("full", warmup=1, pairs=2, new_tokens=(1, 2), fresh=True)
+    settings = Settings(**EMBEDDED, latency=protocol)
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "measure", lambda *given: seen.append(given) or {"found": 1})
+    request = {
+        "settings": {**asdict(settings), "results": "results"}, "schedule": "3:0.5", "threads": 1,
+        "method": ["pdrop.methods.pyramiddrop", "PyramidDrop", {"positions": "original"}],
+    }  # fmt: skip
+    (tmp_path / "question").write_text(json.dumps(request))
+    answer_request(tmp_path / "question", tmp_path / "found")
+    assert json.loads((tmp_path / "found").read_text()) == {"found": 1}
+    _, inputs, method, schedule, told, make = seen[0]
+    assert method == METHOD and str(schedule) == "3:0.5" and told == protocol and make is not None
+    assert inputs["input_ids"].shape[0] == 1
+
+
+def test_protocols_say_what_is_wrong_with_them() -> None:
+    assert Protocol("quick", 2, 10, 1.5).spelled == "quick 2/10/1.5"
+    full = Protocol("full", 5, 20, 10, 0.02, (16, 1), memory=True, fresh=True, repeats=3)
+    assert full.spelled == "full 5/20/10 steady 0.02 new 1/16 memory fresh 3"
+    with pytest.raises(ValueError, match=r"latency\.fresh=true"):
+        Protocol("x", repeats=2)
+    with pytest.raises(ValueError, match="from 1 on"):
+        Protocol("x", new_tokens=(0,))

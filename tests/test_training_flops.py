@@ -1,0 +1,71 @@
+"""What a training step costs: the closed form against torch's counter over forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import fresh
+from prompts import sample, single
+from torch.utils.flop_counter import FlopCounterMode
+
+from pdrop import FastV, PyramidDrop, Schedule, attach, pyramid
+from pdrop import single as one_boundary
+from pdrop.architectures import read
+from pdrop.sizes import Architecture
+from pdrop.training_flops import training_step_flops
+
+CASES: list[Any] = [
+    (None, Schedule()),
+    (PyramidDrop(), pyramid(6, layers=(2, 3, 5))),
+    (FastV(), one_boundary(2, 0.5)),
+]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("decoder", [True, False], ids=["full", "projector"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize(("method", "schedule"), CASES, ids=["none", "pyramiddrop", "fastv"])
+def test_a_step_is_what_torch_counts(
+    method: Any, schedule: Schedule, backend: str, decoder: bool, checkpointing: bool
+) -> None:
+    model = fresh("llava", backend, torch.float32).train()
+    model.model.vision_tower.requires_grad_(False)
+    model.model.language_model.requires_grad_(decoder)
+    model.lm_head.requires_grad_(decoder)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = single("llava", sample("llava", model, (3, 5, 2)))
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    with attach(model, method, schedule), FlopCounterMode(display=False) as counter:
+        model(**inputs, labels=labels).loss.backward()
+    arch = Architecture.from_config(model.config)
+    layers = (method or PyramidDrop()).tokens_per_layer(schedule, visual, 6)
+    step = training_step_flops(
+        arch, layers, labels.numel() - visual, boundaries=schedule.layers, images=2, checkpointing=checkpointing,
+        train_decoder=decoder, recomputed_scores=backend == "sdpa", through_tower=checkpointing,
+    )  # fmt: skip
+    assert step["total"] == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert (step["recomputed"] > 0) == checkpointing
+
+
+def test_what_dropping_saves_of_a_step_at_real_shapes() -> None:
+    """LLaVA-1.5-7B, S=4, .5: more than its prefill saves by what the papers count, since the tower is not trained."""
+    arch = Architecture.from_config(read("llava_1_5_7b"))
+    visual = pyramid(32).tokens_per_layer(576, 32)
+    for checkpointing, factor in ((False, 3.0), (True, 4.0)):
+        whole = training_step_flops(arch, [576] * 32, 120, checkpointing=checkpointing)
+        step = training_step_flops(arch, visual, 120, boundaries=(8, 16, 24), checkpointing=checkpointing)
+        assert 0.5 < step["total"] / whole["total"] < 0.6
+        assert factor - 0.5 < whole["total"] / whole["forward"] < factor
+    frozen = training_step_flops(arch, [576] * 32, 120, train_decoder=False)
+    assert frozen["backward"] < 0.6 * training_step_flops(arch, [576] * 32, 120)["backward"]
+
+
+def test_a_step_that_trains_nothing_is_refused() -> None:
+    arch = Architecture.from_config(read("llava_1_5_7b"))
+    with pytest.raises(ValueError, match="nothing is trained"):
+        training_step_flops(arch, [576] * 32, 60, train_decoder=False, train_projector=False)
