@@ -24,6 +24,7 @@ from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.ranking import cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
+from pdrop.engine.study import note
 from pdrop.engine.trace import Trace
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
@@ -40,6 +41,7 @@ class Attachment:
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
+        self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.run: Forward | None = None
         self.owner: nn.Module | None = None
@@ -63,7 +65,7 @@ class Attachment:
             first = min(self.observed)
             self.handles.append(decoder.register_forward_pre_hook(self.take_deepstack, with_kwargs=True))
             for number, layer in enumerate(layers):
-                if number >= first or (number == 0 and self.begins):
+                if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
@@ -118,6 +120,7 @@ class Attachment:
             padded = prompts is not None and prompts.padded
             alive = Alive.all_of(prompts) if prompts is not None else None
             self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
+            self.run.study = self.studies and self.trace.study
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
@@ -146,6 +149,8 @@ class Attachment:
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
             run.begun = self.method.begin(view(run, number, layer, hidden, given))
+        if run.prompts is not None and run.study and (number == 0 or number in self.boundaries):
+            self.trace.note(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:
