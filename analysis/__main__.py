@@ -2,7 +2,7 @@
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
-    python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
+    python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = load_runs(results)
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "overlay":
-            runs = load_runs(results)
-            write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
+            write_overlays(named_runs(results, options.runs), options, results / "figures")
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         else:
@@ -128,12 +127,14 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
 def write_figures(table: Table, folder: Path) -> None:
     """Write the figures."""
     from analysis import (
+        attention_figure,
         figure,
         overlap_figure,
         redundancy_figure,
     )  # matplotlib takes a second: only where something is drawn
 
-    drawn = [*figure.files(table), *redundancy_figure.files(table), *overlap_figure.files(table)]
+    kinds = (figure, redundancy_figure, overlap_figure, attention_figure)
+    drawn = [one for kind in kinds for one in kind.files(table)]
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
@@ -146,6 +147,18 @@ def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Pat
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
+
+
+def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
+    """The runs of these ids; an experiment's name stands for its finished runs that rank or drop."""
+    runs = load_runs(results)
+    found: list[Run] = []
+    for name in names:
+        if name in experiments(results):
+            found += [run for run in load_experiment(results, name).runs if run.done and run.drops]
+        else:
+            found.append(words.find(runs, name))
+    return found
 
 
 def write_repro(runs: Sequence[Run], folder: Path) -> None:
