@@ -4,6 +4,7 @@
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
+    python -m analysis report                results/report.html: tables, figures, samples, records in one page
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "overlay":
             write_overlays(named_runs(results, options.runs), options, results / "figures")
+        elif options.command == "report":
+            from analysis.report import page
+
+            report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         else:
@@ -74,7 +79,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("overlay", parents=[common], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
-    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images; see overlay.py")
+    command.add_argument(
+        "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"
+    )
+    command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
+    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
+    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
