@@ -12,7 +12,7 @@
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
-written only if their content changed. Exit code 1 if something was refused.
+written only if their content changed, figures drawn only if their records did. Exit code 1 if something was refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import repro, words
+from analysis import fresh, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -102,9 +102,14 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
     refused, pages = 0, []
     for name in names or experiments(results) or [ALL]:
-        tables = []
+        tables, made_from, kept_out = [], "", refused
         try:
             experiment = load_experiment(results, name)
+            if command == "figures":
+                made_from = fresh.digest(experiment, [strict, times])
+                if paths := fresh.unchanged(results / "figures", name, made_from):
+                    pages += [f"unchanged {path}\n" for path in paths]
+                    continue
             for part in parts(experiment, times):
                 try:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
@@ -117,8 +122,10 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
-        for table in tables if command == "figures" else ():
-            write_figures(table, results / "figures")
+        if command == "figures":
+            drawn = [one for table in tables for one in write_figures(table, results / "figures")]
+            if refused == kept_out:
+                fresh.remember(results / "figures", name, made_from, drawn)
     say("".join(pages))
     return refused
 
@@ -134,8 +141,8 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
     return "".join([*text, "\n", *written])
 
 
-def write_figures(table: Table, folder: Path) -> None:
-    """Write the figures."""
+def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
+    """Write the figures; what was written, or already there."""
     from analysis import (
         attention_figure,
         figure,
@@ -149,6 +156,7 @@ def write_figures(table: Table, folder: Path) -> None:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
         report(folder / name, content)
+    return drawn
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:

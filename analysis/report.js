@@ -32,18 +32,20 @@ function compare(a, b, numeric, up) {
   return up * (x - y);
 }
 
-/** A grid {head, left, rows: [{cells: [[text, mark]], runs, rule}]} as a table that sorts and filters. */
+/**
+ * A grid {head, left, rows: [{cells: [[text, mark]], runs, rule}]} as a table that sorts and, if long, filters.
+ * Cells of rows with runs open their record; with `link`, those of that column alone.
+ */
 function grid(found, title, tall = false) {
   const body = el("tbody");
   const lines = found.rows.map((row) => {
     const line = el("tr", { className: row.rule ? "rule" : "" });
     row.cells.forEach(([text, mark], column) => {
-      const shown = row.runs.length && text !== "–" && (found.clickable ?? true)
-        ? el("button", { type: "button", onclick: () => showRuns(row.runs, found.head[column], text, found) }, text)
-        : text;
+      const opens = row.runs.length && text !== "–" && (found.link ?? column) === column;
+      const named = found.link === undefined ? [found.head[column], text, found] : [];
+      const shown = opens ? el("button", { type: "button", onclick: () => showRuns(row.runs, ...named) }, text) : text;
       line.append(el("td", { className: `${column < found.left ? "left" : ""} ${mark}`.trim() }, shown));
     });
-    if (found.clickable === false) line.addEventListener("click", () => showRuns(row.runs));
     body.append(line);
     return { line, texts: row.cells.map(([text]) => text) };
   });
@@ -73,7 +75,7 @@ function grid(found, title, tall = false) {
     count.textContent = words.length ? `${left} of ${lines.length}` : "";
   });
   return el("div", {},
-    el("div", { className: "controls" }, filter, count),
+    lines.length > 8 ? el("div", { className: "controls" }, filter, count) : null,
     el("div", { className: tall ? "scroll tall" : "scroll" },
       el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body)));
 }
@@ -106,8 +108,8 @@ function showRuns(ids, column = "", text = "", found = {}) {
   const task = (found.tasks ?? {})[column];
   box.replaceChildren(
     el("button", { type: "button", className: "plain close", onclick: () => box.close() }, "Close"),
-    el("h2", {}, column ? `${column}: ${text}` : data.runs[ids[0]].folder),
-    column && ids.length > 1 ? el("p", { className: "soft" }, `${ids.length} runs that differ in the seed alone`) : null);
+    el("h2", {}, column ? `${column}: ${text}` : data.runs[ids[0]].label));
+  if (ids.length > 1) box.append(el("p", { className: "soft" }, `${ids.length} runs that differ in the seed alone`));
   for (const id of ids) box.append(describe(data.runs[id], column, task));
   if (!box.open) box.showModal();
 }
@@ -363,6 +365,6 @@ byId("experiment").append(...data.experiments.map((one) => el("option", { value:
 byId("experiment").addEventListener("change", (event) => choose(event.target.value));
 byId("record").addEventListener("click", (event) => { if (event.target === byId("record")) byId("record").close(); });
 summary();
-choose(data.experiments[0]?.name);
-byId("runs-body").append(grid({ ...data.overview, clickable: false }, "runs", true));
+choose(data.first);
+byId("runs-body").append(grid({ ...data.overview, link: 0 }, "runs", true));
 document.documentElement.dataset.ready = String(Math.round(performance.now()));

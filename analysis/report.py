@@ -21,6 +21,7 @@ from analysis.report_samples import sample_data
 
 TEMPLATES = Path(__file__).parent
 TITLE = "pdrop: results"
+FIRST = "demo"  # the experiment that is open at first, where there is one of this name
 SAMPLES = 10_000  # answers that a page holds
 
 
@@ -43,6 +44,7 @@ def page(results: Path, images: Path | None = None, samples: int = SAMPLES) -> s
         {
             "summary": totals(runs, shown),
             "warnings": failures(runs),
+            "first": next((one.name for one in shown if one.name == FIRST), shown[0].name),
             "line_head": LINE_HEAD,
             "experiments": [
                 experiment_data(one, results / "figures", [other.name for other in shown]) for one in shown
