@@ -5,6 +5,7 @@
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
+    python -m analysis readme                README.md: its table, figures and findings, from this store
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import fresh, repro, words
+from analysis import fresh, readme, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from analysis.report import page
 
             report(results / "report.html", page(results, options.images, options.samples).encode())
+        elif options.command == "readme":
+            report(options.readme, readme.written(options.readme, results).encode())
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         else:
@@ -85,6 +88,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
     command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
+    command = commands.add_parser("readme", parents=[common], help="renew the README's results")
+    command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
