@@ -38,6 +38,8 @@ COLUMNS = {
     "of none": "average / average with nothing dropped",
     "floor to full": "0 is the best blind guess, 100 is nothing dropped. Blind guess: the answer that is most "
     "frequent in the training data for the question's wording, over the whole test split",
+    "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
+    "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples behind the average",
 }
 
@@ -82,6 +84,7 @@ def meaning(tables: Sequence[Table]) -> str:
     absent = {
         "time": not any(table.times for table in tables),
         "floor to full": not any(table.floors for table in tables),
+        "Avg, MME/20": not any("mme" in table.tasks for table in tables),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
