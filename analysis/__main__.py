@@ -151,11 +151,12 @@ def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
     from analysis import (
         attention_figure,
         figure,
+        models_figure,
         overlap_figure,
         redundancy_figure,
     )  # matplotlib takes a second: only where something is drawn
 
-    kinds = (figure, redundancy_figure, overlap_figure, attention_figure)
+    kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = [one for kind in kinds for one in kind.files(table)]
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
