@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
+ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
+# the experiments of results/reference
+REFERENCE := demo positions redundancy attention
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench tables figures repro embedded-model reference lock clean
+.PHONY: help setup demo test check bench tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,23 +49,26 @@ check: $(STAMP) ## Format and lint with ruff, check the types with mypy
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python bench.py
 
-tables: $(STAMP) ## Render results/tables from the records
-	@$(BIN)/python -m analysis tables
+tables: ## Render results/tables from the records
+	@$(ANALYSIS) tables
 
-figures: $(STAMP) ## Render results/figures from the records
-	@$(BIN)/python -m analysis figures
+figures: ## Render results/figures from the records, those that changed
+	@$(ANALYSIS) figures
 
-repro: $(STAMP) ## Put our numbers beside those that papers printed: results/tables/repro.md
-	@$(BIN)/python -m analysis repro
+report: figures ## Write results/report.html: tables, figures, samples and records in one page that opens offline
+	@$(ANALYSIS) report
+
+repro: ## Put our numbers beside those that papers printed: results/tables/repro.md
+	@$(ANALYSIS) repro
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (hours on a CPU; resumes where it stopped)
 	@$(BIN)/python -m pdrop.embedded.train
 
-reference: $(STAMP) ## Renew results/reference, what the README shows: demo and redundancy (half an hour on 2 cores)
-	@$(BIN)/python run.py -m experiments=demo results=results/reference
-	@$(BIN)/python run.py -m experiments=redundancy results=results/reference
-	@$(BIN)/python -m analysis tables --results results/reference
-	@$(BIN)/python -m analysis figures --results results/reference
+reference: $(STAMP) ## Renew results/reference and the README's numbers (half an hour on 2 cores)
+	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
+	@$(ANALYSIS) tables --results results/reference
+	@$(ANALYSIS) figures --results results/reference
+	@$(ANALYSIS) readme --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock

@@ -2,8 +2,10 @@
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
-    python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
+    python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
+    python -m analysis report                results/report.html: tables, figures, samples, records in one page
+    python -m analysis readme                README.md: its table, figures and findings, from this store
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -11,7 +13,7 @@
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
-written only if their content changed. Exit code 1 if something was refused.
+written only if their content changed, figures drawn only if their records did. Exit code 1 if something was refused.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import break_even, repro, words
+from analysis import break_even, fresh, readme, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -46,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = load_runs(results)
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "overlay":
-            runs = load_runs(results)
-            write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
+            write_overlays(named_runs(results, options.runs), options, results / "figures")
+        elif options.command == "report":
+            from analysis.report import page
+
+            report(results / "report.html", page(results, options.images, options.samples).encode())
+        elif options.command == "readme":
+            report(options.readme, readme.written(options.readme, results).encode())
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         else:
@@ -75,7 +82,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("overlay", parents=[common], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
-    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images; see overlay.py")
+    command.add_argument(
+        "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"
+    )
+    command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
+    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
+    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
+    command = commands.add_parser("readme", parents=[common], help="renew the README's results")
+    command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
@@ -93,12 +107,17 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
     refused, pages = 0, []
     for name in names or experiments(results) or [ALL]:
-        tables = []
+        tables, made_from, kept_out = [], "", refused
         try:
             experiment = load_experiment(results, name)
             if break_even.shown_here(experiment):
                 pages.append(write_break_even(experiment, command, results))
                 continue
+            if command == "figures":
+                made_from = fresh.digest(experiment, [strict, times])
+                if paths := fresh.unchanged(results / "figures", name, made_from):
+                    pages += [f"unchanged {path}\n" for path in paths]
+                    continue
             for part in parts(experiment, times):
                 try:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
@@ -111,8 +130,10 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
-        for table in tables if command == "figures" else ():
-            write_figures(table, results / "figures")
+        if command == "figures":
+            drawn = [one for table in tables for one in write_figures(table, results / "figures")]
+            if refused == kept_out:
+                fresh.remember(results / "figures", name, made_from, drawn)
     say("".join(pages))
     return refused
 
@@ -128,19 +149,23 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
     return "".join([*text, "\n", *written])
 
 
-def write_figures(table: Table, folder: Path) -> None:
-    """Write the figures."""
+def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
+    """Write the figures; what was written, or already there."""
     from analysis import (
+        attention_figure,
         figure,
+        models_figure,
         overlap_figure,
         redundancy_figure,
     )  # matplotlib takes a second: only where something is drawn
 
-    drawn = [*figure.files(table), *redundancy_figure.files(table), *overlap_figure.files(table)]
+    kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
+    drawn = [one for kind in kinds for one in kind.files(table)]
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
     for name, content in drawn:
         report(folder / name, content)
+    return drawn
 
 
 def write_break_even(experiment: Experiment, command: str, results: Path) -> str:
@@ -160,6 +185,18 @@ def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Pat
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
+
+
+def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
+    """The runs of these ids; an experiment's name stands for its finished runs that rank or drop."""
+    runs = load_runs(results)
+    found: list[Run] = []
+    for name in names:
+        if name in experiments(results):
+            found += [run for run in load_experiment(results, name).runs if run.done and run.drops]
+        else:
+            found.append(words.find(runs, name))
+    return found
 
 
 def write_repro(runs: Sequence[Run], folder: Path) -> None:

@@ -9,7 +9,6 @@ bytes (no dates inside the files).
 from __future__ import annotations
 
 import io
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from statistics import fmean
@@ -20,10 +19,12 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
+from matplotlib.ticker import MaxNLocator
 
+from analysis.attention import ranks_only
 from analysis.redundancy import studies
 from analysis.rows import Cell, Row, Table, seedless
-from analysis.style import SPARE_LINES, Line, lines, method_name, task_names
+from analysis.style import Line, another_way, lines, method_name, task_names
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -110,20 +111,21 @@ def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
             layers = "/".join(map(str, Schedule.parse(row.spec.schedule).layers))
             way = (f"at {layers}", row.spec.positions, seedless(row.spec))
             ways.setdefault(row.spec.method, {}).setdefault(way, []).append(number)
-    styles, spare = lines(list(ways)), itertools.cycle(SPARE_LINES)
+    styles = lines(list(ways))
     found = {}
     for method, by_way in sorted(ways.items()):
         for place, (way, numbers) in enumerate(sorted(by_way.items(), key=lambda item: (-len(item[1]), item[0]))):
             apart = [part for n, part in enumerate(way) if len({other[n] for other in by_way}) > 1]
             label = method_name(method) + (f" ({', '.join(apart)})" if apart else "")
-            found[label] = (styles[method] if place == 0 else next(spare), numbers)
+            found[label] = (another_way(styles[method], place), numbers)
     return found
 
 
 def drawable(table: Table, model: str) -> list[Row]:
-    """Finished rows of a model that have a cost, if any of them drops tokens and is no part of a redundancy study."""
+    """Finished rows of a model that have a cost, if any of them drops tokens and is no part of a study."""
     rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
     studied = {id(row) for study in studies(table) for row in (*study.ranked.values(), *study.blind.values())}
+    studied |= {id(row) for row in rows if ranks_only(row.runs[0])}
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
@@ -162,8 +164,9 @@ def draw(
             color=style.colour,
             marker=style.marker,
             linestyle=style.dashes,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
+            markerfacecolor=style.face or style.colour,
+            markeredgecolor=style.colour if style.face else "white",
+            markeredgewidth=0.9 if style.face else 0.5,
             elinewidth=0.8,
             capsize=1.8,
             label=label,
@@ -171,6 +174,7 @@ def draw(
         )
     axes.grid(axis="y", linewidth=0.4, color="0.88")
     axes.margins(x=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     left, right = axes.get_xlim()
     if right - left < NARROWEST:
         middle = (left + right) / 2

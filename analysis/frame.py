@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.rows import Table
 from analysis.statistics import Estimate
+from analysis.table import by_layer
 
 
 def csv(tables: Sequence[Table]) -> str:
@@ -32,6 +33,7 @@ def frame(table: Table) -> pd.DataFrame:
             "seeds": " ".join(str(run.record.spec.seed) for run in row.runs),
             "run_ids": " ".join(run.record.run_id for run in row.runs),
             "visual_tokens_per_layer_mean": row.visual_tokens,
+            "visual_tokens_by_layer": by_layer(row),
             "average_spread_over_seeds": row.spread,
             "share_of_none": row.share_of_none,
             "floor_to_full": row.floor_to_full,

@@ -6,6 +6,7 @@ sample.kept[0]          # [visual_tokens] bool: kept at the first boundary; toke
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,27 @@ import numpy.typing as npt
 from analysis.load import Run
 
 BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+Layout = list[list[list[float]]]  # pictures -> blocks -> rows, columns, newline, left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the query tokens of one sample attend to, for each layer that was looked at.
+
+    Attributes:
+        layers: The layers, rising.
+        mass: Share of each head's attention that goes to visual tokens, [layers, heads].
+        entropy: Of it among the visual tokens, over the log of their number, [layers, heads].
+        top: Share of it that the best attended tenth of them gets, [layers, heads].
+        maps: Attention of each visual token, mean over the heads, each layer's largest 1, [layers, visual tokens].
+    """
+
+    layers: tuple[int, ...]
+    mass: FloatArray
+    entropy: FloatArray
+    top: FloatArray
+    maps: FloatArray
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,8 @@ class Sample:
     image: str | None  # its image's id, or a hash
     visual_tokens: int
     kept: tuple[BoolArray, ...]
+    layout: Layout | None = None  # where the tokens lie in the pictures (pdrop/scoring/layout.py)
+    attention: Attention | None = None  # where the run was a study of attention
 
 
 def samples_of(run: Run, task: str) -> dict[str, Sample]:
@@ -69,7 +93,22 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
         image=None if data.get("image") is None else str(data["image"]),
         visual_tokens=tokens,
         kept=tuple(unpack(mask, tokens) for mask in data["kept"]),
+        layout=data.get("layout"),
+        attention=None if data.get("attention") is None else read_attention(data["attention"], tokens),
     )
+
+
+def read_attention(data: Mapping[str, Any], tokens: int) -> Attention:
+    """What pdrop.scoring.answers.pack_attention wrote.
+
+    Raises:
+        ValueError: If a layer has another number of visual tokens.
+    """
+    maps = [np.frombuffer(base64.b64decode(text), dtype="<f2") for text in data["map"]]
+    if any(len(one) != tokens for one in maps):
+        raise ValueError(f"an attention map of {sorted({len(one) for one in maps})} tokens, not {tokens}")
+    mass, entropy, top = (np.array(data[name], dtype=np.float64) for name in ("mass", "entropy", "top"))
+    return Attention(tuple(data["layers"]), mass, entropy, top, np.array(maps, dtype=np.float64))
 
 
 def unpack(mask: str, tokens: int) -> BoolArray:

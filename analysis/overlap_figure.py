@@ -1,17 +1,17 @@
 """The overlap of kept sets between the layers of a redundancy study, one matrix a kept fraction (analysis/overlap.py).
 
-NAME-overlap    layer x layer: intersection over union in %, column width
+NAME-overlap    layer x layer: intersection over union in %, column width (more layers: page width)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from analysis.figure import COLUMN, SETTINGS, saved
+from analysis.figure import COLUMN, PAGE, SETTINGS, saved
 from analysis.overlap import Overlap, kept_sets, overlap
 from analysis.redundancy import Study, studies
 from analysis.redundancy_figure import stem_of
@@ -20,6 +20,8 @@ from analysis.rows import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FEW = 6  # layers that fit a column
+MOST_CELLS = 14  # layers whose cells still have room for a number
 Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
 
 
@@ -30,7 +32,7 @@ def files(table: Table) -> Iterable[tuple[str, bytes]]:
         pairs = stability(study)
         if pairs:
             yield from saved(
-                matrices(study, pairs), stem_of(table, study, found).removesuffix("-redundancy") + "-overlap"
+                matrices(study.layers, pairs), stem_of(table, study, found).removesuffix("-redundancy") + "-overlap"
             )
 
 
@@ -46,12 +48,14 @@ def stability(study: Study) -> Pairs:
     return pairs
 
 
-def matrices(study: Study, pairs: Pairs) -> Figure:
+def matrices(layers: Sequence[int], pairs: Pairs) -> Figure:
     """One triangle a keep, side by side; darker = more shared, white = what chance shares."""
-    layers, across = study.layers, len(pairs)
+    across = len(pairs)
+    width = COLUMN if len(layers) <= FEW else PAGE
+    size = 6.5 if len(layers) <= FEW else 5.5
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, grid = plt.subplots(
-            1, across, figsize=(COLUMN, COLUMN / max(2, across) + 0.55), squeeze=False, layout="constrained"
+            1, across, figsize=(width, width / max(2, across) + 0.55), squeeze=False, layout="constrained"
         )
         for axes, (keep, shared) in zip(grid[0], sorted(pairs.items())):
             level = next(iter(shared.values())).chance
@@ -59,21 +63,17 @@ def matrices(study: Study, pairs: Pairs) -> Figure:
             for (first, second), found in shared.items():
                 row, column = layers.index(second), layers.index(first)
                 values[row, column] = max(0.0, (found.shared.value - level) / (1 - level))
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * found.shared.value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color="white" if values[row, column] > 0.55 else "black",
-                )
+                if len(layers) <= MOST_CELLS:
+                    colour = "white" if values[row, column] > 0.55 else "black"
+                    text = f"{100 * found.shared.value:.0f}"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
             axes.imshow(
                 values[1:, :-1], cmap="Blues", vmin=0, vmax=1, extent=(-0.5, len(layers) - 1.5, len(layers) - 0.5, 0.5)
             )
             axes.set_title(f"keep {100 * keep:g} %\n(chance {100 * level:.0f})", pad=3)
-            axes.set_xticks(range(len(layers) - 1), [str(layer) for layer in layers[:-1]])
-            axes.set_yticks(range(1, len(layers)), [str(layer) for layer in layers[1:]])
+            step = 1 if len(layers) <= MOST_CELLS else 4
+            axes.set_xticks(range(0, len(layers) - 1, step), [str(layer) for layer in layers[:-1:step]])
+            axes.set_yticks(range(1, len(layers), step), [str(layer) for layer in layers[1::step]])
             axes.tick_params(length=0)
         figure.supxlabel("ranked at layer", fontsize=8)
         figure.supylabel("ranked at layer", fontsize=8)

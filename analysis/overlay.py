@@ -1,16 +1,15 @@
-"""Overlays: the image with the patches that stayed, after each boundary, several runs below each other.
+"""Overlays: the image with the patches that stayed, after each boundary, several runs below each other; attention maps.
 
     python -m analysis overlay RUN_ID [RUN_ID ...] [--sample TASK:DOC_ID ...] [--images PATH]
 
-The style of PyramidDrop's Fig. 4 (arXiv 2410.17247). Without --sample, each task shows its first sample that the runs
-answer differently, or else its first. PATH is a parquet file with columns `image_id` and `image`, or a folder of images
-named by image id; default: the embedded tasks' test split. Models whose visual tokens are one square grid an image
-only: with tiles (anyres), several images or other grids, a token's place in the picture is not known here.
+The style of PyramidDrop's Fig. 4 (arXiv 2410.17247); of a run whose layers all rank without dropping, the map of each
+layer instead, as in its Fig. 1 (right). An experiment's name stands for its runs. Without --sample, each task shows its
+first sample that the runs answer differently, or else its first. Where images come from, and how tiles, several images
+and frames are laid out: analysis/pictures.py.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,12 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from PIL import Image
 
-import pdrop.record
+from analysis.attention import ranks_only
 from analysis.figure import PAGE, SETTINGS, saved
-from analysis.kept import BoolArray, Sample, samples_of
+from analysis.kept import FloatArray, Sample, samples_of
 from analysis.load import Run
+from analysis.pictures import View, heat_panel, kept_panel, read_images, views
 from analysis.style import method_name
 from pdrop.schedule import Schedule
 
@@ -34,10 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-EMBEDDED = Path(pdrop.record.__file__).parent / "embedded" / "data" / "test.parquet"
 PANEL = 1.15  # inches
 MOST_RUNS = 8
-Pixels = npt.NDArray[np.float64]
+MAPS_ACROSS = 7
 
 
 def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> Iterator[tuple[str, bytes]]:
@@ -52,12 +48,20 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
         ValueError: If the runs or the sample cannot be shown so; the message says why.
     """
     check(runs)
+    dropping = [run for run in runs if not ranks_only(run)]
     for task, doc_id in choose(runs, wanted):
-        samples = [samples_of(run, task)[doc_id] for run in runs]
-        picture = read_image(images or EMBEDDED, samples[0].image, f"{task}:{doc_id}")
-        figure = overlay(runs, samples, as_seen(picture, runs[0].record.spec.image_mode))
-        name = "-".join(["overlay", task, doc_id, *(run.record.run_id[:6] for run in runs)])
-        yield from saved(figure, name)
+        held = {run.folder: samples_of(run, task)[doc_id] for run in runs}
+        first = held[runs[0].folder]
+        number = len(first.layout) if first.layout else 1
+        pictures = read_images(images, first.image, f"{task}:{doc_id}", number)
+        seen = views(first, pictures, runs[0].record.spec.image_mode)
+        if dropping:
+            figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
+            yield from saved(figure, "-".join(["overlay", task, doc_id, *(run.record.run_id[:6] for run in dropping)]))
+        for run in runs:
+            if ranks_only(run) and held[run.folder].attention is not None:
+                figure = maps(held[run.folder], seen)
+                yield from saved(figure, "-".join(["attention", task, doc_id, run.record.run_id[:6]]))
 
 
 def check(runs: Sequence[Run]) -> None:
@@ -100,61 +104,11 @@ def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
     return chosen
 
 
-def read_image(source: Path, image: str | None, what: str) -> Image.Image:
-    """The image with this id, RGB.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if image is None:
-        raise ValueError(f"{what} names no image")
-    if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.stem == image)
-        if not paths:
-            raise ValueError(f"{what}: no image named {image} in {source}")
-        return Image.open(paths[0]).convert("RGB")
-    if not source.is_file():
-        raise ValueError(f"{source} is neither a parquet file nor a folder of images: give --images")
-    frame = pd.read_parquet(source, columns=["image_id", "image"], filters=[("image_id", "==", image)])
-    if frame.empty:
-        raise ValueError(f"{what}: no image_id {image} in {source}; give --images")
-    return Image.open(io.BytesIO(frame.iloc[0]["image"]["bytes"])).convert("RGB")
-
-
-def as_seen(image: Image.Image, mode: str) -> Image.Image:
-    """The square that the vision tower saw: padded with grey ("pad"), or the middle ("crop", CLIP's processing)."""
-    width, height = image.size
-    side = max(width, height) if mode == "pad" else min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = Image.new("RGB", (side, side), (122, 116, 104))
-    square.paste(image, (-left, -top))
-    return square
-
-
-def patches(image: Image.Image, kept: BoolArray, prompt: str = "") -> Pixels:
-    """The image with dropped patches faded to grey, [height, width, 3] in 0..1.
-
-    Raises:
-        ValueError: If the tokens are no square grid over one image.
-    """
-    side = math.isqrt(len(kept))
-    if side * side != len(kept) or side == 0 or prompt.count("<image>") > 1:
-        raise ValueError(
-            f"{len(kept)} visual tokens of {max(1, prompt.count('<image>'))} image(s) are no square grid over one "
-            "image (tiles, newline tokens, several images): overlays need one"
-        )
-    scale = max(1, round(336 / side))
-    pixels = np.asarray(image.resize((side * scale, side * scale)), dtype=np.float64) / 255
-    mask = np.kron(kept.reshape(side, side), np.ones((scale, scale)))[..., None]
-    faded = 0.22 * pixels.mean(axis=2, keepdims=True) + 0.78 * 0.58
-    return mask * pixels + (1 - mask) * faded
-
-
-def overlay(runs: Sequence[Run], samples: Sequence[Sample], image: Image.Image) -> Figure:
+def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]) -> Figure:
     """The figure of one sample: a row a run, the image and then a column a boundary."""
     across = 1 + max(len(sample.kept) for sample in samples)
     width = min(PAGE, PANEL * across + 1.2)
-    head = textwrap.wrap(f"{samples[0].question.strip()}  (right: {samples[0].target})", int(15 * width))
+    head = heading(samples[0], width)
     with plt.rc_context({**SETTINGS, "axes.titlesize": 7}):
         figure, grid = plt.subplots(
             len(runs),
@@ -165,20 +119,51 @@ def overlay(runs: Sequence[Run], samples: Sequence[Sample], image: Image.Image) 
         )
         for row, run, sample in zip(grid, runs, samples):
             everything = np.ones(sample.visual_tokens, dtype=np.bool_)
-            show(row[0], patches(image, everything, sample.prompt), f"all {sample.visual_tokens}")
+            show(row[0], kept_panel(seen, everything), f"all {sample.visual_tokens}")
             label = f"{method_name(run.record.spec.method)}\n{textwrap.shorten(sample.answer, 24)}\n{verdict(sample)}"
             row[0].set_ylabel(label, rotation=0, ha="right", va="center", parse_math=False)
             layers = Schedule.parse(run.record.spec.schedule).layers
             for axes, layer, kept in zip(row[1:], layers, sample.kept):
                 title = f"from layer {layer}: {kept.sum()} of {len(kept)}"
-                show(axes, patches(image, kept, sample.prompt), title)
+                show(axes, kept_panel(seen, kept), title)
             for axes in row[1 + len(sample.kept) :]:
                 axes.set_visible(False)
         figure.suptitle("\n".join(head), fontsize=8, parse_math=False)
     return figure
 
 
-def show(axes: Axes, pixels: Pixels, title: str) -> None:
+def maps(sample: Sample, seen: Sequence[View]) -> Figure:
+    """One sample of a study of attention: the image, then each layer's map, its largest value
+    brightest, with the share of attention that the image gets."""
+    held = sample.attention
+    assert held is not None
+    panels = 1 + len(held.layers)
+    across = min(MAPS_ACROSS, panels)
+    down = math.ceil(panels / across)
+    head = heading(sample, PAGE)
+    with plt.rc_context({**SETTINGS, "axes.titlesize": 7}):
+        figure, grid = plt.subplots(
+            down,
+            across,
+            figsize=(PAGE, PAGE / across * 1.18 * down + 0.14 * len(head) + 0.1),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes in grid.flat[panels:]:
+            axes.set_visible(False)
+        show(grid.flat[0], kept_panel(seen, np.ones(sample.visual_tokens, dtype=np.bool_)), "image")
+        for axes, layer, weights, mass in zip(grid.flat[1:], held.layers, held.maps, held.mass):
+            show(axes, heat_panel(seen, weights), f"layer {layer}: {100 * mass.mean():.0f} %")
+        figure.suptitle("\n".join(head), fontsize=8, parse_math=False)
+    return figure
+
+
+def heading(sample: Sample, width: float) -> list[str]:
+    """Question and expected answer, in lines of a figure `width` inches wide."""
+    return textwrap.wrap(f"{sample.question.strip()}  (right: {sample.target})", int(15 * width))
+
+
+def show(axes: Axes, pixels: FloatArray, title: str) -> None:
     """One panel."""
     axes.imshow(pixels, interpolation="nearest")
     axes.set_title(title, pad=2)

@@ -17,6 +17,7 @@ class Line:
     colour: str
     marker: str
     dashes: str
+    face: str = ""  # of the marker; "" is the colour
 
 
 METHOD_NAMES = {
@@ -94,6 +95,15 @@ def lines(methods: Sequence[str]) -> dict[str, Line]:
     if len(unlisted) > len(SPARE_LINES):
         raise ValueError(f"no distinct lines left for {', '.join(unlisted)}: add them to LINES in analysis/style.py")
     return {**LINES, **dict(zip(unlisted, SPARE_LINES))}
+
+
+def another_way(line: Line, place: int) -> Line:
+    """How the `place`-th way to run one method is drawn: its colour, hollow markers of another shape, other dashes."""
+    if place == 0:
+        return line
+    others = [marker for marker in LAYER_MARKERS if marker != line.marker]
+    dashes = [dashes for dashes in ("--", "-.", ":", "-") if dashes != line.dashes]
+    return Line(line.colour, others[(place - 1) % len(others)], dashes[(place - 1) % len(dashes)], "white")
 
 
 def layer_lines(layers: int) -> list[Line]:

@@ -7,6 +7,8 @@ it comes from; and what it costs in full (analysis/costs.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from statistics import fmean
 
 from analysis.costs import cost_grid
 from analysis.grid import DASH, Grid, Text
@@ -14,6 +16,8 @@ from analysis.notes import meaning, sources, warnings
 from analysis.rows import Cell, Row, Table, seedless
 from analysis.statistics import Estimate
 from analysis.style import method_name, task_names
+
+PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
 
 
 def grids(table: Table) -> list[Grid]:
@@ -23,7 +27,8 @@ def grids(table: Table) -> list[Grid]:
     head = [*many, "budget", "method"]
     costs = ["schedule", "keep %", "tokens", "FLOPs %", "KV %", *(["time %"] if table.times else [])]
     main = Grid("Score against cost", [*head, *costs, "average", "Δ none [95 %]", "n"], left=len(head) + 1)
-    by_task = Grid("Score by task, in %", [*head, *(names[task] for task in table.tasks)], left=len(head))
+    ends = ["average", *(["Avg, MME/20"] if PER_TWENTY in table.tasks else []), "of none %"]  # as the papers have it
+    by_task = Grid("Score by task, in %", [*head, *(names[task] for task in table.tasks), *ends], left=len(head))
     if not all(task.fraction for task in table.tasks.values()):
         by_task.title = "Score by task, in % (points where a metric is no fraction)"
     sure = Grid(
@@ -34,8 +39,8 @@ def grids(table: Table) -> list[Grid]:
             "lost",
             "gained",
             "p",
-            "of none %",
             *(["floor to full %"] if table.floors else []),
+            "visual tokens x layers",
             "seeds",
             "runs",
         ],
@@ -62,7 +67,8 @@ def grids(table: Table) -> list[Grid]:
         start_cells = [Text(DASH)] * (len(many) + 1) + [Text("blind guess")]
         costs_cells = blank * len(costs)
         main.rows.append([*start_cells, *costs_cells, Text(percent(table.floor)), *blank * 2])
-        by_task.rows.append([*start_cells, *(Text(percent(table.floors.get(task))) for task in table.tasks)])
+        guesses = [Text(percent(table.floors.get(task))) for task in table.tasks]
+        by_task.rows.append([*start_cells, *guesses, Text(percent(table.floor)), *blank * (len(ends) - 1)])
     starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
     return [main, by_task, sure, cost_grid(table, head, starts)]
 
@@ -114,8 +120,31 @@ def main_cells(row: Row, table: Table) -> list[Text]:
 
 
 def task_cells(row: Row, table: Table) -> list[Text]:
-    """One score a task, with an arrow where it clearly differs from the row that drops nothing."""
-    return [score_text(row.cells.get(name), task.fraction) for name, task in table.tasks.items()]
+    """One score a task, with an arrow where it clearly differs from the row that drops nothing; then the averages."""
+    average = Text(DASH) if row.average is None else Text(percent(row.average.score.value), row.average.mark)
+    scores = [score_text(row.cells.get(name), task.fraction) for name, task in table.tasks.items()]
+    papers = [Text(percent(papers_average(row, table)))] if PER_TWENTY in table.tasks else []
+    return [*scores, average, *papers, Text(percent(row.share_of_none))]
+
+
+def papers_average(row: Row, table: Table) -> float | None:
+    """The papers' Avg: the mean over all tasks, of MME's points a twentieth (arXiv 2410.17247, Tables 1 and 2)."""
+    values = []
+    for name, task in table.tasks.items():
+        cell = row.cells.get(name)
+        if cell is None or not (task.fraction or name == PER_TWENTY):
+            return None
+        values.append(cell.score.value if task.fraction else cell.score.value / 20 / 100)
+    return fmean(values)
+
+
+def by_layer(row: Row) -> str:
+    """Visual tokens entering the layers, equal ones counted: 144 x3 72 x9. Means over samples and seeds."""
+    lists = [run.record.cost.visual_tokens_per_layer for run in row.runs if run.record.cost is not None]
+    if not lists or len(lists) < len(row.runs):
+        return DASH
+    means = [f"{fmean(layer):.4g}" for layer in zip(*lists)]
+    return " ".join(f"{tokens} x{len(list(same))}" for tokens, same in groupby(means))
 
 
 def score_text(cell: Cell | None, fraction: bool) -> Text:
@@ -135,8 +164,8 @@ def sure_cells(row: Row, table: Table) -> list[Text]:
         Text(DASH if flips is None else str(flips.lost)),
         Text(DASH if flips is None else str(flips.gained)),
         Text(DASH if flips is None else probability(flips.p)),
-        Text(percent(row.share_of_none)),
         *([Text(percent(row.floor_to_full))] if table.floors else []),
+        Text(by_layer(row)),
         Text(str(len(row.runs))),
         Text(" ".join(run.record.run_id for run in row.runs)),
     ]

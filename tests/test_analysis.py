@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from analysis import words
 from analysis.__main__ import main
 from analysis.grid import escape_latex
 from analysis.load import load_runs
-from analysis.table import markdown
+from analysis.rows import Cell
+from analysis.statistics import Estimate
+from analysis.table import by_layer, grids, markdown, papers_average, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -232,3 +235,20 @@ def test_diff_does_not_compare_other_data(copied: Path) -> None:
     rewrite(run_of(copied, "fastv", "0.5"), data_hash="other")
     told = words.diff(run_of(copied, "none"), run_of(copied, "fastv", "0.5"))
     assert "toy_exist: not compared, data_hash differ" in told and "toy_ocr: " in told
+
+
+def test_the_papers_layout(store: Path) -> None:
+    """Method x benchmark, Avg with a twentieth of MME's points, and the share of the model that drops nothing."""
+    demo = table_of(store)
+    row = next(r for r in demo.rows if r.spec.method == "pyramiddrop" and r.budget == "0.5")
+    by_task = grids(demo)[1]
+    assert list(by_task.head)[-2:] == ["average", "of none %"]
+    assert [cell.text for cell in by_task.rows[demo.rows.index(row)]][-2:] == ["80.0", percent(row.share_of_none)]
+    assert by_layer(row) == "64 x3 32 x3 16 x3 8 x3"
+    points = replace(demo.tasks["toy_ocr"], name="mme", fraction=False)
+    table = replace(demo, tasks={**demo.tasks, "mme": points})
+    row.cells["mme"] = Cell(Estimate(1500.0))
+    assert papers_average(row, table) == pytest.approx((3 * 0.8 + 1500 / 20 / 100) / 4)
+    assert list(grids(table)[1].head)[-3:] == ["average", "Avg, MME/20", "of none %"]
+    del row.cells["mme"]
+    assert papers_average(row, table) is None, "a missing score is no zero"

@@ -83,3 +83,27 @@ def test_the_cheaper_of_two_curves_is_moved_to_the_left(copied: Path) -> None:
     assert drawn is not None
     places = {c.get_label(): np.sort(c.lines[0].get_xdata()) for c in drawn.axes[0].containers}
     assert np.allclose(places["PyramidDrop"] - places["Random"], 0.6 + figure.DODGE)
+
+
+def test_figures_are_drawn_again_only_if_something_changed(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said() -> set[str]:
+        assert main(["figures", "--results", str(copied)]) == 0
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+    assert said() == {"wrote"}
+    places = sorted((copied / "figures").glob("demo*"))
+    before = [path.stat().st_mtime_ns for path in places]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "files", lambda table: pytest.fail("drawn although nothing changed"))
+        assert said() == {"unchanged"}
+    assert [path.stat().st_mtime_ns for path in places] == before
+    places[0].write_bytes(b"changed by hand")
+    assert said() == {"wrote", "unchanged"}
+    run = load_runs(copied)[0]
+    sample = run.path / "samples" / "toy_exist.jsonl"
+    sample.write_text(sample.read_text().replace('"yes"', '"yes, it is"', 1))
+    drawn: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "files", lambda table: drawn.append(table.name) or [])
+        main(["figures", "--results", str(copied)])
+    assert drawn == ["demo"]

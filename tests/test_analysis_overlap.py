@@ -55,7 +55,7 @@ def test_a_stable_ranking_shares_all_and_a_random_one_what_chance_shares(store: 
     first, second = (kept_sets(study.blind[layer, 0.25].runs[0]) for layer in (1, 6))
     found = overlap(first, second)
     assert found is not None and found.shared.low <= found.chance <= found.shared.high
-    drawn = overlap_figure.matrices(study, pairs)
+    drawn = overlap_figure.matrices(study.layers, pairs)
     assert [len(axes.texts) for axes in drawn.axes] == [6, 6, 6]
     assert "chance 15" in drawn.axes[1].get_title()
     names = [name for name, _ in overlap_figure.files(table_of(store, "cuts"))]

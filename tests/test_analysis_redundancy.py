@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from records import TASKS, answers, grid, make_record, put, standard, table_of
 
-from analysis import figure, redundancy_figure, style
+from analysis import figure, models_figure, redundancy_figure, style
 from analysis.__main__ import main
 from analysis.redundancy import studies
 
@@ -96,3 +96,23 @@ def test_layers_grow_lighter_and_differ() -> None:
         ]
         assert light == sorted(light) and len({line.marker for line in lines}) == count
         assert len(set(light)) == count, "still apart in grey"
+
+
+def test_models_stand_side_by_side(tmp_path: Path) -> None:
+    """Fig. 3: the same cuts on a model trained without dropping and on one trained with it."""
+    for model in ("vanilla", "trained"):
+        put(tmp_path, make_record("none", 1.0, model=model), experiment="cuts")
+        for layer in (1, 6):
+            for keep in (0.1, 0.5):
+                put(tmp_path, make_record("pyramiddrop", keep, at=layer, model=model), experiment="cuts")
+    table = table_of(tmp_path, "cuts")
+    names = [name for name, _ in models_figure.files(table)]
+    assert names == ["cuts-redundancy-models.pdf", "cuts-redundancy-models.png"]
+    drawn = models_figure.side_by_side(table, studies(table))
+    assert [axes.get_title() for axes in drawn.axes] == ["cut at layer 1", "cut at layer 6"]
+    first, second = drawn.axes[0].containers
+    assert {first.get_label(), second.get_label()} == {"vanilla", "trained"}
+    assert np.allclose(second.lines[0].get_xdata() - first.lines[0].get_xdata(), models_figure.DODGE)
+    assert np.allclose(first.lines[0].get_xdata() + models_figure.DODGE / 2, [10, 50, 100])
+    assert first.lines[0].get_markerfacecolor() != second.lines[0].get_markerfacecolor()
+    assert not list(models_figure.files(table_of(grid(tmp_path / "one"), "cuts"))), "one model has nobody beside it"

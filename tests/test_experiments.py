@@ -21,7 +21,7 @@ from pdrop.schedule import Schedule
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 FILES = sorted(FOLDER.glob("*.yaml"))
-LAYERS = {"embedded": 12, "llava_1_5_7b": 32}
+LAYERS = {"embedded": 12, "llava_1_5_7b": 32, "qwen2_5_vl_7b": 28}
 
 
 def commands(path: Path) -> list[str]:

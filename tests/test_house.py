@@ -59,6 +59,7 @@ HOMES = {
     "hydra": {"pdrop/run.py", "train.py"},
     "omegaconf": {"pdrop/run.py", "train.py"},
     "lmms_eval": {"pdrop/evaluate.py"},
+    "av": {"pdrop/scoring/"},
     "pandas": {"analysis/"},
     "matplotlib": {"analysis/", "pdrop/embedded/"},
 }

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import make_record, put, standard, table_of
 
+from analysis import readme
+from analysis.__main__ import main
+from analysis.table import signed
 from pdrop.run import CONF, check_dials
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,11 +64,34 @@ def test_the_recipe_for_a_method_works_to_the_letter(tmp_path):
     assert re.search(r"done +central +\[2:0.5\]", done.stdout)
 
 
-def test_the_numbers_shown_are_the_rendered_ones():
-    shown = README.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
-    rendered = (ROOT / "results/reference/tables/demo.md").read_text()
+def test_the_numbers_shown_are_those_of_the_records():
+    renewed = readme.written(ROOT / "README.md", ROOT / "results/reference")
+    assert renewed == README, "python -m analysis readme --results results/reference"
+    shown = README.split(readme.START)[1].split(readme.END)[0]
     table = re.search(r"\| budget .*?\n\n", shown, re.S)
     assert table and table[0].count("\n") > 10
-    assert table[0] in rendered, "copy the first table of results/reference/tables/demo.md"
+    assert table[0] in (ROOT / "results/reference/tables/demo.md").read_text(), "make reference"
     for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / image).is_file(), image
+
+
+def test_what_is_said_follows_the_records(tmp_path):
+    store = standard(tmp_path / "results")
+    put(store, make_record("pyramiddrop", 0.5), experiment="positions")
+    put(store, make_record("pyramiddrop", 0.5, positions="original"), experiment="positions")
+    put(store, make_record("none", 1.0), experiment="positions")
+    page = tmp_path / "README.md"
+    page.write_text(f"before {readme.START} old {readme.END} after")
+    assert main(["readme", "--results", str(store), "--readme", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before ") and text.endswith(" after") and " old " not in text
+    said = " ".join(text.split())
+    demo = table_of(store)
+    (best,) = (r for r in demo.rows if r.spec.method == "pyramiddrop" and r.budget == "0.5")
+    assert f"PyramidDrop {signed(best.against_random)} at 0.5" in said
+    assert "Of 2 rankings in the table above, 2 beat their random twin and 0 lose" in said
+    assert f"changes the average by {signed(best.average.delta)}, with original" in said
+    assert "**Position ids.**" in said, "the same scores: nothing costs"
+    assert "results/tables/demo.md" in said and "layer" not in said.split("What this model shows")[1]
+    page.write_text("no place")
+    assert main(["readme", "--results", str(store), "--readme", str(page)]) == 1

@@ -25,6 +25,7 @@ from pdrop.engine.layout import read_layout
 from pdrop.engine.ranking import cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
+from pdrop.engine.study import note
 from pdrop.engine.trace import Trace
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
@@ -41,6 +42,7 @@ class Attachment:
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
+        self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.run: Forward | None = None
         self.owner: nn.Module | None = None
@@ -64,7 +66,7 @@ class Attachment:
             first = min(self.observed)
             self.handles.append(decoder.register_forward_pre_hook(self.take_deepstack, with_kwargs=True))
             for number, layer in enumerate(layers):
-                if number >= first or (number == 0 and self.begins):
+                if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
@@ -121,6 +123,7 @@ class Attachment:
             self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
             if prompts is not None:
                 self.run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
+            self.run.study = self.studies and self.trace.study
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
@@ -149,6 +152,8 @@ class Attachment:
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
             run.begun = self.method.begin(view(run, number, layer, hidden, given))
+        if run.prompts is not None and run.study and (number == 0 or number in self.boundaries):
+            self.trace.note(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:

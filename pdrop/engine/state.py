@@ -36,6 +36,7 @@ class Forward:
     mask: Tensor | None  # [B, past + new] attention mask as handed to the model
     padded: bool  # is there padding among the new tokens that came in?
     samples: list[str] | None = None  # names of the prompts, mixed into what is drawn for them
+    study: bool = False  # is the attention of the query tokens to be noted?
     dropped: bool = False  # has this forward dropped anything yet?
     staged: bool = False  # has anything been dropped in front of the current layer, in this forward or an earlier one?
     past: int = 0  # keys that the current stage has cached

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pdrop.engine.sequence import Alive
+from pdrop.engine.study import LayerAttention, Noted
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Trace:
         samples: To be set by the caller before a forward: a name for each of its prompts, mixed into the seeds of what
             is drawn for them. Without it two pictures under one question lose the same random tokens, for all image
             tokens have one id.
+        study: To be set by the caller before a forward: note `attention`, if the schedule drops nothing.
     """
 
     num_layers: int
@@ -59,15 +61,17 @@ class Trace:
     prefills: int = 0
     visual: list[int] = field(default_factory=list)
     samples: list[str] | None = None
+    study: bool = False
     _lengths: dict[int, list[int]] = field(default_factory=dict)  # from this layer on, per row
     _visual_lengths: dict[int, list[int]] = field(default_factory=dict)
     _numbers: Tensor | None = None  # [B, L] running number of each visual token of the prompt
     _ranked: list[Ranked] = field(default_factory=list)
+    _noted: list[Noted] = field(default_factory=list)
 
     def start(self, visual: list[int], lengths: list[int], is_visual: Tensor) -> None:
         """A prefill begins. `is_visual` [B, L]."""
         self.prefills += 1
-        self.visual, self._ranked = list(visual), []
+        self.visual, self._ranked, self._noted = list(visual), [], []
         self._lengths, self._visual_lengths = {0: list(lengths)}, {0: list(visual)}
         self._numbers = is_visual.cumsum(1) - 1
 
@@ -75,6 +79,19 @@ class Trace:
         """A boundary has been passed: from `layer` on each row has that many tokens."""
         self._lengths[layer], self._visual_lengths[layer] = list(lengths), list(visual)
         self._ranked.append(ranked)
+
+    def note(self, noted: Noted) -> None:
+        """What the query tokens attend to in one layer."""
+        self._noted.append(noted)
+
+    @property
+    def attention(self) -> list[list[LayerAttention]]:
+        """Per prompt, per layer: what its query tokens attend to. Layer 0 and the boundaries' layers.
+
+        Empty lists unless `study` was set and every boundary of the schedule keeps everything.
+        """
+        layers = [noted.rows() for noted in self._noted]
+        return [[layer[row] for layer in layers] for row in range(len(self.visual))]
 
     @property
     def kept(self) -> list[list[Tensor]]:

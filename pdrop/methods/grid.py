@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.layout import Grid, reduced_count, square
-from pdrop.schedule import Stage
+from pdrop.schedule import Schedule, Stage, single
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,10 @@ class Gridded(Method):
             raise ValueError(f"{type(self).__name__} needs text behind the image, whose last token it cannot spare")
         shares = [share(view.stage, n) for n in visual]
         return [n if keep >= 1 else reduced_count(grids, keep) for n, grids, keep in zip(visual, view.images, shares)]
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """One cut in front of the decoder."""
+        return single(0, ratio, num_layers, layers)
 
 
 @dataclass(frozen=True)

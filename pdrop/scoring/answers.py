@@ -15,6 +15,7 @@ No torch, no lmms-eval.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -82,6 +83,8 @@ class Answer:
         visual_per_layer: Visual tokens that entered each layer.
         images: What of the prompt went through the vision tower (pdrop/scoring/crops.py).
         kept: One hexadecimal bit mask a boundary.
+        layout: Where the visual tokens lie in the pictures (pdrop/scoring/layout.py).
+        attention: Where nothing is dropped but every layer ranks: see `pack_attention`.
     """
 
     prompt: str
@@ -94,6 +97,8 @@ class Answer:
     images: Seen = None
     loss: float | None = None
     greedy: bool | None = None
+    layout: list[list[list[float]]] | None = None
+    attention: dict[str, Any] | None = None
 
 
 def pack(indices: Iterable[int]) -> str:
@@ -108,6 +113,25 @@ def unpack(mask: str) -> list[int]:
     """The indices behind a bit mask of `pack`, ascending."""
     bits = bin(int(mask, 16))[:1:-1]
     return [index for index, bit in enumerate(bits) if bit == "1"]
+
+
+def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """What the query tokens attend to, for JSON: from pdrop.engine.study.LayerAttention; None without layers.
+
+    {"layers": [0, 1, ...], "mass", "entropy", "top": a list over layers of a list over heads, four digits;
+    "map": a list over layers of base64 of little-endian float16, attention of each visual token / the largest}.
+    """
+    if not layers:
+        return None
+    found: dict[str, Any] = {"layers": [entry.layer for entry in layers]}
+    for name in ("mass", "entropy", "top"):
+        found[name] = [[round(value, 4) for value in getattr(entry, name)] for entry in layers]
+    found["map"] = []
+    for entry in layers:
+        weights = entry.weights.numpy()
+        scaled = weights / max(float(weights.max(initial=0)), 1e-30)
+        found["map"].append(base64.b64encode(scaled.astype("<f2").tobytes()).decode())
+    return found
 
 
 class AnswerStore:

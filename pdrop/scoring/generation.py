@@ -22,8 +22,9 @@ from pdrop.engine import attach
 from pdrop.methods.base import Method
 from pdrop.record import canonical_json
 from pdrop.schedule import Schedule
-from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, pack
+from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, pack, pack_attention
 from pdrop.scoring.crops import seen
+from pdrop.scoring.layout import layouts
 from pdrop.scoring.progress import Progress
 from pdrop.scoring.prompts import Prompter
 
@@ -79,6 +80,7 @@ class Respondent:
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked = done = 0
         with attach(self.model, self.method, self.schedule) as trace:
+            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in batches(questions, self.batch_size):
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
                 # answers of a part, all of it is asked again
@@ -137,7 +139,7 @@ class Respondent:
         until = arguments.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         answers = []
-        for prompt, tokens, prefill in zip(prompts, self._cut(output), observed(trace, inputs, images)):
+        for prompt, tokens, prefill in zip(prompts, self._cut(output), self._observed(trace, inputs, images)):
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0] if stop else text
@@ -162,7 +164,7 @@ class Respondent:
         logits = self.model(**inputs, labels=labels).logits
         self._check_prefills(trace, before)
         answers = []
-        for row, (length, prefill) in enumerate(zip(lengths, observed(trace, inputs, images))):
+        for row, (length, prefill) in enumerate(zip(lengths, self._observed(trace, inputs, images))):
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
             loss = torch.nn.functional.cross_entropy(predicted, target).item()
             greedy = bool((predicted.argmax(-1) == target).all())
@@ -170,6 +172,28 @@ class Respondent:
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
             answers.append(Answer(prompt=prompts[row], text="", **prefill))
         return answers
+
+    def _observed(self, trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry a prompt."""
+        copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
+        places = range(0, len(trace.visual), copies)
+        visual = [trace.visual[place] for place in places]
+        towers = seen(inputs, [len(pictures) for pictures in images], visual)
+        config, mode = self.model.config, self.prompter.image_mode
+        drawn = layouts(config, self.prompter.processor, inputs, images, visual, mode)
+        tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
+        return [
+            {
+                "text_tokens": tokens[0][place] - per_layer[0][place],
+                "visual_tokens": trace.visual[place],
+                "visual_per_layer": [layer[place] for layer in per_layer],
+                "kept": [pack(boundary[place].tolist()) for boundary in kept],
+                "images": tower,
+                "layout": layout,
+                "attention": pack_attention(attention[place]),
+            }
+            for place, tower, layout in zip(places, towers, drawn)
+        ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
         """The tokens of each row up to and with its end token; behind it there is padding."""
@@ -183,24 +207,6 @@ class Respondent:
     def _check_prefills(trace: Any, before: int) -> None:
         if trace.prefills != before + 1:
             raise RuntimeError(f"expected one prefill, saw {trace.prefills - before}: what was dropped is not known")
-
-
-def observed(trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry a prompt."""
-    copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
-    places = range(0, len(trace.visual), copies)
-    towers = seen(inputs, [len(pictures) for pictures in images], [trace.visual[place] for place in places])
-    tokens, visual, kept = trace.tokens, trace.visual_tokens, trace.kept
-    return [
-        {
-            "text_tokens": tokens[0][place] - visual[0][place],
-            "visual_tokens": trace.visual[place],
-            "visual_per_layer": [layer[place] for layer in visual],
-            "kept": [pack(boundary[place].tolist()) for boundary in kept],
-            "images": tower,
-        }
-        for place, tower in zip(places, towers)
-    ]
 
 
 def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pdrop.scoring.answers import Question
 from pdrop.scoring.documents import Documents
+from pdrop.scoring.frames import frames
 
 REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
 
@@ -59,4 +61,11 @@ class Translator:
 
 
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
-    return [image for image in (visual(document()) if visual else None) or [] if image is not None]
+    """The document's pictures; a video, which tasks name by its file, as its frames."""
+    found: list[Any] = []
+    for shown in (visual(document()) if visual else None) or []:
+        if isinstance(shown, (str, Path)):
+            found += frames(Path(shown))
+        elif shown is not None:
+            found.append(shown)
+    return found

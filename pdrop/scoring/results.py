@@ -7,6 +7,8 @@ A line of samples/<task>.jsonl:
     metrics      {metric: whatever the task's aggregation works on}
     visual_tokens, visual_per_layer, kept, kept_counts     of the first request; `kept` as in pdrop/scoring/answers.py
     image        what samples about the same picture share (its id, or a hash), for statistics by cluster
+    layout       where the visual tokens lie in the pictures (pdrop/scoring/layout.py); null where that is not known
+    attention    where nothing is dropped but layers rank: what the query tokens attend to (pdrop/scoring/answers.py)
     losses       of the choices, where the task compares likelihoods
 """
 
@@ -123,7 +125,10 @@ def _sample(
         "kept": given[0].kept,
         "kept_counts": [len(unpack(mask)) for mask in given[0].kept],
         "image": documents.image_group(doc_id),
+        "layout": given[0].layout,
     }
+    if given[0].attention is not None:
+        sample["attention"] = given[0].attention
     if given[0].loss is not None:
         sample["answer"], sample["losses"] = None, [answer.loss for answer in given]
     return sample

@@ -33,6 +33,20 @@ choice = _rows_of("choice")
 multihop = _rows_of("multihop")
 
 
+CLIP = 4  # frames
+ASKED = ("existence", "attribute", "counting", "chart")  # families that a clip is asked about
+
+
+def video(dataset: Any) -> Any:
+    """The rows that still clips are asked about."""
+    return dataset.select([row for row, name in enumerate(dataset["family"]) if name in ASKED])
+
+
+def clip(row: dict[str, Any]) -> list[Any]:
+    """The row's image as a still clip: the same frame CLIP times."""
+    return visual(row) * CLIP
+
+
 def visual(row: dict[str, Any]) -> list[Any]:
     """The row's image, as a list of one PIL image."""
     return [row["image"].convert("RGB")]

@@ -1,0 +1,74 @@
+"""What the query tokens attend to, layer by layer, where a schedule drops nothing: the study of attention.
+
+A schedule whose boundaries all keep everything ranks without dropping, so the forward is the unattached model's to the
+bit and every layer can be looked at. Only the query tokens' rows are computed (pdrop/engine/ranking.py), in float32,
+whatever the attention backend. Nothing is noted unless the caller sets `Trace.study`.
+
+Shapes: B prompts, H heads, T tokens, Q asking tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdrop.methods.base import View
+
+TOP = 0.1  # "concentration" is the share of the visual attention that this fraction of the visual tokens gets
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What the query tokens of one prompt attend to in one layer.
+
+    Attributes:
+        layer: The layer, 0-based.
+        mass: Share of each head's attention that goes to visual tokens, [H], 0..1.
+        entropy: Of each head's attention among the visual tokens, over log of their number, [H]: 1 = spread evenly,
+            0 = one token has it all.
+        top: Share of each head's visual attention that the best attended tenth of the visual tokens gets, [H].
+        weights: Attention of each visual token, mean over the heads, [visual tokens] float32, on the CPU.
+    """
+
+    layer: int
+    mass: list[float]
+    entropy: list[float]
+    top: list[float]
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The same of a batch, on its device: `figures` [3, B, H] (mass, entropy, top), weights and visual [B, T]."""
+
+    layer: int
+    figures: Tensor
+    weights: Tensor
+    visual: Tensor
+
+    def rows(self) -> list[LayerAttention]:
+        """One entry a prompt."""
+        mass, entropy, top = self.figures.cpu().tolist()
+        weights = [row[mask].cpu() for row, mask in zip(self.weights, self.visual)]
+        return [LayerAttention(self.layer, *one) for one in zip(mass, entropy, top, weights)]
+
+
+@torch.no_grad()
+def note(seen: View) -> Noted:
+    """What the query tokens attend to in the layer whose input `seen` is."""
+    rows, visual = seen.attention_rows(), seen.visual
+    asks = rows.asks[:, None, :, None].float()
+    heads = (rows.probabilities * asks).sum(2) / asks.sum(2).clamp(min=1)  # [B, H, T]
+    among = heads * visual[:, None]
+    mass = among.sum(-1)
+    share = among / mass[..., None].clamp(min=torch.finfo(mass.dtype).tiny)
+    numbers = [max(1, int(n)) for n in seen.visual_counts]
+    spread = [1 / math.log(n) if n > 1 else 0.0 for n in numbers]
+    entropy = torch.special.entr(share).sum(-1) * mass.new_tensor(spread)[:, None]
+    best = mass.new_tensor([math.ceil(TOP * n) for n in numbers])
+    places = torch.arange(share.shape[-1], device=share.device)
+    top = (share.sort(dim=-1, descending=True).values * (places < best[:, None])[:, None]).sum(-1)
+    return Noted(seen.layer, torch.stack([mass, entropy, top]), among.mean(1), visual)

@@ -1,0 +1,50 @@
+"""A video as the frames that a model is shown: so many pictures, evenly spaced, in their order.
+
+lmms-eval's video tasks name a file. It is shown as FRAMES pictures of one prompt, each the middle of an equal part of
+the video: the number that Video-LLaVA reads (arXiv 2311.10122), hence that of PyramidDrop's video tables. Every frame
+is a picture of its own to the engine, so a method ranks the tokens of all frames together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FRAMES = 8
+
+
+def frames(path: Path, number: int = FRAMES) -> list[Image]:
+    """`number` frames of a video file, RGB; of a shorter one all it has.
+
+    Raises:
+        ValueError: If there is no such file, or no frame in it that can be decoded.
+    """
+    import av
+
+    if not path.is_file():
+        raise ValueError(f"no video {path}: the task's data is not all here")
+    found: list[Image] = []
+    try:
+        total = count(path)
+        wanted = {int((place + 0.5) * total / number) for place in range(number)}
+        with contextlib.closing(av.open(str(path))) as video:
+            for place, frame in enumerate(video.decode(video=0)):
+                if place in wanted:
+                    found.append(frame.to_image().convert("RGB"))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
+    if not found:
+        raise ValueError(f"{path} has no frame")
+    return found
+
+
+def count(path: Path) -> int:
+    """Frames of a video, counted: what the file's header says need not be so."""
+    import av
+
+    with contextlib.closing(av.open(str(path))) as video:
+        return sum(1 for _ in video.decode(video=0))
