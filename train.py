@@ -29,6 +29,24 @@ log = logging.getLogger("pdrop")
 
 
 @dataclass
+class RatesConfig:
+    """Learning rates of the parts: 0 freezes one, null is train.learning_rate."""
+
+    vision_tower: float | None = None
+    projector: float | None = None
+    language_model: float | None = None
+
+
+@dataclass
+class StartConfig:
+    """Where parts of the model come from, instead of the checkpoint: see pdrop/training/start.py."""
+
+    language_model: str | None = None
+    vision_tower: str | None = None
+    new_projector: bool = False
+
+
+@dataclass
 class RecipeConfig:
     """A file of conf/train/."""
 
@@ -44,14 +62,14 @@ class RecipeConfig:
     batch_size: int = MISSING  # records a step, over all devices
     micro_batch: int = MISSING  # records at once on a device
     learning_rate: float = MISSING
-    rates: dict[str, Any] = field(default_factory=dict)  # of vision_tower, projector, language_model; 0 freezes
+    rates: RatesConfig = field(default_factory=RatesConfig)
     scheduler: str = "cosine"
     warmup: float = 0.03  # share of the steps, or a number of them
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     grouped: bool = True  # batches of one modality and like lengths
     lora: Any = None  # {r: 128, alpha: 256, dropout: 0.05}
-    start: Any = None  # {language_model: ..., vision_tower: ..., projector: new}: where parts come from instead
+    start: StartConfig = field(default_factory=StartConfig)
     gradient_checkpointing: bool = False
     bf16: bool = False
     tf32: bool = False
@@ -124,6 +142,7 @@ def settings(config: TrainConfig) -> Any:
     """
     from pdrop.training.parts import Lora, resolve
     from pdrop.training.settings import TrainingSettings
+    from pdrop.training.start import Start
 
     model, recipe = config.model, config.train
     if model.weights not in ("pretrained", "random"):
@@ -155,7 +174,8 @@ def settings(config: TrainConfig) -> Any:
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         micro_batch=recipe.micro_batch,
-        rates=resolve(recipe.learning_rate, recipe.rates),
+        rates=resolve(recipe.learning_rate, **vars(recipe.rates)),
+        start=Start(**vars(recipe.start)),
         lora=None if recipe.lora is None else Lora(**recipe.lora),
         grouped=recipe.grouped,
         gradient_checkpointing=recipe.gradient_checkpointing,
@@ -176,6 +196,8 @@ def settings(config: TrainConfig) -> Any:
 def main() -> None:
     """The command line. The exit code is 0 only if every training is done."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # TrainingArguments has no list here: any of its names may be added
+    sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     complaint = check_dials(sys.argv[1:], [f.name for f in fields(TrainConfig)] + ["hydra"])
     if complaint:
         sys.exit(complaint)

@@ -85,7 +85,8 @@ def cost_of(
     layers: list[float] = [visual] * arch.layers
     own: dict[str, Any] = {}
     if method is not None and schedule:
-        layers = [float(n) for n in method.tokens_per_layer(schedule, round(visual), arch.layers)]
+        whole_tokens = method.tokens_per_layer(schedule, round(visual), arch.layers)
+        layers = [n * visual / max(1, round(visual)) for n in whole_tokens]
         boundaries = schedule.layers if method.ranks_by_attention else ()
         extra = method.own_macs(schedule, round(visual), text, arch.layers, arch.hidden, arch.head_dim)
         own = {"boundaries": boundaries, "asking": method.asking(text), "own_macs": extra}

@@ -41,6 +41,7 @@ from pdrop.training.loop import (
 from pdrop.training.parts import prepare
 from pdrop.training.record import FILE, TrainingRecord
 from pdrop.training.settings import TrainingSettings, code_of
+from pdrop.training.start import begin
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
@@ -80,6 +81,7 @@ def train(
         attn_implementation=settings.attn_implementation,
         seed=settings.seed,
     )
+    begin(checkpoint, settings.start, settings.seed)
     schedule = make_schedule(checkpoint.num_layers)
     encoder = Encoder(
         checkpoint.processor,
@@ -143,10 +145,12 @@ def run(
 ) -> None:
     """The steps, from the last checkpoint on; writes the model and fills in `record`."""
     from torch.utils.tensorboard import SummaryWriter
+    from transformers import set_seed
     from transformers.integrations import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     spec, caches = record.spec, checkpoint.model.config.get_text_config().use_cache
+    set_seed(settings.seed)  # adapters are drawn before the Trainer seeds
     model = prepare(checkpoint.model.train(), settings.rates, settings.lora)
     arguments = arguments_of(settings, folder, spec.steps)
     resumed = None if settings.force else last_checkpoint(folder)

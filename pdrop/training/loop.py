@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from pdrop.training.batches import ByModality
 from pdrop.training.parts import Rates, groups
@@ -66,6 +66,20 @@ class PartsTrainer(Trainer):
             # the first group's rate is the one that is logged
             self.optimizer = kind(sorted(named, key=lambda group: -group["lr"]), **options)
         return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights of a checkpoint, through from_pretrained.
+
+        A checkpoint is saved under the names of the published files, which for LLaVA are not those of the modules.
+        transformers' own way takes the file as it is, warns of missing keys, and goes on with the weights that the
+        training began with.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):  # sharded, or adapters under their own names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved: Any = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,18 +92,19 @@ def groups(model: nn.Module, rates: Rates, decayed: set[str], weight_decay: floa
     return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in found.items()]
 
 
-def resolve(learning_rate: float, rates: Mapping[str, float | None]) -> Rates:
-    """Rates with the recipe's own where a part has none.
+def resolve(
+    learning_rate: float,
+    vision_tower: float | None = None,
+    projector: float | None = None,
+    language_model: float | None = None,
+) -> Rates:
+    """The parts' rates; the recipe's own for those that have none.
 
     Raises:
-        ValueError: If there is no such part, or a rate is below 0.
+        ValueError: If a rate is below 0.
     """
-    if unknown := set(rates) - {"vision_tower", "projector", "language_model"}:
-        raise ValueError(
-            f"rates are of vision_tower, projector and language_model, not of {', '.join(sorted(unknown))}"
-        )
-    full = {name: rates.get(name) for name in ("vision_tower", "projector", "language_model")}
-    resolved = {name: learning_rate if rate is None else float(rate) for name, rate in full.items()}
-    if low := [f"{name}={rate}" for name, rate in resolved.items() if rate < 0]:
+    given = {"vision_tower": vision_tower, "projector": projector, "language_model": language_model}
+    rates = {name: learning_rate if rate is None else rate for name, rate in given.items()}
+    if low := [f"{name}={rate}" for name, rate in rates.items() if not rate >= 0]:
         raise ValueError(f"a learning rate is 0 (frozen) or more, not {', '.join(low)}")
-    return Rates(**resolved)
+    return Rates(**rates)

@@ -52,6 +52,7 @@ class TrainingSpec:
     micro_batch: int  # records at once on a device
     processes: int
     rates: str  # canonical JSON of each part's learning rate
+    start: str  # canonical JSON of what parts come from instead of the checkpoint
     lora: str  # canonical JSON, or ""
     grouped: bool  # batches of one modality and like lengths
     dtype: str  # of the weights

@@ -15,6 +15,7 @@ from pdrop.environment import code_digest, versions
 from pdrop.record import canonical_json
 from pdrop.training.parts import Lora, Rates
 from pdrop.training.record import TrainingSpec
+from pdrop.training.start import Start
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
@@ -46,6 +47,7 @@ class TrainingSettings:
     batch_size: int
     micro_batch: int
     rates: Rates
+    start: Start
     lora: Lora | None
     grouped: bool
     gradient_checkpointing: bool
@@ -139,6 +141,7 @@ class TrainingSettings:
             micro_batch=self.micro_batch,
             processes=self.processes,
             rates=canonical_json(asdict(self.rates)),
+            start=canonical_json({name: value for name, value in asdict(self.start).items() if value}),
             lora="" if self.lora is None else canonical_json(asdict(self.lora)),
             grouped=self.grouped,
             dtype=self.dtype,
