@@ -24,8 +24,7 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
         "per_device_train_batch_size": settings.micro_batch,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": max(settings.rates.vision_tower, settings.rates.projector, settings.rates.language_model),
-        "activation_checkpointing": settings.gradient_checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": False,  # pdrop.training.parts.checkpoint_activations
         "bf16": settings.bf16,
         "use_cpu": settings.device == "cpu",
         "seed": settings.seed,

@@ -1,8 +1,9 @@
 """FLOPs of a training step in closed form, from those of a forward (pdrop/flops.py).
 
 A matrix product of the forward costs as much again for the gradient of its input, and once more for that of its
-weights; attention's products have two inputs each. What is frozen has no gradient of weights, and a frozen tower has
-none at all. With gradient checkpointing the decoder's layers run forward twice. Ranking carries no gradient.
+weights; attention's products have two inputs each (fused kernels that compute the scores again are not counted). What
+is frozen has no gradient of weights, and a frozen tower has none at all. With gradient checkpointing the decoder's
+layers run forward again, up to their last product, whose result nobody needs. Ranking carries no gradient.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ def step_flops(
     projector = trained is None or trained.projector > 0
     decoder = (trained is None or trained.language_model > 0) and not lora
     again = 1 if checkpointing else 0
+    sizes = [inside * outside for inside, outside in arch.tower.projector]
+    behind_first = sum(sizes[1:]) / sum(sizes)  # in front of a frozen tower nobody asks for a gradient
     times: Mapping[str, float] = {
         "vision_tower": 3 + again if tower else 1,
-        "projector": 1 + projector + tower,
+        "projector": 1 + projector + (1 if tower else behind_first * projector),
         "attention_projections": 2 + decoder + again,
         "attention_causal" if causal else "attention": 3 + again,
-        "mlp": 2 + decoder + again,
+        "mlp": 2 + decoder + again * 2 / 3,
         "ranking": 1,
         "lm_head": 2 + decoder,
     }

@@ -38,7 +38,7 @@ from pdrop.training.loop import (
     means_of,
     peak_memory,
 )
-from pdrop.training.parts import prepare
+from pdrop.training.parts import checkpoint_activations, prepare
 from pdrop.training.record import FILE, TrainingRecord
 from pdrop.training.settings import TrainingSettings, code_of
 from pdrop.training.start import begin
@@ -152,6 +152,8 @@ def run(
     spec, caches = record.spec, checkpoint.model.config.get_text_config().use_cache
     set_seed(settings.seed)  # adapters are drawn before the Trainer seeds
     model = prepare(checkpoint.model.train(), settings.rates, settings.lora)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(checkpoint.model)
     arguments = arguments_of(settings, folder, spec.steps)
     resumed = None if settings.force else last_checkpoint(folder)
     curve = Curve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)

@@ -57,6 +57,16 @@ def prepare(model: Any, rates: Rates, lora: Lora | None) -> Any:
     return model
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep the inputs of each layer alone and run it again in the backward pass, in the model (not its wrapper).
+
+    transformers' own switch also lets the outputs of the embeddings require gradients, those of a frozen vision tower
+    among them, which is then run again and differentiated for nothing. Only reentrant checkpointing needs that.
+    """
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
 def _adapted(model: Any, rates: Rates, lora: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
