@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conversations import captions, said, write_conversations
+from conversations import captions, records, write_conversations
 from safetensors.torch import load_file
 from saved_checkpoints import save_llava, save_llava_next
 
@@ -394,33 +395,36 @@ def test_a_pretraining_begins_with_parts_that_have_not_met(tiny, tmp_path) -> No
         begin(checkpoint, Start(language_model=str(tmp_path / "wide")), seed=0)
 
 
+def one_of_two(rank: int, folder: str, port: int, kinds: list[str], arguments: list[str]) -> None:
+    """A process as torchrun starts it."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    for kind in kinds:
+        sys.argv = ["train.py", *arguments, f"parallel={kind}", f"output={kind}"]
+        train.main()
+
+
 @pytest.mark.slow
-def test_two_processes_train_the_same_model(tiny, data, tmp_path) -> None:
-    """DDP and FSDP2 by torchrun, gloo on the CPU, batches of text alone among them: one process's losses."""
-    arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=5"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    curves = {}
-    for kind in ("none", "ddp", "fsdp"):
-        launch = [sys.executable] if kind == "none" else [sys.executable, "-m", "torch.distributed.run"]
-        launch += [] if kind == "none" else ["--standalone", "--nproc_per_node=2"]
-        more = ["train.micro_batch=4"] if kind == "none" else []
-        done = subprocess.run(
-            [*launch, str(ROOT / "train.py"), *arguments, *more, f"parallel={kind}", f"output={kind}"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        (folder,) = (tmp_path / kind).iterdir()
-        assert TrainingRecord.read(folder).status == "done"
-        curves[kind] = curve(folder)
-        assert load(str(folder / "model"), name=kind).num_layers == 4
+def test_two_processes_train_the_same_model(command, tiny, tmp_path) -> None:
+    """DDP and FSDP2, gloo on the CPU, one process with text alone in a step: one process's losses and model."""
+    listed = records(tmp_path / "pictures")[3:]  # five with images, three without: the second step is of both
+    data = [f"train.data={write_conversations(tmp_path, listed)}", f"train.images={tmp_path / 'pictures'}"]
+    arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=4"]
+    code, said_, (alone,) = command(*arguments, "train.micro_batch=4")
+    assert code == 0, said_
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), port, ["ddp", "fsdp"], arguments), nprocs=2)
+    weights = load_file(alone / "model/model.safetensors")
     for kind in ("ddp", "fsdp"):
-        for ours, alone in zip(curves[kind], curves["none"], strict=True):
-            assert float(ours["loss"]) == pytest.approx(float(alone["loss"]), abs=2e-3)
-            assert ours["tokens"] == alone["tokens"]
-
-
-def test_said_is_what_the_format_says() -> None:
-    assert said("a", "b") == [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+        (folder,) = (tmp_path / kind).iterdir()
+        record = TrainingRecord.read(folder)
+        assert (record.status, record.spec.parallel, record.spec.processes) == ("done", kind, 2)
+        for ours, theirs in zip(curve(folder), curve(alone), strict=True):
+            assert ours["tokens"] == theirs["tokens"]
+            assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=2e-3)
+        for name, weight in load_file(folder / "model/model.safetensors").items():
+            torch.testing.assert_close(weight, weights[name], rtol=0, atol=5e-3)
