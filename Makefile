@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test check bench bench-training tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ check: $(STAMP) ## Format and lint with ruff, check the types with mypy
 
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python bench.py
+
+bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
+	@$(BIN)/python bench_training.py
 
 tables: ## Render results/tables from the records
 	@$(ANALYSIS) tables

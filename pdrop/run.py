@@ -221,9 +221,9 @@ def task_names(tasks: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_dials(arguments: list[str]) -> str | None:
-    """A misspelt dial as one line that lists the right ones; None if all are known."""
-    dials = [f.name for f in fields(RunConfig)] + ["experiments", "hydra"]
+def check_dials(arguments: list[str], known: list[str] | None = None) -> str | None:
+    """A misspelt dial as one line that lists the right ones (`known`: another command's); None if all are known."""
+    dials = known or [f.name for f in fields(RunConfig)] + ["experiments", "hydra"]
     for argument in arguments:
         dial = argument.split("=", 1)[0].lstrip("+~").split("@")[0].split(".")[0].split("/")[0]
         if "=" in argument and not argument.startswith("-") and dial not in dials:

@@ -39,7 +39,11 @@ FLOORS = {
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
+    "train": {"pdrop.run", "pdrop.training"},
+    "pdrop.training": CORE
+    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.flops", "pdrop.scoring", "pdrop.sizes"},
     "bench": CORE | {"pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
+    "bench_training": CORE | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
     "pdrop.sizes": set(),

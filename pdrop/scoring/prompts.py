@@ -95,7 +95,7 @@ class Prompter:
         tokenizer = self.processor.tokenizer
         # templates that spell out the start token must not get a second one from the tokenizer
         spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
-        pictures = [[self._prepare(image) for image in row] for row in images]
+        pictures = [[self.prepare(image) for image in row] for row in images]
         inputs = self.processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
@@ -121,7 +121,8 @@ class Prompter:
             shared += 1
         return len(both) - shared
 
-    def _prepare(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """RGB, and padded to a square if that is the image mode."""
         if not isinstance(image, Image.Image):
             raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
         image = image.convert("RGB")

@@ -1,0 +1,51 @@
+"""A training's settings as transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdrop.training.settings import TrainingSettings
+
+
+def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
+    """transformers' TrainingArguments.
+
+    Raises:
+        ValueError: If the recipe or the user sets what is set elsewhere, or transformers refuses it.
+    """
+    from transformers import TrainingArguments
+
+    own: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": max(settings.rates.vision_tower, settings.rates.projector, settings.rates.language_model),
+        "activation_checkpointing": False,  # pdrop.training.parts.checkpoint_activations
+        "bf16": settings.bf16,
+        "use_cpu": settings.device == "cpu",
+        "seed": settings.seed,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "dataloader_num_workers": settings.workers,
+        "remove_unused_columns": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    if settings.tf32 and torch.cuda.is_available():
+        own["tf32"] = True
+    if taken := (set(own) - {"save_total_limit"}) & set(settings.arguments):
+        raise ValueError(
+            f"train.args sets {', '.join(sorted(taken))}, which train's own settings decide (batch_size, micro_batch, "
+            "learning_rate, bf16, ...); see conf/train/"
+        )
+    try:
+        return TrainingArguments(**own | dict(settings.parallel_arguments) | dict(settings.arguments))
+    except (TypeError, ImportError, ValueError) as error:
+        raise ValueError(f"transformers' TrainingArguments refuse this: {error}") from error

@@ -1,0 +1,215 @@
+"""One training: find it done, or go on from its last checkpoint, and write model and record.
+
+Plain arguments come in; a folder with the model, its curve and a TrainingRecord comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pdrop.cell import only_one
+from pdrop.checkpoint import Checkpoint, load
+from pdrop.engine import attach
+from pdrop.engine.architecture import visual_ids
+from pdrop.environment import environment
+from pdrop.schedule import Schedule
+from pdrop.sizes import Architecture
+from pdrop.training.arguments import arguments_of
+from pdrop.training.batches import Collator
+from pdrop.training.conversations import Conversations
+from pdrop.training.cost import cost_of
+from pdrop.training.encode import Encoder, Rows
+from pdrop.training.loop import (
+    COMPLETE,
+    Bar,
+    Curve,
+    MarkComplete,
+    PartsTrainer,
+    TrainingFailed,
+    means_of,
+    peak_memory,
+)
+from pdrop.training.parts import checkpoint_activations, prepare
+from pdrop.training.record import FILE, TrainingRecord
+from pdrop.training.settings import TrainingSettings, code_of
+from pdrop.training.start import begin
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+
+log = logging.getLogger("pdrop")
+
+
+def train(
+    settings: TrainingSettings,
+    method_name: str,
+    method: Method | None,
+    make_schedule: Callable[[int], Schedule],
+    overrides: Sequence[str] = (),
+) -> TrainingRecord:
+    """Do one training, or find it done.
+
+    Args:
+        settings: What to train, on what, how.
+        method_name: What tables call the method.
+        method: Ranks the visual tokens; None drops nothing.
+        make_schedule: The schedule for a decoder of that many layers.
+        overrides: The command line's, for the record.
+
+    Raises:
+        ValueError: If something asked for cannot be had; nothing has been written then.
+        TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
+    """
+    settings.check()
+    arguments_of(settings, settings.output / "unused", 1)  # refuses what TrainingArguments refuses, before loading
+    records = Conversations(settings.data, settings.images)
+    checkpoint = load(
+        settings.path,
+        name=settings.model,
+        revision=settings.revision,
+        weights=settings.weights,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        seed=settings.seed,
+    )
+    begin(checkpoint, settings.start, settings.seed)
+    schedule = make_schedule(checkpoint.num_layers)
+    encoder = Encoder(
+        checkpoint.processor,
+        settings.format,  # type: ignore[arg-type]
+        settings.image_mode,  # type: ignore[arg-type]
+        settings.max_length,
+        settings.overlong,  # type: ignore[arg-type]
+    )
+    encoder.check(records)
+    spec = settings.identity(method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records))
+    folder, code = settings.output / spec.folder, code_of(method)
+    main = int(torch.distributed.get_rank() == 0) if torch.distributed.is_initialized() else True
+    with only_one(folder) if main else contextlib.nullcontext():
+        before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
+        if before is not None and before.code != code:
+            log.warning(
+                "%s was %s by other code; force=true starts anew",
+                folder,
+                "made" if before.status == "done" else "begun",
+            )
+        if before is not None and before.status == "done":
+            log.info("done already  %s", folder)
+            return before
+        record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        record.sessions = before.sessions + 1 if before is not None else 1
+        record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
+        record.environment = environment()
+        if main:
+            record.write(folder)
+        log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
+        try:
+            run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
+        except BaseException as error:
+            # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended
+            record.status = "failed" if isinstance(error, Exception) else "running"
+            record.error = traceback.format_exc()
+            if main:
+                record.write(folder)
+            if not isinstance(error, Exception):
+                raise
+            raise TrainingFailed(f"{folder} failed: {error} (traceback in {folder / FILE})") from error
+        record.status = "done"
+        if main:
+            record.write(folder)
+            for old in folder.glob("checkpoint-*"):
+                shutil.rmtree(old)
+    seconds = record.cost.step_wall_s if record.cost is not None else 0.0
+    log.info("done          %s  loss %.4f, %.2f s a step", folder, record.final_loss, seconds)
+    log.info("to score it:  python run.py model=folder model.name=%s model.path=%s", spec.folder, folder / "model")
+    return record
+
+
+def run(
+    record: TrainingRecord,
+    checkpoint: Checkpoint,
+    rows: Rows,
+    method: Method | None,
+    schedule: Schedule,
+    settings: TrainingSettings,
+    folder: Path,
+) -> None:
+    """The steps, from the last checkpoint on; writes the model and fills in `record`."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers import set_seed
+    from transformers.integrations import TensorBoardCallback
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    spec, caches = record.spec, checkpoint.model.config.get_text_config().use_cache
+    set_seed(settings.seed)  # adapters are drawn before the Trainer seeds
+    model = prepare(checkpoint.model.train(), settings.rates, settings.lora)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(checkpoint.model)
+    arguments = arguments_of(settings, folder, spec.steps)
+    resumed = None if settings.force else last_checkpoint(folder)
+    curve = Curve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
+    trainer = PartsTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=Collator(rows.encoder, pad_of(checkpoint), always_image=settings.processes > 1),
+        processing_class=checkpoint.processor,
+        callbacks=[curve, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))), MarkComplete()],
+        rates=settings.rates,
+        lengths=rows.records.lengths,
+        grouped=settings.grouped,
+        visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
+    )
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
+    drops = attach(model, method, schedule) if schedule else contextlib.nullcontext()
+    with drops:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
+    means, arch = means_of(trainer.counts), Architecture.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_memory(arguments.device), arch, method, schedule, settings)
+    checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
+    save(trainer, checkpoint, settings, folder)
+
+
+def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:
+    """model/ with weights and processor. LoRA: adapter/ too, and merged into the model."""
+    if settings.lora is not None:
+        trainer.save_model(str(folder / "adapter"))
+        if trainer.is_world_process_zero():
+            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(folder / "model")
+    else:
+        trainer.save_model(str(folder / "model"))
+    if trainer.is_world_process_zero():
+        (folder / "model" / "training_args.bin").unlink(missing_ok=True)  # a pickle
+        checkpoint.processor.save_pretrained(folder / "model")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint; what a kill left unfinished is removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            whole.append(path)
+        else:
+            log.warning("%s was not finished and is removed", path)
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def pad_of(checkpoint: Checkpoint) -> int:
+    """Token id of padding: the tokenizer's, and never that of an image."""
+    pad = checkpoint.processor.tokenizer.pad_token_id
+    if pad is None or pad in visual_ids(checkpoint.model.config):
+        raise ValueError(f"{checkpoint.path}: its tokenizer has no pad token of its own; set one in its config")
+    return int(pad)

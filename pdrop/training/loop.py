@@ -1,0 +1,236 @@
+"""transformers' Trainer with what it lacks for this: rates by part, batches by modality, batches without an answer, and
+what is logged of each step."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from pdrop.training.batches import ByModality
+from pdrop.training.parts import Rates, groups
+
+CURVE, COMPLETE = "curve.csv", "complete"
+COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+TIMES = ("step_wall_s", "step_cpu_s", "data_wall_s", "tokens", "tokens_per_s")
+
+
+class TrainingFailed(RuntimeError):
+    """The training cannot go on: one line that says why."""
+
+
+class PartsTrainer(Trainer):
+    """Trains the parts of a vision-language model at rates of their own.
+
+    Losses are means over all answer tokens of a step, over accumulated batches and processes alike (the official code
+    averages batch means). A batch in which nothing is answered adds nothing, instead of a NaN.
+
+    Args:
+        rates: Of the parts.
+        lengths: Of the records, negative for text alone.
+        grouped: Whether records of a modality and of like lengths go together.
+        visual_ids: Input ids of visual tokens, for counting.
+    """
+
+    def __init__(self, *, rates: Rates, lengths: Sequence[int], grouped: bool, visual_ids: Tensor, **options: Any):
+        super().__init__(**options)
+        self.rates, self.lengths, self.grouped, self.visual_ids = rates, lengths, grouped, visual_ids
+        self.counts = torch.zeros(3, dtype=torch.long)  # records, their tokens, the visual ones among these
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ByModality:
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByModality(self.lengths, step, self.args.seed, lambda: int(self.state.epoch or 0), self.grouped)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments name, over groups by rate.
+
+        Raises:
+            ValueError: If it is of a kind that chooses its parameters itself.
+        """
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if {"params", "model", "optimizer_dict"} & set(options):
+                raise ValueError(f"optim={self.args.optim} chooses its parameters itself: use adamw_torch or the like")
+            named = groups(model, self.rates, set(self.get_decay_parameter_names(model)), self.args.weight_decay)
+            # the first group's rate is the one that is logged
+            self.optimizer = kind(sorted(named, key=lambda group: -group["lr"]), **options)
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights of a checkpoint, through from_pretrained.
+
+        A checkpoint is saved under the names of the published files, which for LLaVA are not those of the modules.
+        transformers' own way takes the file as it is, warns of missing keys, and goes on with the weights that the
+        training began with.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):  # sharded, or adapters under their own names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved: Any = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As transformers' own; see above for a batch without an answer."""
+        there = inputs["attention_mask"].bool()
+        visual = torch.isin(inputs["input_ids"], self.visual_ids.to(there.device)) & there
+        now = torch.stack([torch.tensor(len(there), device=there.device), there.sum(), visual.sum()])
+        self.counts = self.counts.to(there.device) + now
+        if num_items_in_batch is not None:
+            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class Curve(TrainerCallback):
+    """Times the steps, writes curve.csv, and adds the times to what is logged elsewhere.
+
+    Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was
+    spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. On resuming, rows behind
+    the checkpoint are taken out: they will be made again.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        self.path = folder / CURVE
+        self.sums, self.steps, self.tokens = dict.fromkeys(TIMES[:3], 0.0), 0, 0
+        self.mark = (0.0, 0.0)
+        rows = read_curve(self.path) if resumed_step else []
+        self.rows = [row for row in rows if int(row["step"]) <= resumed_step]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.mark, self.tokens = self._now(), state.num_input_tokens_seen
+        if state.is_world_process_zero:
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS + TIMES)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sums["data_wall_s"] += self._now()[0] - self.mark[0]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = self._now()
+        self.sums["step_wall_s"] += now[0] - self.mark[0]
+        self.sums["step_cpu_s"] += now[1] - self.mark[1]
+        self.steps += 1
+        self.mark = now
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.mark = self._now()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """A row, if it is a step that is logged.
+
+        Raises:
+            TrainingFailed: If the loss is no number any more.
+        """
+        if not logs or "loss" not in logs or not self.steps:
+            return
+        tokens, wall = state.num_input_tokens_seen - self.tokens, self.sums["step_wall_s"]
+        logs |= {name: value / self.steps for name, value in self.sums.items()}
+        logs |= {"tokens": tokens, "tokens_per_s": tokens / wall}
+        self.sums, self.steps, self.tokens = dict.fromkeys(self.sums, 0.0), 0, state.num_input_tokens_seen
+        row = {"step": state.global_step, **{name: logs[name] for name in (COLUMNS + TIMES)[1:] if name in logs}}
+        self.rows.append({name: str(value) for name, value in row.items()})
+        if state.is_world_process_zero:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS + TIMES).writerow(row)
+        if not math.isfinite(logs["loss"]):
+            raise TrainingFailed(
+                f"the loss is {logs['loss']} at step {state.global_step}: lower train.learning_rate, or look at the "
+                f"records of that step; {self.path} has the curve"
+            )
+
+    def totals(self) -> dict[str, float]:
+        """Means over all steps and sums, over every session: step_wall_s, step_cpu_s, data_wall_s, tokens_per_s,
+        wall_s, cpu_s."""
+        steps, before = [], 0
+        for row in self.rows:
+            steps.append(int(row["step"]) - before)
+            before = int(row["step"])
+        sums = {name: sum(n * float(row[name]) for n, row in zip(steps, self.rows)) for name in TIMES[:3]}
+        tokens = sum(float(row["tokens"]) for row in self.rows)
+        means = {name: value / max(1, before) for name, value in sums.items()}
+        wall = sums["step_wall_s"]
+        return means | {"tokens_per_s": tokens / wall if wall else 0.0, "wall_s": wall, "cpu_s": sums["step_cpu_s"]}
+
+    def final_loss(self) -> float:
+        """Mean over the last tenth of the rows."""
+        last = [float(row["loss"]) for row in self.rows[-max(1, len(self.rows) // 10) :]]
+        return sum(last) / len(last)
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+
+class MarkComplete(TrainerCallback):
+    """Puts a file into each checkpoint that is whole: a training that is killed while it saves leaves none."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class Bar(TrainerCallback):
+    """One line on the terminal: how far, the loss, seconds a step."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.line: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        if state.is_world_process_zero and not (os.environ.get("CI") and not sys.stderr.isatty()):
+            every = 0.1 if sys.stderr.isatty() else 20.0
+            options = dict(total=state.max_steps, initial=state.global_step, file=sys.stderr, mininterval=every)
+            self.line = tqdm(desc=self.name, unit=" steps", **options)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.line is not None:
+            self.line.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.line is not None and logs and "loss" in logs:
+            self.line.set_postfix(loss=f"{logs['loss']:.3f}", rate=f"{logs['learning_rate']:.2g}", refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.line is not None:
+            self.line.close()
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    """The rows of a curve.csv; none if there is no such file. A last row that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and row["tokens_per_s"]]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, or on a CPU the most that the process has held."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def means_of(counts: Tensor) -> Mapping[str, float]:
+    """text_tokens and visual_tokens of the mean record, from PartsTrainer.counts."""
+    records, tokens, visual = (float(count) for count in counts)
+    return {"text_tokens": (tokens - visual) / max(1.0, records), "visual_tokens": visual / max(1.0, records)}

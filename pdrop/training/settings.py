@@ -1,0 +1,165 @@
+"""A training's settings, resolved to plain values, and the identity that follows. No torch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pdrop.environment import code_digest, versions
+from pdrop.record import canonical_json
+from pdrop.training.parts import Lora, Rates
+from pdrop.training.record import TrainingSpec
+from pdrop.training.start import Start
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+    from pdrop.schedule import Schedule
+
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "accelerate", "peft")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A training's settings, resolved. See conf/train.yaml and conf/train/ for what each means."""
+
+    recipe: str
+    model: str
+    path: str
+    revision: str | None
+    weights: Literal["pretrained", "random"]
+    dtype: str
+    attn_implementation: str
+    device: str  # "cpu" or "cuda"; of several GPUs each process takes its own
+    data: Path
+    images: Path | None
+    format: str
+    image_mode: str
+    max_length: int
+    overlong: str
+    steps: int | None
+    epochs: float
+    batch_size: int
+    micro_batch: int
+    rates: Rates
+    start: Start
+    lora: Lora | None
+    grouped: bool
+    gradient_checkpointing: bool
+    bf16: bool
+    tf32: bool
+    seed: int
+    save_steps: int
+    log_steps: int
+    workers: int
+    parallel: str
+    output: Path
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of TrainingArguments: the recipe's and the user's
+    parallel_arguments: Mapping[str, Any] = field(default_factory=dict)
+    force: bool = False
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together, as torchrun and accelerate say it."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def accumulate(self) -> int:
+        """Batches whose gradients are summed for a step."""
+        return self.batch_size // (self.micro_batch * self.processes)
+
+    def steps_for(self, records: int) -> int:
+        """Optimizer steps over that many records."""
+        batches = math.ceil(math.ceil(records / self.micro_batch) / self.processes)
+        return self.steps if self.steps is not None else math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ValueError: Naming the setting and the remedy.
+        """
+        for name in ("batch_size", "micro_batch", "max_length", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is a number from 1 on, not {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"train.steps is a number from 1 on, or null for train.epochs, not {self.steps}")
+        if self.steps is None and not self.epochs > 0:
+            raise ValueError(f"train.epochs is above 0, not {self.epochs}")
+        if self.batch_size % (self.micro_batch * self.processes):
+            raise ValueError(
+                f"a step of batch_size={self.batch_size} records cannot be made of batches of micro_batch="
+                f"{self.micro_batch} on {self.processes} processes: choose a multiple of {self.micro_batch} x "
+                f"{self.processes}"
+            )
+        if not re.fullmatch(r"[\w.-]+", self.model):
+            raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {self.model!r}")
+        if self.processes > 1 and self.parallel == "none":
+            raise ValueError(f"{self.processes} processes were started: choose parallel=ddp, fsdp or deepspeed_zero2")
+        if self.processes == 1 and self.parallel in ("ddp", "fsdp"):
+            raise ValueError(
+                f"parallel={self.parallel} is for several processes: torchrun --nproc_per_node=8 train.py "
+                f"parallel={self.parallel} ..."
+            )
+
+    def identity(
+        self,
+        method_name: str,
+        method: Method | None,
+        schedule: Schedule,
+        model_fingerprint: str,
+        data_fingerprint: str,
+        records: int,
+    ) -> TrainingSpec:
+        """What makes it this training; dials that the method ignores are not part of it."""
+        arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
+        return TrainingSpec(
+            recipe=self.recipe,
+            model=self.model,
+            model_path=self.path,
+            revision=self.revision,
+            weights=self.weights,
+            model_fingerprint=model_fingerprint,
+            data_fingerprint=data_fingerprint,
+            records=records,
+            format=self.format,
+            image_mode=self.image_mode,
+            max_length=self.max_length,
+            overlong=self.overlong,
+            method=method_name,
+            method_args=canonical_json(arguments),
+            schedule=str(schedule),
+            positions=method.positions if method is not None and schedule else "original",
+            seed=self.seed,
+            steps=self.steps_for(records),
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            processes=self.processes,
+            rates=canonical_json(asdict(self.rates)),
+            start=canonical_json({name: value for name, value in asdict(self.start).items() if value}),
+            lora="" if self.lora is None else canonical_json(asdict(self.lora)),
+            grouped=self.grouped,
+            dtype=self.dtype,
+            bf16=self.bf16,
+            attn_implementation=self.attn_implementation,
+            device=self.device,
+            parallel=self.parallel,
+            arguments=canonical_json({**self.arguments, "tf32": self.tf32}),
+            versions=canonical_json(versions(PACKAGES)),
+        )
+
+    def as_given(self) -> dict[str, Any]:
+        """All of them as JSON values, for the record."""
+        values = asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def code_of(method: Method | None) -> str:
+    """Digest of the sources that make the weights, the method's own file included."""
+    source = inspect.getsourcefile(type(method)) if method is not None else None
+    return code_digest(*([Path(source).resolve()] if source else []))

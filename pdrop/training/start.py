@@ -1,0 +1,84 @@
+"""Where a pre-training begins: a language model and a vision tower that have not met, and a random projector.
+
+A checkpoint gives the architecture and the processor; here parts of its weights are replaced. LLaVA-1.5's first stage:
+
+    python train.py train=llava_1_5_pretrain model=llava_1_5_7b train.start.language_model=lmsys/vicuna-7b-v1.5 \\
+        train.start.new_projector=true train.data=... train.images=...
+
+(LLaVA-1.5's tower is CLIP's as it was published, so it can stay; LLaVA-NeXT's was trained: give vision_tower too.)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdrop.checkpoint import Checkpoint, locate
+from pdrop.training.parts import part_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Folders or Hub names of a causal language model and of a CLIP model; None, False: the checkpoint's own."""
+
+    language_model: str | None = None
+    vision_tower: str | None = None
+    new_projector: bool = False
+
+
+def begin(checkpoint: Checkpoint, start: Start, seed: int) -> None:
+    """Replace weights of the checkpoint's model in place.
+
+    Raises:
+        ValueError: If a part cannot be had, or does not fit.
+    """
+    model = checkpoint.model
+    if start.language_model is not None:
+        from transformers import AutoModelForCausalLM
+
+        folder = locate(start.language_model)
+        other: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        _copy(other.get_decoder(), model.get_decoder(), start.language_model)
+        _copy(other.get_output_embeddings(), model.get_output_embeddings(), start.language_model)
+    if start.vision_tower is not None:
+        from transformers import AutoModel
+
+        folder = locate(start.vision_tower)
+        loaded: Any = AutoModel.from_pretrained(folder, dtype=model.dtype)
+        tower = model.model.vision_tower
+        _copy(getattr(loaded, "vision_model", loaded), getattr(tower, "vision_model", tower), start.vision_tower)
+    if start.new_projector:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for name, module in model.named_modules():
+                if part_of(name) == "projector" and isinstance(module, nn.Linear):
+                    module.reset_parameters()
+            for name, weight in model.named_parameters():
+                if name.endswith("image_newline"):  # as LLaVA draws it
+                    nn.init.normal_(weight, std=weight.numel() ** -0.5)
+        log.info("the projector begins with random weights (seed %d)", seed)
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module, path: str) -> None:
+    """All weights of `target` from `source`; of embeddings the rows that both have, for LLaVA adds tokens."""
+    given: dict[str, Tensor] = dict(source.named_parameters())
+    for name, weight in target.named_parameters():
+        if name not in given:
+            raise ValueError(f"{path} has no weight {name}: it is of another architecture than the checkpoint")
+        value = given[name]
+        rows = min(len(weight), len(value))
+        vocabulary = "embed_tokens" in name or name == "weight"
+        if weight.shape[1:] != value.shape[1:] or (len(weight) != len(value) and not vocabulary):
+            raise ValueError(
+                f"{path}: its weight {name} is {list(value.shape)}, the checkpoint's {list(weight.shape)}: "
+                "give one of the same sizes"
+            )
+        weight[:rows] = value[:rows]
+    log.info("%s: %d weights taken over", path, len(given))
