@@ -27,6 +27,7 @@ _HOMES = {
     "FastV": "pdrop.methods.fastv",
     "SparseVLM": "pdrop.methods.sparsevlm",
     "SparseVLMPlus": "pdrop.methods.sparsevlm_plus",
+    "SparseVLMV1": "pdrop.methods.sparsevlm_v1",
     "RandomDrop": "pdrop.methods.random_drop",
     "NoImage": "pdrop.methods.no_image",
     "Uniform": "pdrop.methods.grid",
