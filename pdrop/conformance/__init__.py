@@ -6,7 +6,7 @@
 
 A method gets all checks without writing a test. What they hold it against is an independent oracle that removes nothing
 and masks instead (oracle.py), the method's own prompts one by one, and what it says of itself: its positions, its
-numbers, its cost. broken.py has methods and engines with faults seen in public code; each must be caught.
+numbers, its cost. broken.py has methods and engines with faults seen in public code; each must be caught (faults.py).
 
 From Python:
 

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         subject = subject_of(options.method, options.dials)
+        subject.method.check(subject.schedule)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1

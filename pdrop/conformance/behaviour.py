@@ -28,6 +28,9 @@ from pdrop.conformance.subject import (
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule, Stage
 
+STEP = 2e-5  # of a weight, along a random direction
+NOISE = 2e-6  # of a loss: norms and rotary embeddings are computed in float32
+
 
 @no_grad
 def identity(subject: Subject, family: str, backend: str) -> None:
@@ -170,23 +173,45 @@ def positions(subject: Subject, family: str, backend: str) -> None:
 
 
 def gradients(subject: Subject, family: str, backend: str) -> None:
-    """A loss can be trained on: the same as in evaluation, finite gradients, through the picture where it is seen."""
+    """A loss can be trained on: the same as in evaluation, with gradients that say how it changes.
+
+    Along a random direction the loss must change as its gradient says: that of the tower's and projector's weights,
+    and that of the language model's.
+    """
     model = fresh(family, backend)
     whole, labels = answered(batch_of(family, model, RAGGED), 3)
-    with torch.no_grad(), subject.attached(model):
-        want = model(**whole, labels=labels, use_cache=False).loss.item()
+
+    def loss() -> tuple[Tensor, Any]:
+        with subject.attached(model) as trace:
+            found: Tensor = model(**whole, labels=labels, use_cache=False).loss
+        return found, order_of(trace)
+
+    with torch.no_grad():
+        want = loss()[0].item()
     model.train()
-    with subject.attached(model) as trace:
-        loss = model(**whole, labels=labels, use_cache=False).loss
-        loss.backward()
-    must(abs(loss.item() - want) <= 1e-6, f"the loss is {loss.item()} in training and {want} otherwise")
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    must(all(bool(grad.isfinite().all()) for grad in found.values()), "gradients that are no numbers")
-    decoder = {id(p) for p in model.get_decoder().parameters()}
-    outside = [p.grad for p in model.parameters() if id(p) not in decoder and p.grad is not None and p.ndim > 1]
-    through = any(bool(grad.abs().sum() > 0) for grad in outside if grad.shape[-1] != model.lm_head.weight.shape[-1])
-    sees = any(n > 0 for layer in trace.visual_tokens for n in layer)
-    must(through == sees, f"the picture is {'' if sees else 'not '}seen, yet gradients say otherwise")
+    found, order = loss()
+    found.backward()
+    must(abs(found.item() - want) <= 1e-6, f"the loss is {found.item()} in training and {want} otherwise")
+    inner = {id(p) for p in model.get_decoder().parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for words, inside in (("tower and projector", False), ("language model", True)):
+        those = [p for p in model.parameters() if (id(p) in inner) == inside]
+        steps = [torch.randn(p.shape, generator=generator).to(p) * STEP for p in those]
+        said = sum(float((p.grad * step).sum()) for p, step in zip(those, steps) if p.grad is not None)
+        losses = []
+        with torch.no_grad():
+            for sign in (1, -2, 1):  # there, to the other side, and back
+                for p, step in zip(those, steps):
+                    p.add_(step, alpha=sign)
+                moved, its_order = loss()
+                losses.append(moved.item())
+                if its_order != order:
+                    raise NotApplicable("so small a step changes what goes: the loss jumps there")
+        seen = (losses[0] - losses[1]) / 2
+        must(
+            abs(seen - said) <= 0.02 * max(abs(seen), abs(said)) + NOISE,
+            f"along a direction of the {words} the loss changes by {seen:.3g}, its gradient says {said:.3g}",
+        )
 
 
 @no_grad

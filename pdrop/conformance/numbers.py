@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from pdrop.conformance.batches import FLOAT
-from pdrop.conformance.families import LAYERS, build
+from pdrop.conformance.families import IMAGE, LAYERS, VIDEO, build
 from pdrop.conformance.prompts import collate, sample, single
 from pdrop.conformance.subject import Subject, equal, must, no_grad, order_of, real, samples_of
 from pdrop.flops import counted_prefill_flops, kv_bytes, prefill_flops
@@ -31,6 +31,8 @@ def counts(subject: Subject, family: str, backend: str) -> None:
     must(trace.prefills == 1, f"{trace.prefills} prefills seen in one forward")
     held = [layer.keys.shape[2] for layer in cache.layers]
     must(held == [max(layer) for layer in trace.tokens], f"the cache holds {held}, the trace says {trace.tokens}")
+    length = batch["input_ids"].shape[1]
+    must(cache.get_seq_length() == length, f"the cache says {cache.get_seq_length()} tokens, the prompts have {length}")
     by_grid = type(method).plan is not Method.plan
     for row, visual in enumerate(trace.visual):
         got = [layer[row] for layer in trace.visual_tokens]
@@ -52,9 +54,12 @@ def text_stays(subject: Subject, family: str, backend: str) -> None:
         text = int(real(batch, row).sum()) - visual
         found = [layer[row] - other[row] for layer, other in zip(trace.tokens, trace.visual_tokens)]
         must(found == [text] * LAYERS, f"a prompt of {text} text tokens has {found} of them in the layers")
-        reached = int((logits[row].abs().sum(-1) > 0).sum())
-        least = text + trace.visual_tokens[-1][row]
-        must(reached == least, f"{reached} tokens have logits, not {least}")
+        ids, reached = batch["input_ids"][row], logits[row].abs().sum(-1) > 0
+        words = real(batch, row) & (ids != IMAGE) & (ids != VIDEO)
+        gone = (words & ~reached).nonzero()[:, 0].tolist()
+        must(not gone, f"text tokens at {gone} have no logits")
+        left = int((reached & ~words).sum())
+        must(left == trace.visual_tokens[-1][row], f"{left} visual tokens have logits, not what the trace says")
 
 
 @no_grad
