@@ -30,6 +30,7 @@ _HOMES = {
     "SparseVLMV1": "pdrop.methods.sparsevlm_v1",
     "RandomDrop": "pdrop.methods.random_drop",
     "NoImage": "pdrop.methods.no_image",
+    "Downsample": "pdrop.methods.downsample",
     "Uniform": "pdrop.methods.grid",
     "Pool": "pdrop.methods.grid",
     "RunSpec": "pdrop.record",

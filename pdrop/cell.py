@@ -179,7 +179,7 @@ def measure(
     if not spec.tasks:
         prompts = [one_prompt(checkpoint, inputs, method, schedule)]
     record.cost = flops.cost(arch, prompts, schedule, method, checkpoint.model.dtype.itemsize)
-    if settings.latency.measures and schedule and method is not None:
+    if settings.latency.measures and schedule and method is not None and method.pixels == 1:
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, settings.latency)
         record.cost.prefill_ms, record.cost.baseline_prefill_ms, record.cost.prefill_time_ratio = timed
 
