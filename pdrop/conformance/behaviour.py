@@ -70,7 +70,9 @@ def causal(subject: Subject, family: str, backend: str) -> None:
             other["input_ids"][:, place] += 7
             after = model(**other, labels=labels).logits
             must(order_of(trace) == order, "a token behind the query decides what goes")
-            equal(after[:, :place], before[:, :place], 1e-6, f"another token at {place} moved what stands before it")
+            there = whole["attention_mask"][:, :place].bool()  # unattached models leave anything in padding
+            words = f"another token at {place} moved what stands before it"
+            equal(after[:, :place][there], before[:, :place][there], 1e-6, words)
 
 
 @no_grad
@@ -93,7 +95,9 @@ def alone(subject: Subject, family: str, backend: str) -> None:
             must([boundary[row] for boundary in order] == its_order, f"{where}: other tokens stay than alone")
             must([layer[row] for layer in tokens] == its_tokens, f"{where}: other numbers of tokens than alone")
             equal(together[row, real(batch, row)], logits, tolerance(backend), f"{where}: logits")
-            must(not together[row, ~real(batch, row)].any(), f"{where}: padding came back with values")
+            dropped = any(sum(layer) < sum(trace.visual) for layer in trace.visual_tokens)
+            padding = together[row, ~real(batch, row)]
+            must(not (dropped and padding.any()), f"{where}: padding came back with values")
 
 
 @no_grad

@@ -58,7 +58,7 @@ def text_stays(subject: Subject, family: str, backend: str) -> None:
         words = real(batch, row) & (ids != IMAGE) & (ids != VIDEO)
         gone = (words & ~reached).nonzero()[:, 0].tolist()
         must(not gone, f"text tokens at {gone} have no logits")
-        left = int((reached & ~words).sum())
+        left = int((reached & ~words & real(batch, row)).sum())
         must(left == trace.visual_tokens[-1][row], f"{left} visual tokens have logits, not what the trace says")
 
 
