@@ -18,7 +18,7 @@ SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")
 CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record"}
 FLOORS = {
     "run": {"pdrop.run"},
-    "pdrop.run": {"pdrop.cell", "pdrop.settings"},
+    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
     | {"pdrop.settings", "pdrop.environment", "pdrop.inputs"},
