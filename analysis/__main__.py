@@ -6,6 +6,7 @@
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
     python -m analysis readme                README.md: its table, figures and findings, from this store
+    python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "readme":
             report(options.readme, readme.written(options.readme, results).encode())
+        elif options.command == "hard":
+            write_hard(results, options.name, options.control)
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         else:
@@ -90,6 +93,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
     command = commands.add_parser("readme", parents=[common], help="renew the README's results")
     command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
+    command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
+    command.add_argument("name", metavar="NAME", help="an experiment")
+    command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
@@ -147,6 +153,25 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
         text += [f"! {warning}\n" for warning in warnings(table)]
         text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]
     return "".join([*text, "\n", *written])
+
+
+def write_hard(results: Path, name: str, control: str) -> None:
+    """Write NAME-hard.md and .csv, and print the first.
+
+    Raises:
+        ValueError: If the experiment's runs cannot stand in one table, or there is no control among them.
+    """
+    from analysis import hard
+
+    experiment = load_experiment(results, name)
+    for part in parts(experiment, times=False):
+        refuse_mixtures(experiment, part.runs, times=False)
+        table = compare(part, experiment.superseded)
+        found = hard.hard(table, control)
+        page = hard.markdown(table, found)
+        files = ((".md", page), (".csv", hard.csv(found)))
+        written = [written_or_not(results / "tables" / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
+        say("".join([page, "\n", *written]))
 
 
 def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:

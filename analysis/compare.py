@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 import pdrop.record
+from analysis.against_random import hold_against_random
 from analysis.comparable import Part
 from analysis.load import Run
 from analysis.rows import Cell, Row, Table, describe_tasks, mean_or_none, pool
@@ -70,18 +71,16 @@ def score(rows: list[Row], table: Table) -> None:
         if base is not None and number != base:
             for task in row.cells.keys() & rows[base].cells.keys():
                 row.cells[task].delta = difference(row.cells[task], rows[base].cells[task], draws[task], number, base)
-                row.cells[task].flips = flips_between(rows, values[task], base, number)
+                row.cells[task].flips = flips_between(rows, task, values[task], base, number)
             if row.average and (full := rows[base].average):
                 row.average.delta = difference(row.average, full, averages, number, base)
                 row.average.flips = total([row.cells[task].flips for task in table.averaged])
         if base is not None and row.average and (full := rows[base].average):
-            value, top = row.average.score.value, full.score.value
+            value, top, floor = row.average.score.value, full.score.value, floor_of(rows, row, table)
             row.share_of_none = value / top if top else None
-            if table.floor is not None and top > table.floor:
-                row.floor_to_full = (value - table.floor) / (top - table.floor)
-        twin = next((n for n, other in enumerate(rows) if is_random_twin(other, row)), None)
-        if twin is not None and row.average and (control := rows[twin].average):
-            row.against_random = difference(row.average, control, averages, number, twin)
+            if floor is not None and top > floor:
+                row.floor_to_full = (value - floor) / (top - floor)
+    hold_against_random(rows, table, averages)
     for task, column in table.tasks.items():
         sign = 1 if column.higher_is_better else -1
         mark(rows, [row.cells.get(task) for row in rows], draws[task], sign)
@@ -156,12 +155,12 @@ def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: i
     return estimate(cell.score.value - other.score.value, pairs)
 
 
-def flips_between(rows: list[Row], values: list[FloatArray | None], base: int, number: int) -> Flips | None:
+def flips_between(rows: list[Row], task: str, values: list[FloatArray | None], base: int, number: int) -> Flips | None:
     """Flips of a single run against a single run; pooled seeds are no independent samples and have none."""
     before, after = values[base], values[number]
     if before is None or after is None or len(rows[base].runs) > 1 or len(rows[number].runs) > 1:
         return None
-    return flips(before, after)
+    return flips(before, after, rows[base].runs[0].samples(task).clusters)
 
 
 def baseline(rows: Sequence[Row], row: Row) -> int | None:
@@ -170,22 +169,16 @@ def baseline(rows: Sequence[Row], row: Row) -> int | None:
     return min(those, key=lambda number: rows[number].spec.tasks != row.spec.tasks, default=None)
 
 
+def floor_of(rows: Sequence[Row], row: Row, table: Table) -> float | None:
+    """What stands for 0 on the scale: the average of the run without visual tokens, or else the blind guess."""
+    blind = [other for other in rows if other.blind and other.average and other.spec.tasks == row.spec.tasks]
+    return blind[0].average.score.value if blind and blind[0].average else table.floor
+
+
 def total(parts: list[Flips | None]) -> Flips | None:
     """Flips over several tasks; None if one task has none."""
     there = [part for part in parts if part is not None]
     return sum(there, Flips(0, 0)) if there and len(there) == len(parts) else None
-
-
-def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops as many tokens at the same layers, under the same position policy, but blindly."""
-    names = ("schedule", "positions", "tasks")
-    same = row.drops and all(getattr(other.spec, name) == getattr(row.spec, name) for name in names)
-    return same and is_random(other) and not is_random(row)
-
-
-def is_random(row: Row) -> bool:
-    """Whether the row is a control: random, random_fastv, ..."""
-    return row.spec.method.split("_")[0] == "random"
 
 
 def time_ratio(row: Row) -> Estimate | None:

@@ -43,6 +43,13 @@ def frame(table: Table) -> pd.DataFrame:
             line[name] = row.cost(name)
         line |= spread_out("prefill_time_ratio", row.time)
         line |= spread_out("average_minus_random", row.against_random)
+        line |= {
+            "against_random": row.told_from_random or None,
+            "random_seeds": row.random_seeds or None,
+            "random_band_low": row.random_band[0] if row.random_band else None,
+            "random_band_high": row.random_band[1] if row.random_band else None,
+            "random_mcnemar_p": row.random_p,
+        }
         for name in ("average", *table.tasks):
             cell = row.average if name == "average" else row.cells.get(name)
             line |= spread_out(name, cell.score if cell else None)

@@ -31,14 +31,18 @@ COLUMNS = {
     "interval (several seeds: mean of the medians, widest of the intervals)",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
-    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions; a dash "
-    "where no such run is in the experiment. FastV rounds its number of tokens, its random twin takes the whole part "
-    "as PyramidDrop does: it may keep one token less",
-    "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar "
-    "test, which takes every sample for itself also where several share an image",
+    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true; "
+    "method=random_fastv takes the whole part where FastV rounds, and may keep one token less), mean of its seeds; the "
+    "interval covers the choice of images and of seeds. A dash where no such run is in the experiment",
+    "against random": "above, below, or not distinguishable: whether that interval leaves out 0; how many seeds that "
+    "rests on (one seed is an anecdote: five or more), and p of the McNemar test against them (twice the median over "
+    "seeds)",
+    "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar test, in "
+    "which the samples of one image change direction together (a sign-flip test on images)",
     "of none": "average / average with nothing dropped",
-    "floor to full": "0 is the best blind guess, 100 is nothing dropped. Blind guess: the answer that is most "
-    "frequent in the training data for the question's wording, over the whole test split",
+    "floor to full": "0 is the run without visual tokens (method=no_image) if the table has one, or else the best "
+    "blind guess; 100 is nothing dropped. Blind guess: the answer that is most frequent in the training data for the "
+    "question's wording, over the whole test split",
     "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
     "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
     "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds inside "
@@ -90,7 +94,7 @@ def meaning(tables: Sequence[Table]) -> str:
     lines = ["## What the columns mean", ""]
     absent = {
         "time": not any(table.times for table in tables),
-        "floor to full": not any(table.floors for table in tables),
+        "floor to full": not any(table.scaled for table in tables),
         "Avg, MME/20": not any("mme" in table.tasks for table in tables),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from analysis.compare import is_random
+from analysis.against_random import is_random
 from analysis.rows import Row, Table, seedless
 from pdrop.schedule import Schedule
 

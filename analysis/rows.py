@@ -39,9 +39,12 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
     average: Cell | None = None
     spread: float | None = None  # standard deviation of the average over seeds
-    against_random: Estimate | None = None  # difference of the averages
+    against_random: Estimate | None = None  # difference to the average of its random twin's seeds, which are drawn too
+    random_seeds: int = 0  # how many those are
+    random_band: tuple[float, float] | None = None  # their lowest and highest average
+    random_p: float | None = None  # McNemar on flips against them: twice the median over the seeds
     share_of_none: float | None = None  # average / average of the row that drops nothing
-    floor_to_full: float | None = None  # 0: the blind guess, 1: nothing dropped
+    floor_to_full: float | None = None  # 0: no image (or else the blind guess), 1: nothing dropped
     time: Estimate | None = None  # prefill time ratio
 
     @property
@@ -53,6 +56,20 @@ class Row:
     def drops(self) -> bool:
         """Whether visual tokens are dropped."""
         return self.runs[0].drops
+
+    @property
+    def told_from_random(self) -> Literal["", "above", "below", "not distinguishable"]:
+        """What the interval of the difference to its random twin says; empty without a twin, or without an interval."""
+        if self.against_random is None or self.against_random.low is None:
+            return ""
+        words: dict[int, Literal["above", "below", "not distinguishable"]]
+        words = {1: "above", -1: "below", 0: "not distinguishable"}
+        return words[self.against_random.sign]
+
+    @property
+    def blind(self) -> bool:
+        """Whether no visual token enters the decoder: the floor that is measured."""
+        return self.spec.schedule in ("0:0", "0:0t")
 
     def cost(self, name: str) -> float | None:
         """Mean over the pooled runs of a field of `pdrop.record.Cost`; None if a run has no cost."""
@@ -105,6 +122,11 @@ class Table:
     def floor(self) -> float | None:
         """The average of the blind guesses; None unless every averaged task has one."""
         return mean_or_none([self.floors.get(task) for task in self.averaged])
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any row is placed between floor and full."""
+        return any(row.floor_to_full is not None for row in self.rows)
 
     @property
     def models(self) -> list[str]:

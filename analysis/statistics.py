@@ -12,14 +12,15 @@ themselves are fixed.
 The counts are Poisson numbers of mean 1, which given their sum are the multinomial ones of drawing with replacement.
 
 Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004 (paired); Hanley and MacGibbon 2006
-(Poisson counts); McNemar 1947 (exact form).
+(Poisson counts); McNemar 1947 (exact form); DiCiccio, DiCiccio and Romano 2020 (twice the median of p values).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,18 +58,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Flips:
-    """Samples that one run gets right and the other wrong: `lost` right -> wrong, `gained` wrong -> right."""
+    """Samples that one run gets right and the other wrong: `lost` right -> wrong, `gained` wrong -> right.
+
+    `net` is gained - lost of each image, where images are known: a flip is then no evidence of its own.
+    """
 
     lost: int
     gained: int
+    net: Mapping[Hashable, int] | None = None
 
     @property
     def p(self) -> float:
-        """Exact two-sided McNemar test: how likely so uneven a split is if both directions are equally likely."""
-        return mcnemar(self.lost, self.gained)
+        """Exact two-sided McNemar test: how likely so uneven a split is if both directions are equally likely.
+
+        Where images are known, those of one image change direction together.
+        """
+        return mcnemar(self.lost, self.gained) if self.net is None else sign_flips(list(self.net.values()))
 
     def __add__(self, other: Flips) -> Flips:
-        return Flips(self.lost + other.lost, self.gained + other.gained)
+        net = None
+        if self.net is not None and other.net is not None:
+            net = dict(Counter(self.net))
+            for image, number in other.net.items():
+                net[image] = net.get(image, 0) + number
+        return Flips(self.lost + other.lost, self.gained + other.gained, net)
 
 
 def replicates(
@@ -135,11 +148,41 @@ def interval(draws: FloatArray, level: float = LEVEL) -> tuple[float, float]:
     return round(float(low), 12), round(float(high), 12)
 
 
-def flips(before: FloatArray, after: FloatArray) -> Flips | None:
-    """Count flips between two runs' right/wrong values [samples]; None if the values are not all 0 or 1."""
+def flips(before: FloatArray, after: FloatArray, clusters: Sequence[Hashable] | None = None) -> Flips | None:
+    """Count flips between two runs' right/wrong values [samples]; None if the values are not all 0 or 1.
+
+    Args:
+        before, after: The values.
+        clusters: The image of each sample; None: each is on its own.
+    """
     if not (np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all()):
         return None
-    return Flips(int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum()))
+    net: Counter[Hashable] | None = None
+    if clusters is not None:
+        net = Counter()
+        for image, change in zip(clusters, (after - before).astype(int).tolist()):
+            net[image] += change
+    return Flips(int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum()), net)
+
+
+def sign_flips(nets: Collection[int]) -> float:
+    """Two-sided p of the exact sign-flip test on sums of clusters; of ones, the exact McNemar test.
+
+    How likely is a total so far from 0, if each cluster's sum has either sign with equal chance?
+    """
+    sizes = [abs(net) for net in nets if net]
+    chances = np.zeros(2 * sum(sizes) + 1)
+    middle = sum(sizes)
+    chances[middle] = 1.0
+    for size in sizes:
+        chances = 0.5 * (np.roll(chances, size) + np.roll(chances, -size))  # never reaches over an end
+    far = abs(sum(nets))
+    return min(1.0, float(chances[: middle - far + 1].sum() + chances[middle + far :].sum())) if far else 1.0
+
+
+def twice_the_median(values: Sequence[float]) -> float:
+    """A p value for several tests of one hypothesis, however they depend on each other, such as over seeds."""
+    return min(1.0, 2 * float(np.median(values))) if len(values) > 1 else values[0]
 
 
 def mcnemar(lost: int, gained: int) -> float:

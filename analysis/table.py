@@ -36,10 +36,11 @@ def grids(table: Table) -> list[Grid]:
         [
             *head,
             "Δ random [95 %]",
+            "against random",
             "lost",
             "gained",
             "p",
-            *(["floor to full %"] if table.floors else []),
+            *(["floor to full %"] if table.scaled else []),
             "visual tokens x layers",
             "seeds",
             "runs",
@@ -161,14 +162,24 @@ def sure_cells(row: Row, table: Table) -> list[Text]:
     flips = row.average.flips if row.average else None
     return [
         Text(signed(row.against_random)),
+        Text(verdict(row)),
         Text(DASH if flips is None else str(flips.lost)),
         Text(DASH if flips is None else str(flips.gained)),
         Text(DASH if flips is None else probability(flips.p)),
-        *([Text(percent(row.floor_to_full))] if table.floors else []),
+        *([Text(percent(row.floor_to_full))] if table.scaled else []),
         Text(by_layer(row)),
         Text(str(len(row.runs))),
         Text(" ".join(run.record.run_id for run in row.runs)),
     ]
+
+
+def verdict(row: Row) -> str:
+    """Whether the row can be told from its random twin, over how many seeds of it, and McNemar's p."""
+    if not row.told_from_random:
+        return DASH
+    seeds = f"{row.random_seeds} seed{'s' if row.random_seeds > 1 else ''}"
+    p = "" if row.random_p is None else f", p {probability(row.random_p)}"
+    return f"{row.told_from_random} ({seeds}{p})"
 
 
 def percent(value: float | None) -> str:

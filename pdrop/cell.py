@@ -222,7 +222,7 @@ def measure(
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
-    if settings.latency.measures and schedule and method is not None:
+    if settings.latency.measures and schedule and method is not None and method.pixels == 1:
         speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 
 

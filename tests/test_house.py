@@ -46,6 +46,7 @@ FLOORS = {
     "bench_training": CORE | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
+    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},
     "pdrop.sizes": set(),
     "pdrop.checkpoint": set(),
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
@@ -134,7 +135,8 @@ def test_modules_and_public_names_are_documented(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_hooks_live_in_one_place(path):
-    if path != ROOT / "pdrop/engine/hooks.py":
+    # the conformance suite looks at models from outside
+    if path != ROOT / "pdrop/engine/hooks.py" and "conformance" not in path.parts:
         assert not re.search(r"register_\w*hook", path.read_text()), "hooks live in pdrop/engine/hooks.py"
 
 

@@ -118,8 +118,14 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methd": "fastv"}, r"unknown methd; there are pretrained, method, stages, ratio, layers, positions, seed"),
-        ({"method": "random_drop"}, r"unknown method 'random_drop': choose fastv, none, pyramiddrop, random"),
+        (
+            {"methd": "fastv"},
+            r"unknown methd; there are pretrained, method, stages, ratio, layers, positions, twin, seed",
+        ),
+        (
+            {"method": "random_drop"},
+            r"unknown method 'random_drop': choose downsample, fastv, no_image, none, pool, pyramiddrop, random",
+        ),
         ({"layers": 8}, r"layers is a list such as layers=\[8,16,24\], not 8"),
         ({"stages": 2.5}, "stages is a whole number, not 2.5"),
         ({"seed": "x"}, "seed is a number, not 'x'"),

@@ -55,6 +55,19 @@ def test_what_a_checkpoint_lacks_is_said(processor, tmp_path):
         Prompter(processor).encode(["USER: <image>"], [["video.mp4"]])
 
 
+def test_a_smaller_picture_makes_fewer_tokens_or_loses_detail(processor, tmp_path):
+    image = Image.effect_noise((112, 112), 80)
+    ids, pixels = (Prompter(processor).encode(["USER: <image>\nWhat?"], [[image]], share) for share in (1.0, 0.25))
+    assert torch.equal(ids["input_ids"], pixels["input_ids"]), "a fixed tower's processor scales it up again"
+    assert not torch.equal(ids["pixel_values"], pixels["pixel_values"])
+    small = image.convert("RGB").resize((56, 56), Image.Resampling.BICUBIC)
+    by_hand = Prompter(processor).encode(["USER: <image>\nWhat?"], [[small]])
+    assert torch.equal(pixels["pixel_values"], by_hand["pixel_values"])
+    qwen = Prompter(load(str(save_qwen2_5_vl(tmp_path / "qwen")), name="tiny").processor)
+    grids = [qwen.encode([qwen.render("What?", 1)], [[image]], share)["image_grid_thw"] for share in (1.0, 0.25)]
+    assert grids[1].prod() < grids[0].prod()
+
+
 def test_pad_shows_what_crop_cuts_off(processor):
     wide = Image.new("RGB", (84, 28), (0, 0, 0))
     wide.paste((255, 255, 255), (0, 0, 20, 28))  # white on the left, which cropping the middle loses

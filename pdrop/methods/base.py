@@ -39,6 +39,7 @@ class Method:
         observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
             layer's input, as methods do that read the attention of a layer that has already run.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
+        pixels: Share of a picture's pixels that the processor is shown.
         adaptive: Whether it finds the numbers of adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
         in_place: Whether merged tokens stand where their centres stood, not behind the prompt's last visual token. For
@@ -48,6 +49,7 @@ class Method:
     positions: Positions = field(default="original", kw_only=True)
     observe: ClassVar[int] = 0
     ranks_by_attention: ClassVar[bool] = True
+    pixels: ClassVar[float] = 1.0
     adaptive: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = False
     in_place: ClassVar[bool] = False

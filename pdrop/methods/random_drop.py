@@ -117,6 +117,8 @@ def twin_of(method: Method, seed: int = 0) -> RandomDrop:
     """
     if isinstance(method, RandomDrop):
         raise ValueError("a random method is its own control: twin=true is for the method it is compared with")
+    if method.pixels != 1:
+        raise ValueError(f"{type(method).__name__} drops no token: it has no random twin")
     if method.adaptive and method.observe != RandomAdaptive.observe:
         raise ValueError(f"{type(method).__name__} finds its numbers at the boundary itself: no twin of it is here yet")
     kind = RandomAdaptive if method.adaptive else RandomDrop

@@ -3,7 +3,7 @@
 "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", sections 3.2 to 3.4. Three
 algorithms were released under the name. This is v1.5, the published code's default: fixed lists of counts, recycling,
 renumbered positions, cut on the OUTPUT of layers 2, 6 and 15, which are the boundaries 3, 7 and 16. (The paper's
-rank-adaptive counts are v1, which its ICML numbers do not use; pdrop/methods/sparsevlm_plus.py is the third.)
+rank-adaptive counts are v1, pdrop/methods/sparsevlm_v1.py; pdrop/methods/sparsevlm_plus.py is the third.)
 
 Where the published code and its paper differ, the code is done: a rater lies strictly above the mean, 30 % + 1 of what
 goes is recycled into a tenth of that + 1 tokens, clusters are by Euclidean distance and averaged.

@@ -114,7 +114,7 @@ class Respondent:
             yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        inputs = self.prompter.encode(prompts, images)
+        inputs = self.prompter.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
         return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
 
     def _generate(

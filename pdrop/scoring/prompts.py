@@ -15,6 +15,7 @@ Both are recorded with every run. Nothing here knows of tasks or of dropping.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -83,8 +84,13 @@ class Prompter:
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
+    def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], pixels: float = 1.0) -> Any:
         """Left-padded inputs of a batch in which every prompt has images, or none has.
+
+        Args:
+            prompts: Rendered prompts.
+            images: Those of each prompt.
+            pixels: Share of each image's pixels that the processor is shown; its sides shrink by the square root.
 
         Returns:
             BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, what the vision tower takes.
@@ -95,7 +101,7 @@ class Prompter:
         tokenizer = self.processor.tokenizer
         # templates that spell out the start token must not get a second one from the tokenizer
         spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
-        pictures = [[self.prepare(image) for image in row] for row in images]
+        pictures = [[self.prepare(image, pixels) for image in row] for row in images]
         inputs = self.processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
@@ -121,11 +127,14 @@ class Prompter:
             shared += 1
         return len(both) - shared
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """RGB, and padded to a square if that is the image mode."""
+    def prepare(self, image: Image.Image, pixels: float = 1.0) -> Image.Image:
+        """RGB, with that share of its pixels left, and padded to a square if that is the image mode."""
         if not isinstance(image, Image.Image):
             raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
         image = image.convert("RGB")
+        if pixels < 1:
+            width, height = (max(1, round(side * math.sqrt(pixels))) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         if self.image_mode == "crop" or image.width == image.height:
             return image
         side = max(image.size)

@@ -1,0 +1,108 @@
+"""python -m pdrop.conformance METHOD [dial=value ...]: every check on a method, a line each. Exit code 1 if one fails.
+
+METHOD is a file of conf/method/, with run.py's dials (ratio=0.25, positions=original, twin=true, schedule.budget=64),
+or the dotted name of a class, which is made without arguments and gets a schedule of the kind that it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+import yaml
+
+from pdrop.conformance.families import FAMILIES, LAYERS
+from pdrop.conformance.suite import CHECKS, Result, Subject, run
+from pdrop.methods.base import Method
+from pdrop.schedule import Schedule, Stage
+from pdrop.scoring.method_choice import choices, choose
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, make the checks, say what came out; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pdrop.conformance", description=__doc__, formatter_class=Raw)
+    parser.add_argument("method", metavar="METHOD", help=f"{', '.join(choices())}, or package.module.Class")
+    parser.add_argument("dials", nargs="*", metavar="dial=value")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this kind of model")
+    options = parser.parse_args(arguments)
+    try:
+        subject = subject_of(options.method, options.dials)
+        subject.method.check(subject.schedule)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    torch.set_num_threads(1)
+    started, failed = time.perf_counter(), False
+    say = sys.stdout.write
+    say(f"{subject.name}: {subject.method!r}, schedule {subject.schedule} of {LAYERS} layers\n")
+    for check in CHECKS:
+        found = list(run(subject, options.family, checks=[check]))
+        failed |= any(result.outcome == "failed" for result in found)
+        if found:
+            say(line(check.name, found))
+            sys.stdout.flush()
+    say(f"{'FAILED' if failed else 'conforms'} ({time.perf_counter() - started:.0f} s)\n")
+    return int(failed)
+
+
+class Raw(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the module's docstring."""
+
+
+def line(name: str, found: Sequence[Result]) -> str:
+    """One check in words: on how many models, and what went wrong where."""
+    by_outcome: dict[str, list[Result]] = defaultdict(list)
+    for result in found:
+        by_outcome[result.outcome].append(result)
+    seconds = sum(result.seconds for result in found)
+    if by_outcome["failed"]:
+        text = f"  FAILED  {name}: {len(by_outcome['failed'])} of {len(found)} models\n"
+        told: dict[str, list[str]] = defaultdict(list)
+        for result in by_outcome["failed"]:
+            told[result.message].append(f"{result.family}/{result.backend}")
+        return text + "".join(f"          {', '.join(where)}: {what}\n" for what, where in told.items())
+    if by_outcome["not applicable"]:
+        return f"  -       {name}: not applicable, {found[0].message}\n"
+    return f"  ok      {name} ({len(found)} model{'s' if len(found) > 1 else ''}, {seconds:.1f} s)\n"
+
+
+def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
+    """What a name and dials stand for.
+
+    Raises:
+        ValueError: If there is no such method, or it drops nothing.
+    """
+    if name in choices():
+        pairs = [dial.partition("=") for dial in dials]
+        if odd := [dial for dial, (_, sign, _) in zip(dials, pairs) if not sign]:
+            raise ValueError(f"{odd[0]!r} is no dial: write dial=value")
+        method, schedule = choose(name, {key: yaml.safe_load(value) for key, _, value in pairs})
+        if method is None:
+            raise ValueError(f"{name} is no method that drops: there is nothing to check")
+        return Subject(" ".join([name, *dials]), method, schedule)
+    module, dot, kind = name.rpartition(".")
+    if not dot or dials:
+        raise ValueError(f"unknown method {name!r}: choose {', '.join(choices())}, or give a class by its dotted name")
+    try:
+        method = getattr(import_module(module), kind)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name} cannot be made without arguments: {error}") from error
+    if not isinstance(method, Method):
+        raise ValueError(f"{name} is no pdrop.methods.base.Method")
+    return Subject(name, method, lambda layers: usual(method))
+
+
+def usual(method: Method) -> Schedule:
+    """Two boundaries, a half and a quarter; one, or adaptive ones, for methods that take such."""
+    if method.adaptive:
+        return Schedule((Stage(2, adaptive=True), Stage(4, adaptive=True)))
+    return Schedule((Stage(2, 0.5),) if method.one_boundary else (Stage(2, 0.5), Stage(4, 0.25)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Methods and engines with faults seen in public code, made on purpose; faults.py says what must catch them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pdrop.engine import Attachment
+from pdrop.engine.architecture import Rotary
+from pdrop.engine.sequence import Alive, take
+from pdrop.methods.base import Merged, Method, View
+from pdrop.methods.fastv import FastV
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.sparsevlm import SparseVLM
+from pdrop.schedule import Schedule, Stage
+
+# ------------------------------------------------------------------ engines
+
+
+class Unsorted(Attachment):
+    """Leaves what stays in the order of its scores, as topk returns it."""
+
+    def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
+        """Behind the drop, the visual tokens of each row by falling score."""
+        hidden = super().drop(run, number, layer, hidden, given)
+        alive = run.alive
+        if number not in self.boundaries or not run.dropped:
+            return hidden
+        rows = torch.arange(hidden.shape[1]).repeat(len(hidden), 1)
+        scores = self.trace._ranked[-1].scores
+        for row, visual in enumerate(alive.visual):
+            places = visual.nonzero()[:, 0]
+            before = self.trace._ranked[-1].before.index[row].tolist()
+            score = torch.tensor([scores[row, before.index(int(alive.index[row, p]))] for p in places])
+            rows[row, places] = places[score.argsort(descending=True, stable=True)]
+        moved = {name: take(getattr(alive, name), rows) for name in ("index", "valid", "visual", "query")}
+        run.alive = replace(alive, **moved)
+        self.trace._ranked[-1].after = run.alive
+        return take(hidden, rows)
+
+
+class Worst(Attachment):
+    """Keeps the lowest scores: sorts the wrong way round."""
+
+    def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
+        """With an order turned round."""
+        run.alive = Turned(**vars(run.alive))
+        return super().drop(run, number, layer, hidden, given)
+
+
+class Turned(Alive):
+    """Who is left, chosen the wrong way round."""
+
+    def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
+        """The worst."""
+        return super().best(-scores, keep, protected)
+
+
+class Hungry(Attachment):
+    """Lets text compete with the picture."""
+
+    def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
+        """With every token but the query a candidate."""
+        run.alive = Open(**vars(run.alive))
+        return super().drop(run, number, layer, hidden, given)
+
+
+class Open(Alive):
+    """Who is left, and all of them may go."""
+
+    @property
+    def candidates(self) -> Tensor:
+        """Text too."""
+        return self.valid & ~self.query
+
+
+class Doubled(Attachment):
+    """Looks at a layer's attention by running it again, which appends its keys and values again."""
+
+    cache: Any = None
+
+    def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Remember the cache."""
+        self.cache = kwargs.get("past_key_values")
+        return super().enter(number, layer, args, kwargs)
+
+    def add_deepstack(self, number: int, layer: Any, args: Any, output: Tensor) -> Tensor | None:
+        """Behind the layer in front of the first boundary: what a second run would have left."""
+        if self.cache is not None and self.run is not None and self.run.prompts is not None:
+            held = self.cache.layers[number]
+            if number == min(self.boundaries) - 1:
+                held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
+        return super().add_deepstack(number, layer, args, output)
+
+
+class Stale(Attachment):
+    """Decodes at the positions of the other policy: those it was given, or its cache's length."""
+
+    def plain(self, past: Any, mask: Any) -> bool:
+        """Never: every step goes through the hooks."""
+        return False
+
+    def rotary(self, run: Any, hidden: Tensor, given: Rotary) -> Rotary:
+        """The declared policy in the prompt alone."""
+        if run.prompts is not None or not run.staged:
+            return super().rotary(run, hidden, given)
+        if self.method.positions == "compact":
+            return given
+        decoder: Any = self.architecture.decoder
+        rotary: Rotary = decoder.rotary_emb(hidden, torch.tensor([[run.past]]))
+        return rotary
+
+
+class SeesAll(Attachment):
+    """Hands eager attention a mask of truth values, which it adds as zeros and ones."""
+
+    def mask(self, run: Any, number: int, hidden: Tensor, cache: Any) -> Any:
+        """True and False instead of 0 and minus infinity."""
+        made = super().mask(run, number, hidden, cache)
+        return made == 0 if isinstance(made, Tensor) and made.is_floating_point() else made
+
+
+class Leaky(Attachment):
+    """Forgets a hook when it goes."""
+
+    def __exit__(self, *exception: object) -> None:
+        """All but the last."""
+        self.handles = self.handles[:-1]
+        super().__exit__(*exception)
+
+
+def late(model: Any, method: Method, schedule: Schedule) -> Any:
+    """Cuts one layer behind the one it was asked to cut at."""
+    return Attachment(model, method, Schedule(tuple(replace(s, layer=s.layer + 1) for s in schedule)))
+
+
+class Rounds(Attachment):
+    """Drops at least one token, whatever it is asked for."""
+
+    def __init__(self, model: Any, method: Method, schedule: Schedule):
+        class Miserly(type(method)):  # type: ignore[misc]
+            def stays(self, stage: Stage, visual: int, now: int) -> int:
+                return max(0, min(now - 1, int(super().stays(stage, visual, now))))
+
+        miserly: Any = object.__new__(Miserly)
+        miserly.__dict__.update(vars(method))
+        super().__init__(model, miserly, schedule)
+
+
+class Rewinds(Attachment):
+    """Leaves a gap in front of layer 0 that the cache does not know of."""
+
+    def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
+        """What went in front of layer 0 is not told to the cache."""
+        given = super().enter(number, layer, args, kwargs)
+        cache = kwargs.get("past_key_values")
+        if number == 0 and cache is not None and cache.layers:
+            cache.layers[0].gone = 0
+        return given
+
+
+# ------------------------------------------------------------------ methods
+
+
+@dataclass(frozen=True)
+class Lots(PyramidDrop):
+    """Draws from the process's own random numbers."""
+
+    def score(self, view: View) -> Tensor:
+        """Another draw each time."""
+        return torch.rand(view.index.shape, device=view.index.device)
+
+
+@dataclass(frozen=True)
+class OfTheBatch(PyramidDrop):
+    """Ranks by the likeness to the first prompt of the batch, as code does that was written for one."""
+
+    def score(self, view: View) -> Tensor:
+        """[0] where the prompt's own number belongs."""
+        asked = view.hidden[0, view.query[0]].mean(0)
+        return (view.hidden * asked).sum(-1).float()
+
+
+@dataclass(frozen=True)
+class Hindsight(PyramidDrop):
+    """Ranks by the last token there is, also where that is an answer's."""
+
+    def score(self, view: View) -> Tensor:
+        """Rows of the end of the sequence."""
+        last = view.valid & (view.valid.flip(1).cumsum(1).flip(1) == 1)
+        return view.attention(last, 1)
+
+
+@dataclass(frozen=True)
+class Severed(SparseVLM):
+    """Cuts the gradient where it merges."""
+
+    def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
+        """Detached states."""
+        made = super().merge(view, scores, goes, going)
+        return replace(made, states=made.states.detach())
+
+
+@dataclass(frozen=True)
+class Boastful(FastV):
+    """Says it keeps fewer tokens than it does."""
+
+    ranks_by_attention: ClassVar[bool] = False
+
+    def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
+        """Counted behind the boundary's layer, as budgets by a layer's output are."""
+        entering = super().tokens_per_layer(schedule, visual, num_layers)
+        return [*entering[1:], entering[-1]]

@@ -1,0 +1,113 @@
+"""What is on trial, and the small words that checks are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdrop.conformance.batches import RAGGED, TOLERANCE
+from pdrop.conformance.families import FAMILIES, LAYERS, MROPE_FAMILIES
+from pdrop.conformance.prompts import sample
+from pdrop.engine import attach
+from pdrop.methods.base import Method
+from pdrop.schedule import Schedule
+
+VIDEOS = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llava")
+
+
+class NotApplicable(Exception):
+    """A check that this method has no business with; says why."""
+
+
+class Unmet(AssertionError):
+    """A promise that is not kept; says which."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method with its schedule, on an engine.
+
+    Attributes:
+        name: What reports call it.
+        method: The method.
+        schedule_for: Its schedule for a decoder of that many layers.
+        attach: The engine: attach(model, method, schedule).
+    """
+
+    name: str
+    method: Method
+    schedule_for: Callable[[int], Schedule]
+    attach: Callable[[Any, Method, Schedule], Any] = attach
+
+    @property
+    def schedule(self) -> Schedule:
+        """For the tiny models."""
+        return self.schedule_for(LAYERS)
+
+    def on(self, family: str) -> Subject:
+        """With positions that the family's rotary embeddings allow."""
+        if family in MROPE_FAMILIES and self.method.positions == "compact":
+            return replace(self, method=replace(self.method, positions="original"))
+        return self
+
+    def attached(self, model: Any, schedule: Schedule | None = None) -> Any:
+        """The engine's context."""
+        return self.attach(model, self.method, self.schedule if schedule is None else schedule)
+
+
+def must(promise: bool, words: str) -> None:
+    """Hold a promise.
+
+    Raises:
+        Unmet: If it is not kept.
+    """
+    if not promise:
+        raise Unmet(words)
+
+
+def equal(got: Tensor, want: Tensor, atol: float, words: str) -> None:
+    """Hold two tensors against each other.
+
+    Raises:
+        Unmet: If they differ by more than `atol` anywhere, in shape, or in being finite.
+    """
+    must(got.shape == want.shape, f"{words}: shape {tuple(got.shape)}, not {tuple(want.shape)}")
+    off = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
+    must(off <= atol, f"{words}: off by {off:.3g}")
+
+
+def tolerance(backend: str) -> float:
+    """Of logits: float64 with fp32 norms inside, or float32."""
+    return TOLERANCE[backend]
+
+
+def samples_of(family: str, model: Any) -> list[dict[str, Tensor]]:
+    """Prompts with one image, two, none and one; where the family takes videos, the second of two is a video."""
+    assert family in FAMILIES
+    video = family in VIDEOS
+    return [sample(family, model, texts, n, video=video and n == 1) for n, texts in enumerate(RAGGED)]
+
+
+def real(batch: dict[str, Tensor], row: int) -> Tensor:
+    """Which places of a row are tokens, [L] bool."""
+    return batch["attention_mask"][row].bool()
+
+
+def order_of(trace: Any) -> list[list[list[int]]]:
+    """The trace's order as plain lists: by boundary, by prompt."""
+    return [[row.tolist() for row in boundary] for boundary in trace.order]
+
+
+def merges(trace: Any) -> bool:
+    """Whether anything was merged in the last prefill."""
+    return any(made for boundary in trace.merged for made in boundary)
+
+
+def no_grad(check: Callable[..., None]) -> Callable[..., None]:
+    """`torch.no_grad` with its type kept."""
+    wrapped: Callable[..., None] = torch.no_grad()(check)
+    return wrapped

@@ -1,0 +1,65 @@
+"""SparseVLM v1: as many tokens stay as the rank of what the raters see lets (arXiv 2410.04417, section 3.3; the first
+released code, 91fb6d9). The paper's algorithm; its ICML numbers are v1.5's (pdrop/methods/sparsevlm.py).
+
+The attention of the raters to the visual tokens, mean over heads, is a matrix of raters x visual tokens. Its rank times
+`scale` plus `bias` is the number that stays; where the rank is the number of visual tokens, nothing goes. Rating,
+ranking, recycling and positions are v1.5's, and so are the differences listed there. Boundaries are 3, 7, 16 and 20 of
+32 layers. Published for 576 tokens: scale 13.5, bias 0 ("192"); 9, 6 ("128"); 0.8, 0 ("64").
+
+The rank can be no larger than the number of raters, and mostly is that number: attention rows of different tokens are
+hardly ever dependent. So v1 keeps more for longer questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pdrop.methods.base import AttentionRows, Ranking, View
+from pdrop.methods.sparsevlm import SparseVLM, most_raters, raters_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseVLMV1(SparseVLM):
+    """SparseVLM v1. At adaptive stages min(int(rank * scale + bias), tokens - 1) stay, prompt by prompt.
+
+    Attributes:
+        scale, bias: Tokens kept for each unit of rank, and beside them.
+    """
+
+    scale: float = 13.5
+    bias: float = 0.0
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale < 0:
+            raise ValueError(f"scale is a number of tokens for each unit of rank, from 0 on, not {self.scale!r}")
+
+    def score(self, view: View) -> Tensor | Ranking:  # type: ignore[override]
+        """Mean over heads and raters of the attention probabilities, [B, T]; with how many stay."""
+        import torch
+
+        rows = view.attention_rows(raters_of(view), most_raters(view))
+        if view.stage is None or not view.stage.adaptive:
+            return rows.mean()
+        stays = [
+            n if rank == n else max(0, min(int(rank * self.scale + self.bias), n - 1))
+            for n, rank in zip(view.visual_counts, self.ranks(view, rows))
+        ]
+        return Ranking(rows.mean(), torch.tensor(stays, device=view.index.device))
+
+    def ranks(self, view: View, rows: AttentionRows) -> list[int]:
+        """Rank of each prompt's raters x visual tokens, computed on its own rows alone: the same in any batch."""
+        import torch
+
+        seen, visual = rows.probabilities.mean(1), view.visual & view.valid  # [B, Q, T], [B, T]
+        asked = rows.asks.sum(1).tolist()
+        found = []
+        for prompt, count in enumerate(asked):
+            matrix = seen[prompt, :count, visual[prompt]]
+            found.append(int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0)
+        return found
