@@ -4,6 +4,7 @@
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed, runs below each other
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
+    python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import break_even, repro, words
+from analysis import bench, break_even, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_overlays([words.find(runs, run) for run in options.runs], options, results / "figures")
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
+        elif options.command == "bench":
+            text = bench.page(bench.newest(results))
+            say(f"{text}\n")
+            report(results / "tables" / "bench.md", text.encode())
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -76,6 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images; see overlay.py")
+    commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")

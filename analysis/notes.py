@@ -40,8 +40,8 @@ COLUMNS = {
     "floor to full": "0 is the best blind guess, 100 is nothing dropped. Blind guess: the answer that is most "
     "frequent in the training data for the question's wording, over the whole test split",
     "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
-    "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and the "
-    "cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds inside the "
+    "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
+    "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
     "hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, are "
     "marked invalid",
     "n": "samples behind the average",

@@ -39,7 +39,7 @@ FLOORS = {
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
-    "bench": CORE | {"pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
+    "bench": CORE | {"pdrop.conditions", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
     "pdrop.sizes": set(),
