@@ -92,7 +92,8 @@ class Case:
         boundaries = schedule.layers if method.ranks_by_attention else ()
         macs = method.own_macs(schedule, visual, TEXT_TOKENS, arch.layers, arch.hidden, arch.head_dim)
         asking = method.asking(TEXT_TOKENS)
-        this = prefill_flops(arch, layers, TEXT_TOKENS, boundaries=boundaries, images=0, asking=asking, own_macs=macs)
+        own: dict[str, Any] = {"asking": asking, "own_macs": macs, "keys_cached": method.observe < 0}
+        this = prefill_flops(arch, layers, TEXT_TOKENS, boundaries=boundaries, images=0, **own)
         return this[total] / prefill_flops(arch, [visual] * arch.layers, TEXT_TOKENS, images=0)[total]
 
 

@@ -122,6 +122,7 @@ class Pricing:
         spent = prefill_flops(
             self.arch, layers, self.text, boundaries=schedule.layers if ranks else (),
             asking=self.method.asking(self.text), own_macs=macs, images=self.images,
+            keys_cached=self.method.observe < 0,
         )  # fmt: skip
         return spent["total"] / prefill_flops(self.arch, whole, self.text, images=self.images)["total"]
 

@@ -21,7 +21,7 @@ from transformers.masking_utils import create_causal_mask
 
 from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
-from pdrop.engine.ranking import cut, view
+from pdrop.engine.ranking import cached_keys, cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.trace import Trace
@@ -66,6 +66,9 @@ class Attachment:
                 if number >= first or (number == 0 and self.begins):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+                if self.method.observe < 0 and number in self.observed:
+                    watch = partial(self.watch, number)
+                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
         return self.trace
@@ -150,8 +153,6 @@ class Attachment:
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:
             self.begin_stage(run, number, hidden, cache)
-        if run.prompts is not None and self.method.observe < 0 and number in self.observed:
-            run.pending = self.method.score(view(run, number, layer, hidden, self.rotary(run, hidden, given)))
         if not run.staged:
             return (hidden, *args[1:]), kwargs
         stage = {
@@ -161,6 +162,15 @@ class Attachment:
             "position_ids": None,
         }
         return (hidden, *args[1:]), kwargs | stage
+
+    def watch(self, number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Rank by a layer that has just run: its keys lie in the cache, and need not be computed again."""
+        run = self.run
+        if run is None or run.prompts is None:
+            return
+        hidden = args[0]
+        keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
+        run.pending = self.method.score(view(run, number, layer, hidden, kwargs["position_embeddings"], keys))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
