@@ -216,10 +216,8 @@ def earlier(turn: Dial, num_layers: int) -> Iterator[tuple[int, ...]]:
     own = turn(0.5, None)
     keeps = [stage.keep for stage in own]
     if len(own) == 3 and keeps == [0.5, 0.25, 0.125]:
-        for first in (2, 1):
-            moved = tuple(max(1, round(layer * num_layers / 32)) for layer in (first, 8, 16))
-            if len(set(moved)) == 3 and moved != own.layers:
-                yield moved
+        moved = [tuple(max(1, round(layer * num_layers / 32)) for layer in (first, 8, 16)) for first in (2, 1)]
+        yield from (at for at in dict.fromkeys(moved) if len(set(at)) == 3 and at != own.layers)
 
 
 def at_layers(schedule: Schedule) -> str:
