@@ -46,8 +46,9 @@ check: $(STAMP) ## Format and lint with ruff, check the types with mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 8 minutes on one core)
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench.py
+	@$(BIN)/python -m analysis bench
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench_training.py

@@ -1,6 +1,6 @@
 """How fast dropping is, as ratios to the unpruned model in the same process, held against the FLOPs it saves.
 
-    make bench              (about 8 minutes on one core; `python bench.py --quick`: about 1 minute)
+    make bench              (about 10 minutes on one core; `python bench.py --quick`: about 1 minute)
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
 text, the decoder alone. Weights are random because speed does not depend on them. The columns:
@@ -35,6 +35,7 @@ from typing import Any
 import torch
 import transformers
 
+from pdrop.conditions import conditions
 from pdrop.engine import attach
 from pdrop.environment import environment
 from pdrop.flops import decode_flops_per_token, prefill_flops
@@ -53,17 +54,26 @@ from pdrop.methods.base import Method
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
+from pdrop.methods.sparsevlm import SparseVLM
 from pdrop.record import Interval, write_atomically
-from pdrop.schedule import Schedule, pyramid, single
+from pdrop.schedule import Schedule, pyramid, single, sparsevlm
 from pdrop.sizes import Architecture
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999
 # CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once
 # with PyramidDrop at 6444f30, FastV at d165972 (its transformers 4.31 code, in place, and its fork of 4.39), SparseVLM
 # at 26a5f48. Not measured by this program.
-OFFICIAL = {
-    576: "PyramidDrop 0.53   FastV 0.67 (4.31) 0.72 (fork)   SparseVLM-192 0.47",
-    2880: "PyramidDrop 0.43   FastV 1.04 (4.31) 0.76 (fork)   SparseVLM-192 0.34",
+OFFICIAL: dict[int, dict[str, dict[str, float]]] = {
+    576: {
+        "PyramidDrop S=4 .5": {"its program": 0.53},
+        "FastV K=2 .5": {"in transformers 4.31": 0.67, "its fork of 4.39": 0.72},
+        "SparseVLM-192": {"its program": 0.47},
+    },
+    2880: {
+        "PyramidDrop S=4 .5": {"its program": 0.43},
+        "FastV K=2 .5": {"in transformers 4.31": 1.04, "its fork of 4.39": 0.76},
+        "SparseVLM-192": {"its program": 0.34},
+    },
 }
 
 
@@ -77,9 +87,13 @@ class Case:
 
     def flops_ratio(self, arch: Architecture, visual: int, total: str = "total") -> float:
         """FLOPs of the decoder's prefill / the unpruned one's."""
-        layers = self.schedule.tokens_per_layer(visual, arch.layers, self.method.count)
-        boundaries = self.schedule.layers if self.method.ranks_by_attention else ()
-        this = prefill_flops(arch, layers, TEXT_TOKENS, boundaries=boundaries, images=0)
+        method, schedule = self.method, self.schedule
+        layers = method.tokens_per_layer(schedule, visual, arch.layers)
+        boundaries = schedule.layers if method.ranks_by_attention else ()
+        macs = method.own_macs(schedule, visual, TEXT_TOKENS, arch.layers, arch.hidden, arch.head_dim)
+        asking = method.asking(TEXT_TOKENS)
+        own: dict[str, Any] = {"asking": asking, "own_macs": macs, "keys_cached": method.observe < 0}
+        this = prefill_flops(arch, layers, TEXT_TOKENS, boundaries=boundaries, images=0, **own)
         return this[total] / prefill_flops(arch, [visual] * arch.layers, TEXT_TOKENS, images=0)[total]
 
 
@@ -89,6 +103,7 @@ def cases(layers: int) -> list[Case]:
         Case("PyramidDrop S=4 .5", PyramidDrop(), pyramid(layers)),
         Case("its random twin", RandomDrop(positions="compact"), pyramid(layers)),
         Case("FastV K=2 .5", FastV(), single(2, 0.5)),
+        Case("SparseVLM-192", SparseVLM(), sparsevlm(layers, budget=192)),
         Case("keep = 1", PyramidDrop(), pyramid(layers, ratio=1.0)),
     ]
 
@@ -144,7 +159,9 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
     first, twin = (samples[case.name] for case in compared[:2])
     ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, twin)], "share")
     say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
-    say(f"official programs, same shapes (not measured here): {OFFICIAL[visual]}")
+    for name, programs in OFFICIAL[visual].items():
+        say(f"official {name}, same shapes, not measured here: "
+            + ", ".join(f"{ratio:.2f} ({which})" for which, ratio in programs.items()))  # fmt: skip
     none = {"cpu_ms": asdict(cpu_ms(samples["none"])), "again": noise}
     return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
 
@@ -170,6 +187,7 @@ def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
         Case("PyramidDrop compact", PyramidDrop(positions="compact"), pyramid(layers)),
         Case("PyramidDrop original", PyramidDrop(positions="original"), pyramid(layers)),
         Case("FastV", FastV(), single(2, 0.5)),
+        Case("SparseVLM-192", SparseVLM(), sparsevlm(layers, budget=192)),
     ]
     with contextlib.ExitStack() as attachments:
         sides = {}
@@ -184,7 +202,7 @@ def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
     whole, rows = decode_flops_per_token(arch, [visual + TEXT_TOKENS + 1] * layers), {}
     for case in compared[1:]:
         row, line = compare(case.name, samples[case.name], samples["none"])
-        left = [n + TEXT_TOKENS + 1 for n in case.schedule.tokens_per_layer(visual, layers, case.method.count)]
+        left = [n + TEXT_TOKENS + 1 for n in case.method.tokens_per_layer(case.schedule, visual, layers)]
         rows[case.name] = row | {"flops_ratio": decode_flops_per_token(arch, left) / whole}
         say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
     return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
@@ -228,19 +246,21 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     ]
     decoding = bench_decode(model, 576, Protocol("decode", warmup=3, pairs=30 if options.quick else 100))
     record = {
-        "format": 1,
+        "format": 2,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
         "threads": torch.get_num_threads(),
         "load_before_and_after": [load, os.getloadavg()],
         "seconds": time.time() - started,
+        "conditions": conditions(model),
         "prefill": prefills,
         "decode": decoding,
-        "official_cpu_ratios": OFFICIAL,
+        "official_cpu_ratios": {str(visual): programs for visual, programs in OFFICIAL.items()},
         "environment": environment(),
     }
     path = options.output / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
+    say(f"as a page: python -m analysis bench --results {options.output.parent}")
     return path
 
 

@@ -7,6 +7,7 @@
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
     python -m analysis readme                README.md: its table, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
+    python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import break_even, fresh, readme, repro, words
+from analysis import bench, break_even, fresh, readme, repro, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_hard(results, options.name, options.control)
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
+        elif options.command == "bench":
+            text = bench.page(bench.newest(results))
+            say(f"{text}\n")
+            report(results / "tables" / "bench.md", text.encode())
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -96,6 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
+    commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")

@@ -1,6 +1,6 @@
 """The break-even figure: speed-up of a whole answer over its length, a curve a batch size, a panel a number of images.
 
-NAME-break-even    one row of panels a method; the line at 1 is where dropping stops paying
+NAME (NAME-MODEL where there are several)    one row of panels a method; the line at 1 is where dropping stops paying
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def files(experiment: Experiment) -> Iterable[tuple[str, bytes]]:
     for model in models:
         stem = experiment.name if len(models) == 1 else f"{experiment.name}-{model}"
         those = [curve for curve in found if curve.run.record.spec.model == model]
-        yield from saved(panels(those), f"{stem}-break-even")
+        yield from saved(panels(those), stem)
 
 
 def panels(found: list[Curve]) -> Figure:

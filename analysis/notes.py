@@ -45,9 +45,9 @@ COLUMNS = {
     "question's wording, over the whole test split",
     "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
     "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
-    "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds inside "
-    "the hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, "
-    "are marked invalid",
+    "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
+    "hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, are "
+    "marked invalid",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples behind the average",

@@ -21,7 +21,7 @@ PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
 
 
 def grids(table: Table) -> list[Grid]:
-    """The table's four grids."""
+    """The table's four grids; two where nothing was scored."""
     names = task_names(list(table.tasks))
     many = ["model"] if len(table.models) > 1 else []
     head = [*many, "budget", "method"]
@@ -71,7 +71,8 @@ def grids(table: Table) -> list[Grid]:
         guesses = [Text(percent(table.floors.get(task))) for task in table.tasks]
         by_task.rows.append([*start_cells, *guesses, Text(percent(table.floor)), *blank * (len(ends) - 1)])
     starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
-    return [main, by_task, sure, cost_grid(table, head, starts)]
+    costs_in_full = cost_grid(table, head, starts)
+    return [main, by_task, sure, costs_in_full] if table.tasks else [main, costs_in_full]  # a ledger scores nothing
 
 
 def labels(table: Table) -> list[str]:

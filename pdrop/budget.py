@@ -122,6 +122,7 @@ class Pricing:
         spent = prefill_flops(
             self.arch, layers, self.text, boundaries=schedule.layers if ranks else (),
             asking=self.method.asking(self.text), own_macs=macs, images=self.images,
+            keys_cached=self.method.observe < 0,
         )  # fmt: skip
         return spent["total"] / prefill_flops(self.arch, whole, self.text, images=self.images)["total"]
 
@@ -215,10 +216,8 @@ def earlier(turn: Dial, num_layers: int) -> Iterator[tuple[int, ...]]:
     own = turn(0.5, None)
     keeps = [stage.keep for stage in own]
     if len(own) == 3 and keeps == [0.5, 0.25, 0.125]:
-        for first in (2, 1):
-            moved = tuple(max(1, round(layer * num_layers / 32)) for layer in (first, 8, 16))
-            if len(set(moved)) == 3 and moved != own.layers:
-                yield moved
+        moved = [tuple(max(1, round(layer * num_layers / 32)) for layer in (first, 8, 16)) for first in (2, 1)]
+        yield from (at for at in dict.fromkeys(moved) if len(set(at)) == 3 and at != own.layers)
 
 
 def at_layers(schedule: Schedule) -> str:

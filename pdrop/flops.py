@@ -71,6 +71,7 @@ def prefill_flops(
     boundaries: Sequence[int] = (),
     asking: float = 1,
     own_macs: float = 0,
+    keys_cached: bool = False,
     images: Images | None = None,
     logits: int = 1,
     visual: float | None = None,
@@ -84,6 +85,8 @@ def prefill_flops(
         boundaries: Layers in front of which a method ranks by attention rows that it computes itself.
         asking: How many rows of attention it asks for at each (Method.asking).
         own_macs: Multiply-adds of its own matrix products (Method.own_macs).
+        keys_cached: It ranks by a layer that has run already (Method.observe = -1) and left its keys in a cache;
+            otherwise they are computed for the ranking.
         images: What went through the tower: the number of crops (towers of a fixed size), or the grid (frames,
             height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
             one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0 or (): decoder alone.
@@ -108,6 +111,7 @@ def prefill_flops(
     seen = arch.tower.flops(came, images) if came else (0.0, 0.0)
     # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
     # equally many, so it does not matter which of them the method observes
+    made = 0 if keys_cached else keys
     ranked = [tokens[k - 1] if k else came + text_tokens for k in boundaries] if came else []
     flops = {
         "vision_tower": seen[0],
@@ -115,7 +119,7 @@ def prefill_flops(
         "attention_projections": sum(2.0 * n * d * (2 * queries + 2 * keys) for n in tokens),
         "attention": sum(2.0 * 2 * n * n * queries for n in tokens),
         "mlp": sum(2.0 * n * d * arch.intermediate * 3 for n in tokens),
-        "ranking": sum(2.0 * (n * d * keys + asking * (d + n) * queries) for n in ranked) + 2.0 * own_macs,
+        "ranking": sum(2.0 * (n * d * made + asking * (d + n) * queries) for n in ranked) + 2.0 * own_macs,
         "lm_head": 2.0 * logits * d * arch.vocab,
     }
     flops["total"] = sum(flops[name] for name in SUMMED)
@@ -169,7 +173,7 @@ def cost(
         own: dict[str, Any] = {}
         if method is not None:
             extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim, layers)
-            own = {"asking": method.asking(text), "own_macs": extra}
+            own = {"asking": method.asking(text), "own_macs": extra, "keys_cached": method.observe < 0}
         flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, visual=visual, **own)
         parts.update({name: value * share for name, value in flops.items()})
         undropped = prefill_flops(arch, [visual] * arch.layers, text, images=images)

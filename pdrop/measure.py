@@ -1,5 +1,8 @@
 """Everything that is measured of one cell, beside the unpruned model: stages, answers, memory, and its validity.
 
+    model = architectures.build("llava_1_5_7b", dtype="bfloat16", attn_implementation="sdpa", device="cuda")
+    inputs = architectures.noise_prompt(model.config, architectures.reference_prompt("llava_1_5_7b"), batch=4)
+    inputs = {name: x.to("cuda", torch.bfloat16 if x.is_floating_point() else None) for name, x in inputs.items()}
     found = measure(model, inputs, PyramidDrop(), pyramid(32), Protocol("mine", 2, 10, new_tokens=(1, 64)))
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 

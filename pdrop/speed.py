@@ -7,19 +7,20 @@ the model is built there again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop import architectures
-from pdrop.inputs import load, load_once, reference_prompt
+from pdrop.inputs import load, reference_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings
@@ -95,7 +96,8 @@ def time_cell(
 
     protocol = settings.latency
     if protocol.fresh:
-        cost.timing = in_fresh_processes(settings, method, schedule)
+        with off_the_device(checkpoint.model):
+            cost.timing = in_fresh_processes(settings, method, schedule)
     elif protocol.new_tokens or protocol.memory:
         make = preprocessing(checkpoint, settings)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
@@ -143,8 +145,6 @@ def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -
     """
     from pdrop.measure import pooled
 
-    load_once.cache_clear()  # this process's model would lie on the device beside the measured one
-    release_device(settings.device)
     kind = type(method)
     request = {
         "settings": {**asdict(settings), "results": str(settings.results)},
@@ -167,12 +167,21 @@ def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -
     return pooled(cells)
 
 
-def release_device(device: str) -> None:
-    """Give unused memory of a GPU back to it."""
-    if device.startswith("cuda"):
-        import torch
+@contextlib.contextmanager
+def off_the_device(model: Any) -> Iterator[None]:
+    """This process's model must not lie on a GPU beside the measured one: it waits in the main memory."""
+    import torch
 
-        torch.cuda.empty_cache()
+    device = model.device
+    if device.type != "cuda":
+        yield
+        return
+    model.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        model.to(device)
 
 
 def threads() -> int:

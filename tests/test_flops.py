@@ -155,7 +155,8 @@ def test_closed_form_is_what_torch_counts_through_the_hooks(method: Any, schedul
         counted = counted_prefill_flops(model, inputs)
     layers = schedule.tokens_per_layer(visual, arch.layers, method.count)
     boundaries = schedule.layers if method.ranks_by_attention else ()
-    flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images)
+    cached = method.observe < 0
+    flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, keys_cached=cached)
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
     assert (flops["ranking"] > 0) == method.ranks_by_attention
 

@@ -15,7 +15,9 @@ from prompts import collate, sample, single
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pdrop import attach
+from pdrop import FastV, attach
+from pdrop.latency import Protocol
+from pdrop.measure import measure
 
 DEVICE = "cuda"
 pytestmark = [
@@ -81,3 +83,17 @@ def test_a_batch_keeps_what_its_rows_keep(family: str) -> None:
             for row, one in enumerate(samples):
                 model(**move(single(family, one)))
                 assert [stage[0] for stage in kept_of(trace)] == [stage[row] for stage in together]
+
+
+def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
+    model = fresh("llava", "sdpa", torch.float16)
+    inputs = move(single("llava", sample("llava", model, (3, 5, 2))), torch.float16)
+    model.to(DEVICE)
+    protocol = Protocol("test", warmup=2, pairs=3, new_tokens=(1, 4), memory=True)
+    found = measure(model, inputs, FastV(), HALVES, protocol)
+    assert found["conditions"]["before"]["device_name"] and found["conditions"]["before"]["others_gib"] is not None
+    for lane in (found["stages"]["prefill"], found["stages"]["decode"], found["end_to_end"]["4"]):
+        assert lane["this"]["low"] > 0 and lane["none"]["low"] > 0
+    peak = found["memory"]["none"]["prefill"]
+    assert peak["allocated"] > 0 and peak["reserved"] >= 0
+    assert sum(found["memory"]["this"]["kv_per_layer"]) < sum(found["memory"]["none"]["kv_per_layer"])

@@ -142,12 +142,12 @@ def test_selection_share_grows_with_what_selection_does() -> None:
 def test_the_benchmark_compares_every_case_with_the_unpruned_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
     bench = importlib.import_module("bench")
-    model = bench.build(layers=4, hidden=32, heads=2, intermediate=64)
+    model = bench.build(layers=8, hidden=32, heads=2, intermediate=64)
     prefill(model, bench.prompt(4))
     before = hooks_of(model)
     result = bench.bench_prefill(model, 576, Protocol("test", warmup=0, pairs=2), selection_rounds=1)
     rows = result["cases"]
-    assert set(rows) == {case.name for case in bench.cases(4)}
+    assert set(rows) == {case.name for case in bench.cases(8)}
     assert all(len(row["cpu_ratio"]["values"]) == 2 for row in rows.values())
     assert rows["PyramidDrop S=4 .5"]["flops_ratio"] > rows["its random twin"]["flops_ratio"]
     assert rows["keep = 1"]["flops_ratio"] > 1  # it ranks, and drops nothing

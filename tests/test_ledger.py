@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,47 @@ def test_run_prints_the_ledger_offline(tmp_path: Path, monkeypatch: pytest.Monke
     assert "8/16/24 cannot go below 144 of 576 average tokens" in "".join(capfd.readouterr())
     assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", "budget=flops:0.5", "ratio=0.5") == 1
     assert "leave out ratio=" in "".join(capfd.readouterr())
+
+
+# ------------------------------------------------------------------ random weights
+
+SMALL: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=4)
+
+
+def shrunk(name: str) -> dict[str, Any]:
+    """A shipped architecture of 4 narrow layers, its tower of one."""
+    found = json.loads((ROOT / f"pdrop/architectures/{name}.json").read_text())
+    text, vision = found["config"]["text_config"], found["config"]["vision_config"]
+    text.update(SMALL, num_hidden_layers=4)
+    if "rope_parameters" in text:
+        text["rope_parameters"]["mrope_section"] = [4, 2, 2]
+    if "depth" in vision:
+        vision.update(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64)
+        vision.update(fullatt_block_indexes=[0])
+        found["prompt"].update(visual=16, images=[[1, 8, 8]])
+    else:
+        vision.update(num_hidden_layers=2, hidden_size=32, intermediate_size=32, num_attention_heads=2)
+        vision.update(image_size=56)
+        found["prompt"].update(visual=16)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llava_1_5_7b", "qwen2_5_vl_7b"])
+def test_speed_without_a_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    small = shrunk(name)
+    monkeypatch.setattr(shipped, "entry", lambda _: small)
+    monkeypatch.setattr(shipped, "of_checkpoint", lambda path: name)
+    shipped.read.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    timing = ["latency.warmup=1", "latency.pairs=2", "latency.min_seconds=0", "latency.new_tokens=[1,3]"]
+    call_ = [f"model={name}", "model.weights=random", "tasks=none", "layers=[2]", "positions=original", "dtype=float32"]
+    try:
+        assert call(monkeypatch, *call_, "batch_size=2", "latency.images=2", "device=cpu", *timing) == 0
+    finally:
+        shipped.read.cache_clear()
+    (record,) = read_records(tmp_path / "results/runs")
+    assert record.spec.weights == "random" and record.cost and record.cost.timing
+    assert record.cost.visual_tokens_per_layer == [32, 32, 16, 16], "two images of 16 tokens"
+    assert set(record.cost.timing["end_to_end"]) == {"1", "3"} and record.cost.timing["batch"] == 2
+    assert {"prefill", "decode", "vision", "selection"} == set(record.cost.timing["stages"])
+    assert record.cost.flops_parts["vision_tower"] > 0

@@ -41,7 +41,7 @@ def test_a_step_is_what_torch_counts(
     labels[:, :-2] = -100
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     with attach(model, method, schedule), FlopCounterMode(display=False) as counter:
-        model(**inputs, labels=labels).loss.backward()
+        model(**inputs, labels=labels, use_cache=False).loss.backward()
     arch = Architecture.from_config(model.config)
     layers = (method or PyramidDrop()).tokens_per_layer(schedule, visual, 6)
     step = training_step_flops(

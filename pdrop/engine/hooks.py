@@ -22,7 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from pdrop.engine import deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layout import read_layout
-from pdrop.engine.ranking import cut, view
+from pdrop.engine.ranking import cached_keys, cut, view
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
@@ -69,6 +69,9 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+                if self.method.observe < 0 and number in self.observed:
+                    watch = partial(self.watch, number)
+                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
         return self.trace
@@ -160,9 +163,6 @@ class Attachment:
             if not number and cache is not None and (lost := args[0].shape[1] - hidden.shape[1]):
                 early.lose(cache, lost)
             self.begin_stage(run, number, hidden, cache)
-        if run.prompts is not None and self.method.observe < 0 and number in self.observed:
-            stage = self.boundaries[number - self.method.observe]
-            run.pending = self.method.score(view(run, number, layer, hidden, self.rotary(run, hidden, given), stage))
         if not run.staged:
             return (hidden, *args[1:]), kwargs
         behind = {
@@ -172,6 +172,17 @@ class Attachment:
             "position_ids": None,
         }
         return (hidden, *args[1:]), kwargs | behind
+
+    def watch(self, number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Rank by a layer that has just run: its keys lie in the cache, and need not be computed again."""
+        run = self.run
+        if run is None or run.prompts is None:
+            return
+        hidden = args[0]
+        keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
+        stage = self.boundaries[number - self.method.observe]
+        rotary = kwargs["position_embeddings"]
+        run.pending = self.method.score(view(run, number, layer, hidden, rotary, stage, keys))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -252,17 +263,7 @@ class Attachment:
         if run is None or not run.dropped:
             return None
         assert run.prompts is not None and run.alive is not None
-        alive = run.alive.to(output.device)
-        if alive.ragged:
-            output = output.masked_fill(~alive.valid[..., None], 0)  # fillers differ from backend to backend
-        places, length = alive.index, run.prompts.ids.shape[1]
-        if alive.ragged and alive.names is not None:
-            # a merged token took the place of one that went, which may be a filler's too: these go out of the way
-            places = places.masked_fill(~alive.valid, length)
-            whole = output.new_zeros(len(output), length + 1, output.shape[2])
-            return whole.scatter(1, places[..., None].expand_as(output), output)[:, :length]
-        whole = output.new_zeros(len(output), length, output.shape[2])
-        return whole.scatter(1, places[..., None].expand_as(output), output)
+        return run.alive.to(output.device).spread(output, run.prompts.ids.shape[1])
 
     # ---------------------------------------------------------------- visual features added behind the first layers
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary
@@ -23,9 +24,18 @@ from pdrop.schedule import Stage
 
 
 def view(
-    run: Forward, number: int, layer: nn.Module, hidden: Tensor, rotary: Rotary, stage: Stage | None = None
+    run: Forward,
+    number: int,
+    layer: nn.Module,
+    hidden: Tensor,
+    rotary: Rotary,
+    stage: Stage | None = None,
+    keys: Tensor | None = None,
 ) -> View:
-    """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`."""
+    """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`.
+
+    `keys` [B, kv heads, T, head size] are the layer's own, where it has run already.
+    """
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
     cos, sin = (x.to(hidden.device) for x in rotary)
@@ -34,7 +44,7 @@ def view(
         asking = alive.query if rows is None else rows & alive.valid
         if most is None:
             most = prompts.max_queries if rows is None else int(asking.sum(1).max())
-        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most)
+        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys)
 
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
@@ -114,14 +124,28 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
     return plan
 
 
+def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
+    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways."""
+    layers = getattr(cache, "layers", ())
+    if number >= len(layers) or type(layers[number]) is not DynamicLayer:
+        return None
+    return layers[number].keys[:, :, -new:]
+
+
 @torch.no_grad()
 def attention_rows(
-    layer: nn.Module, hidden: Tensor, rotary: Rotary, valid: Tensor, asking: Tensor, most: int
+    layer: nn.Module,
+    hidden: Tensor,
+    rotary: Rotary,
+    valid: Tensor,
+    asking: Tensor,
+    most: int,
+    keys: Tensor | None = None,
 ) -> AttentionRows:
     """What the asking tokens attend to in `layer`.
 
-    Costs the layer's key projection over all tokens and its query projection over `most` ones; the layer's modules
-    are called as modules, so sharding and adapters see them.
+    Costs the layer's query projection over `most` tokens and, where it has not run yet, its key projection over all of
+    them; the layer's modules are called as modules, so sharding and adapters see them.
 
     Args:
         hidden: What enters the layer, [B, T, D].
@@ -129,10 +153,11 @@ def attention_rows(
         valid: Which are tokens, not padding, [B, T] bool.
         asking: Which tokens ask, [B, T] bool.
         most: The most tokens of a prompt that ask, or more.
+        keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
     """
     attention: Any = layer.self_attn
     rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    hidden, (cos, sin) = layer.input_layernorm(hidden), rotary  # type: ignore[operator]
+    cos, sin = rotary
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, heads, head size] -> [B, heads, T, head size]."""
@@ -147,8 +172,12 @@ def attention_rows(
 
     at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
     asks = (take(cos, at), take(sin, at))
-    q = project("q", take(hidden, at), *asks)
-    k = project("k", hidden, cos, sin)
+    norm: Any = layer.input_layernorm  # of each token alone: those that ask suffice where the keys are there
+    if keys is None:
+        hidden = norm(hidden)
+        q, k = project("q", take(hidden, at), *asks), project("k", hidden, cos, sin)
+    else:
+        q, k = project("q", norm(take(hidden, at)), *asks), keys
     # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
     q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)

@@ -150,6 +150,19 @@ class Alive:
         moved = {name: getattr(self, name).to(device) for name in ("index", "valid", "visual", "query")}
         return replace(self, **moved, names=None if self.names is None else self.names.to(device))
 
+    def spread(self, states: Tensor, length: int) -> Tensor:
+        """Every row back to its place in the padded prompt, zeros elsewhere. [B, T, D] -> [B, length, D]."""
+        if self.ragged:
+            states = states.masked_fill(~self.valid[..., None], 0)  # fillers differ from backend to backend
+        places = self.index
+        if self.ragged and self.names is not None:
+            # a merged token took the place of one that went, which may be a filler's too: these go out of the way
+            places = places.masked_fill(~self.valid, length)
+            whole = states.new_zeros(len(states), length + 1, states.shape[2])
+            return whole.scatter(1, places[..., None].expand_as(states), states)[:, :length]
+        whole = states.new_zeros(len(states), length, states.shape[2])
+        return whole.scatter(1, places[..., None].expand_as(states), states)
+
     def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
         """Which tokens stay, [B, T] bool: text, and of each row the `keep` visual tokens with the highest scores.
 
