@@ -350,7 +350,7 @@ function paint(canvas, pictures, doc, mask, map) {
     for (let row = 0; row < rows; row++, token += newline) {
       for (let column = 0; column < columns; column++, token++) {
         if (weights) pen.fillStyle = heat(weights[token] / 255);
-        else if (mask !== null && !has(mask, token)) pen.fillStyle = "rgb(150 150 150 / .85)";
+        else if (mask !== null && !has(mask, token)) pen.fillStyle = "rgb(150 150 150 / .9)";
         else continue;
         pen.fillRect(x + column * unit, y + row * unit, unit, unit);
       }

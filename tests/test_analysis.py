@@ -183,15 +183,17 @@ def test_ten_cells_of_ten_tasks_are_quick(tmp_path: Path) -> None:
     assert len(table.rows) == 10 and time.process_time() - started < 3
 
 
-def test_tables_and_figures_need_no_torch(copied: Path) -> None:
+@pytest.mark.parametrize("command", ["tables", "figures", "report"])
+def test_tables_figures_and_report_need_no_torch(copied: Path, command: str) -> None:
     code = (
-        "import sys; from analysis.__main__ import main; code = main(sys.argv[1:]); import analysis.figure;"
+        "import sys; from analysis.__main__ import main; code = main(sys.argv[1:]);"
         "bad = {'torch', 'transformers', 'lmms_eval', 'hydra'} & set(sys.modules); sys.exit(str(bad) if bad else code)"
     )
-    command = [sys.executable, "-c", code, "tables", "--results", str(copied)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    arguments = [sys.executable, "-c", code, command, "--results", str(copied)]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (copied / "tables" / "demo.md").exists()
+    made = {"tables": "tables/demo.md", "figures": "figures/demo-tradeoff.png", "report": "report.html"}
+    assert (copied / made[command]).exists()
 
 
 def test_a_reader_who_stops_reading_is_no_error(copied: Path) -> None:
