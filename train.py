@@ -8,7 +8,6 @@ pdrop/training/job.py. The dials of dropping are run.py's.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pdrop.run import CONF, ModelConfig, check_dials, default_device, instantiate, stop
+from pdrop.run import CONF, ModelConfig, check_dials, default_device, dropping, stop
 
 log = logging.getLogger("pdrop")
 
@@ -119,14 +118,8 @@ def job(cfg: Any) -> float | None:
 
     try:
         config: Any = OmegaConf.to_object(cfg)
-        hydra_config = HydraConfig.get()
-        if config.positions is not None and config.method is not None:
-            config.method["positions"] = config.positions
-        method = None if config.method is None else instantiate(config.method)
-        schedule = functools.partial(instantiate, config.schedule)
-        overrides = [o for o in hydra_config.overrides.task if not o.startswith("output=")]
-        name = hydra_config.runtime.choices["method"]
-        return train(settings(config), name, method, lambda n: schedule(num_layers=n), overrides).final_loss
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("output=")]
+        return train(settings(config), *dropping(config), overrides).final_loss
     except OmegaConfBaseException as error:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:

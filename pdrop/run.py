@@ -8,11 +8,11 @@ Hydra and omegaconf stop in this file. Heavy imports wait until a run really sta
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,25 +92,23 @@ def job(cfg: Any) -> float | None:
 
     try:
         config: Any = OmegaConf.to_object(cfg)
-        hydra_config = HydraConfig.get()
-        if config.positions is not None and config.method is not None:
-            config.method["positions"] = config.positions
-        method = None if config.method is None else instantiate(config.method)
-        schedule = functools.partial(instantiate, config.schedule)
-        record = run_cell(
-            settings(config),
-            hydra_config.runtime.choices["method"],
-            method,
-            lambda layers: schedule(num_layers=layers),
-            # where the store lies is no part of a run: it may be moved
-            [o for o in hydra_config.overrides.task if not o.startswith("results=")],
-        )
-        return mean_score(record)
+        # where the store lies is no part of a run: it may be moved
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("results=")]
+        return mean_score(run_cell(settings(config), *dropping(config), overrides))
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
+
+
+def dropping(config: Any) -> tuple[str, Any, Callable[[int], Any]]:
+    """What the dials of dropping say: the method's name, the method, and the schedule for a number of layers."""
+    if config.positions is not None and config.method is not None:
+        config.method["positions"] = config.positions
+    method = None if config.method is None else instantiate(config.method)
+    name = HydraConfig.get().runtime.choices["method"]
+    return name, method, lambda layers: instantiate(config.schedule, num_layers=layers)
 
 
 def stop(message: str) -> NoReturn:

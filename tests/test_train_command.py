@@ -255,14 +255,11 @@ REFUSED = [
     (["layers=[9]"], "has a boundary at layer 9"),
     (["train.data=nowhere.json"], "nowhere.json: no such file; train.data is"),
     (["mehtod=none"], "there is no dial 'mehtod', did you mean method?"),
-    (["train.args.optim=galore_adamw"], "chooses its parameters itself"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[r[0][0] for r in REFUSED])
 def test_what_cannot_be_is_one_line(arguments, says, command, tiny, data) -> None:
-    if "galore" in arguments[0]:
-        pytest.importorskip("galore_torch")
     code, said_, _ = command(
         *QUICK, f"model.path={tiny}", *data, "train=embedded", "train.format=vicuna_v1", *arguments
     )

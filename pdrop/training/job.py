@@ -21,6 +21,7 @@ from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.architecture import visual_ids
 from pdrop.environment import environment
+from pdrop.inputs import accelerator
 from pdrop.schedule import Schedule
 from pdrop.sizes import Architecture
 from pdrop.training.arguments import arguments_of
@@ -108,7 +109,7 @@ def train(
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
-        record.environment = environment()
+        record.environment = environment() | accelerator(settings.device)
         if main:
             record.write(folder)
         log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
