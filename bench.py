@@ -50,13 +50,14 @@ from pdrop.latency import (
     take_turns,
     time_call,
 )
+from pdrop.lists import sparsevlm
 from pdrop.methods.base import Method
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.methods.sparsevlm import SparseVLM
 from pdrop.record import Interval, write_atomically
-from pdrop.schedule import Schedule, pyramid, single, sparsevlm
+from pdrop.schedule import Schedule, pyramid, single
 from pdrop.sizes import Architecture
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999

@@ -8,7 +8,6 @@ pdrop/training/job.py. The dials of dropping are run.py's.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pdrop.run import CONF, ModelConfig, check_dials, default_device, instantiate, stop
+from pdrop.run import CONF, ModelConfig, check_dials, default_device, dropping, stop
 
 log = logging.getLogger("pdrop")
 
@@ -100,6 +99,7 @@ class TrainConfig:
     ratio: float = 0.5
     layers: list[int] | None = None
     positions: str | None = None
+    twin: bool = False
     seed: int = 0
     dtype: str | None = None
     attn_implementation: str = "sdpa"
@@ -119,14 +119,8 @@ def job(cfg: Any) -> float | None:
 
     try:
         config: Any = OmegaConf.to_object(cfg)
-        hydra_config = HydraConfig.get()
-        if config.positions is not None and config.method is not None:
-            config.method["positions"] = config.positions
-        method = None if config.method is None else instantiate(config.method)
-        schedule = functools.partial(instantiate, config.schedule)
-        overrides = [o for o in hydra_config.overrides.task if not o.startswith("output=")]
-        name = hydra_config.runtime.choices["method"]
-        return train(settings(config), name, method, lambda n: schedule(num_layers=n), overrides).final_loss
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("output=")]
+        return train(settings(config), *dropping(cfg, config), overrides).final_loss
     except OmegaConfBaseException as error:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:

@@ -13,9 +13,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from analysis.against_random import is_random
 from analysis.attention import attention_studies, stability
 from analysis.comparable import parts, refuse_mixtures
-from analysis.compare import compare, is_random
+from analysis.compare import compare
 from analysis.load import experiments, load_experiment
 from analysis.redundancy import studies
 from analysis.rows import Row, Table

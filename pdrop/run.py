@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,32 +97,34 @@ def job(cfg: Any) -> float | None:
 
     try:
         config: Any = OmegaConf.to_object(cfg)
-        hydra_config = HydraConfig.get()
-        if config.positions is not None and config.method is not None:
-            config.method["positions"] = config.positions
-        method = None if config.method is None else instantiate(config.method)
-        name = hydra_config.runtime.choices["method"]
-        if config.twin and method is not None:
-            from pdrop.methods.random_drop import twin_of
-
-            method, name = twin_of(method, config.seed), f"random_{name}"
         # where the store lies is no part of a run: it may be moved. Sweeps escape colons, single runs need not
-        overrides = [o.replace("\\:", ":") for o in hydra_config.overrides.task if not o.startswith("results=")]
+        overrides = [o.replace("\\:", ":") for o in HydraConfig.get().overrides.task if not o.startswith("results=")]
         if config.budget is not None and any(o.startswith("ratio=") for o in overrides):
             raise ValueError(f"budget={config.budget} finds the ratio: leave out ratio=")
-        record = run_cell(
-            settings(config),
-            name,
-            method,
-            functools.partial(schedule_of, cfg),
-            overrides,
-        )
-        return mean_score(record)
+        return mean_score(run_cell(settings(config), *dropping(cfg, config), overrides))
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
+
+
+def dropping(cfg: Any, config: Any) -> tuple[str, Any, Callable[..., Any]]:
+    """What the dials of dropping say: the method's name, the method, and the schedule for a number of layers.
+
+    Args:
+        cfg: The composed configuration, whose dials a budget turns.
+        config: The same as an object.
+    """
+    if config.positions is not None and config.method is not None:
+        config.method["positions"] = config.positions
+    method = None if config.method is None else instantiate(config.method)
+    name = HydraConfig.get().runtime.choices["method"]
+    if config.twin and method is not None:
+        from pdrop.methods.random_drop import twin_of
+
+        method, name = twin_of(method, config.seed), f"random_{name}"
+    return name, method, functools.partial(schedule_of, cfg)
 
 
 def schedule_of(cfg: Any, num_layers: int, ratio: float | None = None, layers: Sequence[int] | None = None) -> Any:

@@ -41,8 +41,10 @@ FLOORS = {
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
-    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.flops", "pdrop.scoring", "pdrop.sizes"},
-    "bench": CORE | {"pdrop.conditions", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
+    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.flops", "pdrop.inputs", "pdrop.scoring"}
+    | {"pdrop.sizes"},
+    "bench": CORE
+    | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "bench_training": CORE | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},

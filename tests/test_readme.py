@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_every_run_command_composes(command):
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # the first value of each sweep
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("run", single).model.name
+
+
+TRAININGS = [line.split("train.py", 1)[1] for line in README.replace("\\\n", "").splitlines() if " train.py " in line]
+
+
+@pytest.mark.parametrize("command", [line for line in TRAININGS if "=" in line])
+def test_every_training_command_composes(command):
+    from hydra import compose, initialize_config_dir
+
+    import train
+
+    arguments = [a for a in shlex.split(command.split("#")[0]) if a != "-m"]
+    assert check_dials(arguments, [f.name for f in fields(train.TrainConfig)]) is None
+    single = [a.split(",")[0] for a in arguments]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("train", single).train.data.endswith(".json")
 
 
 def test_every_target_named_is_in_the_makefile():

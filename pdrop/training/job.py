@@ -21,6 +21,7 @@ from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.architecture import visual_ids
 from pdrop.environment import environment
+from pdrop.inputs import accelerator
 from pdrop.schedule import Schedule
 from pdrop.sizes import Architecture
 from pdrop.training.arguments import arguments_of
@@ -81,7 +82,7 @@ def train(
         attn_implementation=settings.attn_implementation,
         seed=settings.seed,
     )
-    begin(checkpoint, settings.start, settings.seed)
+    started = begin(checkpoint, settings.start, settings.seed)
     schedule = make_schedule(checkpoint.num_layers)
     encoder = Encoder(
         checkpoint.processor,
@@ -91,9 +92,12 @@ def train(
         settings.overlong,  # type: ignore[arg-type]
     )
     encoder.check(records)
-    spec = settings.identity(method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records))
+    spec = settings.identity(
+        method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records), started
+    )
     folder, code = settings.output / spec.folder, code_of(method)
-    main = int(torch.distributed.get_rank() == 0) if torch.distributed.is_initialized() else True
+    main = is_first()
+    log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
     with only_one(folder) if main else contextlib.nullcontext():
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
@@ -108,7 +112,7 @@ def train(
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
-        record.environment = environment()
+        record.environment = environment() | accelerator(settings.device)
         if main:
             record.write(folder)
         log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
@@ -201,10 +205,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).exists():
             whole.append(path)
-        else:
+        elif is_first():
             log.warning("%s was not finished and is removed", path)
             shutil.rmtree(path)
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def is_first() -> bool:
+    """Whether this process is the one, of those that train together, that writes."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def pad_of(checkpoint: Checkpoint) -> int:

@@ -99,6 +99,10 @@ class TrainingSettings:
             )
         if not re.fullmatch(r"[\w.-]+", self.model):
             raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {self.model!r}")
+        if self.lora is not None and self.parallel in ("fsdp", "deepspeed_zero3"):
+            raise ValueError(
+                f"LoRA's adapters are merged at the end, which needs whole weights: parallel=ddp, not {self.parallel}"
+            )
         if self.processes > 1 and self.parallel == "none":
             raise ValueError(f"{self.processes} processes were started: choose parallel=ddp, fsdp or deepspeed_zero2")
         if self.processes == 1 and self.parallel in ("ddp", "fsdp"):
@@ -115,8 +119,12 @@ class TrainingSettings:
         model_fingerprint: str,
         data_fingerprint: str,
         records: int,
+        start: Mapping[str, str],
     ) -> TrainingSpec:
-        """What makes it this training; dials that the method ignores are not part of it."""
+        """What makes it this training; dials that the method ignores are not part of it.
+
+        `start` is what pdrop.training.start.begin returned.
+        """
         arguments = {} if method is None else {k: v for k, v in asdict(method).items() if k != "positions"}
         return TrainingSpec(
             recipe=self.recipe,
@@ -141,7 +149,7 @@ class TrainingSettings:
             micro_batch=self.micro_batch,
             processes=self.processes,
             rates=canonical_json(asdict(self.rates)),
-            start=canonical_json({name: value for name, value in asdict(self.start).items() if value}),
+            start=canonical_json(start),
             lora="" if self.lora is None else canonical_json(asdict(self.lora)),
             grouped=self.grouped,
             dtype=self.dtype,

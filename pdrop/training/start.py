@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdrop.checkpoint import Checkpoint, locate
+from pdrop.checkpoint import Checkpoint, fingerprint, locate
 from pdrop.training.parts import part_of
 
 log = logging.getLogger(__name__)
@@ -32,18 +32,19 @@ class Start:
     new_projector: bool = False
 
 
-def begin(checkpoint: Checkpoint, start: Start, seed: int) -> None:
-    """Replace weights of the checkpoint's model in place.
+def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
+    """Replace weights of the checkpoint's model in place; returns what identifies them, empty if nothing is replaced.
 
     Raises:
         ValueError: If a part cannot be had, or does not fit.
     """
-    model = checkpoint.model
+    model, taken = checkpoint.model, {}
     if start.language_model is not None:
         from transformers import AutoModelForCausalLM
 
         folder = locate(start.language_model)
         other: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        taken["language_model"] = f"{start.language_model} {fingerprint(folder)}"
         _copy(other.get_decoder(), model.get_decoder(), start.language_model)
         _copy(other.get_output_embeddings(), model.get_output_embeddings(), start.language_model)
     if start.vision_tower is not None:
@@ -51,6 +52,7 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> None:
 
         folder = locate(start.vision_tower)
         loaded: Any = AutoModel.from_pretrained(folder, dtype=model.dtype)
+        taken["vision_tower"] = f"{start.vision_tower} {fingerprint(folder)}"
         tower = model.model.vision_tower
         _copy(getattr(loaded, "vision_model", loaded), getattr(tower, "vision_model", tower), start.vision_tower)
     if start.new_projector:
@@ -62,7 +64,9 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> None:
             for name, weight in model.named_parameters():
                 if name.endswith("image_newline"):  # as LLaVA draws it
                     nn.init.normal_(weight, std=weight.numel() ** -0.5)
+        taken["projector"] = f"random, seed {seed}"
         log.info("the projector begins with random weights (seed %d)", seed)
+    return taken
 
 
 @torch.no_grad()
