@@ -10,9 +10,10 @@ REFERENCE := demo positions redundancy attention
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
+STUDY := train.data=build/corpus/train.json train.steps=200 train.batch_size=12 train.micro_batch=12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-training tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test check bench bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +53,19 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 m
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench_training.py
+
+training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about 1.5 hours on one core)
+	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 200000 \
+		--images 6000 --mix scene=0.75,chart=0.25 \
+		--families existence=0.7,attribute=0.5,relation,position,counting,chart,choice=0.5,multihop
+	@$(BIN)/python train.py -m method=none,pyramiddrop,fastv $(STUDY)
+	@$(BIN)/python train.py -m method=pyramiddrop ratio=0.4,0.6 $(STUDY)
+	@$(BIN)/python train.py -m method=pyramiddrop stages=3,5 $(STUDY)
+	@for folder in results/trainings/embedded-embedded-*; do \
+		$(BIN)/python run.py -m experiments=training model=folder batch_size=16 \
+			model.name=trained_$${folder##*/embedded-embedded-} model.path=$$folder/model || exit 1; done
+	@$(ANALYSIS) trainings
+	@$(ANALYSIS) tables training
 
 tables: ## Render results/tables from the records
 	@$(ANALYSIS) tables

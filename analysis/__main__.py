@@ -8,6 +8,7 @@
     python -m analysis readme                README.md: its table, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
+    python -m analysis trainings             results/tables/trainings.md: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -26,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import bench, break_even, fresh, readme, repro, words
+from analysis import bench, break_even, fresh, readme, repro, trainings, words
 from analysis.comparable import parts, refuse_mixtures
 from analysis.compare import compare
 from analysis.frame import csv
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = bench.page(bench.newest(results))
             say(f"{text}\n")
             report(results / "tables" / "bench.md", text.encode())
+        elif options.command == "trainings":
+            text = trainings.page(results)
+            say(f"{text}\n")
+            report(results / "tables" / "trainings.md", text.encode())
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -102,6 +107,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
     commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
+    commands.add_parser("trainings", parents=[common], help="what trainings took and came to, as a page")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")

@@ -61,19 +61,11 @@ def page(path: Path) -> str:
     return "\n".join(lines)
 
 
-class Titled(Grid):
-    """A grid with its title above it."""
-
-    def titled(self) -> str:
-        """Markdown."""
-        return f"## {self.title}\n\n{self.markdown()}"
-
-
-def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]]) -> Titled:
+def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]]) -> Grid:
     """One prompt size."""
     head = ["", "CPU [95 %]", "wall", "FLOPs", "off by", "causal", "off by", "selection", "official"]
     title = f"Prefill, {prefill['visual']} visual + {prefill['text']} text tokens"
-    grid = Titled(f"{title}: {prefill['none']['cpu_ms']['median']:.0f} ms unpruned", head, left=1)
+    grid = Grid(f"{title}: {prefill['none']['cpu_ms']['median']:.0f} ms unpruned", head, left=1)
     for name, row in prefill["cases"].items():
         cpu = row["cpu_ratio"]["median"]
         cells = [name, ratio(row["cpu_ratio"]), f"{row['wall_ratio']['median']:.3f}"]
@@ -88,10 +80,10 @@ def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]])
     return grid
 
 
-def decode_grid(decode: dict[str, Any]) -> Titled:
+def decode_grid(decode: dict[str, Any]) -> Grid:
     """A step of decoding on the caches that the prefills leave."""
     title = f"A decoding step behind {decode['visual']} visual tokens"
-    grid = Titled(
+    grid = Grid(
         f"{title}: {decode['none']['cpu_ms']['median']:.1f} ms unpruned", ["", "CPU [95 %]", "wall", "FLOPs"], left=1
     )
     for name, row in decode["cases"].items():

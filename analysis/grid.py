@@ -78,6 +78,10 @@ class Grid:
         rule = ["-" * width if column < self.left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
         return "\n".join([pad(lines[0]), pad(rule), *map(pad, lines[1:])]) + "\n"
 
+    def titled(self) -> str:
+        """Markdown under a heading of its own."""
+        return f"## {self.title}\n\n{self.markdown()}"
+
     def latex(self, label: str, caption: str) -> str:
         """A floating table with booktabs rules; needs the packages booktabs and graphicx."""
         columns = "l" * self.left + "r" * (len(self.head) - self.left)

@@ -1,0 +1,105 @@
+"""What trainings took and came to, from their records: one row a training, held against the one that drops nothing.
+
+    python -m analysis trainings                results/tables/trainings.md, from results/trainings/*/training.json
+
+Only trainings that differ in method, schedule or seed alone stand in one grid: the same start, data, order of data,
+steps, rates, precision and device. How the trained models score is in the experiment's own table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from analysis.grid import DASH, Grid, Text
+from analysis.style import method_name
+
+VARIES = ("method", "method_args", "schedule", "positions", "seed")  # what may differ between rows of a grid
+LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
+
+READING = f"""How to read it: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median CPU time of
+a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are ratios to the
+training of the same grid that drops nothing. The trainings ran one after the other: differences of a few percent in
+time mean nothing. FLOPs are the closed form for the mean record, forward and backward; the optimizer and reading data
+are in the time and not in the FLOPs.
+"""
+
+
+def read(results: Path) -> list[tuple[Mapping[str, Any], list[dict[str, str]]]]:
+    """(record, curve) of every finished training, in the order of the folders' names.
+
+    Raises:
+        ValueError: If there is none, or a file is no record.
+    """
+    found = []
+    for path in sorted((results / "trainings").glob("*/training.json")):
+        record = json.loads(path.read_text(encoding="utf8"))
+        if not {"spec", "status", "cost"} <= set(record):
+            raise ValueError(f"{path} is no training record: move it away")
+        if record["status"] == "done":
+            with (path.parent / "curve.csv").open(newline="") as file:
+                found.append((record, list(csv.DictReader(file))))
+    if not found:
+        raise ValueError(f"no finished training under {results / 'trainings'}: train.py output={results}/trainings")
+    return found
+
+
+def page(results: Path) -> str:
+    """Markdown of all trainings of a store."""
+    groups: dict[str, list[tuple[Mapping[str, Any], list[dict[str, str]]]]] = defaultdict(list)
+    for record, curve in read(results):
+        same = {name: value for name, value in record["spec"].items() if name not in VARIES}
+        groups[json.dumps([same, record["environment"].get("processor")], sort_keys=True)].append((record, curve))
+    parts = ["# trainings\n"]
+    for group in groups.values():
+        spec, made = group[0][0]["spec"], group[0][0]["environment"]
+        commits = sorted({str(record["environment"].get("git_commit"))[:10] for record, _ in group})
+        dirty = any(record["environment"].get("git_dirty") for record, _ in group)
+        parts += [
+            grid(group).titled(),
+            f"Recipe {spec['recipe']} from {spec['model']} (weights {spec['model_fingerprint'][:12]}), "
+            f"{spec['records']} records (data {spec['data_fingerprint'][:12]}), batch {spec['batch_size']}, "
+            f"{spec['dtype']}, {spec['attn_implementation']} attention; {made.get('processor')}; commit "
+            f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}.\n",
+        ]
+    return "\n".join([*parts, READING])
+
+
+def grid(group: Sequence[tuple[Mapping[str, Any], list[dict[str, str]]]]) -> Grid:
+    """One grid; the trainings that drop nothing come first, then by method and schedule."""
+    spec = group[0][0]["spec"]
+    head = ["method", "schedule", "seed", "tokens", "loss", "CPU s", "CPU %", "FLOPs %", "training"]
+    table = Grid(f"{spec['recipe']}, {spec['steps']} steps of {spec['batch_size']}", head, left=2)
+    whole = [cpu(curve) for record, curve in group if not record["spec"]["schedule"]]
+    order = sorted(group, key=lambda one: (one[0]["spec"]["schedule"] != "", one[0]["spec"]["method"], shown(one[0])))
+    for record, curve in order:
+        cost, layers = record["cost"], record["cost"]["visual_tokens_per_layer"]
+        flops = cost.get("step_flops"), cost.get("step_flops_unpruned")
+        cells = [
+            method_name(record["spec"]["method"]),
+            shown(record) or DASH,
+            str(record["spec"]["seed"]),
+            f"{fmean(layers):.1f}",
+            f"{fmean(float(row['loss']) for row in curve[-LAST:]):.3f}",
+            f"{cpu(curve):.2f}",
+            f"{100 * cpu(curve) / fmean(whole):.1f}" if whole else DASH,
+            f"{100 * flops[0] / flops[1]:.1f}" if flops[0] and flops[1] else DASH,
+            record["training_id"],
+        ]
+        table.rows.append([Text(cell) for cell in cells])
+    return table
+
+
+def cpu(curve: Sequence[Mapping[str, str]]) -> float:
+    """Median CPU seconds of a step; the first is left out, which sets up."""
+    return median(float(row["step_cpu_s"]) for row in curve[1:])
+
+
+def shown(record: Mapping[str, Any]) -> str:
+    """The schedule with its fractions as people write them."""
+    return " ".join(str(record["spec"]["schedule"]).split())
