@@ -40,8 +40,8 @@ from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.record import write_atomically
 from pdrop.schedule import pyramid, single
 from pdrop.sizes import Architecture
-from pdrop.training.cost import step_flops
 from pdrop.training.parts import checkpoint_activations
+from pdrop.training_flops import training_step_flops
 
 VISUAL, TEXT, ANSWERS, IMAGE_TOKEN = 576, 64, 4, 999
 LAYERS = 12
@@ -107,8 +107,8 @@ def flops_ratio(case: Case, arch: Architecture, text: int, checkpointing: bool, 
     layers = case.schedule.tokens_per_layer(VISUAL, arch.layers, case.method.count)
     boundaries = case.schedule.layers if case.method.ranks_by_attention else ()
     asking = ANSWERS if case.method.ranks_by_attention else 1
-    this = step_flops(arch, layers, text, boundaries=boundaries, asking=asking, **common)
-    return this / step_flops(arch, [VISUAL] * arch.layers, text, **common)
+    this = training_step_flops(arch, layers, text, boundaries=boundaries, asking=asking, **common)
+    return this["total"] / training_step_flops(arch, [VISUAL] * arch.layers, text, **common)["total"]
 
 
 def bench_lane(lane: str, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:

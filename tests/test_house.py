@@ -41,11 +41,13 @@ FLOORS = {
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
-    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.flops", "pdrop.inputs", "pdrop.scoring"}
+    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
     | {"pdrop.sizes"},
     "bench": CORE
     | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
-    "bench_training": CORE | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"},
+    "bench_training": CORE
+    | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"}
+    | {"pdrop.training_flops"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},
