@@ -15,7 +15,7 @@ from .charts import Chart, chart_questions, draw_chart
 from .documents import Document, document_questions, draw_document, draw_page
 from .drawing import Canvas
 from .questions import Question
-from .scene_questions import WARM_UPS, scene_questions
+from .scene_questions import retrieval_questions, scene_questions
 from .scenes import Level, Scene, draw_scene
 
 KINDS = ("scene", "document", "chart", "page")
@@ -48,12 +48,9 @@ def split_seed(split: str, index: int) -> int:
 
 
 def sample(
-    split: str, index: int, mix: Mapping[str, float] = MIX, level: Level = BENCHMARK, warm_up: str = ""
+    split: str, index: int, mix: Mapping[str, float] = MIX, level: Level = BENCHMARK, retrieval: bool = False
 ) -> Picture:
-    """Image `index` of a split. `mix` weighs the kinds of image.
-
-    `warm_up`: what scenes are asked instead of the benchmark's questions, one of scene_questions.WARM_UPS.
-    """
+    """Image `index` of a split. `mix` weighs the kinds of image; `retrieval`: the warm-up's questions."""
     if not mix or set(mix) - set(KINDS):
         raise ValueError(f"mix must weigh some of {', '.join(KINDS)}, got {dict(mix)}")
     seed = split_seed(split, index)
@@ -62,7 +59,7 @@ def sample(
     facts: Scene | Document | Chart
     if kind == "scene":
         canvas, facts = draw_scene(rng, level)
-        found = (WARM_UPS[warm_up] if warm_up else scene_questions)(facts, rng)
+        found = (retrieval_questions if retrieval else scene_questions)(facts, rng)
     elif kind == "document":
         canvas, facts = draw_document(rng, level)
         found = document_questions(facts, rng)

@@ -23,7 +23,7 @@ def scene_questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def things_questions(scene: Scene, rng: random.Random) -> list[Question]:
+def retrieval_questions(scene: Scene, rng: random.Random) -> list[Question]:
     """The warm-up that teaches looking things up, for scenes of distinct things: each thing is asked by its shape,
     by its colour, where it is, and whether it is there (the wrong names adversarial half of the time)."""
     found = []
@@ -39,19 +39,6 @@ def things_questions(scene: Scene, rng: random.Random) -> list[Question]:
             present = {other.color for other in scene.things}
             others = [color for color in COLOR_NAMES if color not in present]
         found.append(Question("existence", f"is there a {rng.choice(others)} {thing.shape} ?", "no"))
-    rng.shuffle(found)
-    return found
-
-
-def sides_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """The warm-up that teaches comparing two places and choosing among options: every pair of things is asked which
-    side one is on, and each attribute is asked as multiple choice."""
-    found = []
-    for first in scene.things:
-        for second in scene.things:
-            if first is not second and rng.random() < 0.5:
-                found += _side(first, second, rng)
-    found += _multihop(scene, rng) + [question for question in _attribute(scene, rng) if question.family == "choice"]
     rng.shuffle(found)
     return found
 
@@ -148,17 +135,14 @@ def _wrong(answer: str, present: Counter[str], all_names: tuple[str, ...], rng: 
 def _relation(scene: Scene, rng: random.Random) -> list[Question]:
     known = singular(scene)
     pairs = [(a, b) for a in known for b in known if a is not b]
-    return [question for pair in rng.sample(pairs, min(3, len(pairs))) for question in _side(*pair, rng)]
-
-
-def _side(first: Thing, second: Thing, rng: random.Random) -> list[Question]:
-    """Which side of the second the first is on; nothing where that is not clear."""
-    relation = rng.choice(RELATIONS)
-    apart = first.x - second.x if relation in ("left of", "right of") else first.y - second.y
-    if abs(apart) < _CLEAR:
-        return []
-    text = f"is the {first.name} {relation} the {second.name} ?"
-    return [Question("relation", text, yes_no(holds(relation, first, second)))]
+    found = []
+    for first, second in rng.sample(pairs, min(3, len(pairs))):
+        relation = rng.choice(RELATIONS)
+        apart = first.x - second.x if relation in ("left of", "right of") else first.y - second.y
+        if abs(apart) >= _CLEAR:
+            text = f"is the {first.name} {relation} the {second.name} ?"
+            found.append(Question("relation", text, yes_no(holds(relation, first, second))))
+    return found
 
 
 def _position(scene: Scene, rng: random.Random) -> list[Question]:
@@ -200,10 +184,3 @@ def _multihop(scene: Scene, rng: random.Random) -> list[Question]:
             text = f"what {kind} is the next object {relation} the {start.name} ?"
             found.append(Question("multihop", text, getattr(reached, kind)))
     return found
-
-
-# Questions of the training's warm-ups, by name.
-WARM_UPS: dict[str, Callable[[Scene, random.Random], list[Question]]] = {
-    "things": things_questions,
-    "sides": sides_questions,
-}

@@ -67,7 +67,7 @@ class Trainer:
         """The images of the next step."""
         stage, level = self.stage, self.stage.level(self.step_index)
         first = self.images
-        pictures = [sample("train", first + offset, stage.mix, level, stage.warm_up) for offset in range(stage.batch)]
+        pictures = [sample("train", first + offset, stage.mix, level, stage.retrieval) for offset in range(stage.batch)]
         return pack(pictures, stage.blocks, stage.families if stage.asks else {})
 
     def step(self) -> None:
