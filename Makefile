@@ -40,7 +40,7 @@ demo: $(STAMP) ## Run the first comparison on the embedded model and render its 
 
 test: $(STAMP) ## Run the tests (no network, no GPU)
 	@echo "== running the tests"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 check: $(STAMP) ## Format and lint with ruff, check the types with mypy
 	@$(BIN)/ruff format --check .

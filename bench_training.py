@@ -11,7 +11,7 @@ lanes:
     ragged          rows of 64 and 40 tokens of text: padding, hence masks
 
 `CPU` is the time of a step / that of the unpruned model's, in turns; median of the paired ratios, 95 % interval.
-`FLOPs` is the same ratio in closed form (pdrop/training/cost.py: attention as full squares), `causal` with the half of
+`FLOPs` is the same ratio in closed form (pdrop/training_flops.py: attention as full squares), `causal` with the half of
 them that causal kernels compute. `none again` is the unpruned model against itself: the noise. Goal: CPU at most 5 %
 above FLOPs.
 The record goes to results/bench/.

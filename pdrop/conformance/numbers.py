@@ -121,9 +121,8 @@ def cost(subject: Subject, family: str, backend: str) -> None:
     macs = method.own_macs(schedule, visual, text, LAYERS, arch.hidden, arch.head_dim, layers)
     boundaries = schedule.layers if method.ranks_by_attention else ()
     asking = method.asking(text)
-    closed = prefill_flops(
-        arch, layers, text, boundaries=boundaries, asking=asking, own_macs=macs, images=1, visual=visual
-    )["total"]
+    own: dict[str, Any] = {"asking": asking, "own_macs": macs, "keys_cached": method.observe < 0}
+    closed = prefill_flops(arch, layers, text, boundaries=boundaries, images=1, visual=visual, **own)["total"]
     if isinstance(method, RandomAdaptive):
         must(counted <= closed, f"{counted:.0f} FLOPs counted, more than the bound of {closed:.0f}")
     else:

@@ -60,7 +60,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pyramid"], "choose fastv"),
+        (["pyramid"], "unknown method 'pyramid': choose downsample, fastv, "),
         (["none"], "nothing to check"),
         (["fastv", "ratio"], "dial=value"),
         (["fastv", "ratio=2"], "between 0 and 1"),
