@@ -30,7 +30,7 @@ def newest(results: Path) -> Path:
     Raises:
         ValueError: If there is none.
     """
-    found = sorted((results / "bench").glob("*.json"))
+    found = sorted((results / "bench").glob("[0-9]*.json"))  # those of trainings have a name in front
     if not found:
         raise ValueError(f"no benchmark record under {results / 'bench'}: make bench writes one")
     return found[-1]

@@ -1,0 +1,74 @@
+"""Trainings as a page: what may stand in one grid, the ratios to dropping nothing, and what is left out.
+
+pytest tests/test_analysis_trainings.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.__main__ import main
+
+
+def put(results: Path, name: str, seconds: float, loss: float, **spec: Any) -> None:
+    """A finished training whose steps take `seconds`; the first, which sets up, takes ten times as long."""
+    whole = {
+        "recipe": "tiny", "model": "embedded", "model_fingerprint": "a" * 16, "data_fingerprint": "b" * 16,
+        "records": 60, "method": "none", "method_args": "{}", "schedule": "", "positions": "original", "seed": 0,
+        "steps": 30, "batch_size": 2, "dtype": "float32", "attn_implementation": "sdpa",
+    } | spec  # fmt: skip
+    flops = 50.0 if whole["schedule"] else 80.0
+    record = {
+        "training_id": name, "spec": whole, "status": "done",
+        "cost": {"visual_tokens_per_layer": [16.0, 8.0], "step_flops": flops, "step_flops_unpruned": 80.0},
+        "environment": {"processor": "Test CPU", "git_commit": "c" * 40, "git_dirty": False},
+    }  # fmt: skip
+    folder = results / "trainings" / name
+    folder.mkdir(parents=True)
+    (folder / "training.json").write_text(json.dumps(record))
+    lines = [f"{step},{9.0 if step < 10 else loss},{seconds * (10 if step == 0 else 1)}" for step in range(30)]
+    (folder / "curve.csv").write_text("step,loss,step_cpu_s\n" + "\n".join(lines) + "\n")
+
+
+def rows(results: Path) -> list[list[str]]:
+    text = (results / "tables/trainings.md").read_text()
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_ratios_are_to_the_training_that_drops_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "whole", 2.0, 0.5)
+    put(tmp_path, "half", 1.2, 0.6, method="pyramiddrop", schedule="1:0.5")
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    _, _, none, dropping = rows(tmp_path)
+    assert none[0] == "none" and none[4:8] == ["0.500", "2.00", "100.0", "100.0"]
+    assert dropping[:2] == ["PyramidDrop", "1:0.5"] and dropping[4:8] == ["0.600", "1.20", "60.0", "62.5"]
+
+
+def test_other_data_and_other_steps_do_not_stand_in_one_grid(tmp_path: Path) -> None:
+    put(tmp_path, "whole", 2.0, 0.5)
+    put(tmp_path, "other", 1.0, 0.6, method="fastv", schedule="1:0.5", data_fingerprint="d" * 16)
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "tables/trainings.md").read_text()
+    assert text.count("## tiny, 30 steps of 2") == 2
+    (fastv,) = [row for row in rows(tmp_path) if row[0] == "FastV"]
+    assert fastv[6] == "–", "nothing to hold it against"
+
+
+def test_unfinished_trainings_are_left_out_and_none_at_all_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trainings", "--results", str(tmp_path)]) == 1
+    assert "no finished training" in capsys.readouterr().err
+    put(tmp_path, "whole", 2.0, 0.5)
+    put(tmp_path, "running", 2.0, 0.5, seed=1)
+    path = tmp_path / "trainings/running/training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert len(rows(tmp_path)) == 3
+    path.write_text("{}")
+    assert main(["trainings", "--results", str(tmp_path)]) == 1
+    assert "is no training record" in capsys.readouterr().err
