@@ -6,6 +6,7 @@ that a figure survives grey printing. A method without an entry gets the next fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,3 +116,12 @@ def layer_lines(layers: int) -> list[Line]:
         Line(VIRIDIS[round(n * (len(VIRIDIS) - 1) / max(1, layers - 1))], LAYER_MARKERS[n % len(LAYER_MARKERS)], "-")
         for n in range(layers)
     ]
+
+
+def schedule_text(schedule: str) -> str:
+    """A schedule to be read: fractions of more than four digits in four. The record has them in full.
+
+    >>> schedule_text("3:0.543689 6:0.295597728721")
+    '3:0.5437 6:0.2956'
+    """
+    return re.sub(r"\d+\.\d{5,}(?:[eE][-+]?\d+)?", lambda match: f"{float(match.group()):.4g}", schedule)

@@ -15,7 +15,7 @@ from analysis.grid import DASH, Grid, Text
 from analysis.notes import meaning, sources, warnings
 from analysis.rows import Cell, Row, Table, seedless
 from analysis.statistics import Estimate
-from analysis.style import method_name, task_names
+from analysis.style import method_name, schedule_text, task_names
 
 PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
 
@@ -100,7 +100,7 @@ def main_cells(row: Row, table: Table) -> list[Text]:
     """Cost and average."""
     tokens = row.visual_tokens
     cells = [
-        Text(row.spec.schedule or DASH),
+        Text(schedule_text(row.spec.schedule) or DASH),
         Text(percent(row.cost("mean_keep"))),
         Text(DASH if tokens is None else f"{tokens:.1f}"),
         Text(percent(row.cost("prefill_flops_ratio"))),

@@ -17,7 +17,7 @@ from statistics import fmean, median
 from typing import Any
 
 from analysis.grid import DASH, Grid, Text
-from analysis.style import method_name
+from analysis.style import method_name, schedule_text
 
 VARIES = ("method", "method_args", "schedule", "positions", "seed")  # what may differ between rows of a grid
 LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
@@ -76,13 +76,15 @@ def grid(group: Sequence[tuple[Mapping[str, Any], list[dict[str, str]]]]) -> Gri
     head = ["method", "schedule", "seed", "tokens", "loss", "CPU s", "CPU %", "FLOPs %", "training"]
     table = Grid(f"{spec['recipe']}, {spec['steps']} steps of {spec['batch_size']}", head, left=2)
     whole = [cpu(curve) for record, curve in group if not record["spec"]["schedule"]]
-    order = sorted(group, key=lambda one: (one[0]["spec"]["schedule"] != "", one[0]["spec"]["method"], shown(one[0])))
+    order = sorted(
+        group, key=lambda one: (one[0]["spec"]["schedule"] != "", one[0]["spec"]["method"], one[0]["spec"]["schedule"])
+    )
     for record, curve in order:
         cost, layers = record["cost"], record["cost"]["visual_tokens_per_layer"]
         flops = cost.get("step_flops"), cost.get("step_flops_unpruned")
         cells = [
             method_name(record["spec"]["method"]),
-            shown(record) or DASH,
+            schedule_text(record["spec"]["schedule"]) or DASH,
             str(record["spec"]["seed"]),
             f"{fmean(layers):.1f}",
             f"{fmean(float(row['loss']) for row in curve[-LAST:]):.3f}",
@@ -98,8 +100,3 @@ def grid(group: Sequence[tuple[Mapping[str, Any], list[dict[str, str]]]]) -> Gri
 def cpu(curve: Sequence[Mapping[str, str]]) -> float:
     """Median CPU seconds of a step; the first is left out, which sets up."""
     return median(float(row["step_cpu_s"]) for row in curve[1:])
-
-
-def shown(record: Mapping[str, Any]) -> str:
-    """The schedule with its fractions as people write them."""
-    return " ".join(str(record["spec"]["schedule"]).split())
