@@ -25,8 +25,13 @@ METHOD_NAMES = {
     "pyramiddrop": "PyramidDrop",
     "fastv": "FastV",
     "sparsevlm": "SparseVLM",
+    "sparsevlm_plus": "SparseVLM+",
+    "sparsevlm_v1": "SparseVLM v1",
     "random": "Random",
-    "random_fastv": "Random (FastV)",
+    "no_image": "no image",
+    "uniform": "Uniform",
+    "pool": "Pooling",
+    "downsample": "Downsampling",
     "none": "none",
 }
 LINES = {
@@ -74,6 +79,8 @@ LAYER_MARKERS = "osD^vP<>X*h"
 
 def method_name(method: str) -> str:
     """A method as papers write it."""
+    if method.startswith("random_") and method not in METHOD_NAMES:
+        return f"Random ({method_name(method.removeprefix('random_'))})"
     return METHOD_NAMES.get(method, method)
 
 
