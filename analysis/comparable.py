@@ -64,7 +64,26 @@ def mixtures(runs: Iterable[Run]) -> list[Mixture]:
         for name in ("data_hash", "version", "main_metric", "n"):
             held = [(run, getattr(run.record.results[task], name)) for run in having]
             found.append(differing(f"{name} of {task}", held, "made"))
+    found += uncommitted(done)
     return [mixture for mixture in found if mixture]
+
+
+def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
+    """Where a run has uncommitted changes, its commit does not tell its code; the digests of the sources do.
+
+    The package's must be one for all runs, and a method's own file (outside the package) one for that method's runs.
+    Without uncommitted changes, or with changes that are in no source (a configuration), nothing is refused.
+    """
+    dirty = [run for run in done if run.record.environment.get("git_dirty")]
+    if not dirty:
+        return []
+    package = [(run, run.record.environment.get("sources") or run.record.spec.code) for run in done]
+    found = [differing("sources (some with uncommitted changes)", package, "made")]
+    for method in sorted({run.record.spec.method for run in dirty}):
+        those = [run for run in done if run.record.spec.method == method]
+        what = f"sources of {method} (some with uncommitted changes)"
+        found.append(None if found[0] else differing(what, spec_of(those, "code"), "made"))
+    return found
 
 
 def time_mixtures(runs: Iterable[Run]) -> list[Mixture]:
@@ -111,7 +130,7 @@ def refuse_mixtures(experiment: Experiment, runs: Sequence[Run], times: bool = T
         experiment: Where they are from.
         runs: The runs, or those of one model.
         times: Whether times are shown; then code, cores and threads must be one, too.
-        strict: Refuse uncommitted changes as well (otherwise the table carries a footnote).
+        strict: Refuse uncommitted changes even where all runs have the same (else the table carries a footnote).
 
     Raises:
         ValueError: Naming each field that differs, its values, the folders that have them, and what to do.

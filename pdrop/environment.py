@@ -51,6 +51,7 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         **git_state(),
+        "sources": code_digest(),
     }
 
 

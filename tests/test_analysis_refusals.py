@@ -85,6 +85,35 @@ def test_uncommitted_changes_are_loud_and_refused_when_strict(copied: Path, caps
     assert run.folder in capsys.readouterr().err
 
 
+def test_runs_of_different_uncommitted_sources_are_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [run for run in load_runs(copied) if run.done]
+    for run in runs:
+        rewrite(run, sources="one")
+    odd = run_of(copied, "fastv", "0.5")
+    rewrite(odd, sources="two")
+    assert main(["tables", "--results", str(copied)]) == 0  # both committed: the digests are told, not refused
+    rewrite(odd, git_dirty=True)
+    capsys.readouterr()
+    assert main(["tables", "--results", str(copied)]) == 1
+    error = capsys.readouterr().err
+    assert f"two in {odd.folder}" in error and all(run.folder in error for run in runs)
+    assert "force=true" in error and "--no-times" not in error
+
+
+def test_a_method_edited_without_a_commit_is_refused_beside_its_older_self(copied: Path) -> None:
+    for run in [run for run in load_runs(copied) if run.done]:
+        rewrite(run, sources="one", git_dirty=True)
+    for ratio in ("0.3", "0.5"):
+        rewrite(run_of(copied, "fastv", ratio), code="own file, as it was")
+    assert main(["tables", "--results", str(copied)]) == 0  # a method's own file counts for its runs alone
+    rewrite(run_of(copied, "fastv", "0.5"), code="own file, edited")
+    changed, kept = run_of(copied, "fastv", "0.5"), run_of(copied, "fastv", "0.3")
+    experiment = load_experiment(copied, "demo")
+    with pytest.raises(ValueError, match="sources of fastv") as error:
+        refuse_mixtures(experiment, experiment.runs)
+    assert f"edited in {changed.folder}" in str(error.value) and f"as it was in {kept.folder}" in str(error.value)
+
+
 def test_a_failed_run_elsewhere_is_no_mixture(copied: Path) -> None:
     failed = next(run for run in load_runs(copied) if not run.done)
     failed.record.environment["processor"] = "Other CPU"
