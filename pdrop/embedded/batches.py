@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .drawing import PATCH_HEADS
 from .forward import BLOCK
 from .questions import Question
 from .samples import Picture
 from .tokenizer import BEGIN_ID, END_ID, PAD_ID, build_tokenizer
-from .vocabulary import VISUAL_TOKENS
+from .vocabulary import CHARACTERS, VISUAL_TOKENS
 
 _IGNORED = -100
 # Asked first where there is room for some questions only: an image carries few of them, and they take longest to learn.
@@ -62,6 +63,7 @@ class Batch:
 
     pixels: Tensor  # uint8 (batch, 168, 168, 3)
     patches: Tensor  # int64 (batch, heads, VISUAL_TOKENS)
+    spelled: Tensor  # int64 (batch, VISUAL_TOKENS): the answer token of the code's character there, -100 without one
     ids: Tensor  # int64 (batch, blocks, BLOCK)
     positions: Tensor  # int64 (batch, blocks, BLOCK)
     mask: Tensor  # bool (batch, blocks, BLOCK, BLOCK)
@@ -102,15 +104,31 @@ def pack(pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] 
             spans.append(Span(image, block, first, last, question))
     # Padding rows (owner 0) look at each other; nobody reads them.
     mask = (owner[..., :, None] == owner[..., None, :]) & np.tril(np.ones((BLOCK, BLOCK), bool))
+    patches = np.stack([picture.canvas.patch_labels() for picture in pictures]).astype(np.int64)
     return Batch(
         torch.from_numpy(np.stack([picture.canvas.pixels() for picture in pictures])),
-        torch.from_numpy(np.stack([picture.canvas.patch_labels() for picture in pictures]).astype(np.int64)),
+        torch.from_numpy(patches),
+        torch.from_numpy(_spelled(patches)),
         torch.from_numpy(ids),
         torch.from_numpy(positions),
         torch.from_numpy(mask),
         torch.from_numpy(targets),
         tuple(spans),
     )
+
+
+@cache
+def _character_tokens() -> np.ndarray:
+    """int64 (2, characters + 1): a character's token that begins a word, and inside one; 0 is no character."""
+    ids = _tokenizer().convert_tokens_to_ids
+    return np.array([[_IGNORED, *(ids(before + character) for character in CHARACTERS)] for before in ("", "##")])
+
+
+def _spelled(patches: np.ndarray) -> np.ndarray:
+    """See `Batch.spelled`. Characters without a place (a document's labels, which are words) are left out."""
+    names = list(PATCH_HEADS)
+    character, place = patches[:, names.index("character")], patches[:, names.index("place")]
+    return np.where(place > 0, _character_tokens()[np.where(place > 1, 1, 0), character], _IGNORED)
 
 
 def _chosen(picture: Picture, weights: Mapping[str, float] | None) -> list[Question]:

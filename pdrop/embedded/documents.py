@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .drawing import FONTS, Canvas, draw_text, font, jitter, text_width
 from .questions import Question, yes_no
 from .scenes import Level, background, random_code
-from .vocabulary import IMAGE_SIZE, LABELS
+from .vocabulary import IMAGE_SIZE, LABELS, PATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
     count = rng.randint(*level.rows)
     labels = rng.sample(LABELS, count)
     size = rng.choice([16, 17, 18, 19, 20])
+    pitch = rng.uniform(PATCH_SIZE, PATCH_SIZE + 1.5)
     label_font, value_font = font(rng.choice(FONTS), min(size, 18)), font(rng.choice(FONTS), size)
     top = rng.uniform(16, 30)
     step = rng.uniform(25, min(34, (IMAGE_SIZE - top - 14) / (count - 1)) if count > 1 else 34)
@@ -36,9 +37,9 @@ def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
         y, mark = top + number * step, LABELS.index(label) + 1
         end = draw_text(canvas, label.upper(), left, y, label_font, ink, 1, label=mark, numbered=False)
         value, gap = random_code(rng, level.characters), rng.choice([1, 2])
-        width = text_width(value, value_font, gap)
+        width = text_width(value, value_font, gap, pitch)
         x = min(max(value_left if column else end + rng.uniform(8, 22), end + 6), IMAGE_SIZE - width - 3)
-        draw_text(canvas, value, x, y, value_font, ink, gap, label=mark)
+        draw_text(canvas, value, x, y, value_font, ink, gap, label=mark, pitch=pitch)
         if rng.random() < 0.3:
             canvas.pen.line([left, y + step / 2, IMAGE_SIZE - left, y + step / 2], fill=(170, 170, 170), width=1)
         rows.append((label, value))
@@ -56,9 +57,11 @@ def draw_page(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
         if dark:
             canvas.pen.rectangle((0, y - size * 0.6, IMAGE_SIZE, y + size * 0.6), fill=jitter((45, 50, 60), rng, 25))
         ink = jitter((245, 245, 245), rng, 10) if dark else jitter((25, 25, 30), rng, 25)
-        while x < IMAGE_SIZE - 60:
-            end = draw_text(canvas, random_code(rng, (3, 5)), x, y, face, ink, rng.choice([1, 2, 3]))
-            x = end + rng.uniform(9, 26)
+        while True:
+            code, gap, pitch = random_code(rng, (3, 5)), rng.choice([1, 2, 3]), rng.uniform(PATCH_SIZE, PATCH_SIZE + 4)
+            if x + text_width(code, face, gap, pitch) > IMAGE_SIZE:
+                break
+            x = draw_text(canvas, code, x, y, face, ink, gap, pitch=pitch) + rng.uniform(9, 26)
         y += size * 1.25 + rng.uniform(2, 8)
     return canvas, Document(())
 

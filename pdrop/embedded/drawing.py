@@ -27,8 +27,7 @@ MAPS = ("shape", "color", "character", "place", "label", "height")
 PATCH_HEADS = {
     "shape": len(SHAPES) + 2,  # the last class is a sign
     "color": len(COLOR_NAMES) + 1,
-    "left_character": len(CHARACTERS) + 1,
-    "right_character": len(CHARACTERS) + 1,
+    "character": len(CHARACTERS) + 1,
     "place": 8,  # place of the character in its word, from 1
     "label": len(LABELS) + 1,  # which document label the row belongs to
     "height": 10,  # value of the bar, 1 to 9
@@ -83,12 +82,7 @@ class Canvas:
     def patch_labels(self) -> np.ndarray:
         """uint8 (len(PATCH_HEADS), VISUAL_TOKENS): the class of each patch for each head, row by row."""
         middle = np.arange(GRID) * PATCH_SIZE + PATCH_SIZE // 2
-
-        def read(name: str, shift: int = 0) -> np.ndarray:
-            return self.maps[name][np.ix_(middle, middle + shift)]
-
-        heads = [read("shape"), read("color"), read("character", -4), read("character", 3)]
-        heads += [read("place"), read("label"), read("height")]
+        heads = [self.maps[name][np.ix_(middle, middle)] for name in MAPS]
         heads += list(np.indices((GRID, GRID), np.uint8) + 1)
         return np.stack(heads).reshape(len(PATCH_HEADS), -1)
 
@@ -134,9 +128,9 @@ def draw_shape(canvas: Canvas, shape: str, x: float, y: float, size: float, colo
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
-def text_width(text: str, face: ImageFont.FreeTypeFont, gap: int) -> float:
+def text_width(text: str, face: ImageFont.FreeTypeFont, gap: int, pitch: float = 0.0) -> float:
     """Pixels that `draw_text` will need."""
-    return sum(face.getlength(character) + gap for character in text)
+    return sum(max(pitch, face.getlength(character) + gap) for character in text)
 
 
 def draw_text(
@@ -149,20 +143,23 @@ def draw_text(
     gap: int = 1,
     label: int = 0,
     numbered: bool = True,
+    pitch: float = 0.0,
 ) -> float:
     """Draws character by character from the left end x on the middle line y; gives the right end.
 
+    Each character stands in the middle of a cell of at least `pitch` pixels. Codes take PATCH_SIZE or more, so that
+    each of their characters lies on the middle of some patch: a patch that shows halves of two cannot be read.
     `label` (a class of the "label" head) is marked under the text; `numbered` marks each character's place.
     """
     half = face.size * 0.5
     for place, character in enumerate(text, start=1):
-        width = face.getlength(character)
-        canvas.pen.text((x, y), character, fill=color, font=face, anchor="lm")
-        box = (x - gap / 2, y - half, x + width + gap / 2, y + half)
+        width = max(pitch, face.getlength(character) + gap)
+        canvas.pen.text((x + width / 2, y), character, fill=color, font=face, anchor="mm")
+        box = (x, y - half, x + width, y + half)
         canvas.mark("character", box, CHARACTERS.index(character) + 1)
         if numbered:
             canvas.mark("place", box, min(place, 7))
         if label:
             canvas.mark("label", box, label)
-        x += width + gap
+        x += width
     return x

@@ -146,15 +146,34 @@ class Forward:
     def logits(
         self, features: Tensor, head_ids: Tensor, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor
     ) -> Tensor:
-        """Next-token logits (n, vocabulary), float32, of the chosen rows of the blocks.
+        """Next-token logits (n, vocabulary), float32, of the chosen rows of the blocks; see `hidden`.
+
+        rows: bool (batch, blocks, BLOCK).
+        """
+        return self.words(self.hidden(features, head_ids, ids, positions, mask)[1][rows])
+
+    def words(self, hidden: Tensor) -> Tensor:
+        """What `hidden` (n, WIDTH) stands for: logits (n, vocabulary), float32."""
+        x = _rms(hidden, self.model.model.language_model.norm.weight.to(_LOW))
+        return F.linear(x, self.model.lm_head.weight.to(_LOW)).float()
+
+    def projected(self, features: Tensor) -> Tensor:
+        """What the projector makes of the tower's features: (batch, VISUAL_TOKENS, WIDTH)."""
+        bridge = self.model.model.multi_modal_projector
+        x = F.gelu(F.linear(features, *_low(bridge.linear_1.weight, bridge.linear_1.bias)))
+        return F.linear(x, *_low(bridge.linear_2.weight, bridge.linear_2.bias))
+
+    def hidden(
+        self, features: Tensor, head_ids: Tensor, ids: Tensor, positions: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Behind the last layer: the visual tokens' rows (batch, VISUAL_TOKENS, WIDTH) and the questions' (batch,
+        blocks, BLOCK, WIDTH).
 
         features (batch, VISUAL_TOKENS, TOWER_WIDTH); head_ids (3,): <s> USER : ; ids and positions (batch, blocks,
-        BLOCK); mask bool (batch, blocks, BLOCK, BLOCK), True where a row may look; rows bool (batch, blocks, BLOCK).
+        BLOCK); mask bool (batch, blocks, BLOCK, BLOCK), True where a row may look.
         """
         model, batch, blocks = self.model.model, len(ids), ids.shape[1]
-        bridge = model.multi_modal_projector
-        x = F.gelu(F.linear(features, *_low(bridge.linear_1.weight, bridge.linear_1.bias)))
-        x = F.linear(x, *_low(bridge.linear_2.weight, bridge.linear_2.bias))
+        x = self.projected(features)
         words = model.language_model.embed_tokens.weight.to(_LOW)
         asked = words[ids.view(batch, blocks * BLOCK)]
         x = torch.cat([words[head_ids].expand(batch, -1, -1), x, asked], 1)
@@ -165,9 +184,7 @@ class Forward:
         added = torch.zeros(mask.shape, dtype=_LOW).masked_fill_(~mask, -1e4)[:, None]
         for layer in model.language_model.layers:
             x = self._decoder_layer(x, parts_of(layer, _DECODER_PARTS), cos, sin, causal, added)
-        x = x[:, prefix:].reshape(batch, blocks, BLOCK, WIDTH)[rows]
-        x = _rms(x, model.language_model.norm.weight.to(_LOW))
-        return F.linear(x, self.model.lm_head.weight.to(_LOW)).float()
+        return x[:, len(head_ids) : prefix], x[:, prefix:].reshape(batch, blocks, BLOCK, WIDTH)
 
 
 def _rope(positions: Tensor) -> tuple[Tensor, Tensor]:

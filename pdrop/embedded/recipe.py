@@ -27,11 +27,11 @@ of 24, about 21,000 questions). The characters are there: a linear probe names 9
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from .drills import Drill
 from .samples import BENCHMARK, MIX
 from .scenes import Level
-from .vocabulary import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class Stage:
     mix: Mapping[str, float] = field(default_factory=lambda: MIX)
     families: Mapping[str, float] | None = None  # fraction of each family's questions that is asked; None: all
     blocks: int = 6  # rows of questions an image, in blocks
-    asks: bool = True  # False: only the tower is trained, on patch labels
-    retrieval: bool = False
+    asks: bool = True  # False: the decoder is not trained
+    drills: Mapping[Drill, float] = field(default_factory=dict)  # fraction of the scenes with a drill's questions
     start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
     patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'
+    bridge_weight: float = 0.0  # the same behind the projector
+    spell: float = 0.0  # weight of the characters' names at the visual tokens' own rows behind the last layer
     learning_rate: float = 0.02
     adam_rate: float = 2e-3
     warm_up: int = 60
@@ -70,7 +72,7 @@ class Stage:
     def level(self, step: int) -> Level:
         """How hard the images of a step are."""
         grown = 1.0 if self.growth <= 0 else min(1.0, step / (self.growth * self.steps))
-        if grown >= 1 and not self.retrieval:
+        if grown >= 1 and not self.start.distinct:
             return BENCHMARK
 
         def between(low: tuple[int, int], high: tuple[int, int]) -> tuple[int, int]:
@@ -84,14 +86,17 @@ class Stage:
             characters=between(first.characters, last.characters),
             rows=between(first.rows, last.rows),
             bars=between(first.bars, last.bars),
+            plates=between(first.plates, last.plates),
         )
 
+
+_EARLY = Level(objects=(2, 3), characters=(1, 2), rows=(2, 3), bars=(2, 3), plates=(2, 4))
 
 RECIPE = (
     Stage(
         "tower",
-        images=64_000,
-        mix={"page": 0.4, "scene": 0.3, "document": 0.22, "chart": 0.08},
+        images=80_000,
+        mix={"page": 0.25, "board": 0.15, "scene": 0.3, "document": 0.22, "chart": 0.08},
         asks=False,
         tower_rate=1.0,
         patch_weight=1.0,
@@ -99,70 +104,51 @@ RECIPE = (
         floor=0.02,
     ),
     Stage(
-        "retrieval",
-        images=8_000,
-        mix={"scene": 1.0},
-        retrieval=True,
-        families={"attribute": 1.0},
-        blocks=4,
-        start=Level(objects=(2, 3), distinct=True),
-        growth=0.8,
-        decay=0.1,
-        floor=0.5,
-    ),
-    Stage(
-        "first mix",
-        images=9_600,
-        batch=24,
-        families=dict.fromkeys(FAMILIES, 1.0) | {"existence": 0.7, "attribute": 0.6, "choice": 0.6},
-        start=Level(objects=(2, 4), characters=(1, 2), rows=(1, 3), bars=(2, 4)),
-        growth=0.78,
-        learning_rate=0.015,
-        decay=0.0,
-    ),
-    Stage(
-        "places",
-        images=4_800,
-        mix={"page": 0.25, "scene": 0.45, "document": 0.2, "chart": 0.1},
+        "projector",
+        images=5_120,
+        mix={"page": 0.15, "board": 0.3, "scene": 0.3, "document": 0.15, "chart": 0.1},
         asks=False,
-        tower_rate=0.3,
-        patch_weight=1.0,
-        warm_up=20,
+        bridge_weight=1.0,
+        adam_rate=1e-2,
+        warm_up=5,
         decay=0.5,
     ),
     Stage(
-        "places, settled",
-        images=4_800,
-        mix={"page": 0.25, "scene": 0.45, "document": 0.2, "chart": 0.1},
-        asks=False,
-        tower_rate=0.12,
-        patch_weight=1.0,
-        warm_up=10,
-        decay=0.8,
+        "look",
+        images=10_240,
+        mix={"scene": 0.55, "board": 0.45},
+        drills={"retrieval": 1.0},
+        families={"attribute": 1.0, "position": 1.0, "existence": 0.6, "reading": 1.0},
+        blocks=4,
+        start=replace(_EARLY, distinct=True),
+        growth=0.9,
+        bridge_weight=0.1,
+        spell=0.3,
+        warm_up=20,
+        decay=0.0,
     ),
     Stage(
-        "where",
-        images=4_800,
-        mix={"scene": 1.0},
-        retrieval=True,
-        families={"attribute": 0.5, "position": 1.0, "existence": 0.5},
+        "first mix",
+        images=15_360,
+        mix={"scene": 0.55, "document": 0.25, "chart": 0.12, "board": 0.08},
+        drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
+        start=_EARLY,
+        growth=0.7,
         blocks=5,
-        start=Level(objects=(2, 3), distinct=True),
-        growth=0.8,
+        bridge_weight=0.1,
+        spell=0.3,
         warm_up=20,
         decay=0.0,
     ),
     Stage(
         "last mix",
-        images=15_600,
-        batch=24,
-        mix={"scene": 0.62, "document": 0.1, "chart": 0.28},
-        # Reading and documents are left out: not learned in this budget, their loss only adds noise to the others.
-        families=dict.fromkeys(FAMILIES, 1.0)
-        | {"attribute": 0.6, "choice": 0.2, "relation": 0.5, "reading": 0.0, "document": 0.0},
-        start=Level(objects=(2, 4)),
-        growth=0.3,
+        images=32_000,
+        mix={"scene": 0.55, "document": 0.25, "chart": 0.12, "board": 0.08},
+        drills={"retrieval": 0.1, "sides": 0.1, "letters": 0.1},
+        blocks=5,
+        bridge_weight=0.1,
+        spell=0.1,
         warm_up=20,
-        decay=0.5,
+        decay=0.7,
     ),
 )

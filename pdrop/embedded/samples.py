@@ -11,16 +11,19 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .boards import Board, board_questions, draw_board
 from .charts import Chart, chart_questions, draw_chart
 from .documents import Document, document_questions, draw_document, draw_page
 from .drawing import Canvas
+from .drills import Drill, drill_questions
 from .questions import Question
-from .scene_questions import retrieval_questions, scene_questions
+from .scene_questions import scene_questions
 from .scenes import Level, Scene, draw_scene
 
-KINDS = ("scene", "document", "chart", "page")
+KINDS = ("scene", "document", "chart", "page", "board")  # pages and boards are for training only
 MIX: Mapping[str, float] = {"scene": 0.5, "document": 0.28, "chart": 0.22}
 BENCHMARK = Level()
+NO_DRILLS: Mapping[Drill, float] = {}
 
 # First seed of each split; a split is as long as the gap, so no image can be in two splits.
 SPLITS = {"train": 0, "validation": 2_000_000_000, "test": 3_000_000_000}
@@ -34,7 +37,7 @@ class Picture:
     seed: int
     kind: str
     canvas: Canvas
-    facts: Scene | Document | Chart
+    facts: Scene | Document | Chart | Board
     questions: tuple[Question, ...]
 
 
@@ -48,25 +51,46 @@ def split_seed(split: str, index: int) -> int:
 
 
 def sample(
-    split: str, index: int, mix: Mapping[str, float] = MIX, level: Level = BENCHMARK, retrieval: bool = False
+    split: str,
+    index: int,
+    mix: Mapping[str, float] = MIX,
+    level: Level = BENCHMARK,
+    drills: Mapping[Drill, float] = NO_DRILLS,
 ) -> Picture:
-    """Image `index` of a split. `mix` weighs the kinds of image; `retrieval`: the warm-up's questions."""
+    """Image `index` of a split.
+
+    `mix` weighs the kinds of image; `drills` says which fraction of the scenes gets a drill's questions, not its own.
+    """
     if not mix or set(mix) - set(KINDS):
         raise ValueError(f"mix must weigh some of {', '.join(KINDS)}, got {dict(mix)}")
     seed = split_seed(split, index)
     rng = random.Random(seed)
     kind = rng.choices(list(mix), list(mix.values()))[0]
-    facts: Scene | Document | Chart
+    facts: Scene | Document | Chart | Board
     if kind == "scene":
         canvas, facts = draw_scene(rng, level)
-        found = (retrieval_questions if retrieval else scene_questions)(facts, rng)
+        drill = _drill(drills, rng)
+        found = scene_questions(facts, rng) if drill is None else drill_questions(facts, drill, rng)
     elif kind == "document":
         canvas, facts = draw_document(rng, level)
         found = document_questions(facts, rng)
     elif kind == "chart":
         canvas, facts = draw_chart(rng, level)
         found = chart_questions(facts, rng)
+    elif kind == "board":
+        canvas, facts = draw_board(rng, level)
+        found = board_questions(facts, rng)
     else:
         canvas, facts = draw_page(rng, level)
         found = []
     return Picture(seed, kind, canvas, facts, tuple(found))
+
+
+def _drill(drills: Mapping[Drill, float], rng: random.Random) -> Drill | None:
+    """Draws nothing where there are no drills, so that a split's own pictures do not depend on them."""
+    draw = rng.random() if drills else 1.0
+    for name, share in drills.items():
+        if draw < share:
+            return name
+        draw -= share
+    return None

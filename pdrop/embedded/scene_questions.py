@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from .questions import Question, as_choice, yes_no
 from .scenes import Scene, Thing
@@ -23,30 +24,16 @@ def scene_questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def retrieval_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """The warm-up that teaches looking things up, for scenes of distinct things: each thing is asked by its shape,
-    by its colour, where it is, and whether it is there (the wrong names adversarial half of the time)."""
-    found = []
-    for thing in scene.things:
-        found.append(Question("attribute", f"what color is the {thing.shape} ?", thing.color))
-        found.append(Question("attribute", f"what shape is the {thing.color} object ?", thing.shape))
-        place = cell(thing)
-        if place is not None:
-            found.append(Question("position", f"where is the {thing.name} ?", place))
-        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
-        others = [other.color for other in scene.things if other is not thing]
-        if not others or rng.random() < 0.5:
-            present = {other.color for other in scene.things}
-            others = [color for color in COLOR_NAMES if color not in present]
-        found.append(Question("existence", f"is there a {rng.choice(others)} {thing.shape} ?", "no"))
-    rng.shuffle(found)
-    return found
-
-
 def singular(scene: Scene) -> list[Thing]:
     """The things whose colour and shape together occur once."""
     names = Counter(thing.name for thing in scene.things)
     return [thing for thing in scene.things if names[thing.name] == 1]
+
+
+def unique(scene: Scene, kind: Literal["shape", "color"]) -> list[Thing]:
+    """The things whose shape (or colour) no other has."""
+    counts = Counter(getattr(thing, kind) for thing in scene.things)
+    return [thing for thing in scene.things if counts[getattr(thing, kind)] == 1]
 
 
 def holds(relation: str, first: Thing, second: Thing) -> bool:
@@ -60,6 +47,12 @@ def holds(relation: str, first: Thing, second: Thing) -> bool:
     if relation not in tests:
         raise ValueError(f"unknown relation {relation!r}; known: {', '.join(RELATIONS)}")
     return tests[relation]()
+
+
+def apart(relation: str, first: Thing, second: Thing) -> bool:
+    """Whether the middles are far enough from each other, along the relation's axis, for a clear answer."""
+    across = relation in ("left of", "right of")
+    return abs(first.x - second.x if across else first.y - second.y) >= _CLEAR
 
 
 def cell(thing: Thing) -> str | None:
@@ -111,24 +104,24 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
 def _attribute(scene: Scene, rng: random.Random) -> list[Question]:
     shapes = Counter(thing.shape for thing in scene.things)
     colors = Counter(thing.color for thing in scene.things)
-    by_shape = [thing for thing in scene.things if shapes[thing.shape] == 1]
-    by_color = [thing for thing in scene.things if colors[thing.color] == 1]
+    by_shape, by_color = unique(scene, "shape"), unique(scene, "color")
     found = []
     for thing in rng.sample(by_shape, min(2, len(by_shape))):
         question = Question("attribute", f"what color is the {thing.shape} ?", thing.color)
-        found += [question, as_choice(question, _wrong(thing.color, colors, COLOR_NAMES, rng), rng)]
+        found += [question, as_choice(question, wrong_names(thing.color, colors, COLOR_NAMES, rng), rng)]
     for thing in rng.sample(by_color, min(2, len(by_color))):
         question = Question("attribute", f"what shape is the {thing.color} object ?", thing.shape)
-        found += [question, as_choice(question, _wrong(thing.shape, shapes, SHAPES, rng), rng)]
+        found += [question, as_choice(question, wrong_names(thing.shape, shapes, SHAPES, rng), rng)]
     # At most two of the four as multiple choice: they are long.
     choices = [question for question in found if question.family == "choice"][:2]
     return [question for question in found if question.family != "choice"] + choices
 
 
-def _wrong(answer: str, present: Counter[str], all_names: tuple[str, ...], rng: random.Random) -> list[str]:
+def wrong_names(answer: str, present: Iterable[str], all_names: tuple[str, ...], rng: random.Random) -> list[str]:
     """Wrong options, those that are in the image first, so that knowing what is there is not enough."""
-    near = [name for name in present if name != answer]
-    far = [name for name in all_names if name != answer and name not in present]
+    here = dict.fromkeys(present)
+    near = [name for name in here if name != answer]
+    far = [name for name in all_names if name != answer and name not in here]
     return rng.sample(near, len(near)) + rng.sample(far, len(far))
 
 
@@ -138,8 +131,7 @@ def _relation(scene: Scene, rng: random.Random) -> list[Question]:
     found = []
     for first, second in rng.sample(pairs, min(3, len(pairs))):
         relation = rng.choice(RELATIONS)
-        apart = first.x - second.x if relation in ("left of", "right of") else first.y - second.y
-        if abs(apart) >= _CLEAR:
+        if apart(relation, first, second):
             text = f"is the {first.name} {relation} the {second.name} ?"
             found.append(Question("relation", text, yes_no(holds(relation, first, second))))
     return found

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from .drawing import FONTS, Box, Canvas, Color, draw_shape, draw_text, font, jitter, text_width
-from .vocabulary import COLOR_NAMES, COLORS, DIGITS, IMAGE_SIZE, LETTERS, SHAPES
+from .vocabulary import COLOR_NAMES, COLORS, DIGITS, IMAGE_SIZE, LETTERS, PATCH_SIZE, SHAPES
 
 _BACKGROUNDS: tuple[Color, ...] = (
     (255, 255, 255),
@@ -28,6 +28,7 @@ class Level:
     characters: tuple[int, int] = (3, 4)  # length of a code
     rows: tuple[int, int] = (3, 5)  # lines of a document
     bars: tuple[int, int] = (3, 5)
+    plates: tuple[int, int] = (2, 6)  # signs of a board
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def background(rng: random.Random) -> Color:
 def _draw_sign(canvas: Canvas, rng: random.Random, code: str) -> Box:
     """Draws the code on a plate, or bare, and gives the box it takes."""
     face, gap = font(rng.choice(FONTS), rng.randint(20, 26)), rng.choice([1, 2, 3])
-    width, height = text_width(code, face, gap), face.size * 1.1
+    pitch = rng.uniform(PATCH_SIZE, PATCH_SIZE + 4)
+    width, height = text_width(code, face, gap, pitch), face.size * 1.1
     x = rng.uniform(6, IMAGE_SIZE - width - 6)
     y = rng.uniform(height / 2 + 5, IMAGE_SIZE - height / 2 - 5)
     box = (x - 5, y - height / 2 - 2, x + width + 4, y + height / 2 + 2)
@@ -85,7 +87,7 @@ def _draw_sign(canvas: Canvas, rng: random.Random, code: str) -> Box:
     else:
         ink = jitter((30, 30, 40), rng, 25)
     canvas.mark("shape", box, len(SHAPES) + 1)
-    draw_text(canvas, code, x, y, face, ink, gap)
+    draw_text(canvas, code, x, y, face, ink, gap, pitch=pitch)
     return box
 
 

@@ -1,10 +1,10 @@
 """Trains the embedded model from scratch on the procedural corpus and writes it as a transformers folder.
 
-    python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--threads 1]
+    python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--workers 2]
 
 A checkpoint lies in --work, and beside it the model as it is then; a second start goes on from it. The finished model
 is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
-accuracies, over windows of steps.
+accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from .drawing import PATCH_HEADS
 from .model import FOLDER, save
@@ -52,13 +55,19 @@ def _trim_curve(path: Path, images: int) -> float:
 
 
 def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 120.0) -> None:
-    """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`."""
+    """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`.
+
+    In a process group every process runs this, and the first one writes.
+    """
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer()
+    writes = trainer.rank == 0
     checkpoint, curve = work / "checkpoint.pt", work / "curve.csv"
     if checkpoint.exists():
         trainer.load(checkpoint)
-    spent = _trim_curve(curve, trainer.images)
+    if trainer.workers > 1:
+        dist.barrier()  # nobody writes before all have read
+    spent = _trim_curve(curve, trainer.images) if writes else 0.0
     began, saved, asked = time.process_time(), time.monotonic(), False
     while not trainer.finished:
         stage = trainer.stage
@@ -66,7 +75,7 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
         trainer.step()
         step = trainer.step_index or stage.steps
         ended = trainer.step_index == 0
-        if step % window == 0 or ended:
+        if writes and (step % window == 0 or ended):
             means = {name: f"{value:.4f}" for name, value in trainer.window.take().items()}
             seconds = spent + time.process_time() - began
             row = {
@@ -83,8 +92,25 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
                 saved = time.monotonic()
                 if asked:
                     save(trainer.model, work / "model")
-    save(trainer.model, out)
-    shutil.copy(curve, out / "curve.csv")
+    if writes:
+        save(trainer.model, out)
+        shutil.copy(curve, out / "curve.csv")
+
+
+def _worker(rank: int, workers: int, port: int, work: Path, out: Path) -> None:
+    """One process of several."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    try:
+        train(work, out)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,10 +118,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; one process with one is fastest")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share every step")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    train(options.work, options.out)
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    if options.workers == 1:
+        torch.set_num_threads(1)
+        train(options.work, options.out)
+    else:
+        mp.spawn(_worker, (options.workers, _free_port(), options.work, options.out), options.workers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The training loop's parts: one step, the running scores, the checkpoint."""
+"""The training loop's parts: one step, the running scores, the checkpoint.
+
+Several processes share the images of a step (torch.distributed, gloo) and mean their gradients; each then takes the
+same optimizer step. One thread each: two processes are faster than one with two threads.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import Batch, pack, prefix_ids
 from .drawing import PATCH_HEADS
 from .forward import Forward
-from .model import TOWER_WIDTH, build
+from .model import TOWER_WIDTH, WIDTH, build
 from .optimizer import Muon
 from .recipe import RECIPE, Stage
 from .samples import sample
@@ -24,8 +29,10 @@ class Trainer:
 
     def __init__(self, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0, compiled: bool = True) -> None:
         self.recipe = recipe
+        self.rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.model = build(seed)
-        self.heads = nn.ModuleDict({name: nn.Linear(TOWER_WIDTH, size) for name, size in PATCH_HEADS.items()})
+        self.heads = _heads(TOWER_WIDTH)
+        self.bridge_heads = _heads(WIDTH)
         self.forward = Forward(self.model, compiled)
         self.head_ids = prefix_ids()
         self.stage_index, self.step_index = 0, 0
@@ -53,40 +60,53 @@ class Trainer:
         """A fresh optimizer over what this stage trains."""
         named = []
         for name, weight in self.model.named_parameters():
-            tower = "vision_tower" in name
-            used = "post_layernorm" not in name and (self.stage.tower_rate > 0 if tower else self.stage.asks)
+            if "vision_tower" in name:
+                used = self.stage.tower_rate > 0 and "post_layernorm" not in name
+            elif "multi_modal_projector" in name:
+                used = self.stage.asks or self.stage.bridge_weight > 0
+            else:
+                used = self.stage.asks
             weight.requires_grad_(used)
             if used:
                 named.append((name, weight))
         if self.stage.patch_weight > 0:
             named += [(f"heads.{name}", weight) for name, weight in self.heads.named_parameters()]
+        if self.stage.bridge_weight > 0:
+            named += [(f"heads.bridge.{name}", weight) for name, weight in self.bridge_heads.named_parameters()]
         slower = self.stage.tower_rate or 1.0
         self.optimizer = Muon(named, self.stage.learning_rate, self.stage.adam_rate, slower)
 
     def batch(self) -> Batch:
-        """The images of the next step."""
-        stage, level = self.stage, self.stage.level(self.step_index)
-        first = self.images
-        pictures = [sample("train", first + offset, stage.mix, level, stage.retrieval) for offset in range(stage.batch)]
+        """This process's images of the next step."""
+        stage, level, first = self.stage, self.stage.level(self.step_index), self.images
+        mine = range(self.rank, stage.batch, self.workers)
+        pictures = [sample("train", first + offset, stage.mix, level, stage.drills) for offset in mine]
         return pack(pictures, stage.blocks, stage.families if stage.asks else {})
 
     def step(self) -> None:
         """One optimizer step; moves on to the next stage behind the last."""
         stage, batch = self.stage, self.batch()
-        if stage.asks and self.step_index == 0 and not any(s.asks for s in self.recipe[: self.stage_index]):
-            self._calm_tower(batch)
+        if self.step_index == 0:
+            self._calm(batch)
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
         loss = torch.zeros(())
         if stage.asks:
-            logits = self.forward.logits(features, self.head_ids, batch.ids, batch.positions, batch.mask, batch.rows)
+            visual, asked = self.forward.hidden(features, self.head_ids, batch.ids, batch.positions, batch.mask)
+            logits = self.forward.words(asked[batch.rows])
             answers = F.cross_entropy(logits, batch.targets[batch.rows])
             loss = loss + answers
+            if stage.spell > 0:
+                loss = loss + stage.spell * self._spelling_loss(visual, batch.spelled)
             self.window.add("loss", float(answers.detach()))
             self.window.add_answers(batch, logits.detach().argmax(-1))
         if stage.patch_weight > 0:
-            loss = loss + stage.patch_weight * self._patch_loss(features, batch.patches)
+            loss = loss + stage.patch_weight * self._patch_loss(features, self.heads, batch.patches)
+        if stage.bridge_weight > 0:
+            projected = self.forward.projected(features)
+            loss = loss + stage.bridge_weight * self._patch_loss(projected, self.bridge_heads, batch.patches)
         loss.backward()
+        self._share_gradients()
         self.window.add("gradient", self.optimizer.step(stage.rate(self.step_index)))
         self.step_index += 1
         if self.step_index >= stage.steps:
@@ -94,23 +114,57 @@ class Trainer:
             if not self.finished:
                 self._begin()
 
+    def _share_gradients(self) -> None:
+        """The mean of all processes' gradients, in each of them. All count alike."""
+        if self.workers == 1:
+            return
+        weights = self.optimizer.parameters
+        flat = torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights])
+        dist.all_reduce(flat)
+        for weight, part in zip(weights, flat.div_(self.workers).split([w.numel() for w in weights])):
+            weight.grad = part.view_as(weight)
+
     @torch.no_grad()
-    def _calm_tower(self, batch: Batch) -> None:
-        """Scales the tower's residual stream so that its features have RMS 1; what the layers compute stays the same.
+    def _calm(self, batch: Batch) -> None:
+        """Scales what has just been trained on patch labels alone so that it gives RMS 1; what it computes stays.
 
-        Behind the patch labels the stream is ten times louder than word embeddings, and drowns them in the decoder.
+        Behind patch labels features are up to ten times louder than word embeddings, and drown them in the decoder.
         """
-        rms = self.forward.features(batch.pixels).float().pow(2).mean().sqrt()
-        for name, weight in self.model.named_parameters():
+        before, now = self.recipe[: self.stage_index], self.stage
+        if now.tower_rate == 0 and not any(stage.tower_rate == 0 for stage in before):
+            loud = self._rms(self.forward.features(batch.pixels))
             writes = ("pre_layrnorm", "self_attn.out_proj", "mlp.fc2")
-            if "vision_tower" in name and any(part in name for part in writes):
-                weight.div_(rms)
+            named = [name for name, _ in self.model.named_parameters() if "vision_tower" in name]
+            self._divide([name for name in named if any(part in name for part in writes)], loud)
+        if now.asks and not any(stage.asks for stage in before):
+            loud = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
+            self._divide([f"model.multi_modal_projector.linear_2.{kind}" for kind in ("weight", "bias")], loud)
 
-    def _patch_loss(self, features: Tensor, patches: Tensor) -> Tensor:
-        """Mean cross-entropy of the patch heads, empty patches counting little."""
-        x = F.layer_norm(features, (TOWER_WIDTH,))
+    def _rms(self, features: Tensor) -> Tensor:
+        """Over the images of all processes."""
+        square = features.float().pow(2).mean()
+        if self.workers > 1:
+            dist.all_reduce(square)
+        return (square / self.workers).sqrt()
+
+    def _divide(self, names: list[str], by: Tensor) -> None:
+        for name in names:
+            self.model.get_parameter(name).div_(by)
+
+    def _spelling_loss(self, visual: Tensor, spelled: Tensor) -> Tensor:
+        """Mean cross-entropy of naming a code's characters where they are; 0 where there are none."""
+        there = spelled >= 0
+        if not there.any():
+            return torch.zeros(())
+        logits = self.forward.words(visual[there])
+        self.window.add("spelled", float((logits.detach().argmax(-1) == spelled[there]).float().mean()))
+        return F.cross_entropy(logits, spelled[there])
+
+    def _patch_loss(self, features: Tensor, heads: nn.ModuleDict, patches: Tensor) -> Tensor:
+        """Mean cross-entropy of the patch heads on normalized features, empty patches counting little."""
+        x = F.layer_norm(features, features.shape[-1:])
         losses = []
-        for number, (name, head) in enumerate(self.heads.items()):
+        for number, (name, head) in enumerate(heads.items()):
             logits = F.linear(x, *(weight.to(x.dtype) for weight in head.parameters())).flatten(0, 1).float()
             target = patches[:, number].flatten()
             weight = torch.ones(logits.shape[-1])
@@ -127,6 +181,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
+            "bridge_heads": self.bridge_heads.state_dict(),
             "optimizer": None if self.finished else self.optimizer.state_dict(),
             "stage": self.stage_index,
             "step": self.step_index,
@@ -140,11 +195,16 @@ class Trainer:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.bridge_heads.load_state_dict(state["bridge_heads"])
         self.stage_index, self.step_index = state["stage"], state["step"]
         if not self.finished:
             self._begin()
             if self.step_index > 0:
                 self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _heads(width: int) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.Linear(width, size) for name, size in PATCH_HEADS.items()})
 
 
 class Window:

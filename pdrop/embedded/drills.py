@@ -1,0 +1,74 @@
+"""Drills: many questions of one kind about a scene, to teach what the benchmark's few questions an image would not.
+
+A skill such as looking a word up in the image appears all at once, after some ten thousands of questions of its kind.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Literal
+
+from .questions import Question, as_choice, yes_no
+from .scene_questions import apart, cell, holds, singular, unique, wrong_names
+from .scenes import Scene
+from .vocabulary import COLOR_NAMES, RELATIONS, SHAPES
+
+Drill = Literal["retrieval", "sides", "letters"]
+
+
+def drill_questions(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
+    """The questions of a drill, in random order."""
+    drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
+    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters}
+    found = drills[drill](scene, rng)
+    rng.shuffle(found)
+    return found
+
+
+def _look_ups(scene: Scene) -> list[Question]:
+    """The colour of every shape that is there once, the shape of every colour that is there once."""
+    found = [Question("attribute", f"what color is the {one.shape} ?", one.color) for one in unique(scene, "shape")]
+    asked = "what shape is the {} object ?"
+    return found + [Question("attribute", asked.format(one.color), one.shape) for one in unique(scene, "color")]
+
+
+def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
+    """Look-ups, where each thing is, and whether it is there (wrong names adversarial half of the time)."""
+    found, present = _look_ups(scene), {(thing.color, thing.shape) for thing in scene.things}
+    for thing in singular(scene):
+        place = cell(thing)
+        if place is not None:
+            found.append(Question("position", f"where is the {thing.name} ?", place))
+        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
+        near = rng.random() < 0.5
+        colors = [color for color, _ in present] if near else list(COLOR_NAMES)
+        absent = sorted({color for color in colors if (color, thing.shape) not in present})
+        if absent:
+            found.append(Question("existence", f"is there a {rng.choice(absent)} {thing.shape} ?", "no"))
+    return found
+
+
+def _sides(scene: Scene, rng: random.Random) -> list[Question]:
+    """Every pair of things in both orders, each with a relation drawn at random, and where each thing is."""
+    known, found = singular(scene), []
+    for first in known:
+        place = cell(first)
+        if place is not None:
+            found.append(Question("position", f"where is the {first.name} ?", place))
+        for second in known:
+            relation = rng.choice(RELATIONS)
+            if first is not second and apart(relation, first, second):
+                text = f"is the {first.name} {relation} the {second.name} ?"
+                found.append(Question("relation", text, yes_no(holds(relation, first, second))))
+    return found
+
+
+def _letters(scene: Scene, rng: random.Random) -> list[Question]:
+    """Every look-up as multiple choice, twice with other options."""
+    found = []
+    for question in 2 * _look_ups(scene):
+        kind, names = ("color", COLOR_NAMES) if question.answer in COLOR_NAMES else ("shape", SHAPES)
+        wrong = wrong_names(question.answer, [getattr(thing, kind) for thing in scene.things], names, rng)
+        found.append(as_choice(question, wrong, rng))
+    return found
