@@ -28,7 +28,8 @@ from .trainer import Trainer
 from .vocabulary import FAMILIES
 
 _COLUMNS = (
-    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, "spelled", *(f"patch_{name}" for name in PATCH_HEADS)
+    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, "spelled",
+    *(f"patch_{name}" for name in PATCH_HEADS),
 )  # fmt: skip
 
 

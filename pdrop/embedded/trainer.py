@@ -88,9 +88,20 @@ class Trainer:
         stage, batch = self.stage, self.batch()
         if self.step_index == 0:
             self._calm(batch)
+        self.loss(batch).backward()
+        self._share_gradients()
+        self.window.add("gradient", self.optimizer.step(stage.rate(self.step_index)))
+        self.step_index += 1
+        if self.step_index >= stage.steps:
+            self.stage_index, self.step_index = self.stage_index + 1, 0
+            if not self.finished:
+                self._begin()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What the stage has this process learn from its images; scores go to `window`."""
+        stage, loss = self.stage, torch.zeros(())
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
-        loss = torch.zeros(())
         if stage.asks:
             visual, asked = self.forward.hidden(features, self.head_ids, batch.ids, batch.positions, batch.mask)
             logits = self.forward.words(asked[batch.rows])
@@ -105,14 +116,7 @@ class Trainer:
         if stage.bridge_weight > 0:
             projected = self.forward.projected(features)
             loss = loss + stage.bridge_weight * self._patch_loss(projected, self.bridge_heads, batch.patches)
-        loss.backward()
-        self._share_gradients()
-        self.window.add("gradient", self.optimizer.step(stage.rate(self.step_index)))
-        self.step_index += 1
-        if self.step_index >= stage.steps:
-            self.stage_index, self.step_index = self.stage_index + 1, 0
-            if not self.finished:
-                self._begin()
+        return loss
 
     def _share_gradients(self) -> None:
         """The mean of all processes' gradients, in each of them. All count alike."""
@@ -130,13 +134,15 @@ class Trainer:
 
         Behind patch labels features are up to ten times louder than word embeddings, and drown them in the decoder.
         """
-        before, now = self.recipe[: self.stage_index], self.stage
-        if now.tower_rate == 0 and not any(stage.tower_rate == 0 for stage in before):
+        before = self.recipe[self.stage_index - 1] if self.stage_index else None
+        if before is None or before.asks:
+            return
+        if before.tower_rate > 0 and self.stage.tower_rate == 0:
             loud = self._rms(self.forward.features(batch.pixels))
             writes = ("pre_layrnorm", "self_attn.out_proj", "mlp.fc2")
             named = [name for name, _ in self.model.named_parameters() if "vision_tower" in name]
             self._divide([name for name in named if any(part in name for part in writes)], loud)
-        if now.asks and not any(stage.asks for stage in before):
+        if before.bridge_weight > 0 and self.stage.asks:
             loud = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
             self._divide([f"model.multi_modal_projector.linear_2.{kind}" for kind in ("weight", "bias")], loud)
 

@@ -1,0 +1,159 @@
+"""The embedded model's training: drills and boards ask what is there, and several processes train as one would.
+
+python -m pytest tests/test_embedded_trainer.py
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pdrop.embedded.batches import pack
+from pdrop.embedded.boards import Board
+from pdrop.embedded.documents import Document
+from pdrop.embedded.drawing import PATCH_HEADS
+from pdrop.embedded.drills import Drill
+from pdrop.embedded.recipe import RECIPE, Stage
+from pdrop.embedded.samples import sample
+from pdrop.embedded.scene_questions import cell, holds
+from pdrop.embedded.scenes import Scene
+from pdrop.embedded.tokenizer import build_tokenizer
+from pdrop.embedded.trainer import Trainer
+from pdrop.embedded.vocabulary import CHARACTERS, OPTION_LETTERS
+
+STAGES = (
+    Stage("tower", images=4, batch=4, mix={"board": 1.0}, asks=False, tower_rate=1.0, patch_weight=1.0),
+    Stage("projector", images=4, batch=4, mix={"board": 1.0}, asks=False, bridge_weight=1.0),
+    Stage("questions", images=8, batch=4, blocks=2, spell=0.3, drills={"letters": 0.5}),
+)
+STEP = (Stage("all at once", images=4, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
+
+
+def test_boards_ask_for_what_the_plates_say() -> None:
+    for index in range(20):
+        picture = sample("validation", index, {"board": 1.0})
+        assert isinstance(picture.facts, Board)
+        plates = dict(picture.facts.plates)
+        assert len(plates) == len(picture.facts.plates) == len(picture.questions)
+        for question in picture.questions:
+            assert question.family == "reading" and question.answer == plates[question.text.split()[3]]
+
+
+@pytest.mark.parametrize("drill", ["retrieval", "sides", "letters"])
+def test_drills_follow_from_the_scene(drill: Drill) -> None:
+    families: Counter[str] = Counter()
+    for index in range(40):
+        picture = sample("validation", index, {"scene": 1.0}, drills={drill: 1.0})
+        assert isinstance(picture.facts, Scene)
+        things = picture.facts.things
+        for question in picture.questions:
+            families[question.family] += 1
+            words = question.text.split()
+            if question.family in ("attribute", "choice"):
+                (thing,) = [one for one in things if words[4] in (one.color, one.shape)]
+                answer = question.answer
+                if question.family == "choice":
+                    answer = question.options[OPTION_LETTERS.index(answer)]
+                assert answer == getattr(thing, words[1])
+            elif question.family == "existence":
+                wanted = " ".join(words[3:5])
+                assert question.answer == ("yes" if any(one.name == wanted for one in things) else "no")
+            elif question.family == "position":
+                (thing,) = [one for one in things if one.name == " ".join(words[3:5])]
+                assert question.answer == cell(thing)
+            else:
+                cut = words.index("the", 3)
+                first, second = (
+                    next(one for one in things if one.name == " ".join(pair))
+                    for pair in (words[2:4], words[cut + 1 : cut + 3])
+                )
+                assert question.answer == ("yes" if holds(" ".join(words[4:cut]), first, second) else "no")
+    expected = {
+        "retrieval": {"attribute", "existence", "position"},
+        "sides": {"relation", "position"},
+        "letters": {"choice"},
+    }
+    assert set(families) == expected[drill] and min(families.values()) > 20
+
+
+def test_a_split_does_not_depend_on_drills() -> None:
+    with_drills = sample("train", 3, {"scene": 1.0}, drills={"sides": 1.0})
+    assert with_drills.facts == sample("train", 3, {"scene": 1.0}).facts
+
+
+@pytest.mark.parametrize("kind", ["scene", "document", "board"])
+def test_every_character_of_a_code_lies_on_some_patch(kind: str) -> None:
+    """Its patch has its place and its name, and the token that an answer spells it with."""
+    tokenizer = build_tokenizer()
+    character, place = (list(PATCH_HEADS).index(name) for name in ("character", "place"))
+    codes = 0
+    for index in range(30):
+        picture = sample("validation", index, {kind: 1.0})
+        batch = pack([picture], blocks=1)
+        seen = {
+            (int(p), CHARACTERS[int(c) - 1], int(token))
+            for c, p, token in zip(batch.patches[0, character], batch.patches[0, place], batch.spelled[0])
+            if p > 0
+        }
+        facts = picture.facts
+        if isinstance(facts, Scene):
+            words = [facts.sign] if facts.sign else []
+        else:
+            assert isinstance(facts, (Board, Document))
+            words = [code for _, code in (facts.plates if isinstance(facts, Board) else facts.rows)]
+        for code in words:
+            ids = tokenizer(code, add_special_tokens=False).input_ids
+            codes += 1
+            assert {(n, c, i) for n, (c, i) in enumerate(zip(code, ids), start=1)} <= seen, code
+    assert codes >= 15
+
+
+def test_the_recipe_learns_to_look_before_it_asks_everything() -> None:
+    assert [stage.name for stage in RECIPE] == ["tower", "projector", "look", "first mix", "last mix"]
+    for stage in RECIPE:
+        assert stage.images % stage.batch == 0 and stage.level(stage.steps - 1) is not None
+        assert 0 < stage.rate(stage.steps - 1) <= 1 and sum(stage.drills.values()) <= 1
+        assert (stage.tower_rate > 0) == (stage.patch_weight > 0)
+
+
+def _steps(rank: int, recipe: tuple[Stage, ...], folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    trainer = Trainer(recipe, compiled=False)
+    while not trainer.finished:
+        trainer.step()
+    torch.save(trainer.model.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _in_two_processes(recipe: tuple[Stage, ...], folder: Path) -> list[dict[str, torch.Tensor]]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.spawn(_steps, (recipe, folder, port), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_stay_one_model_through_all_kinds_of_stages(tmp_path: Path) -> None:
+    first, second = _in_two_processes(STAGES, tmp_path)
+    start = Trainer(STAGES, compiled=False).model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for part in ("vision_tower", "multi_modal_projector", "language_model"):
+        assert any(part in name and not torch.equal(first[name], start[name]) for name in first), part
+
+
+def test_two_processes_take_the_step_of_their_mean_gradient(tmp_path: Path) -> None:
+    first, _ = _in_two_processes(STEP, tmp_path)
+    alone = Trainer(STEP, compiled=False)
+    for alone.rank in (0, 1):
+        alone.workers = 2
+        (alone.loss(alone.batch()) / 2).backward()
+    alone.optimizer.step(alone.stage.rate(0))
+    for name, weight in alone.model.state_dict().items():
+        assert (weight - first[name]).abs().max() <= 1e-4 * (1 + weight.abs().max()), name
