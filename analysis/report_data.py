@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -121,6 +121,13 @@ def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str
     }
 
 
+def shortened(words: Iterable[str], most: int = 3) -> str:
+    """The first of them, and how many more there are: a line of the summary has little room."""
+    listed = list(words)
+    more = [f"and {len(listed) - most} more"] if len(listed) > most else []
+    return ", ".join([*listed[:most], *more]) or DASH
+
+
 def line(one: Shown, runs: Sequence[Run]) -> list[str]:
     """The experiment in a line of the summary, LINE_HEAD its columns."""
     rows = [row for table in one.tables for row in table.rows]
@@ -132,12 +139,12 @@ def line(one: Shown, runs: Sequence[Run]) -> list[str]:
     questions = [sum(result.n for result in run.record.results.values()) for run in done]
     return [
         one.name,
-        ", ".join(dict.fromkeys(run.record.spec.model for run in runs)) or DASH,
+        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
         str(len(runs)),
         str(len(runs) - len(done)),
         str(len(tasks)),
         f"{fmean(questions):.0f}" if questions else DASH,
-        ", ".join(average(row) for row in whole) or DASH,
+        shortened([average(row) for row in whole]),
         f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
     ]
 

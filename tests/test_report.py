@@ -18,6 +18,7 @@ from records import VISUAL, make_record, masks, put, run_of, standard
 
 from analysis.__main__ import main
 from analysis.report import fill, page
+from analysis.report_data import shortened
 from pdrop.schedule import single
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & 'q' \u2028"
@@ -191,3 +192,9 @@ def test_a_thousand_records_and_ten_thousand_samples_open_at_once(tmp_path: Path
         assert opened.evaluate("document.querySelectorAll('#runs tbody tr').length") == 1000
     print(f"{len(text) / 1e6:.1f} MB, ready after {seconds:.2f} s, load average {os.getloadavg()[0]:.1f}")
     assert seconds < SECONDS
+
+
+def test_a_summary_line_names_few_models() -> None:
+    assert shortened(["a", "b", "c"]) == "a, b, c"
+    assert shortened(["a", "b", "c", "d", "e"]) == "a, b, c, and 2 more"
+    assert shortened([]) == "–"
