@@ -87,7 +87,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "trade-off figures, PDF and PNG")):
         command = commands.add_parser(name, parents=[common], help=text)
         command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
-        command.add_argument("--strict", action="store_true", help="refuse uncommitted changes even where all runs have the same")
+        strict = "refuse uncommitted changes even where all runs have the same"
+        command.add_argument("--strict", action="store_true", help=strict)
         command.add_argument(
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )

@@ -129,9 +129,9 @@ RECIPE = (
     ),
     Stage(
         "first mix",
-        images=15_360,
-        mix={"scene": 0.55, "document": 0.25, "chart": 0.12, "board": 0.08},
-        drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
+        images=20_480,
+        mix={"scene": 0.45, "document": 0.25, "chart": 0.1, "board": 0.2},
+        drills={"retrieval": 0.15, "sides": 0.3, "letters": 0.25},
         start=_EARLY,
         growth=0.7,
         blocks=5,
