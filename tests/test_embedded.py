@@ -187,13 +187,13 @@ def test_task_file_has_rows(family):
     assert len(kept) >= 200 and {row["family"] for row in kept} == {family}
 
 
-def test_f1_counts_yes():
-    assert scoring.f1([("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")]) == pytest.approx(0.5)
-    assert scoring.f1([("no", "no")]) == 0.0
-    assert scoring.existence_results({"answer": "yes"}, [" Yes."]) == {
-        "exact_match": 1.0,
-        "f1": ("yes", "yes"),
-    }
+def test_existence_is_scored_as_pope():
+    row = {"question_id": "existence-0000", "answer": "yes"}
+    hit, miss = (scoring.existence_results(row, [said]) for said in (" Yes.", "no"))
+    assert (hit["exact_match"], miss["exact_match"]) == (1.0, 0.0)
+    lie = scoring.existence_results(row | {"answer": "no"}, ["yes"])
+    assert scoring.f1([hit["f1"], miss["f1"], lie["f1"]]) == pytest.approx(0.5)
+    assert scoring.f1([miss["f1"]]) == 0.0
 
 
 def test_tokenizer_writes_every_word_of_the_split():

@@ -45,7 +45,7 @@ def test_boards_ask_for_what_the_plates_say() -> None:
             assert question.family == "reading" and question.answer == plates[question.text.split()[3]]
 
 
-@pytest.mark.parametrize("drill", ["retrieval", "sides", "letters"])
+@pytest.mark.parametrize("drill", ["retrieval", "colors", "sides", "letters"])
 def test_drills_follow_from_the_scene(drill: Drill) -> None:
     families: Counter[str] = Counter()
     for index in range(40):
@@ -76,6 +76,7 @@ def test_drills_follow_from_the_scene(drill: Drill) -> None:
                 assert question.answer == ("yes" if holds(" ".join(words[4:cut]), first, second) else "no")
     expected = {
         "retrieval": {"attribute", "existence", "position"},
+        "colors": {"attribute"},
         "sides": {"relation", "position"},
         "letters": {"choice"},
     }

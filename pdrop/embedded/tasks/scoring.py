@@ -1,12 +1,16 @@
-"""What the task files of this folder refer to: which rows are a family's, the prompt, and POPE's F1.
+"""What the task files of this folder refer to: which rows are a family's, the prompt, and POPE's scores.
 
-Answers are scored by lmms-eval's own exact_match, case and punctuation ignored; F1 follows its task "pope".
+All scores are lmms-eval's own code: exact_match with case and punctuation ignored, for existence that of its task
+"pope", for documents ANLS beside it, as in DocVQA. (ChartQA's tolerance of 5 % lets no whole number to 9 pass for
+another, so for charts exact_match is the same.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score, pope_process_results
 
 
 def _rows_of(family: str) -> Callable[[Any], Any]:
@@ -58,20 +62,12 @@ def text(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None =
     return f"{around.get('pre_prompt', '')}{row['question']}{around.get('post_prompt', '')}"
 
 
-def _plain(answer: str) -> str:
-    """Lower case, without punctuation and blanks around."""
-    return "".join(letter for letter in answer.lower() if letter.isalnum() or letter == " ").strip()
-
-
 def existence_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Exact match (0 or 1) and what F1 needs: (predicted, true)."""
-    predicted, true = _plain(results[0]), row["answer"]
-    return {"exact_match": float(predicted == true), "f1": (predicted, true)}
+    """Exact match (0 or 1) and what F1 needs, by the code of lmms-eval's task "pope"; a final full stop is forgiven."""
+    scored = pope_process_results(row, [results[0].strip().rstrip(".")])
+    return {"exact_match": scored["pope_accuracy"]["score"], "f1": scored["pope_f1_score"]}
 
 
-def f1(pairs: Sequence[tuple[str, str]]) -> float:
-    """F1 of the answer "yes", as in POPE; 0 where precision and recall are 0."""
-    hits = sum(predicted == true == "yes" for predicted, true in pairs)
-    said = sum(predicted == "yes" for predicted, _ in pairs)
-    meant = sum(true == "yes" for _, true in pairs)
-    return 2 * hits / (said + meant) if said + meant else 0.0
+def f1(scored: Sequence[dict[str, Any]]) -> float:
+    """F1 of the answer "yes", by the code of lmms-eval's task "pope"; 0 where precision and recall are 0."""
+    return float(pope_aggregate_f1_score(scored))
