@@ -101,6 +101,9 @@ def pack(pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] 
             positions[image, block, start : start + length] = PREFIX + np.arange(length)
             first, last = start + len(asked) - 1, start + length - 1
             targets[image, block, first:last] = answer
+            if question.key:
+                foretold = start + asked.index(*_words(question.key))
+                targets[image, block, foretold] = answer[0]
             spans.append(Span(image, block, first, last, question))
     # Padding rows (owner 0) look at each other; nobody reads them.
     mask = (owner[..., :, None] == owner[..., None, :]) & np.tril(np.ones((BLOCK, BLOCK), bool))

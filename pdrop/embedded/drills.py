@@ -28,9 +28,11 @@ def drill_questions(scene: Scene, drill: Drill, rng: random.Random) -> list[Ques
 
 def _look_ups(scene: Scene) -> list[Question]:
     """The colour of every shape that is there once, the shape of every colour that is there once."""
-    found = [Question("attribute", f"what color is the {one.shape} ?", one.color) for one in unique(scene, "shape")]
-    asked = "what shape is the {} object ?"
-    return found + [Question("attribute", asked.format(one.color), one.shape) for one in unique(scene, "color")]
+    by_shape, by_color = "what color is the {} ?", "what shape is the {} object ?"
+    return [
+        *(Question("attribute", by_shape.format(o.shape), o.color, key=o.shape) for o in unique(scene, "shape")),
+        *(Question("attribute", by_color.format(o.color), o.shape, key=o.color) for o in unique(scene, "color")),
+    ]
 
 
 def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
@@ -39,13 +41,14 @@ def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
     for thing in singular(scene):
         place = cell(thing)
         if place is not None:
-            found.append(Question("position", f"where is the {thing.name} ?", place))
-        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
+            found.append(Question("position", f"where is the {thing.name} ?", place, key=thing.shape))
+        found.append(Question("existence", f"is there a {thing.name} ?", "yes", key=thing.shape))
         near = rng.random() < 0.5
         colors = [color for color, _ in present] if near else list(COLOR_NAMES)
         absent = sorted({color for color in colors if (color, thing.shape) not in present})
         if absent:
-            found.append(Question("existence", f"is there a {rng.choice(absent)} {thing.shape} ?", "no"))
+            text = f"is there a {rng.choice(absent)} {thing.shape} ?"
+            found.append(Question("existence", text, "no", key=thing.shape))
     return found
 
 
@@ -60,7 +63,7 @@ def _sides(scene: Scene, rng: random.Random) -> list[Question]:
     for first in known:
         place = cell(first)
         if place is not None:
-            found.append(Question("position", f"where is the {first.name} ?", place))
+            found.append(Question("position", f"where is the {first.name} ?", place, key=first.shape))
         for second in known:
             relation = rng.choice(RELATIONS)
             if first is not second and apart(relation, first, second):

@@ -28,7 +28,7 @@ from .trainer import Trainer
 from .vocabulary import FAMILIES
 
 _COLUMNS = (
-    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, "spelled",
+    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ same optimizer step. One thread each: two processes are faster than one with two
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Trainer:
         self.head_ids = prefix_ids()
         self.stage_index, self.step_index = 0, 0
         self.window = Window()
+        self.kept: nn.Module | None = None  # the projector as it was before the stage
         self._begin()
 
     @property
@@ -88,6 +90,7 @@ class Trainer:
         stage, batch = self.stage, self.batch()
         if self.step_index == 0:
             self._calm(batch)
+            self._begin_projector(batch)
         self.loss(batch).backward()
         self._share_gradients()
         self.window.add("gradient", self.optimizer.step(stage.rate(self.step_index)))
@@ -116,6 +119,12 @@ class Trainer:
         if stage.bridge_weight > 0:
             projected = self.forward.projected(features)
             loss = loss + stage.bridge_weight * self._patch_loss(projected, self.bridge_heads, batch.patches)
+            if self.kept is not None:
+                with torch.no_grad():
+                    before = self.kept(features.float())
+                moved = (projected - before).pow(2).mean() / before.pow(2).mean()
+                self.window.add("moved", float(moved.detach()))
+                loss = loss + stage.keep * moved
         return loss
 
     def _share_gradients(self) -> None:
@@ -130,21 +139,28 @@ class Trainer:
 
     @torch.no_grad()
     def _calm(self, batch: Batch) -> None:
-        """Scales what has just been trained on patch labels alone so that it gives RMS 1; what it computes stays.
+        """Before anything stands behind the tower, scales it so that its features have RMS 1; what it computes stays.
 
-        Behind patch labels features are up to ten times louder than word embeddings, and drown them in the decoder.
+        Behind the patch labels its stream is ten times louder than word embeddings, and drowns them in the decoder.
         """
-        before = self.recipe[self.stage_index - 1] if self.stage_index else None
-        if before is None or before.asks:
+        before = self.recipe[: self.stage_index]
+        if not before or before[-1].tower_rate == 0 or self.stage.tower_rate > 0 or any(one.asks for one in before):
             return
-        if before.tower_rate > 0 and self.stage.tower_rate == 0:
-            loud = self._rms(self.forward.features(batch.pixels))
+        loud = self._rms(self.forward.features(batch.pixels))
+        for name, weight in self.model.named_parameters():
             writes = ("pre_layrnorm", "self_attn.out_proj", "mlp.fc2")
-            named = [name for name, _ in self.model.named_parameters() if "vision_tower" in name]
-            self._divide([name for name in named if any(part in name for part in writes)], loud)
-        if before.bridge_weight > 0 and self.stage.asks:
+            if "vision_tower" in name and any(part in name for part in writes):
+                weight.div_(loud)
+
+    @torch.no_grad()
+    def _begin_projector(self, batch: Batch) -> None:
+        """Sets the projector's loudness, and remembers what it is where that shall be kept."""
+        if self.stage.loudness > 0:
             loud = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
-            self._divide([f"model.multi_modal_projector.linear_2.{kind}" for kind in ("weight", "bias")], loud)
+            last = self.model.model.multi_modal_projector.linear_2
+            for weight in (last.weight, last.bias):
+                weight.mul_(self.stage.loudness / loud)
+        self.kept = copy.deepcopy(self.model.model.multi_modal_projector).float() if self.stage.keep > 0 else None
 
     def _rms(self, features: Tensor) -> Tensor:
         """Over the images of all processes."""
@@ -152,10 +168,6 @@ class Trainer:
         if self.workers > 1:
             dist.all_reduce(square)
         return (square / self.workers).sqrt()
-
-    def _divide(self, names: list[str], by: Tensor) -> None:
-        for name in names:
-            self.model.get_parameter(name).div_(by)
 
     def _spelling_loss(self, visual: Tensor, spelled: Tensor) -> Tensor:
         """Mean cross-entropy of naming a code's characters where they are; 0 where there are none."""
@@ -188,6 +200,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "bridge_heads": self.bridge_heads.state_dict(),
+            "kept": None if self.kept is None else self.kept.state_dict(),
             "optimizer": None if self.finished else self.optimizer.state_dict(),
             "stage": self.stage_index,
             "step": self.step_index,
@@ -203,6 +216,9 @@ class Trainer:
         self.heads.load_state_dict(state["heads"])
         self.bridge_heads.load_state_dict(state["bridge_heads"])
         self.stage_index, self.step_index = state["stage"], state["step"]
+        if state["kept"] is not None:
+            self.kept = copy.deepcopy(self.model.model.multi_modal_projector)
+            self.kept.load_state_dict(state["kept"])
         if not self.finished:
             self._begin()
             if self.step_index > 0:
