@@ -20,18 +20,19 @@ What each stage is for:
 What did not work, and why as far as it is known:
 - Reading without "projector" and "spelling": three warm-ups left the answers at the frequencies of characters. A sign a
   scene gives 30 characters a step, where even a linear probe on the tower's features needs ten thousand to name 80 %.
-- A fresh decoder behind a projector that was taught on patch labels alone. It read from the beginning (spelled .74 after
-  30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but never
-  by colour: .33 of three things after some twenty thousand questions, whatever was tried for 30 to 100 steps (colours
-  alone, six things a scene, colour words that begin as the mean of their patches, the answer foretold at the word).
+- A fresh decoder behind a projector that was taught on patch labels alone. It read from the beginning (spelled .74
+  after 30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but
+  never by colour: .33 of three things after some twenty thousand questions, whatever was tried for 30 to 100 steps
+  (colours alone, six things a scene, colour words that begin as the mean of their patches, the answer foretold at the
+  word).
 
 The shipped model came out of this recipe with departures. Up to "second mix", budgets were chosen while the training
 ran: the rates of "tower" fell later than written here (until step 1600 as if it had 2500 steps), those of "retrieval"
 not at all, "second mix" was lengthened twice (choice and relation had their present weights from step 375 on only), and
 the tower's labels for row and column, and the questions on position and existence, came with "places" and "where";
-characters were labelled in two halves of a patch, and codes stood closer together. "boards" and "projector" ran on other
-images of the train split, the rest as it is written, in two processes. A fresh run will be near the shipped model, not
-equal to it.
+characters were labelled in two halves of a patch, and codes stood closer together. "boards" and "projector" ran on
+other images of the train split, the rest as it is written, in two processes. A fresh run will be near the shipped
+model, not equal to it.
 """
 
 from __future__ import annotations
