@@ -59,7 +59,7 @@ def block(results: Path, place: str) -> str:
         raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
     demo = tables["demo"]
     found = [redundancy(tables.get("redundancy")), positions(tables.get("positions"), place)]
-    found += [twins(demo), attention(tables.get("attention"))]
+    found += [fragile(demo), twins(demo), attention(tables.get("attention"))]
     lines = [
         heading(demo),
         "",
@@ -165,6 +165,26 @@ def positions(table: Table | None, place: str) -> str:
 def change_of(row: Row | None) -> Estimate | None:
     """The average minus that of dropping nothing."""
     return row.average.delta if row is not None and row.average is not None else None
+
+
+def fragile(table: Table) -> str:
+    """Which tasks PyramidDrop costs most at one ratio, and which it does not cost anything that can be told."""
+    row = next((row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO), None)
+    none = next((row for row in table.rows if not row.drops), None)
+    if row is None or none is None:
+        return ""
+    names = task_names(list(table.tasks))
+    changes = [(cell.delta, task) for task, cell in row.cells.items() if cell.delta is not None and task in none.cells]
+    lost = sorted((change.value, task) for change, task in changes if change.sign < 0)
+    same = [f'"{names[task]}"' for change, task in changes if not change.clear]
+    told = [
+        f'"{names[task]}" from {percent(none.cells[task].score.value)} to {percent(row.cells[task].score.value)} %'
+        for _, task in lost
+    ]
+    if not told:
+        return ""
+    rest = f" Not told apart from none: {', '.join(same)}." if same else ""
+    return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 
 
 def twins(table: Table) -> str:

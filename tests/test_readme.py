@@ -13,6 +13,7 @@ from records import make_record, put, standard, table_of
 
 from analysis import readme
 from analysis.__main__ import main
+from analysis.style import task_names
 from analysis.table import signed
 from pdrop.run import CONF, check_dials
 
@@ -109,6 +110,12 @@ def test_what_is_said_follows_the_records(tmp_path):
     assert "Of 2 rankings in the table above, 2 beat their random twin and 0 lose" in said
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
+    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not told apart from none: ")
+    for task, cell in best.cells.items():
+        change = cell.delta
+        assert change is not None
+        shown = f'"{task_names(list(demo.tasks))[task]}"'
+        assert (shown in lost) == (change.sign < 0) and (shown in same) == (not change.clear), task
     assert "results/tables/demo.md" in said and "layer" not in said.split("What this model shows")[1]
     page.write_text("no place")
     assert main(["readme", "--results", str(store), "--readme", str(page)]) == 1
