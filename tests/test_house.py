@@ -67,7 +67,7 @@ FLOORS = {
 HOMES = {
     "hydra": {"pdrop/run.py", "train.py"},
     "omegaconf": {"pdrop/run.py", "train.py"},
-    "lmms_eval": {"pdrop/evaluate.py"},
+    "lmms_eval": {"pdrop/evaluate.py", "pdrop/embedded/tasks/scoring.py"},
     "av": {"pdrop/scoring/"},
     "pandas": {"analysis/"},
     "matplotlib": {"analysis/", "pdrop/embedded/"},

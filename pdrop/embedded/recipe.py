@@ -16,6 +16,8 @@ What each stage is for:
   an answer has only to copy it. Questions hardly learn to read meanwhile.
 - reading: begins anew with codes of one or two characters, many to an image; reading comes within 25 steps.
 - last mix: everything, at falling rates.
+From "spelling" on, drills and boards have the answer foretold at the word that is looked up (`Question.key`), too; what
+that adds was not told apart.
 
 What did not work, and why as far as it is known:
 - Reading without "projector" and "spelling": three warm-ups left the answers at the frequencies of characters. A sign a

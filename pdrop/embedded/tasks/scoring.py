@@ -2,15 +2,14 @@
 
 All scores are lmms-eval's own code: exact_match with case and punctuation ignored, for existence that of its task
 "pope", for documents ANLS beside it, as in DocVQA. (ChartQA's tolerance of 5 % lets no whole number to 9 pass for
-another, so for charts exact_match is the same.)
+another, so for charts exact_match is the same.) It is imported where it is called: by then pdrop.evaluate has imported
+lmms-eval and undone what that does to the process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score, pope_process_results
 
 
 def _rows_of(family: str) -> Callable[[Any], Any]:
@@ -64,10 +63,14 @@ def text(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None =
 
 def existence_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Exact match (0 or 1) and what F1 needs, by the code of lmms-eval's task "pope"; a final full stop is forgiven."""
+    from lmms_eval.tasks.pope.utils import pope_process_results
+
     scored = pope_process_results(row, [results[0].strip().rstrip(".")])
     return {"exact_match": scored["pope_accuracy"]["score"], "f1": scored["pope_f1_score"]}
 
 
 def f1(scored: Sequence[dict[str, Any]]) -> float:
     """F1 of the answer "yes", by the code of lmms-eval's task "pope"; 0 where precision and recall are 0."""
+    from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
+
     return float(pope_aggregate_f1_score(scored))
