@@ -78,11 +78,13 @@ def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
     if not dirty:
         return []
     package = [(run, run.record.environment.get("sources") or run.record.spec.code) for run in done]
-    found = [differing("sources (some with uncommitted changes)", package, "made")]
+    if mixed := differing("sources (some with uncommitted changes)", package, "made"):
+        return [mixed]
+    found = []
     for method in sorted({run.record.spec.method for run in dirty}):
         those = [run for run in done if run.record.spec.method == method]
         what = f"sources of {method} (some with uncommitted changes)"
-        found.append(None if found[0] else differing(what, spec_of(those, "code"), "made"))
+        found.append(differing(what, spec_of(those, "code"), "made"))
     return found
 
 

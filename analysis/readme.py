@@ -64,7 +64,7 @@ def block(results: Path, place: str) -> str:
         heading(demo),
         "",
         grids(demo)[0].markdown(),
-        f"Columns, scores by task and certainty: [{place}/tables/demo.md]({place}/tables/demo.md).",
+        f"Columns, scores by task and certainty: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}",
         "",
         *pictures(results, place),
         "What this model shows, 95 % intervals in brackets, points of the average over the tasks:",
@@ -98,6 +98,12 @@ def heading(demo: Table) -> str:
         f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
         '"Random" loses as many tokens at\nthe same layers as the method above it, at random):'
     )
+
+
+def hasty(table: Table) -> str:
+    """Said of times that were measured in a few turns."""
+    quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
+    return " Times are an\nindication (`latency=quick`)." if quick else ""
 
 
 def pictures(results: Path, place: str) -> list[str]:

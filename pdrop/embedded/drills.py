@@ -14,13 +14,13 @@ from .scene_questions import apart, cell, holds, singular, unique, wrong_names
 from .scenes import Scene
 from .vocabulary import COLOR_NAMES, RELATIONS, SHAPES
 
-Drill = Literal["retrieval", "colors", "sides", "letters"]
+Drill = Literal["retrieval", "sides", "letters"]
 
 
 def drill_questions(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
     """The questions of a drill, in random order."""
     drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
-    drills = {"retrieval": _retrieval, "colors": _colors, "sides": _sides, "letters": _letters}
+    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters}
     found = drills[drill](scene, rng)
     rng.shuffle(found)
     return found
@@ -50,11 +50,6 @@ def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
             text = f"is there a {rng.choice(absent)} {thing.shape} ?"
             found.append(Question("existence", text, "no", key=thing.shape))
     return found
-
-
-def _colors(scene: Scene, rng: random.Random) -> list[Question]:
-    """The look-ups by colour alone."""
-    return [question for question in _look_ups(scene) if question.answer in SHAPES]
 
 
 def _sides(scene: Scene, rng: random.Random) -> list[Question]:

@@ -31,6 +31,7 @@ class Trainer:
     def __init__(self, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0, compiled: bool = True) -> None:
         self.recipe = recipe
         self.rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.check_workers(self.workers)
         self.model = build(seed)
         self.heads = _heads(TOWER_WIDTH)
         self.bridge_heads = _heads(WIDTH)
@@ -40,6 +41,17 @@ class Trainer:
         self.window = Window()
         self.kept: nn.Module | None = None  # the projector as it was before the stage
         self._begin()
+
+    def check_workers(self, workers: int) -> None:
+        """Every process needs an image of every step.
+
+        Raises:
+            ValueError: If a stage has fewer.
+        """
+        least = min(self.recipe, key=lambda stage: stage.batch)
+        if workers > least.batch:
+            asked = f"the images of a step of the stage {least.name!r}, got {workers}"
+            raise ValueError(f"processes must be at most {least.batch}, {asked}")
 
     @property
     def stage(self) -> Stage:
@@ -101,7 +113,7 @@ class Trainer:
                 self._begin()
 
     def loss(self, batch: Batch) -> Tensor:
-        """What the stage has this process learn from its images; scores go to `window`."""
+        """What the stage has this process learn from its images, in nats, a scalar; scores go to `window`."""
         stage, loss = self.stage, torch.zeros(())
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
@@ -128,7 +140,7 @@ class Trainer:
         return loss
 
     def _share_gradients(self) -> None:
-        """The mean of all processes' gradients, in each of them. All count alike."""
+        """The mean of all processes' gradients, in each of them; however many answers each had, all count alike."""
         if self.workers == 1:
             return
         weights = self.optimizer.parameters
@@ -163,7 +175,7 @@ class Trainer:
         self.kept = copy.deepcopy(self.model.model.multi_modal_projector).float() if self.stage.keep > 0 else None
 
     def _rms(self, features: Tensor) -> Tensor:
-        """Over the images of all processes."""
+        """Root mean square, a scalar, over the images of all processes."""
         square = features.float().pow(2).mean()
         if self.workers > 1:
             dist.all_reduce(square)
