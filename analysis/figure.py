@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
-# percentage points of FLOPs between neighbouring curves, which would hide each other where they are flat
+# percentage points of FLOPs: how far apart neighbouring curves stand, which would hide each other where they are flat,
+# and the farthest that one stands from its place
 DODGE, DODGE_BY_TASK = 0.7, 1.0
 BARS = "bars: 95 % interval of the paired difference to none"
 SETTINGS: dict[Any, Any] = {
@@ -62,7 +63,7 @@ def tradeoff(table: Table, model: str) -> Figure | None:
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
         draw(axes, rows, [row.average for row in rows], table.floor)
-        axes.set_xlabel(f"prefill FLOPs (% of none)\n{BARS}")
+        axes.set_xlabel(f"prefill FLOPs (% of none; moved by {DODGE} at most)\n{BARS}")
         axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
         legend(figure, axes, columns=3)
     return figure
@@ -93,7 +94,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(table.tasks) :]:
             axes.set_visible(False)
-        figure.supxlabel(f"prefill FLOPs (% of none); {BARS}", fontsize=8)
+        figure.supxlabel(f"prefill FLOPs (% of none; moved by {DODGE_BY_TASK:.0f} at most); {BARS}", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         legend(figure, grid[0][0], columns=6)
     return figure
@@ -129,6 +130,11 @@ def drawable(table: Table, model: str) -> list[Row]:
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
+def beside(number: int, curves: int, dodge: float) -> float:
+    """How far curve `number` of `curves` stands from its place, in points of FLOPs: at most `dodge`, however many."""
+    return min(dodge, 2 * dodge / max(1, curves - 1)) * (number - (curves - 1) / 2)
+
+
 def draw(
     axes: Axes,
     rows: list[Row],
@@ -149,7 +155,7 @@ def draw(
     }
     by_cost = sorted(drawn, key=lambda label: round(costs[label], 6))  # the cheaper left: no difference is undone
     for label, (style, numbers) in drawn.items():
-        shift = dodge * (by_cost.index(label) - (len(drawn) - 1) / 2)
+        shift = beside(by_cost.index(label), len(drawn), dodge)
         there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
         points = sorted(
             ((100 * flops, cell) for flops, cell in there if flops is not None and cell is not None),

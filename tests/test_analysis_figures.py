@@ -58,6 +58,13 @@ def test_curves_are_dodged_and_bars_explained(store: Path) -> None:
     assert np.allclose(places["Random"] - places["PyramidDrop"], figure.DODGE), "the same costs, side by side"
 
 
+def test_no_curve_stands_far_from_its_place() -> None:
+    for curves in (1, 2, 3, 6, 11):
+        places = [figure.beside(number, curves, 0.7) for number in range(curves)]
+        assert max(abs(place) for place in places) <= 0.7 + 1e-9 and sum(places) == pytest.approx(0)
+        assert len(set(places)) == curves and places == sorted(places)
+
+
 def test_no_two_methods_look_alike() -> None:
     everything = style.lines([*style.LINES, *(f"new{i}" for i in range(len(style.SPARE_LINES)))])
     assert len({line.colour for line in everything.values()}) == len(everything)
