@@ -19,6 +19,8 @@ from pdrop.embedded.boards import Board
 from pdrop.embedded.documents import Document
 from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.drills import Drill
+from pdrop.embedded.hints import hints
+from pdrop.embedded.questions import Question
 from pdrop.embedded.recipe import RECIPE, Stage
 from pdrop.embedded.samples import sample
 from pdrop.embedded.scene_questions import cell, holds
@@ -124,18 +126,36 @@ def test_every_stage_of_the_recipe_can_be_run() -> None:
         assert pack([picture], stage.blocks, stage.families).spans or not stage.asks
 
 
-def test_drills_foretell_the_answer_at_the_word_that_is_looked_up() -> None:
-    picture = sample("train", 5, {"scene": 1.0}, drills={"retrieval": 1.0})
-    batch = pack([picture], blocks=6)
-    assert batch.spans
-    for span in batch.spans:
-        row, end = batch.ids[span.image, span.block].tolist(), span.first
-        start = end - len(build_tokenizer()(span.question.text + " ASSISTANT:", add_special_tokens=False).input_ids) + 1
-        (word,) = build_tokenizer()(span.question.key, add_special_tokens=False).input_ids
-        asked = row[start : end + 1]
-        targets = batch.targets[span.image, span.block, start : end + 1].tolist()
-        assert [n for n, target in enumerate(targets[:-1]) if target >= 0] == [asked.index(word)]
-        assert targets[asked.index(word)] == targets[-1] == row[end + 1]
+def test_hints_foretell_each_step_of_the_answer_at_the_word_that_gives_it_away() -> None:
+    options = ("red", "top left", "cyan", "star")
+    listed = "A. red B. top left C. cyan D. star answer with the letter ."
+    cases = {
+        Question("attribute", "what shape is the red object ?", "star"): {4: "star"},
+        Question("position", "where is the red star ?", "top left"): {4: "top"},
+        Question("relation", "is the red star above the blue ring ?", "no"): {7: "no"},
+        Question("counting", "how many objects are there ?", "3"): {},
+        Question("choice", f"where is the red star ? {listed}", "B", options): {
+            4: "top", 7: "no", 10: "B", 12: "no", 14: "no", 18: "B"},
+    }  # fmt: skip
+    for question, expected in cases.items():
+        assert dict(hints(question)) == expected, question
+
+
+def test_hinted_rows_and_answer_rows_are_the_only_targets() -> None:
+    tokens = build_tokenizer()
+    pictures = [sample("train", n, {"scene": 1.0}, drills={"letters": 0.5, "retrieval": 0.5}) for n in range(4)]
+    plain, hinted = pack(pictures, blocks=6), pack(pictures, blocks=6, hinted=True)
+    assert (plain.targets[plain.rows] == hinted.targets[plain.rows]).all()
+    added, told = hinted.rows & ~plain.rows, 0
+    for span in hinted.spans:
+        ids = [tokens(word, add_special_tokens=False).input_ids for word in span.question.text.split()]
+        start = span.first - sum(map(len, ids)) - 1  # ASSISTANT and its colon stand behind the text
+        for place, word in hints(span.question):
+            row = start + sum(map(len, ids[: place + 1])) - 1
+            assert int(hinted.ids[span.image, span.block, row]) == ids[place][-1]
+            assert tokens.convert_ids_to_tokens(int(hinted.targets[span.image, span.block, row])) == word
+            told += 1
+    assert told == int(added.sum()) > 50
 
 
 def test_the_projector_is_taught_and_keeps_what_it_says() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from saved_checkpoints import save_llava, save_llava_next
 import train
 from pdrop.checkpoint import load
 from pdrop.run import CONF, choices
-from pdrop.training.loop import Curve
+from pdrop.training.job import check_parallel
+from pdrop.training.loop import Curve, TrainingFailed
 from pdrop.training.parts import part_of
 from pdrop.training.record import TrainingRecord
 from pdrop.training.start import Start, begin
@@ -251,6 +253,7 @@ REFUSED = [
     (["train.format=alpaca"], "unknown format 'alpaca': choose vicuna_v1, plain or chat"),
     (["train.steps=0"], "train.steps is a number from 1 on"),
     (["parallel=ddp"], "torchrun --nproc_per_node"),
+    (["parallel=fsdp"], "parallel=fsdp needs device=cuda"),
     (["train.lora={r:8,alpha:8}", "parallel=deepspeed_zero3"], "which needs whole weights: parallel=ddp"),
     (["train.lora={rank:8}"], "train.lora has r, alpha and dropout, not rank"),
     (["layers=[9]"], "has a boundary at layer 9"),
@@ -394,20 +397,19 @@ def test_a_pretraining_begins_with_parts_that_have_not_met(tiny, tmp_path) -> No
         begin(checkpoint, Start(language_model=str(tmp_path / "wide")), seed=0)
 
 
-def one_of_two(rank: int, folder: str, port: int, kinds: list[str], arguments: list[str]) -> None:
+def one_of_two(rank: int, folder: str, port: int, arguments: list[str]) -> None:
     """A process as torchrun starts it."""
     torch.set_num_threads(1)
     os.chdir(folder)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    for kind in kinds:
-        sys.argv = ["train.py", *arguments, f"parallel={kind}", f"output={kind}"]
-        train.main()
+    sys.argv = ["train.py", *arguments, "parallel=ddp", "output=ddp"]
+    train.main()
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model(command, tiny, tmp_path) -> None:
-    """DDP and FSDP2, gloo on the CPU, one process with text alone in a step: one process's losses and model."""
+    """DDP, gloo on the CPU, one process with text alone in a step: one process's losses and model."""
     listed = records(tmp_path / "pictures")[3:]  # five with images, three without: the second step is of both
     data = [f"train.data={write_conversations(tmp_path, listed)}", f"train.images={tmp_path / 'pictures'}"]
     arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=4"]
@@ -416,14 +418,39 @@ def test_two_processes_train_the_same_model(command, tiny, tmp_path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), port, ["ddp", "fsdp"], arguments), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), port, arguments), nprocs=2)
     weights = load_file(alone / "model/model.safetensors")
-    for kind in ("ddp", "fsdp"):
-        (folder,) = (tmp_path / kind).iterdir()
-        record = TrainingRecord.read(folder)
-        assert (record.status, record.spec.parallel, record.spec.processes) == ("done", kind, 2)
-        for ours, theirs in zip(curve(folder), curve(alone), strict=True):
-            assert ours["tokens"] == theirs["tokens"]
-            assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=2e-3)
-        for name, weight in load_file(folder / "model/model.safetensors").items():
-            torch.testing.assert_close(weight, weights[name], rtol=0, atol=5e-3)
+    (folder,) = (tmp_path / "ddp").iterdir()
+    record = TrainingRecord.read(folder)
+    assert (record.status, record.spec.parallel, record.spec.processes) == ("done", "ddp", 2)
+    for ours, theirs in zip(curve(folder), curve(alone), strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=2e-3)
+    for name, weight in load_file(folder / "model/model.safetensors").items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=5e-3)
+
+
+def test_bfloat16_matrix_products_leave_the_losses_where_they_are(command, tiny, data) -> None:
+    losses = []
+    for bf16 in ("false", "true"):
+        code, said_, folders = command(
+            *QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=3", f"train.bf16={bf16}"
+        )
+        assert code == 0, said_
+        losses.append([float(row["loss"]) for row in curve(folders[-1])])
+        assert all(
+            weight.dtype == torch.float32 for weight in load_file(folders[-1] / "model/model.safetensors").values()
+        )
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_what_accelerate_dropped_without_a_word_is_refused() -> None:
+    whole = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    for trainer, asked in ((whole, "none"), (whole, "ddp"), (sharded, "fsdp")):
+        check_parallel(trainer, asked)
+    for trainer, asked, said in (
+        (whole, "fsdp", "has fsdp off"), (whole, "deepspeed_zero3", "has deepspeed off"), (sharded, "ddp", "fsdp on")
+    ):  # fmt: skip
+        with pytest.raises(TrainingFailed, match=f"parallel={asked} was asked for.*{said}"):
+            check_parallel(trainer, asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .drawing import PATCH_HEADS
 from .forward import BLOCK
+from .hints import hints
 from .questions import Question
 from .samples import Picture
 from .tokenizer import BEGIN_ID, END_ID, PAD_ID, build_tokenizer
@@ -36,6 +38,12 @@ def _words(text: str) -> tuple[int, ...]:
 def _encode(text: str) -> list[int]:
     """Token ids of `text`, put together from its words so that each word is tokenized once in a lifetime."""
     return [token for word in text.split() for token in _words(word)]
+
+
+def _foretold(question: Question) -> list[tuple[int, int]]:
+    """(row of the question's text, token that is foretold there); see hints.py."""
+    ends = list(accumulate(len(_words(word)) for word in question.text.split()))
+    return [(ends[place] - 1, _words(word)[0]) for place, word in hints(question)]
 
 
 def prefix_ids() -> Tensor:
@@ -76,10 +84,13 @@ class Batch:
         return self.targets != _IGNORED
 
 
-def pack(pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] | None = None) -> Batch:
+def pack(
+    pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] | None = None, hinted: bool = False
+) -> Batch:
     """Packs as many questions as `blocks` blocks an image hold.
 
     `weights` maps a family to the fraction of its questions that is asked (families left out: none); None asks all.
+    `hinted` adds the targets of hints.py.
     """
     count = len(pictures)
     ids = np.full((count, blocks, BLOCK), PAD_ID, np.int64)
@@ -101,9 +112,8 @@ def pack(pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] 
             positions[image, block, start : start + length] = PREFIX + np.arange(length)
             first, last = start + len(asked) - 1, start + length - 1
             targets[image, block, first:last] = answer
-            if question.key:
-                foretold = start + asked.index(*_words(question.key))
-                targets[image, block, foretold] = answer[0]
+            for row, token in _foretold(question) if hinted else ():
+                targets[image, block, start + row] = token
             spans.append(Span(image, block, first, last, question))
     # Padding rows (owner 0) look at each other; nobody reads them.
     mask = (owner[..., :, None] == owner[..., None, :]) & np.tril(np.ones((BLOCK, BLOCK), bool))

@@ -48,6 +48,6 @@ def draw_board(rng: random.Random, level: Level) -> tuple[Canvas, Board]:
 def board_questions(board: Board, rng: random.Random) -> list[Question]:
     """Each plate's code by its colour."""
     asked = "what does the {} sign say ?"
-    found = [Question("reading", asked.format(color), code, key=color) for color, code in board.plates]
+    found = [Question("reading", asked.format(color), code) for color, code in board.plates]
     rng.shuffle(found)
     return found

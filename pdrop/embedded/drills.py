@@ -6,21 +6,22 @@ A skill such as looking a word up in the image appears all at once, after some t
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
 from .questions import Question, as_choice, yes_no
 from .scene_questions import apart, cell, holds, singular, unique, wrong_names
 from .scenes import Scene
-from .vocabulary import COLOR_NAMES, RELATIONS, SHAPES
+from .vocabulary import COLOR_NAMES, PLURALS, RELATIONS, SHAPES
 
-Drill = Literal["retrieval", "sides", "letters"]
+Drill = Literal["retrieval", "sides", "letters", "counts"]
 
 
 def drill_questions(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
     """The questions of a drill, in random order."""
     drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
-    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters}
+    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters, "counts": _counts}
     found = drills[drill](scene, rng)
     rng.shuffle(found)
     return found
@@ -30,8 +31,8 @@ def _look_ups(scene: Scene) -> list[Question]:
     """The colour of every shape that is there once, the shape of every colour that is there once."""
     by_shape, by_color = "what color is the {} ?", "what shape is the {} object ?"
     return [
-        *(Question("attribute", by_shape.format(o.shape), o.color, key=o.shape) for o in unique(scene, "shape")),
-        *(Question("attribute", by_color.format(o.color), o.shape, key=o.color) for o in unique(scene, "color")),
+        *(Question("attribute", by_shape.format(o.shape), o.color) for o in unique(scene, "shape")),
+        *(Question("attribute", by_color.format(o.color), o.shape) for o in unique(scene, "color")),
     ]
 
 
@@ -41,14 +42,14 @@ def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
     for thing in singular(scene):
         place = cell(thing)
         if place is not None:
-            found.append(Question("position", f"where is the {thing.name} ?", place, key=thing.shape))
-        found.append(Question("existence", f"is there a {thing.name} ?", "yes", key=thing.shape))
+            found.append(Question("position", f"where is the {thing.name} ?", place))
+        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
         near = rng.random() < 0.5
         colors = [color for color, _ in present] if near else list(COLOR_NAMES)
         absent = sorted({color for color in colors if (color, thing.shape) not in present})
         if absent:
             text = f"is there a {rng.choice(absent)} {thing.shape} ?"
-            found.append(Question("existence", text, "no", key=thing.shape))
+            found.append(Question("existence", text, "no"))
     return found
 
 
@@ -58,7 +59,7 @@ def _sides(scene: Scene, rng: random.Random) -> list[Question]:
     for first in known:
         place = cell(first)
         if place is not None:
-            found.append(Question("position", f"where is the {first.name} ?", place, key=first.shape))
+            found.append(Question("position", f"where is the {first.name} ?", place))
         for second in known:
             relation = rng.choice(RELATIONS)
             if first is not second and apart(relation, first, second):
@@ -75,3 +76,18 @@ def _letters(scene: Scene, rng: random.Random) -> list[Question]:
         wrong = wrong_names(question.answer, [getattr(thing, kind) for thing in scene.things], names, rng)
         found.append(as_choice(question, wrong, rng))
     return found
+
+
+def _counts(scene: Scene, rng: random.Random) -> list[Question]:
+    """How many there are of every shape and colour that is there other than once, of as many that are there once, and
+    of two that are not there. Of most scenes' things there is one: asked as they come, counts are learned as "1"."""
+    found = []
+    for kind, names in (("shape", SHAPES), ("color", COLOR_NAMES)):
+        counts = Counter(getattr(thing, kind) for thing in scene.things)
+        several = [name for name in names if counts[name] > 1]
+        once = [name for name in names if counts[name] == 1]
+        absent = [name for name in names if counts[name] == 0]
+        for name in several + rng.sample(once, min(len(once), max(1, len(several)))) + rng.sample(absent, 2):
+            asked = PLURALS[name] if kind == "shape" else f"{name} objects"
+            found.append(Question("counting", f"how many {asked} are there ?", str(counts[name])))
+    return [*found, Question("counting", "how many objects are there ?", str(len(scene.things)))]

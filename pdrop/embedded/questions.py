@@ -14,15 +14,13 @@ class Question:
     """One question about an image.
 
     `family` is one of vocabulary.FAMILIES, `answer` the exact answer, `options` the four choices of a
-    multiple-choice question (else empty). `key` is the word of the text at which the answer could be looked up; where
-    it is given, training has the answer's first token foretold there, too.
+    multiple-choice question (else empty).
     """
 
     family: str
     text: str
     answer: str
     options: tuple[str, ...] = ()
-    key: str = ""
 
 
 _SLOTS = (

@@ -60,6 +60,7 @@ class Stage:
     families: Mapping[str, float] | None = None  # fraction of each family's questions that is asked; None: all
     blocks: int = 6  # rows of questions an image, in blocks
     asks: bool = True  # False: the decoder is not trained
+    hinted: bool = False  # answers are foretold inside the questions, too (hints.py)
     drills: Mapping[Drill, float] = field(default_factory=dict)  # fraction of the scenes with a drill's questions
     start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
@@ -250,5 +251,51 @@ RECIPE = (
         adam_rate=1.5e-3,
         warm_up=20,
         decay=0.75,
+    ),
+    Stage(
+        "choices",
+        images=9_600,
+        mix={"scene": 0.8, "document": 0.06, "chart": 0.08, "board": 0.06},
+        families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.3, "relation": 0.3},
+        hinted=True,
+        drills={"letters": 0.45, "retrieval": 0.2},
+        blocks=5,
+        bridge_weight=0.1,
+        spell=0.1,
+        learning_rate=0.015,
+        adam_rate=1.5e-3,
+        warm_up=20,
+        decay=0.0,
+    ),
+    Stage(
+        "counts",
+        images=9_600,
+        mix={"scene": 0.8, "document": 0.06, "chart": 0.07, "board": 0.07},
+        families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.3, "relation": 0.3},
+        hinted=True,
+        drills={"letters": 0.3, "counts": 0.2, "retrieval": 0.25},
+        blocks=5,
+        bridge_weight=0.1,
+        spell=0.1,
+        learning_rate=0.015,
+        adam_rate=1.5e-3,
+        warm_up=20,
+        decay=0.0,
+    ),
+    Stage(
+        "end",
+        images=22_400,
+        mix={"scene": 0.75, "document": 0.06, "chart": 0.08, "board": 0.11},
+        families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.25, "existence": 0.6, "relation": 0.3, "choice": 0.7},
+        hinted=True,
+        drills={"letters": 0.1, "counts": 0.2, "retrieval": 0.3},
+        blocks=5,
+        bridge_weight=0.1,
+        spell=0.1,
+        learning_rate=0.015,
+        adam_rate=1.5e-3,
+        warm_up=10,
+        decay=0.9,
+        floor=0.04,
     ),
 )

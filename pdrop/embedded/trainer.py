@@ -95,7 +95,7 @@ class Trainer:
         stage, level, first = self.stage, self.stage.level(self.step_index), self.images
         mine = range(self.rank, stage.batch, self.workers)
         pictures = [sample("train", first + offset, stage.mix, level, stage.drills) for offset in mine]
-        return pack(pictures, stage.blocks, stage.families if stage.asks else {})
+        return pack(pictures, stage.blocks, stage.families if stage.asks else {}, stage.hinted)
 
     def step(self) -> None:
         """One optimizer step; moves on to the next stage behind the last."""

@@ -26,7 +26,8 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
         "learning_rate": max(settings.rates.vision_tower, settings.rates.projector, settings.rates.language_model),
         "activation_checkpointing": False,  # pdrop.training.parts.checkpoint_activations
         "bf16": settings.bf16,
-        "use_cpu": settings.device == "cpu",
+        # of DeepSpeed accelerate asks the environment for the device, and forgets DeepSpeed where it is told "cpu"
+        "use_cpu": settings.device == "cpu" and not settings.parallel.startswith("deepspeed"),
         "seed": settings.seed,
         "save_steps": settings.save_steps,
         "save_total_limit": 2,

@@ -173,6 +173,7 @@ def run(
         grouped=settings.grouped,
         visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
     )
+    check_parallel(trainer, settings.parallel)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
@@ -184,6 +185,18 @@ def run(
     record.cost = cost_of(curve.totals(), means, peak_memory(arguments.device), arch, method, schedule, settings)
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
+
+
+def check_parallel(trainer: PartsTrainer, asked: str) -> None:
+    """accelerate drops what it cannot do without a word, and trains whole copies.
+
+    Raises:
+        TrainingFailed: If the weights are not split the way that was asked for.
+    """
+    split = {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
+    if wrong := [kind for kind, on in split.items() if on != asked.startswith(kind)]:
+        there = "on" if split[wrong[0]] else "off"
+        raise TrainingFailed(f"parallel={asked} was asked for, but accelerate has {wrong[0]} {there} on this machine")
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

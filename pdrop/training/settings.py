@@ -103,6 +103,11 @@ class TrainingSettings:
             raise ValueError(
                 f"LoRA's adapters are merged at the end, which needs whole weights: parallel=ddp, not {self.parallel}"
             )
+        if self.parallel == "fsdp" and self.device == "cpu":
+            raise ValueError(
+                "parallel=fsdp needs device=cuda: accelerate shards on GPUs only, and would train whole copies on the "
+                "CPU; parallel=ddp does that by name"
+            )
         if self.processes > 1 and self.parallel == "none":
             raise ValueError(f"{self.processes} processes were started: choose parallel=ddp, fsdp or deepspeed_zero2")
         if self.processes == 1 and self.parallel in ("ddp", "fsdp"):
