@@ -10,7 +10,7 @@ REFERENCE := demo methods positions redundancy attention
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
-STUDY := train.data=build/corpus/train.json train.steps=200 train.batch_size=12 train.micro_batch=12
+STUDY := train.data=build/corpus/train.json train.steps=150 train.batch_size=12 train.micro_batch=12
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench bench-training training-study tables figures report repro embedded-model reference lock clean
@@ -54,16 +54,14 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 m
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench_training.py
 
-training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about 1.5 hours on one core)
-	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 200000 \
+training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about 2 hours on one core)
+	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 300000 \
 		--images 6000 --mix scene=0.75,chart=0.25 \
-		--families existence=0.7,attribute=0.5,relation,position,counting,chart,choice=0.5,multihop
-	@$(BIN)/python train.py -m method=none,pyramiddrop,fastv $(STUDY)
+		--families existence=0.7,attribute=0.5,relation,position,counting,reading,chart,choice=0.5,multihop
+	@$(BIN)/python train.py -m seed=0,1,2 method=none,pyramiddrop,fastv $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop ratio=0.4,0.6 $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop stages=3,5 $(STUDY)
-	@for folder in results/trainings/embedded-embedded-*; do \
-		$(BIN)/python run.py -m experiments=training model=folder batch_size=16 \
-			model.name=trained_$${folder##*/embedded-embedded-} model.path=$$folder/model || exit 1; done
+	@$(BIN)/python -m pdrop.training.commands results/trainings batch_size=16 | sh -e
 	@$(ANALYSIS) trainings
 	@$(ANALYSIS) tables training
 

@@ -3,7 +3,8 @@
     python -m analysis trainings                results/tables/trainings.md, from results/trainings/*/training.json
 
 Only trainings that differ in method, schedule or seed alone stand in one grid: the same start, data, order of data,
-steps, rates, precision and device. How the trained models score is in the experiment's own table.
+steps, rates, precision and device. What the trained models score follows (analysis/trained.py); task by task it is in
+the experiment's own table.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from analysis import trained
 from analysis.grid import DASH, Grid, Text
 from analysis.style import method_name, schedule_text
 
@@ -66,6 +68,7 @@ def page(results: Path) -> str:
             f"{spec['records']} records (data {spec['data_fingerprint'][:12]}), batch {spec['batch_size']}, "
             f"{spec['dtype']}, {spec['attn_implementation']} attention; {made.get('processor')}; commit "
             f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}.\n",
+            trained.page(results, [record for record, _ in group]),
         ]
     return "\n".join([*parts, READING])
 

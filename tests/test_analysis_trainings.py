@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import records
 
 from analysis.__main__ import main
 
@@ -72,3 +74,40 @@ def test_unfinished_trainings_are_left_out_and_none_at_all_is_said(
     path.write_text("{}")
     assert main(["trainings", "--results", str(tmp_path)]) == 1
     assert "is no training record" in capsys.readouterr().err
+
+
+def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_seeds(tmp_path: Path) -> None:
+    half = records.schedule_of("pyramiddrop", 0.5)
+    averages: dict[tuple[str, str], list[float]] = {}
+    for method, schedule in (("none", ""), ("pyramiddrop", str(half))):
+        for seed in (0, 1, 2):
+            name = f"{method}{seed}"
+            put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, seed=seed)
+            for way in ("none", "pyramiddrop"):
+                trained = {"model": name, "model_path": f"trainings/tiny-embedded-{method}-{name}/model"}
+                run = records.make_record(way, 0.5, seed=seed, **trained)
+                if (method, seed) == ("none", 2) and way == "pyramiddrop":
+                    continue  # of this seed, the models cannot be held against each other
+                folder = records.put(tmp_path, run, experiment="training")
+                if method == "pyramiddrop":  # in every third sample right, whatever it did
+                    for path in (folder / "samples").glob("*.jsonl"):
+                        lines = [json.loads(line) for line in path.read_text().splitlines()]
+                        for line in lines[::3]:
+                            line["scores"]["acc"] = 1.0
+                        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+                accs = [json.loads(line)["scores"]["acc"] for path in sorted((folder / "samples").glob("*.jsonl"))
+                        for line in path.read_text().splitlines()]  # fmt: skip
+                averages.setdefault((method, way), []).append(100 * fmean(accs))
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "tables/trainings.md").read_text()
+    assert "what they score" in text and "**gain**" in text
+    plain, dropping = rows(tmp_path)[-2:]
+    assert plain[:2] == ["none", "–"] and plain[2] == "3" and plain[5:] == ["–"] * 4
+    assert float(plain[3]) == pytest.approx(fmean(averages["none", "none"]), abs=0.06)
+    assert float(dropping[3]) == pytest.approx(fmean(averages["pyramiddrop", "none"]), abs=0.06)
+    value, low, high = (float(word.strip("[],").replace("−", "-")) for word in dropping[5].split())
+    assert value == pytest.approx(fmean(averages["pyramiddrop", "none"]) - fmean(averages["none", "none"]), abs=0.06)
+    assert low < value < high
+    assert float(dropping[7]) == pytest.approx(fmean(averages["none", "pyramiddrop"]), abs=0.06)
+    gain = fmean(averages["pyramiddrop", "pyramiddrop"][:2]) - fmean(averages["none", "pyramiddrop"])
+    assert float(dropping[8].split()[0].replace("−", "-")) == pytest.approx(gain, abs=0.06) and gain > 5

@@ -12,10 +12,9 @@ _NAMES = {*COLOR_NAMES, *SHAPES, *PLURALS.values(), *LABELS}
 def hints(question: Question) -> list[tuple[int, str]]:
     """(place in `question.text.split()`, word foretold behind it), in order.
 
-    Behind the last name that the question gives, where the answer could be known: the answer's first word; of an answer
-    of two words (a place) the second at the question mark. Of a
-    multiple-choice question: behind that name the first word of the right option, behind each option its letter if it is
-    the right one, else "no", and behind the word "letter" the letter.
+    Behind the last name that the question gives, where the answer could be known: the answer's first word; of a place,
+    at the question mark, its last word. Of a multiple-choice question: behind that name the first word of the right
+    option, behind each option its letter if it is the right one, else "no", and behind the word "letter" the letter.
 
     >>> hints(Question("attribute", "what shape is the red object ?", "star"))
     [(4, 'star')]

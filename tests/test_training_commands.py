@@ -1,0 +1,54 @@
+"""The commands that score a study's trainings.
+
+python -m pytest tests/test_training_commands.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pdrop.training.commands import commands
+from pdrop.training.record import FILE, FORMAT, TrainingRecord, TrainingSpec
+
+EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
+
+
+def put(folder: Path, method: str, schedule: str, seed: int, *dials: str, status: str = "done") -> None:
+    values = {each.name: EMPTY[str(each.type)] for each in dataclasses.fields(TrainingSpec)}
+    values |= {"method": method, "schedule": schedule, "seed": seed, "format_version": FORMAT}
+    record = TrainingRecord(TrainingSpec(**values), status, "2026-01-01T00:00:00Z")
+    record.command = ["train.py", f"method={method}", f"seed={seed}", *dials, "train.steps=9"]
+    target = folder / f"{method}{seed}{''.join(dials)}"
+    target.mkdir()
+    record.write(target)
+
+
+def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_every_way(tmp_path: Path) -> None:
+    put(tmp_path, "none", "", 0)
+    put(tmp_path, "fastv", "2:0.5", 0)
+    put(tmp_path, "pyramiddrop", "3:0.4 6:0.16 9:0.064", 0, "ratio=0.4")
+    put(tmp_path, "pyramiddrop", "3:0.5 6:0.25 9:0.125", 1)
+    put(tmp_path, "fastv", "2:0.5", 2, status="running")
+    lines = [shlex.split(line) for line in commands(tmp_path, ["batch_size=4"])]
+    ways = {}
+    for line in lines:
+        assert line[1:5] == ["run.py", "-m", "experiments=training", "model=folder"] and line[-1] == "batch_size=4"
+        name, path = (word.partition("=")[2] for word in line[5:7])
+        assert (Path(path).parent / FILE).exists()
+        ways.setdefault(name, []).append(line[7:-1])
+    assert ways == {
+        "trained_none_seed0": [["method=none,fastv,pyramiddrop"], ["method=pyramiddrop", "ratio=0.4"]],
+        "trained_fastv_seed0": [["method=none,fastv"]],
+        "trained_pyramiddrop_ratio0.4_seed0": [["method=none,pyramiddrop", "ratio=0.4"]],
+        "trained_pyramiddrop_seed1": [["method=none,pyramiddrop"]],
+    }
+
+
+def test_a_folder_without_a_finished_training_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "fastv", "2:0.5", 2, status="failed")
+    with pytest.raises(ValueError, match=r"no finished training under .*make training-study"):
+        list(commands(tmp_path))
