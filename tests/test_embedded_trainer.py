@@ -5,6 +5,7 @@ python -m pytest tests/test_embedded_trainer.py
 
 from __future__ import annotations
 
+import random
 import socket
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from pdrop.embedded.batches import pack
 from pdrop.embedded.boards import Board
 from pdrop.embedded.documents import Document
 from pdrop.embedded.drawing import PATCH_HEADS
-from pdrop.embedded.drills import Drill
+from pdrop.embedded.drills import Drill, drill_questions
 from pdrop.embedded.hints import hints
 from pdrop.embedded.questions import Question
 from pdrop.embedded.recipe import RECIPE, Stage
@@ -27,7 +28,7 @@ from pdrop.embedded.scene_questions import cell, holds
 from pdrop.embedded.scenes import Scene
 from pdrop.embedded.tokenizer import build_tokenizer
 from pdrop.embedded.trainer import Trainer
-from pdrop.embedded.vocabulary import CHARACTERS, OPTION_LETTERS
+from pdrop.embedded.vocabulary import CHARACTERS, LABELS, OPTION_LETTERS, PLURALS
 
 STAGES = (
     Stage("tower", images=4, batch=4, mix={"board": 1.0}, asks=False, tower_rate=1.0, patch_weight=1.0),
@@ -84,9 +85,41 @@ def test_drills_follow_from_the_scene(drill: Drill) -> None:
     assert set(families) == expected[drill] and min(families.values()) > 20
 
 
-def test_a_split_does_not_depend_on_drills() -> None:
-    with_drills = sample("train", 3, {"scene": 1.0}, drills={"sides": 1.0})
-    assert with_drills.facts == sample("train", 3, {"scene": 1.0}).facts
+def test_counts_are_not_mostly_one() -> None:
+    answers: Counter[str] = Counter()
+    for index in range(60):
+        picture = sample("validation", index, {"scene": 1.0}, drills={"counts": 1.0})
+        assert isinstance(picture.facts, Scene)
+        for question in picture.questions:
+            words = question.text.split()
+            things = [one for one in picture.facts.things if words[2] in ("objects", PLURALS[one.shape], one.color)]
+            assert question.answer == str(len(things)), question
+            answers[question.answer] += 1
+    assert {"0", "1", "2", "3"} <= set(answers) and answers["1"] < answers.total() / 2
+
+
+def test_fields_ask_for_every_label_and_every_value() -> None:
+    for index in range(20):
+        picture = sample("validation", index, {"document": 1.0}, drills={"fields": 1.0})
+        assert isinstance(picture.facts, Document)
+        there = dict(picture.facts.rows)
+        asked = {q.text.split()[3]: q.answer for q in picture.questions if q.family == "existence"}
+        assert asked == {label: "yes" if label in there else "no" for label in LABELS}
+        values = {q.text.split()[-2]: q.answer for q in picture.questions if q.family == "document"}
+        assert values == there
+
+
+def test_a_drill_about_another_kind_of_image_is_refused() -> None:
+    scene = sample("validation", 1, {"scene": 1.0}).facts
+    with pytest.raises(ValueError, match="the drill 'fields' is not about a scene"):
+        drill_questions(scene, "fields", random.Random(0))
+
+
+@pytest.mark.parametrize(("kind", "drill"), [("scene", "sides"), ("document", "fields")])
+def test_a_split_does_not_depend_on_drills(kind: str, drill: Drill) -> None:
+    with_drills = sample("train", 3, {kind: 1.0}, drills={drill: 1.0})
+    without = sample("train", 3, {kind: 1.0})
+    assert with_drills.facts == without.facts and with_drills.questions != without.questions
 
 
 @pytest.mark.parametrize("kind", ["scene", "document", "board"])
@@ -119,7 +152,8 @@ def test_every_character_of_a_code_lies_on_some_patch(kind: str) -> None:
 def test_every_stage_of_the_recipe_can_be_run() -> None:
     assert len({stage.name for stage in RECIPE}) == len(RECIPE)
     for stage in RECIPE:
-        assert stage.images % stage.batch == 0 and sum(stage.drills.values()) <= 1
+        assert stage.images % stage.batch == 0
+        assert sum(share for name, share in stage.drills.items() if name != "fields") <= 1
         assert all(0 < stage.rate(step) <= 1 for step in range(stage.steps))
         assert stage.tower_rate > 0 or stage.asks or stage.bridge_weight > 0, "trains nothing"
         picture = sample("train", 0, stage.mix, stage.level(stage.steps // 2), stage.drills)
@@ -131,7 +165,7 @@ def test_hints_foretell_each_step_of_the_answer_at_the_word_that_gives_it_away()
     listed = "A. red B. top left C. cyan D. star answer with the letter ."
     cases = {
         Question("attribute", "what shape is the red object ?", "star"): {4: "star"},
-        Question("position", "where is the red star ?", "top left"): {4: "top"},
+        Question("position", "where is the red star ?", "top left"): {4: "top", 5: "left"},
         Question("relation", "is the red star above the blue ring ?", "no"): {7: "no"},
         Question("counting", "how many objects are there ?", "3"): {},
         Question("choice", f"where is the red star ? {listed}", "B", options): {

@@ -1,4 +1,4 @@
-"""Drills: many questions of one kind about a scene, to teach what the benchmark's few questions an image would not.
+"""Drills: many questions of one kind about an image, to teach what the benchmark's few questions an image would not.
 
 A skill such as looking a word up in the image appears all at once, after some ten thousands of questions of its kind.
 """
@@ -10,21 +10,32 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
+from .documents import Document
 from .questions import Question, as_choice, yes_no
 from .scene_questions import apart, cell, holds, singular, unique, wrong_names
 from .scenes import Scene
-from .vocabulary import COLOR_NAMES, PLURALS, RELATIONS, SHAPES
+from .vocabulary import COLOR_NAMES, LABELS, PLURALS, RELATIONS, SHAPES
 
-Drill = Literal["retrieval", "sides", "letters", "counts"]
+Drill = Literal["retrieval", "sides", "letters", "counts", "fields"]
 
 
-def drill_questions(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
-    """The questions of a drill, in random order."""
-    drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
-    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters, "counts": _counts}
-    found = drills[drill](scene, rng)
+def drill_questions(facts: Scene | Document, drill: Drill, rng: random.Random) -> list[Question]:
+    """The questions of a drill, in random order; "fields" is about documents, all others are about scenes.
+
+    Raises:
+        ValueError: If the drill is about another kind of image.
+    """
+    if isinstance(facts, Document) != (drill == "fields"):
+        raise ValueError(f"the drill {drill!r} is not about a {type(facts).__name__.lower()}")
+    found = _fields(facts) if isinstance(facts, Document) else _of_scene(facts, drill, rng)
     rng.shuffle(found)
     return found
+
+
+def _of_scene(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
+    drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
+    drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters, "counts": _counts}
+    return drills[drill](scene, rng)
 
 
 def _look_ups(scene: Scene) -> list[Question]:
@@ -91,3 +102,12 @@ def _counts(scene: Scene, rng: random.Random) -> list[Question]:
             asked = PLURALS[name] if kind == "shape" else f"{name} objects"
             found.append(Question("counting", f"how many {asked} are there ?", str(counts[name])))
     return [*found, Question("counting", "how many objects are there ?", str(len(scene.things)))]
+
+
+def _fields(document: Document) -> list[Question]:
+    """Whether each label of the vocabulary is there, and every value by its label."""
+    there = dict(document.rows)
+    return [
+        *(Question("existence", f"is there a {label} field ?", yes_no(label in there)) for label in LABELS),
+        *(Question("document", f"what is the {label} ?", value) for label, value in document.rows),
+    ]

@@ -67,7 +67,9 @@ class Stage:
     blocks: int = 6  # rows of questions an image, in blocks
     asks: bool = True  # False: the decoder is not trained
     hinted: bool = False  # answers are foretold inside the questions, too (hints.py)
-    drills: Mapping[Drill, float] = field(default_factory=dict)  # fraction of the scenes with a drill's questions
+    drills: Mapping[Drill, float] = field(
+        default_factory=dict
+    )  # fraction of the scenes (documents) with a drill's questions
     start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
@@ -306,5 +308,21 @@ RECIPE = (
         warm_up=10,
         decay=0.9,
         floor=0.04,
+    ),
+    Stage(
+        "fields",
+        images=11_200,
+        mix={"scene": 0.42, "document": 0.42, "chart": 0.09, "board": 0.07},
+        families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.2, "relation": 0.2, "choice": 0.7},
+        hinted=True,
+        drills={"retrieval": 0.3, "counts": 0.15, "fields": 0.7},
+        blocks=5,
+        bridge_weight=0.1,
+        spell=0.1,
+        learning_rate=0.008,
+        adam_rate=8e-4,
+        warm_up=10,
+        decay=0.85,
+        floor=0.03,
     ),
 )

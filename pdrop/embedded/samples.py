@@ -59,7 +59,8 @@ def sample(
 ) -> Picture:
     """Image `index` of a split.
 
-    `mix` weighs the kinds of image; `drills` says which fraction of the scenes gets a drill's questions, not its own.
+    `mix` weighs the kinds of image; `drills` says which fraction of the scenes (or documents: "fields") gets a drill's
+    questions, not its own.
     """
     if not mix or set(mix) - set(KINDS):
         raise ValueError(f"mix must weigh some of {', '.join(KINDS)}, got {dict(mix)}")
@@ -69,11 +70,12 @@ def sample(
     facts: Scene | Document | Chart | Board
     if kind == "scene":
         canvas, facts = draw_scene(rng, level)
-        drill = _drill(drills, rng)
+        drill = _drill({name: share for name, share in drills.items() if name != "fields"}, rng)
         found = scene_questions(facts, rng) if drill is None else drill_questions(facts, drill, rng)
     elif kind == "document":
         canvas, facts = draw_document(rng, level)
-        found = document_questions(facts, rng)
+        drill = _drill({name: share for name, share in drills.items() if name == "fields"}, rng)
+        found = document_questions(facts, rng) if drill is None else drill_questions(facts, drill, rng)
     elif kind == "chart":
         canvas, facts = draw_chart(rng, level)
         found = chart_questions(facts, rng)
