@@ -10,7 +10,7 @@ REFERENCE := demo methods positions redundancy attention
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
-STUDY := train.data=build/corpus/train.json train.steps=150 train.batch_size=12 train.micro_batch=12
+STUDY := train.data=build/corpus/train.json train.steps=120 train.batch_size=12 train.micro_batch=12
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench bench-training training-study tables figures report repro embedded-model reference lock clean
@@ -77,7 +77,7 @@ report: figures ## Write results/report.html: tables, figures, samples and recor
 repro: ## Put our numbers beside those that papers printed: results/tables/repro.md
 	@$(ANALYSIS) repro
 
-embedded-model: $(STAMP) ## Train the embedded model from scratch (one to two hours on 2 cores; resumes where it stopped)
+embedded-model: $(STAMP) ## Train the embedded model from scratch (about three hours on 2 cores; resumes where it stopped)
 	@$(BIN)/python -m pdrop.embedded.train --workers 2
 
 reference: $(STAMP) ## Renew results/reference and the README's numbers (half an hour on 2 cores)
