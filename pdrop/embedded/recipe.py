@@ -18,13 +18,12 @@ What each stage is for:
 - third mix: everything, at falling rates.
 - choices: multiple choice, many questions an image, each step foretold (hints.py). Behind the options the right one is
   told from the wrong ones first (65 % after 125 steps, 81 % after 250), and the letter is copied from there after that:
-  29 % at step 300, 51 % 50 steps on, 92 % another 225 on. Without hints choices stayed at chance in every earlier stage.
+  29 % at step 300, 51 % 50 steps on, 92 % another 225 on. Without hints choices stayed at chance in every stage before.
 - counts: after 250 steps of "choices" 155 of 160 counts of one were right, 15 of 51 of none, none of 52 of two: of most
   things in a scene there is one. The drill asks for the others.
 - last mix: everything, documents and relations little, at falling rates. Position came with them: .60 to .87.
 - fields: existence was right in 116 of 116 questions about things in scenes, and in 45 of 90 about a document's fields,
-  which were hardly asked. The drill asks for all labels. Documents came along: 16 to 47 % of
-  the test split.
+  which were hardly asked. The drill asks for all labels. Documents came along: 16 to 47 % of the test split.
 From "spelling" on answers are foretold inside the questions (hints.py); what that adds but for choices was not told
 apart.
 
