@@ -22,10 +22,11 @@ from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.drills import Drill, drill_questions
 from pdrop.embedded.hints import hints
 from pdrop.embedded.questions import Question
-from pdrop.embedded.recipe import RECIPE, Stage
+from pdrop.embedded.recipe import RECIPE
 from pdrop.embedded.samples import sample
 from pdrop.embedded.scene_questions import cell, holds
 from pdrop.embedded.scenes import Scene
+from pdrop.embedded.stage import Stage
 from pdrop.embedded.tokenizer import build_tokenizer
 from pdrop.embedded.trainer import Trainer
 from pdrop.embedded.vocabulary import CHARACTERS, LABELS, OPTION_LETTERS, PLURALS

@@ -21,8 +21,9 @@ from .drawing import PATCH_HEADS
 from .forward import Forward
 from .model import TOWER_WIDTH, WIDTH, build
 from .optimizer import Muon
-from .recipe import RECIPE, Stage
+from .recipe import RECIPE
 from .samples import sample
+from .stage import Stage
 
 
 class Trainer:
