@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 # reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
 ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
 # the experiments of results/reference
-REFERENCE := demo methods positions redundancy attention
+REFERENCE := demo methods positions redundancy attention matched_budget
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
@@ -54,14 +54,15 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 m
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench_training.py
 
-training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about 2 hours on one core)
+training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (one to two hours on one core)
 	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 300000 \
 		--images 6000 --mix scene=0.75,chart=0.25 \
 		--families existence=0.7,attribute=0.5,relation,position,counting,reading,chart,choice=0.5,multihop
 	@$(BIN)/python train.py -m seed=0,1,2 method=none,pyramiddrop,fastv $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop ratio=0.4,0.6 $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop stages=3,5 $(STUDY)
-	@$(BIN)/python -m pdrop.training.commands results/trainings batch_size=16 | sh -e
+	@$(BIN)/python -m pdrop.training.commands results/trainings batch_size=16 > build/score.sh
+	@sh -e build/score.sh
 	@$(ANALYSIS) trainings
 	@$(ANALYSIS) tables training
 

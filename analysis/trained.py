@@ -40,12 +40,12 @@ class Trained:
     seeds: dict[int, dict[Way, Run]] = field(default_factory=dict)
 
 
-def page(results: Path, records: Sequence[Mapping[str, Any]]) -> str:
+def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown of the scores; empty where none of the trained models was scored.
 
     Args:
         results: The store.
-        records: Training records of one grid, which differ in method, schedule and seed alone.
+        records: Folder -> training record, of trainings that differ in method, schedule and seed alone.
     """
     found = ways(results, records)
     if WHOLE not in found or not any(found[WHOLE].seeds.values()):
@@ -58,7 +58,7 @@ def page(results: Path, records: Sequence[Mapping[str, Any]]) -> str:
     return f"{table.titled()}\n{READING}"
 
 
-def ways(results: Path, records: Sequence[Mapping[str, Any]]) -> dict[Way, Trained]:
+def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[Way, Trained]:
     """The ways of training and what their models scored."""
     scored: dict[str, dict[Way, Run]] = {}
     for run in load_experiment(results, EXPERIMENT).runs if EXPERIMENT in experiments(results) else ():
@@ -66,10 +66,9 @@ def ways(results: Path, records: Sequence[Mapping[str, Any]]) -> dict[Way, Train
             spec = run.record.spec
             scored.setdefault(Path(spec.model_path).parent.name, {})[(spec.method, spec.schedule)] = run
     found: dict[Way, Trained] = {}
-    for record in records:
+    for folder, record in records.items():
         spec = record["spec"]
         way = (spec["method"], spec["schedule"]) if spec["schedule"] else WHOLE
-        folder = f"{spec['recipe']}-{spec['model']}-{spec['method']}-{record['training_id']}"
         found.setdefault(way, Trained(way)).seeds[spec["seed"]] = scored.get(folder, {})
     return found
 

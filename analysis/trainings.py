@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis import trained
 from analysis.grid import DASH, Grid, Text
@@ -24,16 +24,24 @@ from analysis.style import method_name, schedule_text
 VARIES = ("method", "method_args", "schedule", "positions", "seed")  # what may differ between rows of a grid
 LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
 
-READING = f"""How to read it: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median CPU time of
-a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are ratios to the
-training of the same grid that drops nothing. The trainings ran one after the other: differences of a few percent in
-time mean nothing. FLOPs are the closed form for the mean record, forward and backward; the optimizer and reading data
-are in the time and not in the FLOPs.
+READING = f"""How to read the trainings: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median
+CPU time of a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are
+ratios to the training of the same grid that drops nothing. The trainings ran one after the other: differences of a few
+percent in time mean nothing. FLOPs are the closed form for the mean record, forward and backward; the optimizer and
+reading data are in the time and not in the FLOPs.
 """
 
 
-def read(results: Path) -> list[tuple[Mapping[str, Any], list[dict[str, str]]]]:
-    """(record, curve) of every finished training, in the order of the folders' names.
+class Training(NamedTuple):
+    """A finished training: its folder's name, training.json, and the rows of curve.csv."""
+
+    folder: str
+    record: Mapping[str, Any]
+    curve: Sequence[Mapping[str, str]]
+
+
+def read(results: Path) -> list[Training]:
+    """Every finished training, in the order of the folders' names.
 
     Raises:
         ValueError: If there is none, or a file is no record.
@@ -45,7 +53,7 @@ def read(results: Path) -> list[tuple[Mapping[str, Any], list[dict[str, str]]]]:
             raise ValueError(f"{path} is no training record: move it away")
         if record["status"] == "done":
             with (path.parent / "curve.csv").open(newline="") as file:
-                found.append((record, list(csv.DictReader(file))))
+                found.append(Training(path.parent.name, record, list(csv.DictReader(file))))
     if not found:
         raise ValueError(f"no finished training under {results / 'trainings'}: train.py output={results}/trainings")
     return found
@@ -53,36 +61,34 @@ def read(results: Path) -> list[tuple[Mapping[str, Any], list[dict[str, str]]]]:
 
 def page(results: Path) -> str:
     """Markdown of all trainings of a store."""
-    groups: dict[str, list[tuple[Mapping[str, Any], list[dict[str, str]]]]] = defaultdict(list)
-    for record, curve in read(results):
-        same = {name: value for name, value in record["spec"].items() if name not in VARIES}
-        groups[json.dumps([same, record["environment"].get("processor")], sort_keys=True)].append((record, curve))
+    groups: dict[str, list[Training]] = defaultdict(list)
+    for one in read(results):
+        same = {name: value for name, value in one.record["spec"].items() if name not in VARIES}
+        groups[json.dumps([same, one.record["environment"].get("processor")], sort_keys=True)].append(one)
     parts = ["# trainings\n"]
     for group in groups.values():
-        spec, made = group[0][0]["spec"], group[0][0]["environment"]
-        commits = sorted({str(record["environment"].get("git_commit"))[:10] for record, _ in group})
-        dirty = any(record["environment"].get("git_dirty") for record, _ in group)
+        spec, made = group[0].record["spec"], group[0].record["environment"]
+        commits = sorted({str(one.record["environment"].get("git_commit"))[:10] for one in group})
+        dirty = any(one.record["environment"].get("git_dirty") for one in group)
         parts += [
             grid(group).titled(),
             f"Recipe {spec['recipe']} from {spec['model']} (weights {spec['model_fingerprint'][:12]}), "
             f"{spec['records']} records (data {spec['data_fingerprint'][:12]}), batch {spec['batch_size']}, "
             f"{spec['dtype']}, {spec['attn_implementation']} attention; {made.get('processor')}; commit "
             f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}.\n",
-            trained.page(results, [record for record, _ in group]),
+            trained.page(results, {one.folder: one.record for one in group}),
         ]
     return "\n".join([*parts, READING])
 
 
-def grid(group: Sequence[tuple[Mapping[str, Any], list[dict[str, str]]]]) -> Grid:
+def grid(group: Sequence[Training]) -> Grid:
     """One grid; the trainings that drop nothing come first, then by method and schedule."""
-    spec = group[0][0]["spec"]
+    spec = group[0].record["spec"]
     head = ["method", "schedule", "seed", "tokens", "loss", "CPU s", "CPU %", "FLOPs %", "training"]
     table = Grid(f"{spec['recipe']}, {spec['steps']} steps of {spec['batch_size']}", head, left=2)
-    whole = [cpu(curve) for record, curve in group if not record["spec"]["schedule"]]
-    order = sorted(
-        group, key=lambda one: (one[0]["spec"]["schedule"] != "", one[0]["spec"]["method"], one[0]["spec"]["schedule"])
-    )
-    for record, curve in order:
+    whole = [cpu(one.curve) for one in group if not one.record["spec"]["schedule"]]
+    order = sorted(group, key=place)
+    for _, record, curve in order:
         cost, layers = record["cost"], record["cost"]["visual_tokens_per_layer"]
         flops = cost.get("step_flops"), cost.get("step_flops_unpruned")
         cells = [
@@ -98,6 +104,12 @@ def grid(group: Sequence[tuple[Mapping[str, Any], list[dict[str, str]]]]) -> Gri
         ]
         table.rows.append([Text(cell) for cell in cells])
     return table
+
+
+def place(one: Training) -> tuple[bool, str, str, int]:
+    """Sorts what drops nothing first, then by method, schedule and seed."""
+    spec = one.record["spec"]
+    return spec["schedule"] != "", spec["method"], spec["schedule"], spec["seed"]
 
 
 def cpu(curve: Sequence[Mapping[str, str]]) -> float:

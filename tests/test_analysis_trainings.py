@@ -84,7 +84,7 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
             name = f"{method}{seed}"
             put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, seed=seed)
             for way in ("none", "pyramiddrop"):
-                trained = {"model": name, "model_path": f"trainings/tiny-embedded-{method}-{name}/model"}
+                trained = {"model": name, "model_path": f"trainings/{name}/model"}
                 run = records.make_record(way, 0.5, seed=seed, **trained)
                 if (method, seed) == ("none", 2) and way == "pyramiddrop":
                     continue  # of this seed, the models cannot be held against each other

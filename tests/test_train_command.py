@@ -445,12 +445,23 @@ def test_bfloat16_matrix_products_leave_the_losses_where_they_are(command, tiny,
 
 
 def test_what_accelerate_dropped_without_a_word_is_refused() -> None:
-    whole = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False)
-    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    args = SimpleNamespace(device=torch.device("cpu"))
+    whole = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=args)
+    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False, args=args)
     for trainer, asked in ((whole, "none"), (whole, "ddp"), (sharded, "fsdp")):
-        check_parallel(trainer, asked)
-    for trainer, asked, said in (
-        (whole, "fsdp", "has fsdp off"), (whole, "deepspeed_zero3", "has deepspeed off"), (sharded, "ddp", "fsdp on")
-    ):  # fmt: skip
-        with pytest.raises(TrainingFailed, match=f"parallel={asked} was asked for.*{said}"):
-            check_parallel(trainer, asked)
+        check_parallel(trainer, asked, "cpu")
+    for trainer, asked, device, said in (
+        (whole, "fsdp", "cpu", "parallel=fsdp was asked for, but accelerate has fsdp off"),
+        (whole, "deepspeed_zero3", "cpu", "parallel=deepspeed_zero3 was asked for, but accelerate has deepspeed off"),
+        (sharded, "ddp", "cpu", "parallel=ddp was asked for, but accelerate has fsdp on"),
+        (whole, "ddp", "cuda", "device=cuda was asked for, but accelerate took cpu: set device=cpu"),
+    ):
+        with pytest.raises(TrainingFailed, match=said):
+            check_parallel(trainer, asked, device)
+
+
+def test_deepspeed_of_several_processes_on_the_cpu_is_refused(command, tiny, data, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = ["train=embedded", "train.format=vicuna_v1", "train.micro_batch=2", "parallel=deepspeed_zero2"]
+    code, said_, _ = command(*QUICK, f"model.path={tiny}", *data, *recipe)
+    assert code == 1 and "parallel=deepspeed_zero2 on the CPU is for one process" in said_

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pdrop.training.commands import commands
+from pdrop.training.commands import commands, main
 from pdrop.training.record import FILE, FORMAT, TrainingRecord, TrainingSpec
 
 EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
@@ -29,6 +29,7 @@ def put(folder: Path, method: str, schedule: str, seed: int, *dials: str, status
 
 def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_every_way(tmp_path: Path) -> None:
     put(tmp_path, "none", "", 0)
+    put(tmp_path, "none", "", 1)
     put(tmp_path, "fastv", "2:0.5", 0)
     put(tmp_path, "pyramiddrop", "3:0.4 6:0.16 9:0.064", 0, "ratio=0.4")
     put(tmp_path, "pyramiddrop", "3:0.5 6:0.25 9:0.125", 1)
@@ -41,14 +42,16 @@ def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_e
         assert (Path(path).parent / FILE).exists()
         ways.setdefault(name, []).append(line[7:-1])
     assert ways == {
-        "trained_none_seed0": [["method=none,fastv,pyramiddrop"], ["method=pyramiddrop", "ratio=0.4"]],
+        "trained_none_seed0": [["method=none,fastv"], ["method=pyramiddrop", "ratio=0.4"]],
+        "trained_none_seed1": [["method=none,pyramiddrop"]],
         "trained_fastv_seed0": [["method=none,fastv"]],
         "trained_pyramiddrop_ratio0.4_seed0": [["method=none,pyramiddrop", "ratio=0.4"]],
         "trained_pyramiddrop_seed1": [["method=none,pyramiddrop"]],
     }
 
 
-def test_a_folder_without_a_finished_training_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_training_is_refused_in_one_line(tmp_path: Path) -> None:
     put(tmp_path, "fastv", "2:0.5", 2, status="failed")
-    with pytest.raises(ValueError, match=r"no finished training under .*make training-study"):
-        list(commands(tmp_path))
+    with pytest.raises(SystemExit, match=r"error: no finished training under .*make training-study") as refused:
+        main([str(tmp_path)])
+    assert "\n" not in str(refused.value)

@@ -48,11 +48,27 @@ rest as it is written, in two processes. A fresh run will be near the shipped mo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .scenes import Level
 from .stage import Stage
 from .vocabulary import FAMILIES
 
 _EARLY = Level(objects=(2, 3), characters=(1, 2), rows=(2, 3), bars=(2, 3), plates=(2, 4))
+
+# What the stages from "spelling" on share.
+_LATE = Stage(
+    "late",
+    images=0,
+    hinted=True,
+    blocks=5,
+    bridge_weight=0.1,
+    spell=0.1,
+    learning_rate=0.015,
+    adam_rate=1.5e-3,
+    warm_up=20,
+    decay=0.0,
+)
 
 RECIPE = (
     Stage(
@@ -154,108 +170,73 @@ RECIPE = (
         warm_up=5,
         decay=0.5,
     ),
-    Stage(
-        "spelling",
+    replace(
+        _LATE,
+        name="spelling",
         images=6_400,
         mix={"scene": 0.45, "document": 0.25, "chart": 0.1, "board": 0.2},
-        hinted=True,
         drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
-        blocks=5,
         start=_EARLY,
         growth=1.6,
-        bridge_weight=0.1,
         spell=0.3,
-        learning_rate=0.015,
-        adam_rate=1.5e-3,
-        warm_up=20,
-        decay=0.0,
     ),
-    Stage(
-        "reading",
+    replace(
+        _LATE,
+        name="reading",
         images=9_600,
         mix={"board": 0.35, "document": 0.3, "scene": 0.25, "chart": 0.1},
-        hinted=True,
         drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
-        blocks=5,
         start=_EARLY,
         growth=0.9,
-        bridge_weight=0.1,
         spell=0.2,
+        learning_rate=0.02,
+        adam_rate=2e-3,
         warm_up=10,
-        decay=0.0,
     ),
-    Stage(
-        "third mix",
+    replace(
+        _LATE,
+        name="third mix",
         images=12_800,
         mix={"scene": 0.5, "document": 0.25, "chart": 0.12, "board": 0.13},
-        hinted=True,
         drills={"retrieval": 0.25},
         # Not learned so far, their loss only adds noise to the others: relations and choices are asked less.
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.6, "choice": 0.2, "relation": 0.4},
-        blocks=5,
-        bridge_weight=0.1,
-        spell=0.1,
-        learning_rate=0.015,
-        adam_rate=1.5e-3,
-        warm_up=20,
         decay=0.75,
     ),
-    Stage(
-        "choices",
+    replace(
+        _LATE,
+        name="choices",
         images=9_600,
         mix={"scene": 0.8, "document": 0.06, "chart": 0.08, "board": 0.06},
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.3, "relation": 0.3},
-        hinted=True,
         drills={"letters": 0.45, "retrieval": 0.2},
-        blocks=5,
-        bridge_weight=0.1,
-        spell=0.1,
-        learning_rate=0.015,
-        adam_rate=1.5e-3,
-        warm_up=20,
-        decay=0.0,
     ),
-    Stage(
-        "counts",
+    replace(
+        _LATE,
+        name="counts",
         images=9_600,
         mix={"scene": 0.8, "document": 0.06, "chart": 0.07, "board": 0.07},
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.3, "relation": 0.3},
-        hinted=True,
         drills={"letters": 0.3, "counts": 0.2, "retrieval": 0.25},
-        blocks=5,
-        bridge_weight=0.1,
-        spell=0.1,
-        learning_rate=0.015,
-        adam_rate=1.5e-3,
-        warm_up=20,
-        decay=0.0,
     ),
-    Stage(
-        "last mix",
+    replace(
+        _LATE,
+        name="last mix",
         images=22_400,
         mix={"scene": 0.75, "document": 0.06, "chart": 0.08, "board": 0.11},
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.25, "existence": 0.6, "relation": 0.3, "choice": 0.7},
-        hinted=True,
         drills={"letters": 0.1, "counts": 0.2, "retrieval": 0.3},
-        blocks=5,
-        bridge_weight=0.1,
-        spell=0.1,
-        learning_rate=0.015,
-        adam_rate=1.5e-3,
         warm_up=10,
         decay=0.9,
         floor=0.04,
     ),
-    Stage(
-        "fields",
+    replace(
+        _LATE,
+        name="fields",
         images=11_200,
         mix={"scene": 0.42, "document": 0.42, "chart": 0.09, "board": 0.07},
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.2, "relation": 0.2, "choice": 0.7},
-        hinted=True,
         drills={"retrieval": 0.3, "counts": 0.15, "fields": 0.7},
-        blocks=5,
-        bridge_weight=0.1,
-        spell=0.1,
         learning_rate=0.008,
         adam_rate=8e-4,
         warm_up=10,

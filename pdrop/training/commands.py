@@ -1,7 +1,7 @@
 """The run.py commands that score a study's trainings: each model with nothing dropped and with what it was trained
-with, and the models that were trained with nothing dropped with what the others were trained with.
+with, and those trained with nothing dropped with what the others of their seed were trained with.
 
-    python -m pdrop.training.commands results/trainings [run.py's settings] | sh -e
+    python -m pdrop.training.commands results/trainings [run.py's settings] > score.sh && sh -e score.sh
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ def name_of(record: TrainingRecord) -> str:
 
 
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
-    """Shell lines, one for each model and way of dropping.
+    """Shell lines, one for each model and setting of the dials, the methods in a sweep.
+
+    Args:
+        folder: Of the trainings, each in a folder of its own.
+        settings: Overrides of run.py that are added to each line.
 
     Raises:
-        ValueError: If no training there is finished.
+        ValueError: If no training there is finished, or a record cannot be read.
     """
     found = [(path.parent, TrainingRecord.read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
     done = [(path, record) for path, record in found if record.status == "done"]
     if not done:
         raise ValueError(f"no finished training under {folder}: make training-study, or train.py output={folder}")
     for path, record in done:
-        mine = [record] if record.spec.schedule else [other for _, other in done if other.spec.schedule]
+        rivals = [other for _, other in done if other.spec.schedule and other.spec.seed == record.spec.seed]
+        mine = [record] if record.spec.schedule else rivals
         ways: dict[tuple[str, ...], list[str]] = {}
         for other in mine:
             methods = ways.setdefault(dropping(other), [])
@@ -51,8 +56,16 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
             yield shlex.join([sys.executable, *command, *dials, *settings])
 
 
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    if not arguments:
         sys.exit(__doc__)
-    for line in commands(Path(sys.argv[1]), sys.argv[2:]):
-        sys.stdout.write(f"{line}\n")
+    try:
+        lines = list(commands(Path(arguments[0]), arguments[1:]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -165,7 +165,7 @@ def run(
         model=model,
         args=arguments,
         train_dataset=rows,
-        data_collator=Collator(rows.encoder, pad_of(checkpoint), always_image=settings.processes > 1),
+        data_collator=Collator(rows.encoder, pad_of(checkpoint), always_image=torch.distributed.is_initialized()),
         processing_class=checkpoint.processor,
         callbacks=[curve, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))), MarkComplete()],
         rates=settings.rates,
@@ -173,7 +173,7 @@ def run(
         grouped=settings.grouped,
         visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
     )
-    check_parallel(trainer, settings.parallel)
+    check_parallel(trainer, settings.parallel, settings.device)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
@@ -187,16 +187,29 @@ def run(
     save(trainer, checkpoint, settings, folder)
 
 
-def check_parallel(trainer: PartsTrainer, asked: str) -> None:
-    """accelerate drops what it cannot do without a word, and trains whole copies.
+def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
+    """accelerate drops what it cannot do without a word, and trains whole copies or elsewhere.
+
+    Args:
+        trainer: As it was built.
+        asked: The choice of conf/parallel.
+        device: "cpu" or "cuda".
 
     Raises:
-        TrainingFailed: If the weights are not split the way that was asked for.
+        TrainingFailed: If the weights are not split the way that was asked for, or not on that device.
     """
     split = {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
     if wrong := [kind for kind, on in split.items() if on != asked.startswith(kind)]:
         there = "on" if split[wrong[0]] else "off"
         raise TrainingFailed(f"parallel={asked} was asked for, but accelerate has {wrong[0]} {there} on this machine")
+    if (taken := trainer.args.device.type) != device:
+        raise TrainingFailed(
+            f"device={device} was asked for, but accelerate took {taken}: set device={taken}"
+            + (
+                ", or hide the GPUs with CUDA_VISIBLE_DEVICES= and, for DeepSpeed, set DS_ACCELERATOR=cpu"
+                * (device == "cpu")
+            )
+        )
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

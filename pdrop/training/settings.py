@@ -108,6 +108,11 @@ class TrainingSettings:
                 "parallel=fsdp needs device=cuda: accelerate shards on GPUs only, and would train whole copies on the "
                 "CPU; parallel=ddp does that by name"
             )
+        if self.parallel.startswith("deepspeed") and self.device == "cpu" and self.processes > 1:
+            raise ValueError(
+                f"parallel={self.parallel} on the CPU is for one process, as which accelerate counts all of them: "
+                "parallel=ddp trains with several"
+            )
         if self.processes > 1 and self.parallel == "none":
             raise ValueError(f"{self.processes} processes were started: choose parallel=ddp, fsdp or deepspeed_zero2")
         if self.processes == 1 and self.parallel in ("ddp", "fsdp"):
