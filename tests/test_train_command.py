@@ -397,19 +397,21 @@ def test_a_pretraining_begins_with_parts_that_have_not_met(tiny, tmp_path) -> No
         begin(checkpoint, Start(language_model=str(tmp_path / "wide")), seed=0)
 
 
-def one_of_two(rank: int, folder: str, port: int, arguments: list[str]) -> None:
-    """A process as torchrun starts it."""
+def one_process(rank: int, count: int, kind: str, folder: str, port: int, arguments: list[str]) -> None:
+    """A process of `count` as torchrun starts it."""
     torch.set_num_threads(1)
     os.chdir(folder)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    sys.argv = ["train.py", *arguments, "parallel=ddp", "output=ddp"]
+    sys.argv = ["train.py", *arguments, f"parallel={kind}", f"output={kind}"]
     train.main()
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_model(command, tiny, tmp_path) -> None:
-    """DDP, gloo on the CPU, one process with text alone in a step: one process's losses and model."""
+@pytest.mark.parametrize(("count", "kind"), [(1, "none"), (2, "ddp")])
+def test_processes_of_torchrun_train_the_same_model(count, kind, command, tiny, tmp_path) -> None:
+    """DDP, gloo on the CPU, a batch of text alone among them: one process's losses and model. Of torchrun a single
+    process is DDP too."""
     listed = records(tmp_path / "pictures")[3:]  # five with images, three without: the second step is of both
     data = [f"train.data={write_conversations(tmp_path, listed)}", f"train.images={tmp_path / 'pictures'}"]
     arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=4"]
@@ -418,11 +420,11 @@ def test_two_processes_train_the_same_model(command, tiny, tmp_path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), port, arguments), nprocs=2)
+    torch.multiprocessing.spawn(one_process, (count, kind, str(tmp_path), port, arguments), nprocs=count)
     weights = load_file(alone / "model/model.safetensors")
-    (folder,) = (tmp_path / "ddp").iterdir()
+    (folder,) = (tmp_path / kind).iterdir()
     record = TrainingRecord.read(folder)
-    assert (record.status, record.spec.parallel, record.spec.processes) == ("done", "ddp", 2)
+    assert (record.status, record.spec.parallel, record.spec.processes) == ("done", kind, count)
     for ours, theirs in zip(curve(folder), curve(alone), strict=True):
         assert ours["tokens"] == theirs["tokens"]
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=2e-3)
