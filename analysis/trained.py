@@ -76,7 +76,7 @@ def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[Way, T
 def cells(trained: Trained, plain: Trained) -> list[str]:
     """A row of the table."""
     whole = {seed: runs[WHOLE] for seed, runs in trained.seeds.items() if WHOLE in runs}
-    row = [method_name(trained.way[0]), schedule_text(trained.way[1]) or DASH, str(len(trained.seeds))]
+    row = [method_name(trained.way[0]), schedule_text(trained.way[1]) or DASH, str(len(whole))]
     row += [points(average(list(whole.values()))[0]) if whole else DASH, spread(list(whole.values()))]
     if trained is plain:
         return [*row, *4 * [DASH]]

@@ -203,13 +203,8 @@ def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
         there = "on" if split[wrong[0]] else "off"
         raise TrainingFailed(f"parallel={asked} was asked for, but accelerate has {wrong[0]} {there} on this machine")
     if (taken := trainer.args.device.type) != device:
-        raise TrainingFailed(
-            f"device={device} was asked for, but accelerate took {taken}: set device={taken}"
-            + (
-                ", or hide the GPUs with CUDA_VISIBLE_DEVICES= and, for DeepSpeed, set DS_ACCELERATOR=cpu"
-                * (device == "cpu")
-            )
-        )
+        remedy = "set device=cuda, or hide the GPUs (CUDA_VISIBLE_DEVICES=)" if device == "cpu" else "set device=cpu"
+        raise TrainingFailed(f"device={device} was asked for, but accelerate took {taken}: {remedy}")
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:
