@@ -10,7 +10,7 @@ REFERENCE := demo methods positions redundancy attention matched_budget
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
-STUDY := train.data=build/corpus/train.json train.steps=120 train.batch_size=12 train.micro_batch=12
+STUDY := train.data=build/corpus/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench bench-training training-study tables figures report repro embedded-model reference lock clean
@@ -54,10 +54,10 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 m
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python bench_training.py
 
-training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (one to two hours on one core)
+training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about two hours on one core)
 	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 300000 \
-		--images 6000 --mix scene=0.75,chart=0.25 \
-		--families existence=0.7,attribute=0.5,relation,position,counting,reading,chart,choice=0.5,multihop
+		--images 4800 --mix scene=0.75,chart=0.25 --turns 1 \
+		--families existence=0.5,attribute=0.5,relation=0.7,position,counting=0.5,reading,chart,choice=0.8,multihop
 	@$(BIN)/python train.py -m seed=0,1,2 method=none,pyramiddrop,fastv $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop ratio=0.4,0.6 $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop stages=3,5 $(STUDY)

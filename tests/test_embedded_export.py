@@ -46,6 +46,25 @@ def test_families_are_chosen_and_weighed(tmp_path) -> None:
         main(["--out", str(tmp_path), "--images", "1", "--families", "chart=-1"])
 
 
+def test_a_limit_of_questions_an_image_draws_some_of_those_that_are_asked(tmp_path) -> None:
+    asked = ["--images", "30", "--families", "existence,position,counting=0.5", "--mix", "scene"]
+    main(["--out", str(tmp_path / "all"), *asked])
+    main(["--out", str(tmp_path / "two"), *asked, "--turns", "2"])
+    whole, two = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("all", "two"))
+    places = []
+    for full, few in zip(whole, two, strict=True):
+        answers = [(turn["from"], turn["value"].removeprefix("<image>\n")) for turn in full["conversations"]]
+        pairs = list(zip(answers[::2], answers[1::2]))
+        kept = [(turn["from"], turn["value"].removeprefix("<image>\n")) for turn in few["conversations"]]
+        found = [pairs.index(pair) for pair in zip(kept[::2], kept[1::2])]
+        assert len(found) == min(2, len(pairs)) and found == sorted(found)
+        assert few["conversations"][0]["value"].startswith("<image>\n")
+        places += found
+    assert max(places) > 4, "not always the first ones"
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--images", "1", "--turns", "0"])
+
+
 def test_a_hugging_face_dataset(tmp_path) -> None:
     from datasets import load_from_disk
 

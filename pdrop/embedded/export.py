@@ -7,7 +7,8 @@
 and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row an image.
 
 The same arguments write the same files. --families chooses and weighs: reading=1,counting=0.5 asks every reading
-question, half of those that count, and no other; images in which nothing is asked are left out.
+question, half of those that count, and no other; images in which nothing is asked are left out. --turns 3 keeps at
+most three questions of an image, drawn by its seed.
 """
 
 from __future__ import annotations
@@ -29,21 +30,29 @@ from .vocabulary import FAMILIES
 log = logging.getLogger(__name__)
 
 
-def asked(picture: Picture, families: Mapping[str, float] | None) -> list[Question]:
+def asked(picture: Picture, families: Mapping[str, float] | None, turns: int | None = None) -> list[Question]:
     """The questions of a picture that are asked, in their order; which ones depends on its seed alone."""
-    if families is None:
-        return list(picture.questions)
-    draw = np.random.default_rng(picture.seed).random(len(picture.questions))
-    return [q for q, d in zip(picture.questions, draw) if d < families.get(q.family, 0.0)]
+    draw = np.random.default_rng(picture.seed)
+    kept = list(picture.questions)
+    if families is not None:
+        kept = [q for q, d in zip(kept, draw.random(len(kept))) if d < families.get(q.family, 0.0)]
+    if turns is not None and len(kept) > turns:
+        kept = [kept[number] for number in sorted(draw.choice(len(kept), turns, replace=False))]
+    return kept
 
 
 def pictures(
-    split: str, first: int, images: int, mix: Mapping[str, float] = MIX, families: Mapping[str, float] | None = None
+    split: str,
+    first: int,
+    images: int,
+    mix: Mapping[str, float] = MIX,
+    families: Mapping[str, float] | None = None,
+    turns: int | None = None,
 ) -> Iterator[tuple[str, Picture, list[Question]]]:
     """(name, picture, its questions) of images first..first+images-1 of a split; without those that ask nothing."""
     for index in range(first, first + images):
         picture = sample(split, index, mix)
-        if questions := asked(picture, families):
+        if questions := asked(picture, families, turns):
             yield f"{split}-{index:08d}", picture, questions
 
 
@@ -139,12 +148,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=("llava", "hf"), default="llava")
     parser.add_argument("--families", help="question families and the share of each that is asked; default: all")
     parser.add_argument("--mix", help="kinds of image and their weights, as scene=0.5,document=0.28,chart=0.22")
+    parser.add_argument("--turns", type=int, help="at most so many questions an image; default: all that are asked")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         families = None if options.families is None else weights(options.families, FAMILIES, "family")
         mix = MIX if options.mix is None else weights(options.mix, KINDS, "kind of image")
-        chosen = pictures(options.split, options.first, options.images, mix, families)
+        if options.turns is not None and options.turns < 1:
+            raise ValueError(f"--turns {options.turns}: an image needs a question, 1 or more")
+        chosen = pictures(options.split, options.first, options.images, mix, families, options.turns)
         path = (write_llava if options.format == "llava" else write_hf)(options.out, options.split, chosen)
     except ValueError as error:
         parser.error(str(error))
