@@ -13,6 +13,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
 
 READING = f"""How to read the trainings: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median
 CPU time of a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are
-ratios to the training of the same grid that drops nothing. The trainings ran one after the other: differences of a few
+ratios to the trainings of the same grid that drop nothing. They are no interleaved timings: differences of a few
 percent in time mean nothing. FLOPs are the closed form for the mean record, forward and backward; the optimizer and
 reading data are in the time and not in the FLOPs.
 """
@@ -75,7 +76,7 @@ def page(results: Path) -> str:
             f"Recipe {spec['recipe']} from {spec['model']} (weights {spec['model_fingerprint'][:12]}), "
             f"{spec['records']} records (data {spec['data_fingerprint'][:12]}), batch {spec['batch_size']}, "
             f"{spec['dtype']}, {spec['attn_implementation']} attention; {made.get('processor')}; commit "
-            f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}.\n",
+            f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}. {abreast(group)}\n",
             trained.page(results, {one.folder: one.record for one in group}),
         ]
     return "\n".join([*parts, READING])
@@ -104,6 +105,16 @@ def grid(group: Sequence[Training]) -> Grid:
         ]
         table.rows.append([Text(cell) for cell in cells])
     return table
+
+
+def abreast(group: Sequence[Training]) -> str:
+    """A sentence that says how many of the trainings ran at the same time, by their starts and lengths."""
+    spans = []
+    for one in group:
+        start = datetime.fromisoformat(one.record["started_at"])
+        spans.append((start, start + timedelta(seconds=one.record["cost"]["wall_s"])))
+    most = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+    return "They ran one after the other." if most == 1 else f"Up to {most} of them ran side by side."
 
 
 def place(one: Training) -> tuple[bool, str, str, int]:

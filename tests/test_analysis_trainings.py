@@ -16,8 +16,11 @@ import records
 from analysis.__main__ import main
 
 
-def put(results: Path, name: str, seconds: float, loss: float, **spec: Any) -> None:
-    """A finished training whose steps take `seconds`; the first, which sets up, takes ten times as long."""
+def put(results: Path, name: str, seconds: float, loss: float, minute: int = 0, **spec: Any) -> None:
+    """A finished training whose steps take `seconds`; the first, which sets up, takes ten times as long.
+
+    It starts so many minutes past eleven and takes five minutes.
+    """
     whole = {
         "recipe": "tiny", "model": "embedded", "model_fingerprint": "a" * 16, "data_fingerprint": "b" * 16,
         "records": 60, "method": "none", "method_args": "{}", "schedule": "", "positions": "original", "seed": 0,
@@ -25,8 +28,9 @@ def put(results: Path, name: str, seconds: float, loss: float, **spec: Any) -> N
     } | spec  # fmt: skip
     flops = 50.0 if whole["schedule"] else 80.0
     record = {
-        "training_id": name, "spec": whole, "status": "done",
-        "cost": {"visual_tokens_per_layer": [16.0, 8.0], "step_flops": flops, "step_flops_unpruned": 80.0},
+        "training_id": name, "spec": whole, "status": "done", "started_at": f"2026-01-02T11:{minute:02}:00Z",
+        "cost": {"wall_s": 300.0, "visual_tokens_per_layer": [16.0, 8.0],
+                 "step_flops": flops, "step_flops_unpruned": 80.0},
         "environment": {"processor": "Test CPU", "git_commit": "c" * 40, "git_dirty": False},
     }  # fmt: skip
     folder = results / "trainings" / name
@@ -48,6 +52,17 @@ def test_ratios_are_to_the_training_that_drops_nothing(tmp_path: Path) -> None:
     _, _, none, dropping = rows(tmp_path)
     assert none[0] == "none" and none[4:8] == ["0.500", "2.00", "100.0", "100.0"]
     assert dropping[:2] == ["PyramidDrop", "1:0.5"] and dropping[4:8] == ["0.600", "1.20", "60.0", "62.5"]
+
+
+def test_a_page_says_how_many_trainings_ran_at_the_same_time(tmp_path: Path) -> None:
+    page = tmp_path / "tables/trainings.md"
+    for number, minute in enumerate((0, 5, 20)):
+        put(tmp_path, f"one{number}", 2.0, 0.5, minute, seed=number)
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert "They ran one after the other." in page.read_text()
+    put(tmp_path, "beside", 2.0, 0.5, 22, seed=3)
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert "Up to 2 of them ran side by side." in page.read_text()
 
 
 def test_other_data_and_other_steps_do_not_stand_in_one_grid(tmp_path: Path) -> None:
