@@ -239,4 +239,5 @@ def floats(table: Table) -> str:
         f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
         "to be told from it; underlined: best of the rest."
     )
-    return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption)
+    arrows = r" $\downarrow$, $\uparrow$: clearly below or above dropping nothing."
+    return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption + arrows)

@@ -162,6 +162,8 @@ def test_latex_is_escaped_and_marked(copied: Path) -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({line.replace(r"\&", "").count("&") for line in rows if "FastV" in line}) == 2  # one width a grid
     assert not re.search(r"(?<!\\)%(?! made by|$)", text, re.MULTILINE)
+    main_caption, by_task = (line for line in text.splitlines() if line.startswith(r"\caption"))
+    assert "above dropping nothing" in by_task and "arrow" not in main_caption, "a mark is explained where it stands"
 
 
 def test_second_time_nothing_is_written(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
