@@ -10,6 +10,8 @@ REFERENCE := demo methods positions redundancy attention matched_budget
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
+# images of containers often forbid bytecode: then each start compiles torch and the rest anew (35 CPU s instead of 14)
+export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/corpus/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
