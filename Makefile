@@ -64,9 +64,12 @@ training-study: $(STAMP) ## Train the embedded model with and without dropping a
 	@$(BIN)/python train.py -m method=pyramiddrop ratio=0.4,0.6 $(STUDY)
 	@$(BIN)/python train.py -m method=pyramiddrop stages=3,5 $(STUDY)
 	@$(BIN)/python -m pdrop.training.commands results/trainings batch_size=16 > build/score.sh
+	@$(BIN)/python -m pdrop.training.commands results/trainings --layers batch_size=16 > build/layers.sh
 	@sh -e build/score.sh
+	@sh -e build/layers.sh
 	@$(ANALYSIS) trainings
-	@$(ANALYSIS) tables training
+	@$(ANALYSIS) tables training redundancy_trained
+	@$(ANALYSIS) figures training redundancy_trained
 
 tables: ## Render results/tables from the records
 	@$(ANALYSIS) tables

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pdrop.training.commands import commands, main
+from pdrop.training.commands import by_layer, commands, main
 from pdrop.training.record import FILE, FORMAT, TrainingRecord, TrainingSpec
 
 EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
@@ -48,6 +48,21 @@ def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_e
         "trained_pyramiddrop_ratio0.4_seed0": [["method=none,pyramiddrop", "ratio=0.4"]],
         "trained_pyramiddrop_seed1": [["method=none,pyramiddrop"]],
     }
+
+
+def test_models_of_one_seed_and_the_default_dials_are_cut_layer_by_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "none", "", 3)
+    put(tmp_path, "none", "", 4)
+    put(tmp_path, "fastv", "2:0.5", 3)
+    put(tmp_path, "pyramiddrop", "3:0.4 6:0.16 9:0.064", 3, "ratio=0.4")
+    lines = [shlex.split(line) for line in by_layer(tmp_path, ["limit=7"])]
+    assert [line[5] for line in lines] == ["model.name=trained_fastv_seed3", "model.name=trained_none_seed3"]
+    assert all(line[3:5] == ["experiments=redundancy_trained", "model=folder"] for line in lines)
+    assert all(line[7:] == ["limit=7"] for line in lines)
+    main([str(tmp_path), "--layers", "limit=7"])
+    assert [shlex.split(line) for line in capsys.readouterr().out.splitlines()] == lines
 
 
 def test_a_folder_without_a_finished_training_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 with, and those trained with nothing dropped with what the others of their seed were trained with.
 
     python -m pdrop.training.commands results/trainings [run.py's settings] > score.sh && sh -e score.sh
+    python -m pdrop.training.commands results/trainings --layers
+
+--layers: those of PyramidDrop's Fig. 3 instead. Of one seed, each model trained with the default dials is cut once, at
+one layer after another.
 """
 
 from __future__ import annotations
@@ -27,6 +31,38 @@ def name_of(record: TrainingRecord) -> str:
     return "_".join(["trained", record.spec.method, *told, f"seed{record.spec.seed}"])
 
 
+def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
+    """The finished trainings of a folder, each with its own folder, in the order of their names.
+
+    Raises:
+        ValueError: If there is none, or a record cannot be read.
+    """
+    found = [(path.parent, TrainingRecord.read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
+    done = [(path, record) for path, record in found if record.status == "done"]
+    if not done:
+        raise ValueError(f"no finished training under {folder}: make training-study, or train.py output={folder}")
+    return done
+
+
+def line(experiment: str, path: Path, record: TrainingRecord, more: Sequence[str]) -> str:
+    """A shell line that sweeps an experiment over the model of a training."""
+    model = ["model=folder", f"model.name={name_of(record)}", f"model.path={path / 'model'}"]
+    return shlex.join([sys.executable, "run.py", "-m", f"experiments={experiment}", *model, *more])
+
+
+def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
+    """Shell lines that cut models at one layer after another: of the lowest seed, those trained with the default dials.
+
+    Raises:
+        ValueError: If no training there is finished, or a record cannot be read.
+    """
+    done = finished(folder)
+    seed = min(record.spec.seed for _, record in done)
+    for path, record in done:
+        if record.spec.seed == seed and not dropping(record):
+            yield line("redundancy_trained", path, record, settings)
+
+
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
     """Shell lines, one for each model and setting of the dials, the methods in a sweep.
 
@@ -37,10 +73,7 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
     Raises:
         ValueError: If no training there is finished, or a record cannot be read.
     """
-    found = [(path.parent, TrainingRecord.read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
-    done = [(path, record) for path, record in found if record.status == "done"]
-    if not done:
-        raise ValueError(f"no finished training under {folder}: make training-study, or train.py output={folder}")
+    done = finished(folder)
     for path, record in done:
         rivals = [other for _, other in done if other.spec.schedule and other.spec.seed == record.spec.seed]
         mine = [record] if record.spec.schedule else rivals
@@ -51,20 +84,19 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
                 methods.append(other.spec.method)
         for number, (dials, methods) in enumerate(ways.items() or [((), [])]):
             swept = ["none", *methods] if number == 0 else methods
-            model = [f"model.name={name_of(record)}", f"model.path={path / 'model'}"]
-            command = ["run.py", "-m", "experiments=training", "model=folder", *model, f"method={','.join(swept)}"]
-            yield shlex.join([sys.executable, *command, *dials, *settings])
+            yield line("training", path, record, [f"method={','.join(swept)}", *dials, *settings])
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command."""
-    if not arguments:
+    folder, *settings = [word for word in arguments if word != "--layers"] or [""]
+    if not folder:
         sys.exit(__doc__)
     try:
-        lines = list(commands(Path(arguments[0]), arguments[1:]))
+        lines = list((by_layer if "--layers" in arguments else commands)(Path(folder), settings))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{text}\n" for text in lines))
 
 
 if __name__ == "__main__":
