@@ -8,7 +8,7 @@
     python -m analysis readme                README.md: its table, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
-    python -m analysis trainings             results/tables/trainings.md: what trainings took and came to
+    python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = trainings.page(results)
             say(f"{text}\n")
             report(results / "tables" / "trainings.md", text.encode())
+            from analysis import trained_figure
+
+            for name, content in trained_figure.files(results):
+                report(results / "figures" / name, content)
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
@@ -160,8 +164,7 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
 def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
     """Write the three files; what to print."""
     contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
-    written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
-    text = []
+    written, text = [written_or_not(folder / f"{name}.{end}", content.encode()) for end, content in contents], []
     for table in tables:
         text += [f"! {warning}\n" for warning in warnings(table)]
         text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]

@@ -222,8 +222,17 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """Every figure of a table as (file name, content), PDF and PNG (300 dpi); one set a model."""
+    """Every figure of a table as (file name, content), PDF and PNG (300 dpi); one set a model.
+
+    Where some of several models were run with several budgets, those with one budget a method are left out: a point is
+    no trade-off.
+    """
+    longest = {
+        model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in table.models
+    }
     for model in table.models:
+        if longest[model] == 1 < max(longest.values()):
+            continue
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"
         for suffix, figure in (("", tradeoff(table, model)), ("-tasks", tradeoff_by_task(table, model))):
             if figure is not None:

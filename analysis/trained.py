@@ -7,7 +7,7 @@ to the training whose folder its path names. Differences are paired: the same sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.grid import DASH, Grid, Text
 from analysis.load import Run, experiments, load_experiment
-from analysis.statistics import FloatArray, interval, replicates
+from analysis.statistics import Estimate, FloatArray, interval, replicates
 from analysis.style import method_name, schedule_text
 
 EXPERIMENT = "training"
@@ -40,6 +40,31 @@ class Trained:
     seeds: dict[int, dict[Way, Run]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one way of training came to, as fractions pooled over its seeds; None where it was not scored so.
+
+    Attributes:
+        way: Method and schedule it was trained with.
+        seeds: How many of its models were scored with nothing dropped.
+        whole: Average over the tasks with nothing dropped.
+        deviation: Standard deviation of `whole` over seeds; None for a single one.
+        loss: `whole` minus that of the models of the same seeds trained with nothing dropped.
+        dropped: Average when the model drops as it was trained.
+        untrained: Average of the models trained with nothing dropped when they drop so.
+        gain: `dropped` minus `untrained`, over the seeds that have both.
+    """
+
+    way: Way
+    seeds: int
+    whole: float | None
+    deviation: float | None = None
+    loss: Estimate | None = None
+    dropped: float | None = None
+    untrained: float | None = None
+    gain: Estimate | None = None
+
+
 def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown of the scores; empty where none of the trained models was scored.
 
@@ -47,15 +72,30 @@ def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
         results: The store.
         records: Folder -> training record, of trainings that differ in method, schedule and seed alone.
     """
-    found = ways(results, records)
-    if WHOLE not in found or not any(found[WHOLE].seeds.values()):
+    found = outcomes(results, records)
+    if not found:
         return ""
     head = ["method", "schedule", "seeds", "whole", "± sd", "Δ whole [95 %]", "dropped", "untrained", "gain [95 %]"]
     table = Grid("what they score", head, left=2)
-    for trained in sorted(found.values(), key=lambda one: (one.way != WHOLE, one.way)):
-        if any(trained.seeds.values()):
-            table.rows.append([Text(cell) for cell in cells(trained, found[WHOLE])])
+    for one in found:
+        deviation = DASH if one.deviation is None else f"{100 * one.deviation:.1f}"
+        cells = [method_name(one.way[0]), schedule_text(one.way[1]) or DASH, str(one.seeds), points(one.whole)]
+        cells += [deviation, signed(one.loss), points(one.dropped), points(one.untrained), signed(one.gain)]
+        table.rows.append([Text(cell) for cell in cells])
     return f"{table.titled()}\n{READING}"
+
+
+def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
+    """One a way of training, what drops nothing first; empty where none of the trained models was scored.
+
+    Raises:
+        ValueError: If models that are held against each other answered different samples.
+    """
+    found = ways(results, records)
+    if WHOLE not in found or not any(found[WHOLE].seeds.values()):
+        return []
+    order = sorted(found.values(), key=lambda one: (one.way != WHOLE, one.way))
+    return [outcome(one, found[WHOLE]) for one in order if any(one.seeds.values())]
 
 
 def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[Way, Trained]:
@@ -73,19 +113,32 @@ def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[Way, T
     return found
 
 
-def cells(trained: Trained, plain: Trained) -> list[str]:
-    """A row of the table."""
+def outcome(trained: Trained, plain: Trained) -> Outcome:
+    """One way of training against that with nothing dropped."""
     whole = {seed: runs[WHOLE] for seed, runs in trained.seeds.items() if WHOLE in runs}
-    row = [method_name(trained.way[0]), schedule_text(trained.way[1]) or DASH, str(len(whole))]
-    row += [points(average(list(whole.values()))[0]) if whole else DASH, spread(list(whole.values()))]
+    alone = [average([run])[0] for run in whole.values()]
+    deviation = stdev(alone) if len(alone) > 1 else None
     if trained is plain:
-        return [*row, *4 * [DASH]]
+        return Outcome(trained.way, len(whole), mean(whole.values()), deviation)
     before = {seed: runs[WHOLE] for seed, runs in plain.seeds.items() if WHOLE in runs}
     dropped = {seed: runs[trained.way] for seed, runs in trained.seeds.items() if trained.way in runs}
     alike = {seed: runs[trained.way] for seed, runs in plain.seeds.items() if trained.way in runs}
-    row += [difference(whole, before), points(average(list(dropped.values()))[0]) if dropped else DASH]
-    both = [alike[seed] for seed in alike if seed in dropped]
-    return [*row, points(average(both)[0]) if both else DASH, difference(dropped, alike)]
+    return Outcome(
+        trained.way,
+        len(whole),
+        mean(whole.values()),
+        deviation,
+        difference(whole, before),
+        mean(dropped.values()),
+        mean(run for seed, run in alike.items() if seed in dropped),
+        difference(dropped, alike),
+    )
+
+
+def mean(runs: Iterable[Run]) -> float | None:
+    """Mean over tasks, runs and samples; None without a run."""
+    found = list(runs)
+    return average(found)[0] if found else None
 
 
 def average(runs: Sequence[Run]) -> tuple[float, FloatArray]:
@@ -106,27 +159,24 @@ def average(runs: Sequence[Run]) -> tuple[float, FloatArray]:
     return fmean(values), np.mean(draws, axis=0)
 
 
-def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
-    """Mine minus theirs over the seeds that both have."""
+def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate | None:
+    """Mine minus theirs over the seeds that both have; None without such a seed."""
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
-        return DASH
+        return None
     value, draws = average([mine[seed] for seed in seeds])
     other, others = average([theirs[seed] for seed in seeds])
-    low, high = interval(draws - others)
-    return f"{signed(value - other)} [{signed(low)}, {signed(high)}]"
+    return Estimate(value - other, *interval(draws - others))
 
 
-def spread(runs: Sequence[Run]) -> str:
-    """Standard deviation over seeds, in points."""
-    return f"{100 * stdev(average([run])[0] for run in runs):.1f}" if len(runs) > 1 else DASH
-
-
-def points(value: float) -> str:
+def points(value: float | None) -> str:
     """A fraction in percent."""
-    return f"{100 * value:.1f}"
+    return DASH if value is None else f"{100 * value:.1f}"
 
 
-def signed(value: float) -> str:
-    """A difference in points, with a real minus."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+def signed(found: Estimate | None) -> str:
+    """A difference in points with its interval, with real minuses."""
+    if found is None:
+        return DASH
+    value, low, high = (f"{100 * (number or 0.0):+.1f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]".replace("-", "−")

@@ -1,6 +1,6 @@
 """What trainings took and came to, from their records: one row a training, held against the one that drops nothing.
 
-    python -m analysis trainings                results/tables/trainings.md, from results/trainings/*/training.json
+    python -m analysis trainings    results/tables/trainings.md and figures, from results/trainings/*/training.json
 
 Only trainings that differ in method, schedule or seed alone stand in one grid: the same start, data, order of data,
 steps, rates, precision and device. What the trained models score follows (analysis/trained.py); task by task it is in
@@ -60,14 +60,19 @@ def read(results: Path) -> list[Training]:
     return found
 
 
-def page(results: Path) -> str:
-    """Markdown of all trainings of a store."""
-    groups: dict[str, list[Training]] = defaultdict(list)
+def groups(results: Path) -> list[list[Training]]:
+    """The finished trainings, those together that differ in method, schedule and seed alone."""
+    found: dict[str, list[Training]] = defaultdict(list)
     for one in read(results):
         same = {name: value for name, value in one.record["spec"].items() if name not in VARIES}
-        groups[json.dumps([same, one.record["environment"].get("processor")], sort_keys=True)].append(one)
+        found[json.dumps([same, one.record["environment"].get("processor")], sort_keys=True)].append(one)
+    return list(found.values())
+
+
+def page(results: Path) -> str:
+    """Markdown of all trainings of a store."""
     parts = ["# trainings\n"]
-    for group in groups.values():
+    for group in groups(results):
         spec, made = group[0].record["spec"], group[0].record["environment"]
         commits = sorted({str(one.record["environment"].get("git_commit"))[:10] for one in group})
         dirty = any(one.record["environment"].get("git_dirty") for one in group)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from records import standard, table_of
+from records import make_record, put, standard, table_of
 
 from analysis import figure, style
 from analysis.__main__ import main
@@ -114,3 +114,15 @@ def test_figures_are_drawn_again_only_if_something_changed(copied: Path, capsys:
         patch.setattr(figure, "files", lambda table: drawn.append(table.name) or [])
         main(["figures", "--results", str(copied)])
     assert drawn == ["demo"]
+
+
+def test_of_several_models_those_with_one_budget_a_method_have_no_trade_off(tmp_path: Path) -> None:
+    for model, ratios in (("many", (0.3, 0.5)), ("one", (0.5,)), ("none_only", ())):
+        put(tmp_path, make_record("none", 1.0, model=model))
+        for ratio in ratios:
+            put(tmp_path, make_record("pyramiddrop", ratio, model=model))
+    assert {name.split("-")[1] for name, _ in figure.files(table_of(tmp_path))} == {"many"}
+    for model in ("first", "second"):
+        put(tmp_path / "alike", make_record("none", 1.0, model=model))
+        put(tmp_path / "alike", make_record("pyramiddrop", 0.5, model=model))
+    assert {name.split("-")[1] for name, _ in figure.files(table_of(tmp_path / "alike"))} == {"first", "second"}

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import records
 
+from analysis import trained_figure
 from analysis.__main__ import main
+from analysis.statistics import Estimate
+from analysis.trained import Outcome
 
 
 def put(results: Path, name: str, seconds: float, loss: float, minute: int = 0, **spec: Any) -> None:
@@ -114,6 +117,7 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
                         for line in path.read_text().splitlines()]  # fmt: skip
                 averages.setdefault((method, way), []).append(100 * fmean(accs))
     assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "figures/trainings.pdf").read_bytes().startswith(b"%PDF")
     text = (tmp_path / "tables/trainings.md").read_text()
     assert "what they score" in text and "**gain**" in text
     plain, dropping = rows(tmp_path)[-2:]
@@ -126,3 +130,27 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
     assert float(dropping[7]) == pytest.approx(fmean(averages["none", "pyramiddrop"]), abs=0.06)
     gain = fmean(averages["pyramiddrop", "pyramiddrop"][:2]) - fmean(averages["none", "pyramiddrop"])
     assert float(dropping[8].split()[0].replace("−", "-")) == pytest.approx(gain, abs=0.06) and gain > 5
+
+
+def test_the_figure_shows_each_way_of_training_with_both_differences() -> None:
+    gain = Estimate(0.05, 0.02, 0.07)
+    found = [
+        Outcome(("none", ""), 3, 0.8),
+        Outcome(("fastv", "2:0.5"), 1, 0.78, None, Estimate(-0.02, -0.03, 0.01), 0.6, 0.55, gain),
+        Outcome(("pyramiddrop", "3:0.5"), 3, 0.79, 0.01, Estimate(-0.01, -0.02, 0.0)),  # not scored dropping
+    ]
+    scores, differences = trained_figure.draw(found).axes
+    assert [text.get_text() for text in scores.get_yticklabels()] == [
+        "FastV, 1 seed\n2:0.5",
+        "PyramidDrop, 3 seeds\n3:0.5",
+    ]
+    places = {line.get_label(): list(line.get_xdata()) for line in scores.lines}
+    assert places["trained whole, scored whole"] == pytest.approx([80, 80])
+    assert places["trained dropping, scored whole"] == pytest.approx([78, 79])
+    assert places["trained dropping, scored dropping"] == pytest.approx([60])
+    assert places["trained whole, scored dropping"] == pytest.approx([55])
+    whole, dropping = differences.containers
+    assert list(whole.lines[0].get_xdata()) == pytest.approx([-2, -1])
+    assert list(dropping.lines[0].get_xdata()) == pytest.approx([5])
+    (bars,) = dropping.lines[2]
+    assert bars.get_segments()[0][:, 0] == pytest.approx([2, 7])
