@@ -18,14 +18,14 @@ import matplotlib.pyplot as plt
 from analysis.figure import PAGE, SETTINGS, half_lengths, saved
 from analysis.redundancy import Study, studies
 from analysis.rows import Table
-from analysis.style import LINES, SPARE_LINES, another_way
+from analysis.style import SPARE_LINES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = 100.0  # percent of the visual tokens
 DODGE = 2.0  # percentage points between the bars of two models
-MOST = 6  # models whose curves can be told apart
+MOST = len(SPARE_LINES)  # models whose curves can be told apart; a method's own line would name the wrong thing
 
 
 def files(table: Table) -> Iterable[tuple[str, bytes]]:
@@ -46,8 +46,6 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
     layers = [layer for layer in found[0].layers if all(layer in study.layers for study in found)]
     across = min(4, len(layers))
     down = math.ceil(len(layers) / across)
-    base = LINES["pyramiddrop"]
-    styles = [base, *SPARE_LINES][: len(found)] if len(found) > 2 else [base, another_way(SPARE_LINES[1], 1)]
     with plt.rc_context({**SETTINGS, "lines.markersize": 3.6}):
         figure, grid = plt.subplots(
             down,
@@ -59,7 +57,7 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
             layout="constrained",
         )
         for axes, layer in zip(grid.flat, layers):
-            for number, (study, style) in enumerate(zip(found, styles)):
+            for number, (study, style) in enumerate(zip(found, SPARE_LINES)):
                 shift = DODGE * (number - (len(found) - 1) / 2)
                 cells = {FULL * keep: row.average for (at, keep), row in sorted(study.ranked.items()) if at == layer}
                 if study.none is not None:

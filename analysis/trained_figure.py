@@ -52,20 +52,23 @@ def draw(found: Sequence[Outcome]) -> Figure:
         for axes in (scores, differences):
             axes.grid(axis="x", linewidth=0.4, color="0.88")
             axes.tick_params(axis="y", length=0)
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, handlelength=1.4)
+        handles, names = scores.get_legend_handles_labels()
+        figure.legend(
+            handles, names, loc="outside upper center", ncols=4, frameon=False, handlelength=1.0, columnspacing=1.2
+        )
     return figure
 
 
 def draw_scores(axes: Axes, rows: Sequence[Outcome], plain: float | None) -> None:
     """Scores with and without dropping; a pale line joins the models that drop alike."""
     if plain is not None:
-        axes.axvline(100 * plain, color=WHOLE, linewidth=0.9, label="trained whole, scored whole")
+        axes.axvline(100 * plain, color=WHOLE, linewidth=0.9, label="trained and scored whole")
     for place, one in enumerate(rows):
         if one.dropped is not None and one.untrained is not None:
             axes.plot([100 * one.untrained, 100 * one.dropped], 2 * [place], color="0.75", linewidth=1.6, zorder=1)
     marks = (
         ("trained dropping, scored whole", [one.whole for one in rows], "D", WHOLE, "white"),
-        ("trained dropping, scored dropping", [one.dropped for one in rows], "o", DROPPED, DROPPED),
+        ("trained and scored dropping", [one.dropped for one in rows], "o", DROPPED, DROPPED),
         ("trained whole, scored dropping", [one.untrained for one in rows], "s", BEFORE, "white"),
     )
     for name, values, marker, colour, face in marks:
@@ -76,13 +79,13 @@ def draw_scores(axes: Axes, rows: Sequence[Outcome], plain: float | None) -> Non
 
 
 def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
-    """What training that way changes: above with nothing dropped, below with dropping, each with its interval."""
+    """What training that way changes with nothing dropped and with dropping, each with its interval."""
     axes.axvline(0, color="0.35", linewidth=0.8)
     marks = (
-        ("scored whole", [one.loss for one in rows], "D", WHOLE, "white", -OFFSET),
-        ("scored dropping", [one.gain for one in rows], "o", DROPPED, DROPPED, OFFSET),
+        ([one.loss for one in rows], "D", WHOLE, "white", -OFFSET),
+        ([one.gain for one in rows], "o", DROPPED, DROPPED, OFFSET),
     )
-    for name, values, marker, colour, face, shift in marks:
+    for values, marker, colour, face, shift in marks:
         known = [(place, value) for place, value in enumerate(values) if value is not None]
         if not known:
             continue
@@ -98,9 +101,8 @@ def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
             markerfacecolor=face,
             elinewidth=0.8,
             capsize=1.8,
-            label=name,
         )
-    axes.set_xlabel("trained dropping minus trained whole (points, 95 %)")
+    axes.set_xlabel("trained dropping minus trained whole (points)\nbars: 95 % interval over images, paired")
 
 
 def label(one: Outcome) -> str:

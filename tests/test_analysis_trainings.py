@@ -145,9 +145,9 @@ def test_the_figure_shows_each_way_of_training_with_both_differences() -> None:
         "PyramidDrop, 3 seeds\n3:0.5",
     ]
     places = {line.get_label(): list(line.get_xdata()) for line in scores.lines}
-    assert places["trained whole, scored whole"] == pytest.approx([80, 80])
+    assert places["trained and scored whole"] == pytest.approx([80, 80])
     assert places["trained dropping, scored whole"] == pytest.approx([78, 79])
-    assert places["trained dropping, scored dropping"] == pytest.approx([60])
+    assert places["trained and scored dropping"] == pytest.approx([60])
     assert places["trained whole, scored dropping"] == pytest.approx([55])
     whole, dropping = differences.containers
     assert list(whole.lines[0].get_xdata()) == pytest.approx([-2, -1])
