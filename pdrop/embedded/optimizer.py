@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .precision import matrix_dtype
@@ -17,7 +18,8 @@ class Muon:
     """Momentum, then the nearest orthogonal matrix by five Newton-Schulz steps, matrices of one shape at once.
 
     `learning_rate` is the step of a matrix (in spectral norm, times sqrt(rows / columns) where rows are more),
-    `adam_rate` that of AdamW; `slower` multiplies the rate of parameters whose name holds "vision_tower".
+    `adam_rate` that of AdamW; `slower` multiplies the rate of parameters whose name holds "vision_tower". In a process
+    group of several, each process orthogonalizes its share of the matrices, and all get all.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Muon:
         for factor, group in zip(self._factors, self._adam.param_groups):
             group["lr"] = self.adam_rate * scale * factor
         self._adam.step()
+        directions = []
         for key, weights in self._groups.items():
             gradient = torch.stack([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
             buffer = self._buffers[key].lerp_(gradient, 1 - self.momentum)
-            update = _orthogonal(gradient.lerp(buffer, self.momentum))
+            directions.append(gradient.lerp(buffer, self.momentum))
+        for (key, weights), update in zip(self._groups.items(), _orthogonal_shared(directions)):
             rate = self.learning_rate * scale * key[2]
             for weight, change in zip(weights, update):
                 weight.mul_(1 - rate * self.decay).add_(change, alpha=-rate * max(1.0, key[0] / key[1]) ** 0.5)
@@ -81,6 +85,22 @@ class Muon:
         self._adam.load_state_dict(state["adam"])
         for buffer, saved in zip(self._buffers.values(), state["muon"], strict=True):
             buffer.copy_(saved)
+
+
+def _orthogonal_shared(batches: list[Tensor]) -> list[Tensor]:
+    """`_orthogonal` of each batch; every process of a group does a part of each, and they exchange the parts."""
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    if workers == 1:
+        return [_orthogonal(batch) for batch in batches]
+    flat = torch.zeros(sum(batch.numel() for batch in batches))
+    found = [part.view_as(batch) for part, batch in zip(flat.split([b.numel() for b in batches]), batches)]
+    rank = dist.get_rank()
+    for number, (batch, update) in enumerate(zip(batches, found)):
+        mine = slice((rank + number) % workers, None, workers)  # odd groups in turn, so that all have as much to do
+        if batch[mine].shape[0]:
+            update[mine] = _orthogonal(batch[mine])
+    dist.all_reduce(flat)  # the others' parts are zeros here
+    return found
 
 
 def _orthogonal(batch: Tensor) -> Tensor:
