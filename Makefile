@@ -83,8 +83,8 @@ report: figures ## Write results/report.html: tables, figures, samples and recor
 repro: ## Put our numbers beside those that papers printed: results/tables/repro.md
 	@$(ANALYSIS) repro
 
-embedded-model: $(STAMP) ## Train the embedded model from scratch (about three hours on 2 cores; resumes where it stopped)
-	@$(BIN)/python -m pdrop.embedded.train --workers 2
+embedded-model: $(STAMP) ## Train the embedded model from scratch (about three hours on 2 cores; resumes where it stopped; DEVICE=cuda for a GPU)
+	@$(BIN)/python -m pdrop.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
 
 reference: $(STAMP) ## Renew results/reference and the README's numbers (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done

@@ -21,6 +21,7 @@ from pdrop.embedded.documents import Document
 from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.drills import Drill, drill_questions
 from pdrop.embedded.hints import hints
+from pdrop.embedded.loader import Place, Steps, batches
 from pdrop.embedded.questions import Question
 from pdrop.embedded.recipe import RECIPE
 from pdrop.embedded.samples import sample
@@ -28,6 +29,7 @@ from pdrop.embedded.scene_questions import cell, holds
 from pdrop.embedded.scenes import Scene
 from pdrop.embedded.stage import Stage
 from pdrop.embedded.tokenizer import build_tokenizer
+from pdrop.embedded.train import main, train
 from pdrop.embedded.trainer import Trainer
 from pdrop.embedded.vocabulary import CHARACTERS, LABELS, OPTION_LETTERS, PLURALS
 
@@ -202,7 +204,7 @@ def test_the_projector_is_taught_and_keeps_what_it_says() -> None:
     losses, moved = [], []
     while not trainer.finished:
         batch = trainer.batch()
-        trainer.step()
+        trainer.step(batch)
         seen = trainer.window.take()
         losses.append(seen["patch_column"])
         moved.append(seen["moved"])
@@ -225,7 +227,7 @@ def _steps(rank: int, recipe: tuple[Stage, ...], folder: Path, port: int) -> Non
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     trainer = Trainer(recipe, compiled=False)
     while not trainer.finished:
-        trainer.step()
+        trainer.step(trainer.batch())
     torch.save(trainer.model.state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -255,3 +257,56 @@ def test_two_processes_take_the_step_of_their_mean_gradient(tmp_path: Path) -> N
     alone.optimizer.step(alone.stage.rate(0))
     for name, weight in alone.model.state_dict().items():
         assert (weight - first[name]).abs().max() <= 1e-4 * (1 + weight.abs().max()), name
+
+
+def test_batches_are_the_same_whoever_composes_them_and_wherever_one_begins() -> None:
+    steps = Steps(STAGES)
+    assert [steps.place(number) for number in range(len(steps))] == [Place(0, 0), Place(1, 0), Place(2, 0), Place(2, 1)]
+    assert [steps.first_image(steps.place(number)) for number in range(len(steps))] == [0, 4, 8, 12]
+    assert steps.number(Place(3, 0)) == len(steps) and steps.first_image(Place(3, 0)) == 16, "behind the last"
+    here, by_others = list(batches(steps, 1)), list(batches(steps, 1, composers=2))
+    assert len(here) == len(by_others) == 3
+    for one, other in zip(here, by_others):
+        assert one.spans == other.spans
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if name != "spans")
+    shares = [Steps(STAGES, rank, 2)[0].pixels for rank in (0, 1)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), steps[0].pixels)
+
+
+def test_a_step_makes_nothing_on_another_device_than_its_own() -> None:
+    """A tensor made without naming the device would lie on "meta" here and could not meet the model's."""
+    trainer = Trainer(STAGES, compiled=False, device="cpu")
+    everything = [trainer.data[number] for number in range(len(trainer.data))]
+    with torch.device("meta"):
+        for batch in everything:
+            trainer.step(batch.to(trainer.device))
+    assert trainer.finished and all(weight.device.type == "cpu" for weight in trainer.model.parameters())
+
+
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    recipe = (Stage("all at once", images=12, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
+    train(tmp_path / "whole", tmp_path / "whole_model", recipe=recipe, window=1, checkpoint_seconds=0)
+    cut = Trainer(recipe)
+    for _ in range(2):
+        cut.step(cut.batch())
+    (tmp_path / "cut").mkdir()
+    cut.save(tmp_path / "cut/checkpoint.pt")
+    train(tmp_path / "cut", tmp_path / "cut_model", composers=1, recipe=recipe, window=1)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole_model", "cut_model")]
+    assert weights[0] == weights[1]
+    rows = (tmp_path / "whole_model/curve.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].startswith("stage,step,images,cpu_seconds,wall_seconds,loss")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--device", "cuda", "--workers", "2"], "--workers 2 share the steps of a CPU"),
+        (["--composers", "-1"], "--composers at least 0, got -1"),
+    ],
+)
+def test_bad_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(options)
+    assert message in capsys.readouterr().err

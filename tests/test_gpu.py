@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pdrop import FastV, attach
+from pdrop.embedded.stage import Stage
+from pdrop.embedded.trainer import Trainer
 from pdrop.latency import Protocol
 from pdrop.measure import measure
 
@@ -97,3 +99,15 @@ def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
     peak = found["memory"]["none"]["prefill"]
     assert peak["allocated"] > 0 and peak["reserved"] >= 0
     assert sum(found["memory"]["this"]["kv_per_layer"]) < sum(found["memory"]["none"]["kv_per_layer"])
+
+
+def test_the_embedded_model_learns_as_on_the_cpu() -> None:
+    recipe = (Stage("all at once", images=8, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
+    losses = []
+    for device in ("cpu", DEVICE):
+        trainer = Trainer(recipe, compiled=False, device=device)
+        for _ in range(2):
+            trainer.step(trainer.batch())
+        losses.append(trainer.window.take()["loss"])
+        assert trainer.finished
+    assert losses[1] == pytest.approx(losses[0], rel=0.02), "bfloat16 there"

@@ -78,6 +78,11 @@ class Batch:
     targets: Tensor  # int64 (batch, blocks, BLOCK), -100 where nothing is asked
     spans: tuple[Span, ...]
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "spans"}
+        return Batch(**moved, spans=self.spans)
+
     @property
     def rows(self) -> Tensor:
         """bool (batch, blocks, BLOCK): rows with a target."""

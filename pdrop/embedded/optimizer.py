@@ -45,7 +45,9 @@ class Muon:
                 self._groups.setdefault((*weight.shape, factor), []).append(weight)
             else:
                 rest.setdefault(factor, []).append(weight)
-        self._buffers = {key: torch.zeros(len(group), *key[:2]) for key, group in self._groups.items()}
+        self._buffers = {
+            key: torch.zeros(len(group), *key[:2], device=group[0].device) for key, group in self._groups.items()
+        }
         self._factors = list(rest)
         self._adam = torch.optim.AdamW(
             [{"params": group} for group in rest.values()],
@@ -90,9 +92,9 @@ class Muon:
 def _orthogonal_shared(batches: list[Tensor]) -> list[Tensor]:
     """`_orthogonal` of each batch; every process of a group does a part of each, and they exchange the parts."""
     workers = dist.get_world_size() if dist.is_initialized() else 1
-    if workers == 1:
+    if workers == 1 or not batches:
         return [_orthogonal(batch) for batch in batches]
-    flat = torch.zeros(sum(batch.numel() for batch in batches))
+    flat = torch.zeros(sum(batch.numel() for batch in batches), device=batches[0].device)
     found = [part.view_as(batch) for part, batch in zip(flat.split([b.numel() for b in batches]), batches)]
     rank = dist.get_rank()
     for number, (batch, update) in enumerate(zip(batches, found)):
@@ -107,7 +109,7 @@ def _orthogonal(batch: Tensor) -> Tensor:
     """float32 (n, rows, columns) -> each matrix with its singular values near 1."""
     tall = batch.shape[1] > batch.shape[2]
     x = batch.transpose(1, 2) if tall else batch
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(matrix_dtype())
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(matrix_dtype(batch.device))
     for _ in range(5):
         a = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x

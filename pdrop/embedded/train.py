@@ -1,16 +1,20 @@
 """Trains the embedded model from scratch on the procedural corpus and writes it as a transformers folder.
 
-    python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--workers 2]
+    python -m pdrop.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--workers 2] [--device cuda]
 
 A checkpoint lies in --work, and beside it the model as it is then; a second start goes on from it. The finished model
 is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
 accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
+
+A step costs a CPU a second and a GPU very little, so that there images are composed ahead by processes of their own
+(--composers).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import shutil
 import socket
 import sys
@@ -23,12 +27,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .drawing import PATCH_HEADS
+from .loader import batches
 from .model import FOLDER, save
+from .recipe import RECIPE
+from .stage import Stage
 from .trainer import Trainer
 from .vocabulary import FAMILIES
 
 _COLUMNS = (
-    "stage", "step", "images", "cpu_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
+    "stage", "step", "images", "cpu_seconds", "wall_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
 )  # fmt: skip
 
@@ -43,51 +50,62 @@ def _write_curve(path: Path, row: Mapping[str, object]) -> None:
         writer.writerow(row)
 
 
-def _trim_curve(path: Path, images: int) -> float:
-    """Drops rows behind `images` (they will be made again); gives the CPU seconds of what stays."""
+def _trim_curve(path: Path, images: int) -> tuple[float, float]:
+    """Drops rows behind `images` (they will be made again); gives the CPU and the wall seconds of what stays."""
     if not path.exists():
-        return 0.0
+        return 0.0, 0.0
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["images"]) <= images]
     path.unlink()
     for row in rows:
         _write_curve(path, row)
-    return float(rows[-1]["cpu_seconds"]) if rows else 0.0
+    return (float(rows[-1]["cpu_seconds"]), float(rows[-1]["wall_seconds"])) if rows else (0.0, 0.0)
 
 
-def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 120.0) -> None:
+def train(
+    work: Path,
+    out: Path,
+    device: str = "cpu",
+    composers: int = 0,
+    recipe: tuple[Stage, ...] = RECIPE,
+    window: int = 25,
+    checkpoint_seconds: float = 120.0,
+) -> None:
     """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`.
 
-    In a process group every process runs this, and the first one writes.
+    In a process group every process runs this, and the first one writes. `composers` processes more compose images.
     """
     work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer()
+    trainer = Trainer(recipe, device=device)
     writes = trainer.rank == 0
     checkpoint, curve = work / "checkpoint.pt", work / "curve.csv"
     if checkpoint.exists():
         trainer.load(checkpoint)
     if trainer.workers > 1:
         dist.barrier()  # nobody writes before all have read
-    spent = _trim_curve(curve, trainer.images) if writes else 0.0
-    began, saved, asked = time.process_time(), time.monotonic(), False
-    while not trainer.finished:
+    spent = _trim_curve(curve, trainer.images) if writes else (0.0, 0.0)
+    began, saved, asked = (time.process_time(), time.monotonic()), time.monotonic(), False
+    for batch in batches(trainer.data, trainer.data.number(trainer.place), composers):
         stage = trainer.stage
         asked = asked or stage.asks
-        trainer.step()
+        trainer.step(batch.to(trainer.device))
         step = trainer.step_index or stage.steps
         ended = trainer.step_index == 0
         if writes and (step % window == 0 or ended):
             means = {name: f"{value:.4f}" for name, value in trainer.window.take().items()}
-            seconds = spent + time.process_time() - began
+            now = time.process_time(), time.monotonic()
+            seconds, wall = (before + at - start for before, at, start in zip(spent, now, began))
             row = {
                 "stage": stage.name,
                 "step": step,
                 "images": trainer.images,
                 "cpu_seconds": f"{seconds:.0f}",
+                "wall_seconds": f"{wall:.0f}",
             }
             _write_curve(curve, row | means)
             shown = " ".join(f"{name.removeprefix('patch_')}={value}" for name, value in means.items())
-            sys.stderr.write(f"{stage.name} {step}/{stage.steps} images={trainer.images} cpu={seconds:.0f}s {shown}\n")
+            place = f"{stage.name} {step}/{stage.steps} images={trainer.images}"
+            sys.stderr.write(f"{place} cpu={seconds:.0f}s wall={wall:.0f}s {shown}\n")
             if ended or time.monotonic() - saved > checkpoint_seconds:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
@@ -98,12 +116,12 @@ def train(work: Path, out: Path, window: int = 25, checkpoint_seconds: float = 1
         shutil.copy(curve, out / "curve.csv")
 
 
-def _worker(rank: int, workers: int, port: int, work: Path, out: Path) -> None:
+def _worker(rank: int, workers: int, port: int, work: Path, out: Path, composers: int) -> None:
     """One process of several."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     try:
-        train(work, out)
+        train(work, out, composers=composers)
     finally:
         dist.destroy_process_group()
 
@@ -119,15 +137,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
-    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share every step")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share a CPU's steps")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--composers", type=int, help="processes that compose images; all cores but one for a GPU")
     options = parser.parse_args(arguments)
-    if options.workers < 1:
-        parser.error(f"--workers must be at least 1, got {options.workers}")
+    composers = options.composers
+    if composers is None:
+        composers = 0 if options.device == "cpu" else max(1, (os.cpu_count() or 2) - 1)
+    if options.workers < 1 or composers < 0:
+        parser.error(f"--workers must be at least 1, got {options.workers}; --composers at least 0, got {composers}")
+    if options.device != "cpu" and options.workers > 1:
+        parser.error(
+            f"--workers {options.workers} share the steps of a CPU: leave it out with --device {options.device}"
+        )
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch finds no CUDA device here; leave it out to train on the CPU")
     if options.workers == 1:
         torch.set_num_threads(1)
-        train(options.work, options.out)
+        train(options.work, options.out, options.device, composers)
     else:
-        mp.spawn(_worker, (options.workers, _free_port(), options.work, options.out), options.workers)
+        mp.spawn(_worker, (options.workers, _free_port(), options.work, options.out, composers), options.workers)
 
 
 if __name__ == "__main__":

@@ -16,28 +16,36 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import Batch, pack, prefix_ids
+from .batches import Batch, prefix_ids
 from .drawing import PATCH_HEADS
 from .forward import Forward
+from .loader import Place, Steps
 from .model import TOWER_WIDTH, WIDTH, build
 from .optimizer import Muon
 from .recipe import RECIPE
-from .samples import sample
 from .stage import Stage
 
 
 class Trainer:
-    """Model, patch heads and optimizer, and where in the recipe they are."""
+    """Model, patch heads and optimizer on a device, and where in the recipe they are."""
 
-    def __init__(self, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0, compiled: bool = True) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        recipe: tuple[Stage, ...] = RECIPE,
+        seed: int = 0,
+        compiled: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
         self.rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.check_workers(self.workers)
-        self.model = build(seed)
-        self.heads = _heads(TOWER_WIDTH)
-        self.bridge_heads = _heads(WIDTH)
+        self.data = Steps(recipe, self.rank, self.workers)
+        self.model, self.heads, self.bridge_heads = build(seed), _heads(TOWER_WIDTH), _heads(WIDTH)
+        modules: tuple[nn.Module, ...] = (self.model, self.heads, self.bridge_heads)
+        for module in modules:
+            module.to(self.device)
         self.forward = Forward(self.model, compiled)
-        self.head_ids = prefix_ids()
+        self.head_ids = prefix_ids().to(self.device)
         self.stage_index, self.step_index = 0, 0
         self.window = Window()
         self.kept: nn.Module | None = None  # the projector as it was before the stage
@@ -65,11 +73,14 @@ class Trainer:
         return self.stage_index >= len(self.recipe)
 
     @property
+    def place(self) -> Place:
+        """Where the next step is."""
+        return Place(self.stage_index, self.step_index)
+
+    @property
     def images(self) -> int:
         """Images seen since the beginning; also the index of the next image in the train split."""
-        return sum(stage.images for stage in self.recipe[: self.stage_index]) + (
-            0 if self.finished else self.step_index * self.stage.batch
-        )
+        return self.data.first_image(self.place)
 
     def _begin(self) -> None:
         """A fresh optimizer over what this stage trains."""
@@ -93,14 +104,11 @@ class Trainer:
 
     def batch(self) -> Batch:
         """This process's images of the next step."""
-        stage, level, first = self.stage, self.stage.level(self.step_index), self.images
-        mine = range(self.rank, stage.batch, self.workers)
-        pictures = [sample("train", first + offset, stage.mix, level, stage.drills) for offset in mine]
-        return pack(pictures, stage.blocks, stage.families if stage.asks else {}, stage.hinted)
+        return self.data[self.data.number(self.place)].to(self.device)
 
-    def step(self) -> None:
-        """One optimizer step; moves on to the next stage behind the last."""
-        stage, batch = self.stage, self.batch()
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this process's images, `batch()`; moves on to the next stage behind the last."""
+        stage = self.stage
         if self.step_index == 0:
             self._calm(batch)
             self._begin_projector(batch)
@@ -115,7 +123,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """What the stage has this process learn from its images, in nats, a scalar; scores go to `window`."""
-        stage, loss = self.stage, torch.zeros(())
+        stage, loss = self.stage, torch.zeros((), device=self.device)
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
         if stage.asks:
@@ -186,7 +194,7 @@ class Trainer:
         """Mean cross-entropy of naming a code's characters where they are; 0 where there are none."""
         there = spelled >= 0
         if not there.any():
-            return torch.zeros(())
+            return torch.zeros((), device=self.device)
         logits = self.forward.words(visual[there])
         self.window.add("spelled", float((logits.detach().argmax(-1) == spelled[there]).float().mean()))
         return F.cross_entropy(logits, spelled[there])
@@ -198,7 +206,7 @@ class Trainer:
         for number, (name, head) in enumerate(heads.items()):
             logits = F.linear(x, *(weight.to(x.dtype) for weight in head.parameters())).flatten(0, 1).float()
             target = patches[:, number].flatten()
-            weight = torch.ones(logits.shape[-1])
+            weight = torch.ones(logits.shape[-1], device=self.device)
             weight[0] = 0.15
             losses.append(F.cross_entropy(logits, target, weight=weight))
             there = target > 0
@@ -224,7 +232,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Goes on from a checkpoint of the same recipe."""
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.bridge_heads.load_state_dict(state["bridge_heads"])
@@ -254,8 +262,9 @@ class Window:
 
     def add_answers(self, batch: Batch, predicted: Tensor) -> None:
         """Exact match per family; `predicted` int64 (n,) belongs to the rows with a target, in order."""
-        right = torch.zeros(batch.targets.shape, dtype=torch.bool)
+        right = torch.zeros_like(batch.rows)
         right[batch.rows] = predicted == batch.targets[batch.rows]
+        right = right.cpu()
         for span in batch.spans:
             hit = bool(right[span.image, span.block, span.first : span.last].all())
             self.add(span.question.family, float(hit))
