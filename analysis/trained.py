@@ -7,11 +7,12 @@ to the training whose folder its path names. Differences are paired: the same sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,14 +22,34 @@ from analysis.statistics import Estimate, FloatArray, interval, replicates
 from analysis.style import method_name, schedule_text
 
 EXPERIMENT = "training"
-Way = tuple[str, str]  # method, schedule; ("none", "") drops nothing
-WHOLE: Way = ("none", "")
+
+
+class Way(NamedTuple):
+    """One way of dropping, in training or when scored."""
+
+    method: str
+    schedule: str = ""
+    positions: str = ""
+    method_args: str = ""
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Way:
+        """That of a run's or a training's settings; everything that drops nothing is one way."""
+        if not spec["schedule"]:
+            return WHOLE
+        told = {name: value for name, value in json.loads(spec["method_args"]).items() if name != "seed"}
+        return cls(spec["method"], spec["schedule"], spec["positions"], json.dumps(told, sort_keys=True))
+
+
+WHOLE = Way("none")
+START = Way("not fine-tuned")  # no way of training: what they all began with
 
 READING = """**whole** is the average over the tasks with nothing dropped, **± sd** its standard deviation over seeds,
 **Δ whole** the difference to the models of the same seeds trained with nothing dropped. **dropped** is the average when
-the model drops as it was trained, **untrained** that of the models trained with nothing dropped when they drop so, and
-**gain** what having been trained that way adds. In points, with 95 % intervals over images (paired bootstrap; they do
-not cover the choice of seeds).
+the model drops as it was trained, **plain** that of the models of the same seeds trained with nothing dropped when they
+drop so, and **gain** what having been trained that way adds. **start** is the model that all began with when it drops
+so, and **over start** what the training adds to that. In points, with 95 % intervals over images (paired bootstrap;
+they do not cover the choice of seeds, which rows of a single seed show nothing of).
 """
 
 
@@ -51,8 +72,10 @@ class Outcome:
         deviation: Standard deviation of `whole` over seeds; None for a single one.
         loss: `whole` minus that of the models of the same seeds trained with nothing dropped.
         dropped: Average when the model drops as it was trained.
-        untrained: Average of the models trained with nothing dropped when they drop so.
-        gain: `dropped` minus `untrained`, over the seeds that have both.
+        plain: Average of the models trained with nothing dropped when they drop so.
+        gain: `dropped` minus `plain`, over the seeds that have both.
+        start: Average of the model that all began with when it drops so.
+        over_start: `dropped` minus `start`.
     """
 
     way: Way
@@ -61,8 +84,10 @@ class Outcome:
     deviation: float | None = None
     loss: Estimate | None = None
     dropped: float | None = None
-    untrained: float | None = None
+    plain: float | None = None
     gain: Estimate | None = None
+    start: float | None = None
+    over_start: Estimate | None = None
 
 
 def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -75,12 +100,16 @@ def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     found = outcomes(results, records)
     if not found:
         return ""
-    head = ["method", "schedule", "seeds", "whole", "± sd", "Δ whole [95 %]", "dropped", "untrained", "gain [95 %]"]
+    head = ["method", "schedule", "seeds", "whole", "± sd", "Δ whole [95 %]", "dropped", "plain", "gain [95 %]"]
+    head += ["start", "over start [95 %]"]
     table = Grid("what they score", head, left=2)
     for one in found:
         deviation = DASH if one.deviation is None else f"{100 * one.deviation:.1f}"
-        cells = [method_name(one.way[0]), schedule_text(one.way[1]) or DASH, str(one.seeds), points(one.whole)]
-        cells += [deviation, signed(one.loss), points(one.dropped), points(one.untrained), signed(one.gain)]
+        several = len({other.way.positions for other in found if other.way[:2] == one.way[:2]}) > 1
+        kind = f"{method_name(one.way.method)}, {one.way.positions}" if several else method_name(one.way.method)
+        cells = [kind, schedule_text(one.way.schedule) or DASH, str(one.seeds or DASH), points(one.whole)]
+        cells += [deviation, signed(one.loss), points(one.dropped), points(one.plain), signed(one.gain)]
+        cells += [points(one.start), signed(one.over_start)]
         table.rows.append([Text(cell) for cell in cells])
     return f"{table.titled()}\n{READING}"
 
@@ -91,30 +120,35 @@ def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Ou
     Raises:
         ValueError: If models that are held against each other answered different samples.
     """
-    found = ways(results, records)
+    found, start = ways(results, records)
     if WHOLE not in found or not any(found[WHOLE].seeds.values()):
         return []
     order = sorted(found.values(), key=lambda one: (one.way != WHOLE, one.way))
-    return [outcome(one, found[WHOLE]) for one in order if any(one.seeds.values())]
+    before = [Outcome(START, 0, mean([start[WHOLE]]))] if WHOLE in start else []
+    return before + [outcome(one, found[WHOLE], start) for one in order if any(one.seeds.values())]
 
 
-def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[Way, Trained]:
-    """The ways of training and what their models scored."""
+def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Way, Trained], dict[Way, Run]]:
+    """The ways of training and what their models scored; and what the model that they began with scored."""
     scored: dict[str, dict[Way, Run]] = {}
+    start: dict[Way, Run] = {}
+    begun = {record["spec"]["model_fingerprint"] for record in records.values()}
     for run in load_experiment(results, EXPERIMENT).runs if EXPERIMENT in experiments(results) else ():
-        if run.done:
-            spec = run.record.spec
-            scored.setdefault(Path(spec.model_path).parent.name, {})[(spec.method, spec.schedule)] = run
+        spec = run.record.spec
+        if run.done and Path(spec.model_path).parent.name in records:
+            scored.setdefault(Path(spec.model_path).parent.name, {})[Way.of(vars(spec))] = run
+        elif run.done and spec.model_fingerprint in begun:
+            start[Way.of(vars(spec))] = run
     found: dict[Way, Trained] = {}
     for folder, record in records.items():
         spec = record["spec"]
-        way = (spec["method"], spec["schedule"]) if spec["schedule"] else WHOLE
+        way = Way.of(spec)
         found.setdefault(way, Trained(way)).seeds[spec["seed"]] = scored.get(folder, {})
-    return found
+    return found, start
 
 
-def outcome(trained: Trained, plain: Trained) -> Outcome:
-    """One way of training against that with nothing dropped."""
+def outcome(trained: Trained, plain: Trained, start: Mapping[Way, Run]) -> Outcome:
+    """One way of training against that with nothing dropped, and against the model that both began with."""
     whole = {seed: runs[WHOLE] for seed, runs in trained.seeds.items() if WHOLE in runs}
     alone = [average([run])[0] for run in whole.values()]
     deviation = stdev(alone) if len(alone) > 1 else None
@@ -132,6 +166,8 @@ def outcome(trained: Trained, plain: Trained) -> Outcome:
         mean(dropped.values()),
         mean(run for seed, run in alike.items() if seed in dropped),
         difference(dropped, alike),
+        mean([start[trained.way]]) if trained.way in start else None,
+        difference(dropped, dict.fromkeys(dropped, start[trained.way])) if trained.way in start else None,
     )
 
 

@@ -8,7 +8,7 @@ groups of comparable trainings gets a figure a group, trainings, trainings-2 and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WHOLE, DROPPED, BEFORE = "#000000", "#0072B2", "#D55E00"  # Okabe and Ito (2008); markers differ as well
+PLAIN = "trained and scored whole, all seeds"
+WHOLE, DROPPED, BEFORE, START = (
+    "#000000",
+    "#0072B2",
+    "#D55E00",
+    "#7F7F7F",
+)  # Okabe and Ito (2008); markers differ as well
 OFFSET = 0.14  # of a row: what stands above and below its middle
 
 
@@ -43,9 +49,9 @@ def draw(found: Sequence[Outcome]) -> Figure:
     rows = [one for one in found if one.loss is not None or one.gain is not None]
     with plt.rc_context(SETTINGS):
         figure, (scores, differences) = plt.subplots(
-            1, 2, figsize=(PAGE, 0.42 * len(rows) + 1.05), sharey=True, layout="constrained"
+            1, 2, figsize=(PAGE, 0.42 * len(rows) + 1.25), sharey=True, layout="constrained"
         )
-        draw_scores(scores, rows, next((one.whole for one in found if one.way == trained.WHOLE), None))
+        draw_scores(scores, rows, {one.way: one.whole for one in found if one not in rows})
         draw_differences(differences, rows)
         scores.set_yticks(range(len(rows)), [label(one) for one in rows])
         scores.set_ylim(len(rows) - 0.5, -0.5)
@@ -53,23 +59,23 @@ def draw(found: Sequence[Outcome]) -> Figure:
             axes.grid(axis="x", linewidth=0.4, color="0.88")
             axes.tick_params(axis="y", length=0)
         handles, names = scores.get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside upper center", ncols=4, frameon=False, handlelength=1.0, columnspacing=1.2
-        )
+        figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, handlelength=1.2)
     return figure
 
 
-def draw_scores(axes: Axes, rows: Sequence[Outcome], plain: float | None) -> None:
+def draw_scores(axes: Axes, rows: Sequence[Outcome], lines: Mapping[trained.Way, float | None]) -> None:
     """Scores with and without dropping; a pale line joins the models that drop alike."""
-    if plain is not None:
-        axes.axvline(100 * plain, color=WHOLE, linewidth=0.9, label="trained and scored whole")
+    for way, name, dashes in ((trained.START, "not fine-tuned, scored whole", ":"), (trained.WHOLE, PLAIN, "-")):
+        if (value := lines.get(way)) is not None:
+            axes.axvline(100 * value, color=WHOLE, linewidth=0.9, linestyle=dashes, label=name)
     for place, one in enumerate(rows):
-        if one.dropped is not None and one.untrained is not None:
-            axes.plot([100 * one.untrained, 100 * one.dropped], 2 * [place], color="0.75", linewidth=1.6, zorder=1)
+        if one.dropped is not None and one.plain is not None:
+            axes.plot([100 * one.plain, 100 * one.dropped], 2 * [place], color="0.75", linewidth=1.6, zorder=1)
     marks = (
         ("trained dropping, scored whole", [one.whole for one in rows], "D", WHOLE, "white"),
         ("trained and scored dropping", [one.dropped for one in rows], "o", DROPPED, DROPPED),
-        ("trained whole, scored dropping", [one.untrained for one in rows], "s", BEFORE, "white"),
+        ("trained whole, scored dropping", [one.plain for one in rows], "s", BEFORE, "white"),
+        ("not fine-tuned, scored dropping", [one.start for one in rows], "x", START, START),
     )
     for name, values, marker, colour, face in marks:
         known = [(100 * value, place) for place, value in enumerate(values) if value is not None]
@@ -102,10 +108,10 @@ def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
             elinewidth=0.8,
             capsize=1.8,
         )
-    axes.set_xlabel("trained dropping minus trained whole (points)\nbars: 95 % interval over images, paired")
+    axes.set_xlabel("trained dropping minus trained whole, same seeds\n(points; bars: 95 % interval over images)")
 
 
 def label(one: Outcome) -> str:
     """Method, schedule, and how many seeds stand behind the row."""
-    method, schedule = one.way
-    return f"{method_name(method)}, {one.seeds} seed{'' if one.seeds == 1 else 's'}\n{schedule_text(schedule)}"
+    seeds = f"{one.seeds} seed{'' if one.seeds == 1 else 's'}"
+    return f"{method_name(one.way.method)}, {seeds}\n{schedule_text(one.way.schedule)}"

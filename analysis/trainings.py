@@ -129,5 +129,5 @@ def place(one: Training) -> tuple[bool, str, str, int]:
 
 
 def cpu(curve: Sequence[Mapping[str, str]]) -> float:
-    """Median CPU seconds of a step; the first is left out, which sets up."""
-    return median(float(row["step_cpu_s"]) for row in curve[1:])
+    """Median CPU seconds of a step; the first is left out, which sets up, where there are others."""
+    return median(float(row["step_cpu_s"]) for row in curve[1:] or curve)

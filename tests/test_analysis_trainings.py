@@ -16,7 +16,7 @@ import records
 from analysis import trained_figure
 from analysis.__main__ import main
 from analysis.statistics import Estimate
-from analysis.trained import Outcome
+from analysis.trained import START, WHOLE, Outcome, Way
 
 
 def put(results: Path, name: str, seconds: float, loss: float, minute: int = 0, **spec: Any) -> None:
@@ -100,7 +100,7 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
     for method, schedule in (("none", ""), ("pyramiddrop", str(half))):
         for seed in (0, 1, 2):
             name = f"{method}{seed}"
-            put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, seed=seed)
+            put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, positions="compact", seed=seed)
             for way in ("none", "pyramiddrop"):
                 trained = {"model": name, "model_path": f"trainings/{name}/model"}
                 run = records.make_record(way, 0.5, seed=seed, **trained)
@@ -116,12 +116,19 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
                 accs = [json.loads(line)["scores"]["acc"] for path in sorted((folder / "samples").glob("*.jsonl"))
                         for line in path.read_text().splitlines()]  # fmt: skip
                 averages.setdefault((method, way), []).append(100 * fmean(accs))
+    start = {}
+    for way in ("none", "pyramiddrop"):  # the model that all began with
+        run = records.make_record(way, 0.5, model="start", model_fingerprint="a" * 16)
+        folder = records.put(tmp_path, run, experiment="training")
+        start[way] = [json.loads(line)["scores"]["acc"] for path in sorted((folder / "samples").glob("*.jsonl"))
+                      for line in path.read_text().splitlines()]  # fmt: skip
     assert main(["trainings", "--results", str(tmp_path)]) == 0
     assert (tmp_path / "figures/trainings.pdf").read_bytes().startswith(b"%PDF")
     text = (tmp_path / "tables/trainings.md").read_text()
     assert "what they score" in text and "**gain**" in text
-    plain, dropping = rows(tmp_path)[-2:]
-    assert plain[:2] == ["none", "–"] and plain[2] == "3" and plain[5:] == ["–"] * 4
+    begun, plain, dropping = rows(tmp_path)[-3:]
+    assert begun[0] == "not fine-tuned" and float(begun[3]) == pytest.approx(100 * fmean(start["none"]), abs=0.06)
+    assert plain[:2] == ["none", "–"] and plain[2] == "3" and plain[5:] == ["–"] * 6
     assert float(plain[3]) == pytest.approx(fmean(averages["none", "none"]), abs=0.06)
     assert float(dropping[3]) == pytest.approx(fmean(averages["pyramiddrop", "none"]), abs=0.06)
     value, low, high = (float(word.strip("[],").replace("−", "-")) for word in dropping[5].split())
@@ -130,14 +137,32 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
     assert float(dropping[7]) == pytest.approx(fmean(averages["none", "pyramiddrop"]), abs=0.06)
     gain = fmean(averages["pyramiddrop", "pyramiddrop"][:2]) - fmean(averages["none", "pyramiddrop"])
     assert float(dropping[8].split()[0].replace("−", "-")) == pytest.approx(gain, abs=0.06) and gain > 5
+    assert float(dropping[9]) == pytest.approx(100 * fmean(start["pyramiddrop"]), abs=0.06)
+    over = fmean(averages["pyramiddrop", "pyramiddrop"]) - 100 * fmean(start["pyramiddrop"])
+    assert float(dropping[10].split()[0].replace("−", "-")) == pytest.approx(over, abs=0.06)
+
+
+def test_trainings_with_other_positions_are_another_way(tmp_path: Path) -> None:
+    half = str(records.schedule_of("pyramiddrop", 0.5))
+    for name, method, schedule, positions in (
+        ("plain", "none", "", "original"),
+        ("one", "pyramiddrop", half, "compact"),
+        ("two", "pyramiddrop", half, "original"),
+    ):
+        put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, positions=positions)
+        trained = {"model": name, "model_path": f"trainings/{name}/model"}
+        records.put(tmp_path, records.make_record("none", 0.5, **trained), experiment="training")
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert [row[0] for row in rows(tmp_path)[-3:]] == ["none", "PyramidDrop, compact", "PyramidDrop, original"]
 
 
 def test_the_figure_shows_each_way_of_training_with_both_differences() -> None:
     gain = Estimate(0.05, 0.02, 0.07)
     found = [
-        Outcome(("none", ""), 3, 0.8),
-        Outcome(("fastv", "2:0.5"), 1, 0.78, None, Estimate(-0.02, -0.03, 0.01), 0.6, 0.55, gain),
-        Outcome(("pyramiddrop", "3:0.5"), 3, 0.79, 0.01, Estimate(-0.01, -0.02, 0.0)),  # not scored dropping
+        Outcome(START, 0, 0.82),
+        Outcome(WHOLE, 3, 0.8),
+        Outcome(Way("fastv", "2:0.5"), 1, 0.78, None, Estimate(-0.02, -0.03, 0.01), 0.6, 0.55, gain, 0.57),
+        Outcome(Way("pyramiddrop", "3:0.5"), 3, 0.79, 0.01, Estimate(-0.01, -0.02, 0.0)),  # not scored dropping
     ]
     scores, differences = trained_figure.draw(found).axes
     assert [text.get_text() for text in scores.get_yticklabels()] == [
@@ -145,7 +170,9 @@ def test_the_figure_shows_each_way_of_training_with_both_differences() -> None:
         "PyramidDrop, 3 seeds\n3:0.5",
     ]
     places = {line.get_label(): list(line.get_xdata()) for line in scores.lines}
-    assert places["trained and scored whole"] == pytest.approx([80, 80])
+    assert places["trained and scored whole, all seeds"] == pytest.approx([80, 80])
+    assert places["not fine-tuned, scored whole"] == pytest.approx([82, 82])
+    assert places["not fine-tuned, scored dropping"] == pytest.approx([57])
     assert places["trained dropping, scored whole"] == pytest.approx([78, 79])
     assert places["trained and scored dropping"] == pytest.approx([60])
     assert places["trained whole, scored dropping"] == pytest.approx([55])

@@ -19,7 +19,8 @@ EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
 
 def put(folder: Path, method: str, schedule: str, seed: int, *dials: str, status: str = "done") -> None:
     values = {each.name: EMPTY[str(each.type)] for each in dataclasses.fields(TrainingSpec)}
-    values |= {"method": method, "schedule": schedule, "seed": seed, "format_version": FORMAT}
+    values |= {"method": method, "schedule": schedule, "seed": seed, "format_version": FORMAT, "start": "{}"}
+    values |= {"model": "tiny", "model_path": "package://somewhere/tiny"}
     record = TrainingRecord(TrainingSpec(**values), status, "2026-01-01T00:00:00Z")
     record.command = ["train.py", f"method={method}", f"seed={seed}", *dials, "train.steps=9"]
     target = folder / f"{method}{seed}{''.join(dials)}"
@@ -39,9 +40,12 @@ def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_e
     for line in lines:
         assert line[1:5] == ["run.py", "-m", "experiments=training", "model=folder"] and line[-1] == "batch_size=4"
         name, path = (word.partition("=")[2] for word in line[5:7])
-        assert (Path(path).parent / FILE).exists()
+        assert (
+            path == "package://somewhere/tiny" if name == "tiny_not_finetuned" else (Path(path).parent / FILE).exists()
+        )
         ways.setdefault(name, []).append(line[7:-1])
     assert ways == {
+        "tiny_not_finetuned": [["method=none,fastv,pyramiddrop"], ["method=pyramiddrop", "ratio=0.4"]],
         "trained_none_seed0": [["method=none,fastv"], ["method=pyramiddrop", "ratio=0.4"]],
         "trained_none_seed1": [["method=none,pyramiddrop"]],
         "trained_fastv_seed0": [["method=none,fastv"]],

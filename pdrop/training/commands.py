@@ -1,5 +1,6 @@
 """The run.py commands that score a study's trainings: each model with nothing dropped and with what it was trained
-with, and those trained with nothing dropped with what the others of their seed were trained with.
+with; those trained with nothing dropped with what the others of their seed were trained with; and the model that all
+began with in each of these ways.
 
     python -m pdrop.training.commands results/trainings [run.py's settings] > score.sh && sh -e score.sh
     python -m pdrop.training.commands results/trainings --layers
@@ -44,9 +45,9 @@ def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
     return done
 
 
-def line(experiment: str, path: Path, record: TrainingRecord, more: Sequence[str]) -> str:
-    """A shell line that sweeps an experiment over the model of a training."""
-    model = ["model=folder", f"model.name={name_of(record)}", f"model.path={path / 'model'}"]
+def line(experiment: str, name: str, path: Path | str, more: Sequence[str]) -> str:
+    """A shell line that sweeps an experiment over a model."""
+    model = ["model=folder", f"model.name={name}", f"model.path={path}"]
     return shlex.join([sys.executable, "run.py", "-m", f"experiments={experiment}", *model, *more])
 
 
@@ -60,7 +61,7 @@ def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
     seed = min(record.spec.seed for _, record in done)
     for path, record in done:
         if record.spec.seed == seed and not dropping(record):
-            yield line("redundancy_trained", path, record, settings)
+            yield line("redundancy_trained", name_of(record), path / "model", settings)
 
 
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
@@ -74,17 +75,26 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
         ValueError: If no training there is finished, or a record cannot be read.
     """
     done = finished(folder)
+    begun = {record.spec.model_path: record for _, record in done if record.spec.start == "{}"}
+    for start, record in begun.items():
+        followers = [other for _, other in done if other.spec.model_path == start and other.spec.schedule]
+        for way in ways(followers):
+            yield line("training", f"{record.spec.model}_not_finetuned", start, [*way, *settings])
     for path, record in done:
         rivals = [other for _, other in done if other.spec.schedule and other.spec.seed == record.spec.seed]
-        mine = [record] if record.spec.schedule else rivals
-        ways: dict[tuple[str, ...], list[str]] = {}
-        for other in mine:
-            methods = ways.setdefault(dropping(other), [])
-            if other.spec.method not in methods:
-                methods.append(other.spec.method)
-        for number, (dials, methods) in enumerate(ways.items() or [((), [])]):
-            swept = ["none", *methods] if number == 0 else methods
-            yield line("training", path, record, [f"method={','.join(swept)}", *dials, *settings])
+        for way in ways([record] if record.spec.schedule else rivals):
+            yield line("training", name_of(record), path / "model", [*way, *settings])
+
+
+def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:
+    """Overrides that drop nothing, and drop as each of these trainings did; a list for each setting of the dials."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for record in trained:
+        methods = found.setdefault(dropping(record), [])
+        if record.spec.method not in methods:
+            methods.append(record.spec.method)
+    swept = [(dials, ["none", *methods] if n == 0 else methods) for n, (dials, methods) in enumerate(found.items())]
+    return [[f"method={','.join(methods)}", *dials] for dials, methods in swept or [((), ["none"])]]
 
 
 def main(arguments: Sequence[str]) -> None:
