@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
 ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
-# the experiments of results/reference
+# the experiments of results/reference that `make reference` renews
 REFERENCE := demo methods positions redundancy attention matched_budget
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
@@ -49,7 +49,7 @@ check: $(STAMP) ## Format and lint with ruff, check the types with mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 minutes on one core)
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
 	@$(BIN)/python bench.py
 	@$(BIN)/python -m analysis bench
 

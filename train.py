@@ -141,8 +141,15 @@ def settings(config: TrainConfig) -> Any:
     model, recipe = config.model, config.train
     if model.weights not in ("pretrained", "random"):
         raise ValueError(f"model.weights is pretrained or random, not {model.weights!r}")
+    if recipe.lora is not None and not isinstance(recipe.lora, dict):
+        raise ValueError(f"train.lora is {recipe.lora!r}: write 'train.lora={{r: 128, alpha: 256}}', in quotes")
     if unknown := set(recipe.lora or {}) - {f.name for f in fields(Lora)}:
         raise ValueError(f"train.lora has r, alpha and dropout, not {', '.join(sorted(unknown))}")
+    if recipe.lora is not None and not {"r", "alpha"} <= set(recipe.lora):
+        raise ValueError("train.lora needs r and alpha: 'train.lora={r: 128, alpha: 256}', in quotes")
+    device, _, index = (config.device or default_device()).partition(":")
+    if index and config.device:
+        raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
     own = {
         "lr_scheduler_type": recipe.scheduler,
         "warmup_steps": recipe.warmup,
@@ -157,7 +164,7 @@ def settings(config: TrainConfig) -> Any:
         weights=model.weights,  # type: ignore[arg-type]
         dtype=config.dtype or "float32",
         attn_implementation=config.attn_implementation,
-        device=(config.device or default_device()).partition(":")[0],
+        device=device,
         data=Path(recipe.data).expanduser(),
         images=None if recipe.images is None else Path(recipe.images).expanduser(),
         format=recipe.format,
@@ -198,7 +205,8 @@ def main() -> None:
     try:
         job()
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
+        print(f"interrupted: {again} goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
         sys.exit(130)
 
 

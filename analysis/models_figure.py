@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
-from analysis.figure import PAGE, SETTINGS, half_lengths, saved
+from analysis.figure import BARS, PAGE, SETTINGS, half_lengths, saved
 from analysis.redundancy import Study, studies
 from analysis.rows import Table
 from analysis.style import SPARE_LINES
@@ -80,7 +80,9 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
             axes.set_xticks([0, 25, 50, 75, 100])
         for axes in grid.flat[len(layers) :]:
             axes.set_visible(False)
-        figure.supxlabel("visual tokens kept at the cut (%)", fontsize=8)
+        moved = DODGE * (len(found) - 1) / 2
+        bars = f"{BARS} of the same model"
+        figure.supxlabel(f"visual tokens kept at the cut (%; moved by {moved:g} at most); {bars}", fontsize=8)
         figure.supylabel(f"average score of {len(table.averaged)} tasks (%)", fontsize=8)
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(

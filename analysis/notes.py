@@ -28,7 +28,8 @@ COLUMNS = {
     "closed form",
     "KV": "bytes of the KV cache behind the prefill / with nothing dropped",
     "time": "prefill time / with nothing dropped, both measured in turn in one process: median and its 95 % "
-    "interval (several seeds: mean of the medians, widest of the intervals)",
+    "interval (several seeds: mean of the medians, widest of the intervals). It is about seconds of one process, not "
+    "about runs: with latency=quick equal work has differed by 10 points between runs; quote latency=full",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
     "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true; "

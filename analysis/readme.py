@@ -96,7 +96,8 @@ def heading(demo: Table) -> str:
     drawn = "one seed" if seeds in ([], [1]) else f"{seeds[-1]} seeds of random"
     return (
         f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
-        '"Random" loses as many tokens at\nthe same layers as the method above it, at random):'
+        '"Random" and "Random (FastV)" drop\n'
+        "at random where PyramidDrop and FastV do, as many tokens but for roundings):"
     )
 
 
@@ -205,8 +206,8 @@ def twins(table: Table) -> str:
         for method in dict.fromkeys(row.spec.method for row, _ in held)
     )
     return (
-        f"**Attention against chance.** Of {len(held)} rankings in the table above, {better} beat their random twin "
-        f"and {worse} lose to it: {told}."
+        f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin there, "
+        f"{better} beat it and {worse} lose to it: {told}."
     )
 
 

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from analysis.figure import COLUMN, PAGE, SETTINGS, half_lengths, saved
+from analysis.figure import BARS, COLUMN, PAGE, SETTINGS, half_lengths, saved
 from analysis.redundancy import Place, Study, studies
 from analysis.rows import Cell, Row, Table
 from analysis.statistics import Estimate
@@ -64,7 +64,7 @@ def curves(table: Table, study: Study) -> Figure | None:
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
         draw(axes, study, lambda row: row.average, table.floor)
-        axes.set_xlabel("visual tokens kept at the cut (%)")
+        axes.set_xlabel(f"{moved(study)}\n{BARS}")
         axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
         figure.legend(handles=keys(study, table.floor), loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -93,13 +93,18 @@ def by_task(table: Table, study: Study) -> Figure | None:
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
-        figure.supxlabel("visual tokens kept at the cut (%)", fontsize=8)
+        figure.supxlabel(f"{moved(study)}; {BARS}", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         floor = next(iter(table.floors.values()), None)
         handles = keys(study, floor)
         columns = len(handles) if len(handles) < 7 else math.ceil(len(handles) / 2)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
     return figure
+
+
+def moved(study: Study) -> str:
+    """What the horizontal axis shows, and how far points stand from their place."""
+    return f"visual tokens kept (%; moved by {DODGE * (len(study.layers) - 1) / 2:.2g} at most)"
 
 
 def of_task(name: str) -> Pick:
@@ -204,7 +209,7 @@ def heat(study: Study) -> Figure | None:
             axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
             axes.tick_params(length=0)
         grid[-1][0].set_xticks(range(len(keeps)), [f"{100 * keep:g}" for keep in keeps])
-        grid[-1][0].set_xlabel("visual tokens kept at the cut (%)")
+        grid[-1][0].set_xlabel("visual tokens kept at the cut (%)\nbold: the 95 % interval leaves out 0")
         figure.supylabel("cut at layer", fontsize=8)
     return figure
 

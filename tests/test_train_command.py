@@ -23,10 +23,10 @@ from saved_checkpoints import save_llava, save_llava_next
 import train
 from pdrop.checkpoint import load
 from pdrop.run import CONF, choices
-from pdrop.training.job import check_parallel
 from pdrop.training.loop import Curve, TrainingFailed
 from pdrop.training.parts import part_of
 from pdrop.training.record import TrainingRecord
+from pdrop.training.refusals import check_parallel, refuse_data_parallel
 from pdrop.training.start import Start, begin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,8 +115,11 @@ def test_finetune_leaves_a_model_a_curve_and_a_truthful_record(command, tiny, da
     started = record.started_at
     code, said_, _ = command(*arguments, "ratio=0.5", "train.save_steps=7")
     assert code == 0 and "done already" in said_, "how often to save does not change what comes out"
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2/complete").write_text("of another training")
     code, said_, _ = command(*arguments, "force=true")
     assert code == 0 and "done already" not in said_ and TrainingRecord.read(folder).started_at >= started
+    assert not (folder / "checkpoint-2").exists()
 
 
 def test_pretraining_moves_the_projector_alone(command, tiny, tmp_path) -> None:
@@ -212,6 +215,8 @@ def test_a_killed_training_goes_on_along_the_same_curve(command, tiny, data, tmp
     records = [TrainingRecord.read(folder) for folder in (killed, whole)]
     assert [record.sessions for record in records] == [2, 1]
     assert records[0].final_loss == records[1].final_loss
+    costs = [(record.cost.text_tokens, record.cost.visual_tokens, record.cost.step_flops) for record in records]
+    assert costs[0] == costs[1], "what the first session saw counts, too"
     one, other = (load_file(folder / "model/model.safetensors") for folder in (killed, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -255,6 +260,13 @@ REFUSED = [
     (["parallel=ddp"], "torchrun --nproc_per_node"),
     (["parallel=fsdp"], "parallel=fsdp needs device=cuda"),
     (["train.lora={r:8,alpha:8}", "parallel=deepspeed_zero3"], "which needs whole weights: parallel=ddp"),
+    (["train.lora={r:8}"], "train.lora needs r and alpha"),
+    (["train.lora='{r:8,alpha:8}'"], "in quotes"),
+    (["train.args.num_train_epochs=5"], "train.args.num_train_epochs: set train.epochs"),
+    (["train.args.label_smoothing_factor=0.1"], "train.args.label_smoothing_factor: the Trainer would smooth labels"),
+    (["device=cuda:1"], "choose a GPU with CUDA_VISIBLE_DEVICES=1 and device=cuda"),
+    (["layers=null", "method=downsample"], "method=downsample makes pictures smaller"),
+    (["method=sparsevlm_v1"], "sparsevlm_v1 finds its counts prompt by prompt"),
     (["train.lora={rank:8}"], "train.lora has r, alpha and dropout, not rank"),
     (["layers=[9]"], "has a boundary at layer 9"),
     (["train.data=nowhere.json"], "nowhere.json: no such file; train.data is"),
@@ -415,6 +427,7 @@ def test_processes_of_torchrun_train_the_same_model(count, kind, command, tiny, 
     listed = records(tmp_path / "pictures")[3:]  # five with images, three without: the second step is of both
     data = [f"train.data={write_conversations(tmp_path, listed)}", f"train.images={tmp_path / 'pictures'}"]
     arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=4"]
+    arguments += ["train.rates.vision_tower=1e-4"]  # whose last layer LLaVA does not read: it gets no gradient
     code, said_, (alone,) = command(*arguments, "train.micro_batch=4")
     assert code == 0, said_
     with socket.socket() as free:
@@ -460,6 +473,12 @@ def test_what_accelerate_dropped_without_a_word_is_refused() -> None:
     ):
         with pytest.raises(TrainingFailed, match=said):
             check_parallel(trainer, asked, device)
+
+
+def test_one_process_that_sees_several_gpus_is_refused() -> None:
+    refuse_data_parallel(SimpleNamespace(n_gpu=1))
+    with pytest.raises(ValueError, match=r"one process sees 8 GPUs: CUDA_VISIBLE_DEVICES=0 .* --nproc_per_node=8"):
+        refuse_data_parallel(SimpleNamespace(n_gpu=8))
 
 
 def test_deepspeed_of_several_processes_on_the_cpu_is_refused(command, tiny, data, monkeypatch) -> None:

@@ -20,6 +20,7 @@ EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
 def put(folder: Path, method: str, schedule: str, seed: int, *dials: str, status: str = "done") -> None:
     values = {each.name: EMPTY[str(each.type)] for each in dataclasses.fields(TrainingSpec)}
     values |= {"method": method, "schedule": schedule, "seed": seed, "format_version": FORMAT, "start": "{}"}
+    values |= {"format": "chat", "image_mode": "crop"}
     values |= {"model": "tiny", "model_path": "package://somewhere/tiny"}
     record = TrainingRecord(TrainingSpec(**values), status, "2026-01-01T00:00:00Z")
     record.command = ["train.py", f"method={method}", f"seed={seed}", *dials, "train.steps=9"]
@@ -52,6 +53,25 @@ def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_e
         "trained_pyramiddrop_ratio0.4_seed0": [["method=none,pyramiddrop", "ratio=0.4"]],
         "trained_pyramiddrop_seed1": [["method=none,pyramiddrop"]],
     }
+
+
+def test_what_is_no_name_on_the_command_line_is_made_one(tmp_path: Path) -> None:
+    put(tmp_path, "random_fastv", "3:0.5 6:0.5", 0, "twin=true", "layers=[3,6]")
+    lines = [shlex.split(line) for line in commands(tmp_path)]
+    assert [line[5] for line in lines] == [
+        "model.name=tiny_not_finetuned",
+        "model.name=trained_fastv_twintrue_layers-3-6-_seed0",
+    ]
+    assert all(line[7:] == ["method=none,fastv", "twin=true", "layers=[3,6]"] for line in lines)
+
+
+def test_a_model_is_asked_as_it_was_trained(tmp_path: Path) -> None:
+    put(tmp_path, "none", "", 0)
+    record = TrainingRecord.read(tmp_path / "none0")
+    told = ["model=folder", "model.name=mine", "model.path=there"]
+    assert record.scoring("mine", "there") == told
+    record.spec = dataclasses.replace(record.spec, format="vicuna_v1", image_mode="pad")
+    assert record.scoring("mine", "there") == [*told, "model.prompt=vicuna_v1", "model.image_mode=pad"]
 
 
 def test_models_of_one_seed_and_the_default_dials_are_cut_layer_by_layer(

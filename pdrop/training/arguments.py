@@ -9,6 +9,14 @@ import torch
 
 from pdrop.training.settings import TrainingSettings
 
+# Arguments that would train something else than they say.
+REFUSED = {
+    "num_train_epochs": "set train.epochs, and train.steps=null",
+    "label_smoothing_factor": "the Trainer would smooth labels of the wrong tokens here, one too early",
+    "train_sampling_strategy": "set train.grouped",
+    "data_seed": "seed= is that of the order, too",
+}
+
 
 def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
     """transformers' TrainingArguments.
@@ -46,6 +54,8 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
             f"train.args sets {', '.join(sorted(taken))}, which train's own settings decide (batch_size, micro_batch, "
             "learning_rate, bf16, ...); see conf/train/"
         )
+    if useless := sorted(set(REFUSED) & set(settings.arguments)):
+        raise ValueError("; ".join(f"train.args.{name}: {REFUSED[name]}" for name in useless))
     try:
         return TrainingArguments(**own | dict(settings.parallel_arguments) | dict(settings.arguments))
     except (TypeError, ImportError, ValueError) as error:

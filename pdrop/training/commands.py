@@ -11,6 +11,7 @@ one layer after another.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,14 @@ def dropping(record: TrainingRecord) -> tuple[str, ...]:
 def name_of(record: TrainingRecord) -> str:
     """The trained model's name in tables: method, what differs from the defaults, seed."""
     told = [override.replace("=", "").replace("method.", "") for override in dropping(record)]
-    return "_".join(["trained", record.spec.method, *told, f"seed{record.spec.seed}"])
+    whole = "_".join(["trained", method_of(record), *told, f"seed{record.spec.seed}"])
+    return re.sub(r"[^\w.-]+", "-", whole)  # it is part of a folder's name
+
+
+def method_of(record: TrainingRecord) -> str:
+    """The method as the command line names it: twin=true makes it its random twin."""
+    twin = any(override.lower() == "twin=true" for override in dropping(record))
+    return record.spec.method.removeprefix("random_") if twin else record.spec.method
 
 
 def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
@@ -45,10 +53,10 @@ def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
     return done
 
 
-def line(experiment: str, name: str, path: Path | str, more: Sequence[str]) -> str:
-    """A shell line that sweeps an experiment over a model."""
-    model = ["model=folder", f"model.name={name}", f"model.path={path}"]
-    return shlex.join([sys.executable, "run.py", "-m", f"experiments={experiment}", *model, *more])
+def line(experiment: str, record: TrainingRecord, name: str, path: Path | str, more: Sequence[str]) -> str:
+    """A shell line that sweeps an experiment over a model, read as the training read it."""
+    swept = [f"experiments={experiment}", *record.scoring(name, path), *more]
+    return shlex.join([sys.executable, "run.py", "-m", *swept])
 
 
 def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
@@ -61,7 +69,7 @@ def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
     seed = min(record.spec.seed for _, record in done)
     for path, record in done:
         if record.spec.seed == seed and not dropping(record):
-            yield line("redundancy_trained", name_of(record), path / "model", settings)
+            yield line("redundancy_trained", record, name_of(record), path / "model", settings)
 
 
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
@@ -79,11 +87,11 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
     for start, record in begun.items():
         followers = [other for _, other in done if other.spec.model_path == start and other.spec.schedule]
         for way in ways(followers):
-            yield line("training", f"{record.spec.model}_not_finetuned", start, [*way, *settings])
+            yield line("training", record, f"{record.spec.model}_not_finetuned", start, [*way, *settings])
     for path, record in done:
         rivals = [other for _, other in done if other.spec.schedule and other.spec.seed == record.spec.seed]
         for way in ways([record] if record.spec.schedule else rivals):
-            yield line("training", name_of(record), path / "model", [*way, *settings])
+            yield line("training", record, name_of(record), path / "model", [*way, *settings])
 
 
 def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:
@@ -91,8 +99,8 @@ def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:
     found: dict[tuple[str, ...], list[str]] = {}
     for record in trained:
         methods = found.setdefault(dropping(record), [])
-        if record.spec.method not in methods:
-            methods.append(record.spec.method)
+        if method_of(record) not in methods:
+            methods.append(method_of(record))
     swept = [(dials, ["none", *methods] if n == 0 else methods) for n, (dials, methods) in enumerate(found.items())]
     return [[f"method={','.join(methods)}", *dials] for dials, methods in swept or [((), ["none"])]]
 

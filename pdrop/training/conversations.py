@@ -63,7 +63,8 @@ class Conversations:
                 record = parse(data, name, self.folder)
                 for image in record.images:
                     size = _size(image, name, self.folder)
-                    digest.update(f"{image.relative_to(self.folder)}:{size}\n".encode())
+                    listed = image.relative_to(self.folder) if image.is_relative_to(self.folder) else image
+                    digest.update(f"{listed}:{size}\n".encode())
             except ValueError as fault:
                 faults.append(str(fault))
                 continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
 import time
 import traceback
@@ -36,11 +37,13 @@ from pdrop.training.loop import (
     MarkComplete,
     PartsTrainer,
     TrainingFailed,
+    counts_at,
     means_of,
     peak_memory,
 )
 from pdrop.training.parts import checkpoint_activations, prepare
 from pdrop.training.record import FILE, TrainingRecord
+from pdrop.training.refusals import check_parallel, refuse_data_parallel, refuse_untrainable
 from pdrop.training.settings import TrainingSettings, code_of
 from pdrop.training.start import begin
 
@@ -71,7 +74,7 @@ def train(
         TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
     """
     settings.check()
-    arguments_of(settings, settings.output / "unused", 1)  # refuses what TrainingArguments refuses, before loading
+    refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
     checkpoint = load(
         settings.path,
@@ -83,7 +86,9 @@ def train(
         seed=settings.seed,
     )
     started = begin(checkpoint, settings.start, settings.seed)
+    Architecture.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
     schedule = make_schedule(checkpoint.num_layers)
+    refuse_untrainable(method_name, method, schedule)
     encoder = Encoder(
         checkpoint.processor,
         settings.format,  # type: ignore[arg-type]
@@ -114,6 +119,9 @@ def train(
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
         record.environment = environment() | accelerator(settings.device)
         if main:
+            if settings.force:  # what an earlier training left would be gone on from after a kill
+                for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
+                    shutil.rmtree(old)
             record.write(folder)
         log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
         try:
@@ -134,7 +142,7 @@ def train(
                 shutil.rmtree(old)
     seconds = record.cost.step_wall_s if record.cost is not None else 0.0
     log.info("done          %s  loss %.4f, %.2f s a step", folder, record.final_loss, seconds)
-    log.info("to score it:  python run.py model=folder model.name=%s model.path=%s", spec.folder, folder / "model")
+    log.info("to score it:  python run.py %s", shlex.join(record.scoring(spec.folder, folder / "model")))
     return record
 
 
@@ -167,12 +175,15 @@ def run(
         train_dataset=rows,
         data_collator=Collator(rows.encoder, pad_of(checkpoint), always_image=torch.distributed.is_initialized()),
         processing_class=checkpoint.processor,
-        callbacks=[curve, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))), MarkComplete()],
+        callbacks=[curve, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
         rates=settings.rates,
         lengths=rows.records.lengths,
         grouped=settings.grouped,
         visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
     )
+    if resumed is not None:
+        trainer.counts = counts_at(resumed)
+    trainer.add_callback(MarkComplete(trainer))
     check_parallel(trainer, settings.parallel, settings.device)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
@@ -181,30 +192,10 @@ def run(
     with drops:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
-    means, arch = means_of(trainer.counts), Architecture.from_config(checkpoint.model.config)
-    record.cost = cost_of(curve.totals(), means, peak_memory(arguments.device), arch, method, schedule, settings)
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
-
-
-def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
-    """accelerate drops what it cannot do without a word, and trains whole copies or elsewhere.
-
-    Args:
-        trainer: As it was built.
-        asked: The choice of conf/parallel.
-        device: "cpu" or "cuda".
-
-    Raises:
-        TrainingFailed: If the weights are not split the way that was asked for, or not on that device.
-    """
-    split = {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
-    if wrong := [kind for kind, on in split.items() if on != asked.startswith(kind)]:
-        there = "on" if split[wrong[0]] else "off"
-        raise TrainingFailed(f"parallel={asked} was asked for, but accelerate has {wrong[0]} {there} on this machine")
-    if (taken := trainer.args.device.type) != device:
-        remedy = "set device=cuda, or hide the GPUs (CUDA_VISIBLE_DEVICES=)" if device == "cpu" else "set device=cpu"
-        raise TrainingFailed(f"device={device} was asked for, but accelerate took {taken}: {remedy}")
+    means, arch = means_of(trainer.counts), Architecture.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_memory(arguments.device), arch, method, schedule, settings)
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

@@ -4,6 +4,7 @@ what is logged of each step."""
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import resource
@@ -177,13 +178,25 @@ class Curve(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Puts a file into each checkpoint that is whole: a training that is killed while it saves leaves none."""
+    """Puts a file into each checkpoint that is whole: a training that is killed while it saves leaves none.
+
+    It holds the counts of the records so far, which are of all sessions, as the curve is.
+    """
+
+    def __init__(self, trainer: PartsTrainer) -> None:
+        self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
+            path.write_text(json.dumps(self.trainer.counts.tolist()))
+
+
+def counts_at(checkpoint: Path) -> Tensor:
+    """PartsTrainer.counts as they were at a whole checkpoint."""
+    return torch.tensor(json.loads((checkpoint / COMPLETE).read_text()), dtype=torch.long)
 
 
 class Bar(TrainerCallback):

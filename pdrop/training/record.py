@@ -114,6 +114,13 @@ class TrainingRecord:
         """Indented JSON with the training_id in front."""
         return json.dumps({"training_id": self.spec.training_id, **asdict(self)}, indent=1, allow_nan=False) + "\n"
 
+    def scoring(self, name: str, path: Path | str) -> list[str]:
+        """run.py's overrides for a model of this kind at `path`, asked as it was trained: prompt and image mode."""
+        prompt = "chat" if self.spec.format == "chat" else "vicuna_v1"
+        told = ["model=folder", f"model.name={name}", f"model.path={path}"]
+        told += [f"model.prompt={prompt}"] if prompt != "chat" else []
+        return told + ([f"model.image_mode={self.spec.image_mode}"] if self.spec.image_mode != "crop" else [])
+
     def write(self, folder: Path) -> None:
         """Write training.json in one step."""
         write_atomically(folder / FILE, self.to_json())

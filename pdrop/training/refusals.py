@@ -1,0 +1,60 @@
+"""What would train something else than was asked for is refused, before it begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pdrop.training.loop import PartsTrainer, TrainingFailed
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+    from pdrop.schedule import Schedule
+
+
+def refuse_data_parallel(arguments: Any) -> None:
+    """One process that sees several GPUs would put copies of the model on all, and take so many times the batch.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {arguments.n_gpu} GPUs: CUDA_VISIBLE_DEVICES=0 trains on one of them, torchrun "
+            f"--nproc_per_node={arguments.n_gpu} train.py parallel=ddp (or fsdp) on all"
+        )
+
+
+def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> None:
+    """Some methods do nothing where a model is trained, or cannot say what a step costs.
+
+    Raises:
+        ValueError: If the method makes the picture smaller, which a prompt's processor does and no training, or finds
+            its counts prompt by prompt.
+    """
+    if method is not None and method.pixels != 1:
+        raise ValueError(f"method={name} makes pictures smaller before a prompt is scored; it cannot be trained with")
+    if any(stage.adaptive for stage in schedule.stages):
+        raise ValueError(
+            f"{name} finds its counts prompt by prompt, and what such a step costs cannot be said: choose a method "
+            "with a schedule of its own, such as sparsevlm"
+        )
+
+
+def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
+    """accelerate drops what it cannot do without a word, and trains whole copies or elsewhere.
+
+    Args:
+        trainer: As it was built.
+        asked: The choice of conf/parallel.
+        device: "cpu" or "cuda".
+
+    Raises:
+        TrainingFailed: If the weights are not split the way that was asked for, or not on that device.
+    """
+    split = {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled}
+    if wrong := [kind for kind, on in split.items() if on != asked.startswith(kind)]:
+        there = "on" if split[wrong[0]] else "off"
+        raise TrainingFailed(f"parallel={asked} was asked for, but accelerate has {wrong[0]} {there} on this machine")
+    if (taken := trainer.args.device.type) != device:
+        remedy = "set device=cuda, or hide the GPUs (CUDA_VISIBLE_DEVICES=)" if device == "cpu" else "set device=cpu"
+        raise TrainingFailed(f"device={device} was asked for, but accelerate took {taken}: {remedy}")
