@@ -229,6 +229,6 @@ def attention(table: Table | None) -> str:
             f"**Attention.** The image gets {percent(mass[least].value)} % (layer {study.layers[least]}) to "
             f"{percent(mass[most].value)} % (layer {study.layers[most]}) of the last instruction token's attention; "
             f"the best attended tenth of its tokens holds {percent(sum(one.value for one in top) / len(top))} % of "
-            f"that.{agree}"
+            f"that, mean over layers.{agree}"
         )
     return ""
