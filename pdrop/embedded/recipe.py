@@ -33,7 +33,7 @@ What did not work, and why as far as it is known:
 One run of this recipe as it is written, from its fixed seed, in two processes of one thread (AVX2, float32; resumed
 three times; what follows "second mix" was fixed while it ran, by its curve), took 7,738 CPU seconds in each and 156,496
 images. Exact match on the test split, 250 questions a family: existence 100.0, attribute 100.0, position 99.2, counting
-81.6, reading 97.6, chart 96.4, choice 89.6, multihop 45.6, document 27.2, relation 48.0 (guessing). Documents are rarely
+81.6, reading 97.6, chart 96.4, choice 89.6, multihop 45.6, document 27.2, relation 48.0 (guess). Documents are rarely
 shown after "second mix" but in "fields", which is short.
 
 The shipped model is not of that run. It came out of an earlier, longer recipe (206 thousand images; stages for places,
