@@ -63,15 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "repro":
             write_repro(newest(load_runs(results))[0], results / "tables")
         elif options.command == "bench":
-            text = bench.page(bench.newest(results))
-            say(f"{text}\n")
-            report(results / "tables" / "bench.md", text.encode())
+            write_page(bench.page(bench.newest(results)), results / "tables" / "bench.md")
         elif options.command == "trainings":
-            text = trainings.page(results)
-            say(f"{text}\n")
-            report(results / "tables" / "trainings.md", text.encode())
             from analysis import trained_figure
 
+            write_page(trainings.page(results), results / "tables" / "trainings.md")
             for name, content in trained_figure.files(results):
                 report(results / "figures" / name, content)
         else:
@@ -84,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__, formatter_class=Raw)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -120,10 +118,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("run", metavar="RUN_A")
     command.add_argument("other", metavar="RUN_B")
     return parser.parse_args(arguments)
-
-
-class Raw(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
 
 
 def make(command: str, results: Path, names: Sequence[str], strict: bool, times: bool) -> int:
@@ -164,7 +158,8 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
 def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
     """Write the three files; what to print."""
     contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
-    written, text = [written_or_not(folder / f"{name}.{end}", content.encode()) for end, content in contents], []
+    written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
+    text = []
     for table in tables:
         text += [f"! {warning}\n" for warning in warnings(table)]
         text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]
@@ -248,6 +243,12 @@ def write_repro(runs: Sequence[Run], folder: Path) -> None:
     say(text)
     report(folder / "repro.md", text.encode())
     report(folder / "repro.csv", repro.table(verdicts).encode())
+
+
+def write_page(text: str, path: Path) -> None:
+    """Print a page and publish it."""
+    say(f"{text}\n")
+    report(path, text.encode())
 
 
 def report(path: Path, content: bytes) -> None:

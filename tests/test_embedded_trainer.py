@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import socket
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -298,9 +299,24 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) ->
     assert len(rows) == 4 and rows[0].startswith("stage,step,images,cpu_seconds,wall_seconds,loss")
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(STAGES, compiled=False)
+    for _ in range(2):
+        trainer.step(trainer.batch())
+    trainer.save(tmp_path / "checkpoint.pt")  # in the third stage
+    Trainer((*STAGES, Stage("more", images=4, batch=4)), compiled=False).load(tmp_path / "checkpoint.pt")
+    other = (replace(STAGES[0], images=8), *STAGES[1:])
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another recipe: move it away"):
+        Trainer(other, compiled=False).load(tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit):
+        main(["--work", str(tmp_path)])
+    assert "is of another recipe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--device", "gpu"], "invalid choice: 'gpu'"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["--device", "cuda", "--workers", "2"], "--workers 2 share the steps of a CPU"),
         (["--composers", "-1"], "--composers at least 0, got -1"),

@@ -31,9 +31,10 @@ from .loader import batches
 from .model import FOLDER, save
 from .recipe import RECIPE
 from .stage import Stage
-from .trainer import Trainer
+from .trainer import Trainer, read_checkpoint
 from .vocabulary import FAMILIES
 
+CHECKPOINT = "checkpoint.pt"
 _COLUMNS = (
     "stage", "step", "images", "cpu_seconds", "wall_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
@@ -78,7 +79,7 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, device=device)
     writes = trainer.rank == 0
-    checkpoint, curve = work / "checkpoint.pt", work / "curve.csv"
+    checkpoint, curve = work / CHECKPOINT, work / "curve.csv"
     if checkpoint.exists():
         trainer.load(checkpoint)
     if trainer.workers > 1:
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share a CPU's steps")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--composers", type=int, help="processes that compose images; all cores but one for a GPU")
     options = parser.parse_args(arguments)
     composers = options.composers
@@ -152,6 +153,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no CUDA device here; leave it out to train on the CPU")
+    try:
+        if (checkpoint := options.work / CHECKPOINT).exists():
+            read_checkpoint(checkpoint, RECIPE)
+    except ValueError as error:
+        parser.error(str(error))
     if options.workers == 1:
         torch.set_num_threads(1)
         train(options.work, options.out, options.device, composers)

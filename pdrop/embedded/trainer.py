@@ -1,4 +1,4 @@
-"""The training loop's parts: one step, the running scores, the checkpoint.
+"""The training loop's parts: one step, the checkpoint.
 
 Several processes share the images of a step (torch.distributed, gloo) and mean their gradients; each then takes the
 same optimizer step. One thread each: two processes are faster than one with two threads.
@@ -7,7 +7,7 @@ same optimizer step. One thread each: two processes are faster than one with two
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .model import TOWER_WIDTH, WIDTH, build
 from .optimizer import Muon
 from .recipe import RECIPE
 from .stage import Stage
+from .window import Window
 
 
 class Trainer:
@@ -225,14 +226,15 @@ class Trainer:
             "optimizer": None if self.finished else self.optimizer.state_dict(),
             "stage": self.stage_index,
             "step": self.step_index,
+            "begun": _begun(self.recipe, self.stage_index),
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
         part.replace(path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a checkpoint of the same recipe."""
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        """Goes on from a checkpoint; see `read_checkpoint`."""
+        state = read_checkpoint(path, self.recipe, self.device)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.bridge_heads.load_state_dict(state["bridge_heads"])
@@ -246,31 +248,22 @@ class Trainer:
                 self.optimizer.load_state_dict(state["optimizer"])
 
 
+def read_checkpoint(path: Path, recipe: Sequence[Stage], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `Trainer.save` wrote. Stages that it has not begun may have become others since.
+
+    Raises:
+        ValueError: If it was made by another recipe.
+    """
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if state.get("begun") != _begun(recipe, state["stage"]):
+        raise ValueError(f"{path} is of another recipe: move it away, or choose another folder with --work")
+    return state
+
+
+def _begun(recipe: Sequence[Stage], stage: int) -> str:
+    """The stages up to number `stage`, as text that tells recipes apart."""
+    return repr(tuple(recipe[: stage + 1]))
+
+
 def _heads(width: int) -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.Linear(width, size) for name, size in PATCH_HEADS.items()})
-
-
-class Window:
-    """Means since the last time they were taken. Images are never seen twice, so they are unseen-data scores."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = defaultdict(list)
-
-    def add(self, name: str, value: float) -> None:
-        """One more value."""
-        self._values[name].append(value)
-
-    def add_answers(self, batch: Batch, predicted: Tensor) -> None:
-        """Exact match per family; `predicted` int64 (n,) belongs to the rows with a target, in order."""
-        right = torch.zeros_like(batch.rows)
-        right[batch.rows] = predicted == batch.targets[batch.rows]
-        right = right.cpu()
-        for span in batch.spans:
-            hit = bool(right[span.image, span.block, span.first : span.last].all())
-            self.add(span.question.family, float(hit))
-
-    def take(self) -> dict[str, float]:
-        """The means by name; starts anew."""
-        means = {name: sum(values) / len(values) for name, values in self._values.items()}
-        self._values.clear()
-        return means
