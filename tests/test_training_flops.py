@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from families import fresh
 from prompts import sample, single
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench_training import LANES, Lane, Steps
 from pdrop import FastV, PyramidDrop, Schedule, attach, pyramid
 from pdrop import single as one_boundary
 from pdrop.architectures import read
@@ -69,3 +72,18 @@ def test_a_step_that_trains_nothing_is_refused() -> None:
     arch = Architecture.from_config(read("llava_1_5_7b"))
     with pytest.raises(ValueError, match="nothing is trained"):
         training_step_flops(arch, [576] * 32, 60, train_decoder=False, train_projector=False)
+
+
+@pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
+def test_the_benchmark_holds_its_steps_against_what_torch_counts(lane: Lane) -> None:
+    case, lane = lane.cases[0], replace(lane, text=lane.text[:2], visual=144)
+    model = lane.build()
+    steps = Steps(model, lane.batch(model))
+    counted = []
+    for side in (case, None):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            steps.side(side)()
+        counted.append(counter.get_total_flops())
+    # the padding of the shorter row counts as tokens, and the math kernel keeps its scores for the backward
+    expected = lane.flops_ratio(case, Architecture.from_config(model.config), causal=False)
+    assert counted[0] / counted[1] == pytest.approx(expected, rel=0.01)
