@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export GOMP_SPINCOUNT := 0
 # images of containers often forbid bytecode: then each start compiles torch and the rest anew (35 CPU s instead of 14)
 export PYTHONDONTWRITEBYTECODE :=
-STUDY := train.data=build/corpus/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
+STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench bench-training training-study tables figures report repro embedded-model reference lock clean
@@ -57,7 +57,7 @@ bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 1
 	@$(BIN)/python bench_training.py
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about two hours on one core)
-	@test -f build/corpus/train.json || $(BIN)/python -m pdrop.embedded.export --out build/corpus --first 300000 \
+	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \
 		--images 4800 --mix scene=0.75,chart=0.25 --turns 1 \
 		--families existence=0.5,attribute=0.5,relation=0.7,position,counting=0.5,reading,chart,choice=0.8,multihop
 	@$(BIN)/python train.py -m seed=0,1,2 method=none,pyramiddrop,fastv $(STUDY)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.load import Run
 from analysis.rows import Row, Table
-from analysis.statistics import SEED, Estimate, Flips, FloatArray, flips, interval, replicates, twice_the_median
+from analysis.statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, replicates, twice_the_median
 
 
 def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatArray | None]) -> None:
@@ -79,10 +78,7 @@ def band_draws(twin: Row, tasks: Sequence[str]) -> FloatArray | None:
         by_task.append(replicates(task, values, twin.runs[0].samples(task).clusters))
     if not by_task:
         return None
-    draws = np.mean(by_task, axis=0)  # [draws, seeds]
-    chosen: npt.NDArray[np.int64] = np.random.default_rng(SEED).integers(draws.shape[1], size=draws.shape)
-    found: FloatArray = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
-    return found
+    return over_seeds(np.mean(by_task, axis=0))
 
 
 def against_each(row: Row, twin: Row, tasks: Sequence[str]) -> float | None:

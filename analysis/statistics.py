@@ -141,6 +141,13 @@ def first_seen(labels: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
 
 
+def over_seeds(draws: FloatArray) -> FloatArray:
+    """Means over seeds that are drawn anew in each draw, with replacement: [draws, seeds] -> [draws]."""
+    chosen: npt.NDArray[np.int64] = np.random.default_rng(SEED).integers(draws.shape[1], size=draws.shape)
+    found: FloatArray = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
+    return found
+
+
 def interval(draws: FloatArray, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of the draws [draws]."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

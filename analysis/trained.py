@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.grid import DASH, Grid, Text
 from analysis.load import Run, experiments, load_experiment
-from analysis.statistics import Estimate, FloatArray, interval, replicates
+from analysis.statistics import Estimate, FloatArray, interval, over_seeds, replicates
 from analysis.style import method_name, schedule_text
 
 EXPERIMENT = "training"
@@ -42,14 +42,15 @@ class Way(NamedTuple):
 
 
 WHOLE = Way("none")
+ALIKE = f"score them alike (python -m pdrop.training.commands), or delete one of them in experiments/{EXPERIMENT}"
 START = Way("not fine-tuned")  # no way of training: what they all began with
 
 READING = """**whole** is the average over the tasks with nothing dropped, **± sd** its standard deviation over seeds,
 **Δ whole** the difference to the models of the same seeds trained with nothing dropped. **dropped** is the average when
 the model drops as it was trained, **plain** that of the models of the same seeds trained with nothing dropped when they
 drop so, and **gain** what having been trained that way adds. **start** is the model that all began with when it drops
-so, and **over start** what the training adds to that. In points, with 95 % intervals over images (paired bootstrap;
-they do not cover the choice of seeds, which rows of a single seed show nothing of).
+so, and **over start** what the training adds to that. In points, with 95 % intervals (paired bootstrap over images, and
+over seeds where there are several: three say little of others; rows of a single seed show nothing of them).
 """
 
 
@@ -135,10 +136,19 @@ def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[
     begun = {record["spec"]["model_fingerprint"] for record in records.values()}
     for run in load_experiment(results, EXPERIMENT).runs if EXPERIMENT in experiments(results) else ():
         spec = run.record.spec
-        if run.done and Path(spec.model_path).parent.name in records:
-            scored.setdefault(Path(spec.model_path).parent.name, {})[Way.of(vars(spec))] = run
-        elif run.done and spec.model_fingerprint in begun:
-            start[Way.of(vars(spec))] = run
+        if not run.done:
+            continue
+        if Path(spec.model_path).parent.name in records:
+            into = scored.setdefault(Path(spec.model_path).parent.name, {})
+        elif spec.model_fingerprint in begun:
+            into = start
+        else:
+            continue
+        other = into.setdefault(Way.of(vars(spec)), run)
+        if other is not run:
+            raise ValueError(
+                f"{other.folder} and {run.folder} score one model in one way: delete one in experiments/{EXPERIMENT}"
+            )
     found: dict[Way, Trained] = {}
     for folder, record in records.items():
         spec = record["spec"]
@@ -150,7 +160,7 @@ def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[
 def outcome(trained: Trained, plain: Trained, start: Mapping[Way, Run]) -> Outcome:
     """One way of training against that with nothing dropped, and against the model that both began with."""
     whole = {seed: runs[WHOLE] for seed, runs in trained.seeds.items() if WHOLE in runs}
-    alone = [average([run])[0] for run in whole.values()]
+    alone = [averages([run])[0][0] for run in whole.values()]
     deviation = stdev(alone) if len(alone) > 1 else None
     if trained is plain:
         return Outcome(trained.way, len(whole), mean(whole.values()), deviation)
@@ -174,35 +184,46 @@ def outcome(trained: Trained, plain: Trained, start: Mapping[Way, Run]) -> Outco
 def mean(runs: Iterable[Run]) -> float | None:
     """Mean over tasks, runs and samples; None without a run."""
     found = list(runs)
-    return average(found)[0] if found else None
+    return fmean(averages(found)[0]) if found else None
 
 
-def average(runs: Sequence[Run]) -> tuple[float, FloatArray]:
-    """Mean over tasks, runs and samples, and its draws [draws].
+def averages(runs: Sequence[Run]) -> tuple[list[float], FloatArray]:
+    """Each run's mean over tasks and samples [runs], and its draws [draws, runs].
 
     Raises:
         ValueError: If the runs answered different samples, or a metric is no number of each sample.
     """
-    tasks = sorted(runs[0].record.results)
+    first, tasks = runs[0], sorted(runs[0].record.results)
     values, draws = [], []
+    for run in runs[1:]:
+        if sorted(run.record.results) != tasks:
+            raise ValueError(f"{first.folder} and {run.folder} answered different tasks: {ALIKE}")
     for task in tasks:
         samples = [run.samples(task) for run in runs]
-        if any(one.doc_ids != samples[0].doc_ids for one in samples) or any(one.values is None for one in samples):
-            raise ValueError(f"{task}: {', '.join(run.folder for run in runs)} cannot be averaged sample by sample")
-        column = np.mean([one.values for one in samples if one.values is not None], axis=0)
-        values.append(float(column.mean()))
-        draws.append(replicates(task, column[:, None], samples[0].clusters)[:, 0])
-    return fmean(values), np.mean(draws, axis=0)
+        for run, one in zip(runs, samples):
+            if one.values is None:
+                raise ValueError(f"{task}: {run.folder} has no number for each sample")
+            if one.doc_ids != samples[0].doc_ids:
+                raise ValueError(f"{task}: {first.folder} and {run.folder} answered different samples: {ALIKE}")
+        columns = np.stack([one.values for one in samples if one.values is not None], axis=1)
+        values.append(columns.mean(axis=0))
+        draws.append(replicates(task, columns, samples[0].clusters))
+    return [float(value) for value in np.mean(values, axis=0)], np.mean(draws, axis=0)
 
 
 def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate | None:
-    """Mine minus theirs over the seeds that both have; None without such a seed."""
+    """Mine minus theirs over the seeds that both have; None without such a seed. Images and seeds are drawn.
+
+    Raises:
+        ValueError: If they answered different samples.
+    """
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return None
-    value, draws = average([mine[seed] for seed in seeds])
-    other, others = average([theirs[seed] for seed in seeds])
-    return Estimate(value - other, *interval(draws - others))
+    values, draws = averages([mine[seed] for seed in seeds] + [theirs[seed] for seed in seeds])
+    number = len(seeds)
+    found = over_seeds(draws[:, :number] - draws[:, number:])
+    return Estimate(fmean(values[:number]) - fmean(values[number:]), *interval(found))
 
 
 def points(value: float | None) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import records
 
 from analysis import trained_figure
 from analysis.__main__ import main
-from analysis.statistics import Estimate
+from analysis.statistics import Estimate, interval, over_seeds
 from analysis.trained import START, WHOLE, Outcome, Way
 
 
@@ -140,6 +141,36 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
     assert float(dropping[9]) == pytest.approx(100 * fmean(start["pyramiddrop"]), abs=0.06)
     over = fmean(averages["pyramiddrop", "pyramiddrop"]) - 100 * fmean(start["pyramiddrop"])
     assert float(dropping[10].split()[0].replace("−", "-")) == pytest.approx(over, abs=0.06)
+
+
+def test_models_that_answered_other_questions_or_twice_are_not_held_against_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = str(records.schedule_of("pyramiddrop", 0.5))
+    for name, method, schedule in (("plain", "none", ""), ("one", "pyramiddrop", half)):
+        put(tmp_path, name, 2.0, 0.5, method=method, schedule=schedule, positions="compact")
+        trained = {"model": name, "model_path": f"trainings/{name}/model"}
+        folder = records.put(tmp_path, records.make_record("none", 0.5, **trained), experiment="training")
+    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    task = min((folder / "samples").glob("*.jsonl"))
+    text = task.read_text()
+    task.write_text(text.replace('"doc_id": "', '"doc_id": "9', 1).replace('"doc_id": 0', '"doc_id": 99', 1))
+    assert text != task.read_text()
+    assert main(["trainings", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert folder.name in said and "answered different samples: score them alike" in said
+    task.write_text(text)
+    twice = records.put(tmp_path, records.make_record("none", 0.5, batch_size=7, **trained), experiment="training")
+    assert main(["trainings", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert folder.name in said and twice.name in said and "score one model in one way" in said
+
+
+def test_intervals_cover_the_choice_of_seeds() -> None:
+    draws = np.zeros((4000, 3)) + [0.0, 0.1, 0.5]  # no doubt about images, much about seeds
+    low, high = interval(over_seeds(draws))
+    assert low == 0.0 and high == 0.5
+    assert interval(over_seeds(draws[:, :1])) == (0.0, 0.0)
 
 
 def test_trainings_with_other_positions_are_another_way(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pdrop.embedded import corpus, samples, scene_questions
 from pdrop.embedded.drawing import PATCH_HEADS
-from pdrop.embedded.questions import Question, as_choice, template
+from pdrop.embedded.questions import Question, as_choice
 from pdrop.embedded.samples import sample
 from pdrop.embedded.tasks import scoring
 from pdrop.embedded.vocabulary import FAMILIES, IMAGE_SIZE, OPTION_LETTERS, VISUAL_TOKENS
@@ -165,9 +165,13 @@ def test_floors_are_what_the_rule_scores():
     assert list(FLOORS["families"]) == list(FAMILIES)
     for family, floor in FLOORS["families"].items():
         asked = [row for row in ROWS if row["family"] == family]
-        hits = sum(floor["rule"].get(template(row["question"])) == row["answer"] for row in asked)
+        hits = sum(corpus.guess(floor["rule"], row["question"]) == row["answer"] for row in asked)
         assert floor["n"] == len(asked) >= 200
         assert floor["floor"] == pytest.approx(hits / len(asked))
+    # things of one scene are often alike in shape, so that naming the one asked about is right more often than any word
+    repeated = FLOORS["families"]["multihop"]["rule"]["what shape is the next object above the <color> <shape> ?"]
+    assert repeated == "<shape>"
+    assert corpus.guess({"what <color> ?": "<color>"}, "what red ?") == "red"
     small = corpus.blind_rule(images=300)
     assert small["relation"].keys() == FLOORS["families"]["relation"]["rule"].keys()
 

@@ -23,6 +23,7 @@ from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.drills import Drill, drill_questions
 from pdrop.embedded.hints import hints
 from pdrop.embedded.loader import Place, Steps, batches
+from pdrop.embedded.precision import matrix_dtype
 from pdrop.embedded.questions import Question
 from pdrop.embedded.recipe import RECIPE
 from pdrop.embedded.samples import sample
@@ -212,7 +213,7 @@ def test_the_projector_is_taught_and_keeps_what_it_says() -> None:
         if trainer.step_index == 1:
             projected = trainer.forward.projected(trainer.forward.features(batch.pixels))
             assert projected.pow(2).mean().sqrt().item() == pytest.approx(4.0, rel=0.1)
-    assert moved[0] == 0 and 0 < moved[-1] < 1
+    assert moved[0] < 1e-4 < moved[-1] < 1, "where matrices are multiplied in bfloat16, it begins at their rounding"
     assert sum(losses[-5:]) > sum(losses[:5])
 
 
@@ -256,8 +257,9 @@ def test_two_processes_take_the_step_of_their_mean_gradient(tmp_path: Path) -> N
         alone.workers = 2
         (alone.loss(alone.batch()) / 2).backward()
     alone.optimizer.step(alone.stage.rate(0))
+    near = 1e-4 if matrix_dtype() == torch.float32 else 5e-4
     for name, weight in alone.model.state_dict().items():
-        assert (weight - first[name]).abs().max() <= 1e-4 * (1 + weight.abs().max()), name
+        assert (weight - first[name]).abs().max() <= near * (1 + weight.abs().max()), name
 
 
 def test_batches_are_the_same_whoever_composes_them_and_wherever_one_begins() -> None:

@@ -47,7 +47,7 @@ FLOORS = {
     | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "bench_training": CORE
     | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"}
-    | {"pdrop.training_flops"},
+    | {"pdrop.training_flops", "pdrop.embedded"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},

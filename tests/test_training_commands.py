@@ -17,14 +17,16 @@ from pdrop.training.record import FILE, FORMAT, TrainingRecord, TrainingSpec
 EMPTY = {"str": "x", "str | None": None, "int": 1, "bool": False}
 
 
-def put(folder: Path, method: str, schedule: str, seed: int, *dials: str, status: str = "done") -> None:
+def put(
+    folder: Path, method: str, schedule: str, seed: int, *dials: str, status: str = "done", records: int = 1
+) -> None:
     values = {each.name: EMPTY[str(each.type)] for each in dataclasses.fields(TrainingSpec)}
     values |= {"method": method, "schedule": schedule, "seed": seed, "format_version": FORMAT, "start": "{}"}
     values |= {"format": "chat", "image_mode": "crop"}
-    values |= {"model": "tiny", "model_path": "package://somewhere/tiny"}
+    values |= {"model": "tiny", "model_path": "package://somewhere/tiny", "records": records}
     record = TrainingRecord(TrainingSpec(**values), status, "2026-01-01T00:00:00Z")
     record.command = ["train.py", f"method={method}", f"seed={seed}", *dials, "train.steps=9"]
-    target = folder / f"{method}{seed}{''.join(dials)}"
+    target = folder / f"{method}{seed}{''.join(dials)}of{records}"
     target.mkdir()
     record.write(target)
 
@@ -55,6 +57,23 @@ def test_each_model_is_scored_whole_and_as_it_was_trained_and_the_plain_one_in_e
     }
 
 
+def test_trainings_on_other_data_are_a_study_of_their_own_under_their_own_names(tmp_path: Path) -> None:
+    put(tmp_path, "none", "", 0)
+    put(tmp_path, "fastv", "2:0.5", 0)
+    put(tmp_path, "fastv", "2:0.5", 0, records=20)
+    put(tmp_path, "pyramiddrop", "3:0.5 6:0.25 9:0.125", 0, records=20)
+    lines = [shlex.split(line) for line in commands(tmp_path)]
+    ways = {line[5].removeprefix("model.name="): line[7] for line in lines}
+    ids = [TrainingRecord.read(tmp_path / f"fastv0of{records}").spec.training_id for records in (1, 20)]
+    assert ways == {
+        "tiny_not_finetuned": "method=none,fastv,pyramiddrop",
+        "trained_none_seed0": "method=none,fastv",
+        f"trained_fastv_seed0_{ids[0]}": "method=none,fastv",
+        f"trained_fastv_seed0_{ids[1]}": "method=none,fastv",
+        "trained_pyramiddrop_seed0": "method=none,pyramiddrop",
+    }
+
+
 def test_what_is_no_name_on_the_command_line_is_made_one(tmp_path: Path) -> None:
     put(tmp_path, "random_fastv", "3:0.5 6:0.5", 0, "twin=true", "layers=[3,6]")
     lines = [shlex.split(line) for line in commands(tmp_path)]
@@ -67,7 +86,7 @@ def test_what_is_no_name_on_the_command_line_is_made_one(tmp_path: Path) -> None
 
 def test_a_model_is_asked_as_it_was_trained(tmp_path: Path) -> None:
     put(tmp_path, "none", "", 0)
-    record = TrainingRecord.read(tmp_path / "none0")
+    record = TrainingRecord.read(tmp_path / "none0of1")
     told = ["model=folder", "model.name=mine", "model.path=there"]
     assert record.scoring("mine", "there") == told
     record.spec = dataclasses.replace(record.spec, format="vicuna_v1", image_mode="pad")

@@ -11,7 +11,7 @@ from .batches import Batch, pack
 from .samples import sample
 from .stage import Stage
 
-_AHEAD = 4  # batches that each composing process has ready
+_AHEAD = 2  # batches that each composing process has ready, 3.4 MB of shared memory each
 
 
 class Place(NamedTuple):

@@ -6,11 +6,13 @@ import torch
 
 
 def matrix_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware (a GPU, AMX, AVX-512 BF16), else float32.
+    """bfloat16 where the device multiplies it in hardware (a GPU since Ampere, AMX, AVX-512 BF16), else float32.
 
     Elsewhere bfloat16 products are emulated: on a processor with AVX2 only they took five times as long as float32.
     """
-    capable = torch.cpu.get_capabilities()
-    if torch.device(device).type != "cpu" or capable.get("amx_bf16") or capable.get("avx512_bf16"):
-        return torch.bfloat16
-    return torch.float32
+    if torch.device(device).type == "cuda":
+        capable = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        capable = found.get("amx_bf16") or found.get("avx512_bf16")
+    return torch.bfloat16 if capable else torch.float32

@@ -34,13 +34,24 @@ _SLOTS = (
 def template(question: str) -> str:
     """The question with every colour, shape, label and the list of options replaced by a slot.
 
-    A blind guess may know the template, and no more: the names in it say nothing about the answer.
-
     >>> template("is there a red star ?")
     'is there a <color> <shape> ?'
     """
     stem, listed, _ = question.partition(" A. ")
     return " ".join(_SLOTS.get(word, word) for word in stem.split()) + (" <options>" if listed else "")
+
+
+def named(question: str) -> dict[str, str]:
+    """Slot -> the first name in it. A blind guess may repeat it: in scenes of few colours or shapes, things look alike.
+
+    >>> named("what shape is the next object above the red star ?")
+    {'<color>': 'red', '<shape>': 'star'}
+    """
+    found: dict[str, str] = {}
+    for word in question.partition(" A. ")[0].split():
+        if word in _SLOTS:
+            found.setdefault(_SLOTS[word], word)
+    return found
 
 
 def as_choice(question: Question, wrong: Sequence[str], rng: random.Random) -> Question:

@@ -67,7 +67,8 @@ class Scorer:
         inputs = self.processor(images=images, text=prompts, return_tensors="pt", padding=True)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if blind:
-            # The tokens keep their places, and nobody may look at them.
+            # The tokens keep their places, the question its positions, and nobody may look at the tokens.
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             inputs["attention_mask"] = inputs["attention_mask"] * (inputs["input_ids"] != self.image_id)
         written = self.model.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
         new = written[:, inputs["input_ids"].shape[1] :]

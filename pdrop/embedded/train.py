@@ -35,6 +35,7 @@ from .trainer import Trainer, read_checkpoint
 from .vocabulary import FAMILIES
 
 CHECKPOINT = "checkpoint.pt"
+_COMPOSERS = 8  # compose the recipe's images in a minute or two; more would fill a container's shared memory
 _COLUMNS = (
     "stage", "step", "images", "cpu_seconds", "wall_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
@@ -140,11 +141,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share a CPU's steps")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--composers", type=int, help="processes that compose images; all cores but one for a GPU")
+    parser.add_argument(
+        "--composers",
+        type=int,
+        help=f"processes that compose images; for a GPU as many as there are cores but one, at most {_COMPOSERS}",
+    )
     options = parser.parse_args(arguments)
     composers = options.composers
     if composers is None:
-        composers = 0 if options.device == "cpu" else max(1, (os.cpu_count() or 2) - 1)
+        composers = 0 if options.device == "cpu" else max(1, min(_COMPOSERS, len(os.sched_getaffinity(0)) - 1))
     if options.workers < 1 or composers < 0:
         parser.error(f"--workers must be at least 1, got {options.workers}; --composers at least 0, got {composers}")
     if options.device != "cpu" and options.workers > 1:

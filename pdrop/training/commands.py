@@ -1,6 +1,6 @@
 """The run.py commands that score a study's trainings: each model with nothing dropped and with what it was trained
 with; those trained with nothing dropped with what the others of their seed were trained with; and the model that all
-began with in each of these ways.
+began with in each of these ways. Trainings that differ in anything but dropping and seed are studies of their own.
 
     python -m pdrop.training.commands results/trainings [run.py's settings] > score.sh && sh -e score.sh
     python -m pdrop.training.commands results/trainings --layers
@@ -14,10 +14,15 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from pdrop.training.record import FILE, TrainingRecord
+from pdrop.record import canonical_json
+from pdrop.training.record import FILE, VARIES, TrainingRecord
+
+Done = list[tuple[Path, TrainingRecord]]  # finished trainings, each with its own folder
 
 DIALS = ("stages", "ratio", "layers", "budget", "positions", "twin")  # of dropping, the same for train.py and run.py
 
@@ -40,8 +45,8 @@ def method_of(record: TrainingRecord) -> str:
     return record.spec.method.removeprefix("random_") if twin else record.spec.method
 
 
-def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
-    """The finished trainings of a folder, each with its own folder, in the order of their names.
+def finished(folder: Path) -> Done:
+    """The finished trainings of a folder, in the order of their names.
 
     Raises:
         ValueError: If there is none, or a record cannot be read.
@@ -53,6 +58,24 @@ def finished(folder: Path) -> list[tuple[Path, TrainingRecord]]:
     return done
 
 
+def studies(done: Done) -> list[Done]:
+    """Those together that differ in dropping and seed alone."""
+    found: dict[str, Done] = {}
+    for path, record in done:
+        same = {name: value for name, value in asdict(record.spec).items() if name not in VARIES}
+        found.setdefault(canonical_json(same), []).append((path, record))
+    return list(found.values())
+
+
+def names(done: Done) -> dict[Path, str]:
+    """Each trained model's name; with the training's identity where the name alone would stand for several."""
+    counts = Counter(name_of(record) for _, record in done)
+    return {
+        path: name_of(record) if counts[name_of(record)] == 1 else f"{name_of(record)}_{record.spec.training_id}"
+        for path, record in done
+    }
+
+
 def line(experiment: str, record: TrainingRecord, name: str, path: Path | str, more: Sequence[str]) -> str:
     """A shell line that sweeps an experiment over a model, read as the training read it."""
     swept = [f"experiments={experiment}", *record.scoring(name, path), *more]
@@ -60,16 +83,19 @@ def line(experiment: str, record: TrainingRecord, name: str, path: Path | str, m
 
 
 def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
-    """Shell lines that cut models at one layer after another: of the lowest seed, those trained with the default dials.
+    """Shell lines that cut models at one layer after another: of a study's lowest seed, those trained with the
+    default dials.
 
     Raises:
         ValueError: If no training there is finished, or a record cannot be read.
     """
     done = finished(folder)
-    seed = min(record.spec.seed for _, record in done)
-    for path, record in done:
-        if record.spec.seed == seed and not dropping(record):
-            yield line("redundancy_trained", record, name_of(record), path / "model", settings)
+    named = names(done)
+    for study in studies(done):
+        seed = min(record.spec.seed for _, record in study)
+        for path, record in study:
+            if record.spec.seed == seed and not dropping(record):
+                yield line("redundancy_trained", record, named[path], path / "model", settings)
 
 
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
@@ -88,10 +114,12 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
         followers = [other for _, other in done if other.spec.model_path == start and other.spec.schedule]
         for way in ways(followers):
             yield line("training", record, f"{record.spec.model}_not_finetuned", start, [*way, *settings])
-    for path, record in done:
-        rivals = [other for _, other in done if other.spec.schedule and other.spec.seed == record.spec.seed]
-        for way in ways([record] if record.spec.schedule else rivals):
-            yield line("training", record, name_of(record), path / "model", [*way, *settings])
+    named = names(done)
+    for study in studies(done):
+        for path, record in study:
+            rivals = [other for _, other in study if other.spec.schedule and other.spec.seed == record.spec.seed]
+            for way in ways([record] if record.spec.schedule else rivals):
+                yield line("training", record, named[path], path / "model", [*way, *settings])
 
 
 def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:

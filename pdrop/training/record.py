@@ -21,6 +21,7 @@ from pdrop.record import build, canonical_json, write_atomically
 
 FILE = "training.json"
 FORMAT = 1
+VARIES = ("method", "method_args", "schedule", "positions", "seed")  # of a TrainingSpec, inside one study
 
 
 @dataclass(frozen=True)
