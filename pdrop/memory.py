@@ -55,6 +55,24 @@ def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]
     return {"resident": max(0, resident()["VmHWM"] - before)}
 
 
+def restart_peak(device: torch.device) -> None:
+    """What was held before does not count in `peak_since`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif RESET.exists():
+        RESET.write_text("5")
+
+
+def peak_since(device: torch.device) -> int | None:
+    """The most that was held since `restart_peak`, in bytes: by torch on a GPU, by the process on a CPU.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resident()["VmHWM"] if RESET.exists() else None
+
+
 def give_back() -> None:
     """Freed memory goes back to the system, so that what `call` needs is seen to grow. Where the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

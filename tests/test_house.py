@@ -42,7 +42,7 @@ FLOORS = {
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
     | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
-    | {"pdrop.sizes"},
+    | {"pdrop.sizes", "pdrop.memory"},
     "bench": CORE
     | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "bench_training": CORE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ import torch
 from conversations import captions, records, write_conversations
 from safetensors.torch import load_file
 from saved_checkpoints import save_llava, save_llava_next
+from train_command import QUICK, curve
 
 import train
 from pdrop.checkpoint import load
@@ -30,45 +30,7 @@ from pdrop.training.refusals import check_parallel, refuse_data_parallel
 from pdrop.training.start import Start, begin
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["model=folder", "model.name=tiny", "layers=[1,2]", "train.batch_size=4", "train.micro_batch=2"]
-QUICK += ["train.bf16=false", "train.tf32=false", "train.workers=0", "device=cpu", "train.learning_rate=0.01"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return save_llava(tmp_path_factory.mktemp("tiny") / "llava")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    return [f"train.data={write_conversations(folder)}", f"train.images={folder / 'pictures'}"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Call the command line; returns (exit code, what it printed, the folders of its trainings, newest last)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, list[Path]]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        try:
-            train.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        out = capfd.readouterr()
-        folders = sorted((tmp_path / "results/trainings").glob("*-*"), key=lambda path: path.stat().st_mtime)
-        return code, out.out + out.err, folders
-
-    return call
-
-
-def curve(folder: Path) -> list[dict[str, str]]:
-    with (folder / "curve.csv").open() as file:
-        return list(csv.DictReader(file))
+pytest_plugins = ["train_command"]
 
 
 def changed(folder: Path, base: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ REFUSED = {
 }
 
 
-def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
+def arguments_of(settings: TrainingSettings, folder: Path, steps: int, layers: Sequence[str] = ()) -> Any:
     """transformers' TrainingArguments.
+
+    Args:
+        settings: Of the training.
+        folder: Where checkpoints go.
+        steps: Optimizer steps.
+        layers: Classes of the modules that FSDP shards one by one; none: those that the model names.
 
     Raises:
         ValueError: If the recipe or the user sets what is set elsewhere, or transformers refuses it.
@@ -56,7 +63,15 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int) -> Any:
         )
     if useless := sorted(set(REFUSED) & set(settings.arguments)):
         raise ValueError("; ".join(f"train.args.{name}: {REFUSED[name]}" for name in useless))
+    if (kept := settings.arguments.get("save_total_limit")) is not None and kept < 2:
+        raise ValueError(
+            f"train.args.save_total_limit is at least 2, not {kept}: the last whole checkpoint would be gone "
+            "before the next one is whole"
+        )
+    parallel = dict(settings.parallel_arguments)
+    if layers and "fsdp_config" in parallel:
+        parallel["fsdp_config"] = {"transformer_layer_cls_to_wrap": list(layers)} | dict(parallel["fsdp_config"])
     try:
-        return TrainingArguments(**own | dict(settings.parallel_arguments) | dict(settings.arguments))
+        return TrainingArguments(**own | parallel | dict(settings.arguments))
     except (TypeError, ImportError, ValueError) as error:
         raise ValueError(f"transformers' TrainingArguments refuse this: {error}") from error

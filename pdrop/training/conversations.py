@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pdrop.scoring.prompts import PLACEHOLDER
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
@@ -182,4 +184,8 @@ def _to_front(question: str) -> str:
 def _size(image: Path, name: str, folder: Path) -> int:
     if not image.is_file():
         raise ValueError(f"{name}: there is no image {image}; train.images is the folder of images (now {folder})")
-    return image.stat().st_size
+    try:
+        with Image.open(image):  # reads the header alone
+            return image.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{name}: {image} cannot be read ({error}); replace it or leave the record out") from error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def cost_of(
     totals: Mapping[str, float],
     means: Mapping[str, float],
-    peak_memory_bytes: int,
+    peak_memory_bytes: int | None,
     arch: Architecture,
     method: Method | None,
     schedule: Schedule,

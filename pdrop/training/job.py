@@ -23,6 +23,7 @@ from pdrop.engine import attach
 from pdrop.engine.architecture import visual_ids
 from pdrop.environment import environment
 from pdrop.inputs import accelerator
+from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.sizes import Architecture
 from pdrop.training.arguments import arguments_of
@@ -39,11 +40,10 @@ from pdrop.training.loop import (
     TrainingFailed,
     counts_at,
     means_of,
-    peak_memory,
 )
-from pdrop.training.parts import checkpoint_activations, prepare
+from pdrop.training.parts import checkpoint_activations, layers_of, prepare
 from pdrop.training.record import FILE, TrainingRecord
-from pdrop.training.refusals import check_parallel, refuse_data_parallel, refuse_untrainable
+from pdrop.training.refusals import check_parallel, refuse_data_parallel, refuse_uneven, refuse_untrainable
 from pdrop.training.settings import TrainingSettings, code_of
 from pdrop.training.start import begin
 
@@ -89,6 +89,7 @@ def train(
     Architecture.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
     schedule = make_schedule(checkpoint.num_layers)
     refuse_untrainable(method_name, method, schedule)
+    refuse_uneven(settings, schedule, records.lengths)
     encoder = Encoder(
         checkpoint.processor,
         settings.format,  # type: ignore[arg-type]
@@ -127,7 +128,8 @@ def train(
         try:
             run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
         except BaseException as error:
-            # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended
+            # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended, unless it
+            # lay in the data: other data make another training
             record.status = "failed" if isinstance(error, Exception) else "running"
             record.error = traceback.format_exc()
             if main:
@@ -166,7 +168,7 @@ def run(
     model = prepare(checkpoint.model.train(), settings.rates, settings.lora)
     if settings.gradient_checkpointing:
         checkpoint_activations(checkpoint.model)
-    arguments = arguments_of(settings, folder, spec.steps)
+    arguments = arguments_of(settings, folder, spec.steps, layers_of(model))
     resumed = None if settings.force else last_checkpoint(folder)
     curve = Curve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
     trainer = PartsTrainer(
@@ -181,8 +183,9 @@ def run(
         grouped=settings.grouped,
         visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
     )
-    if resumed is not None:
+    if resumed is not None and is_first():  # they are of all processes
         trainer.counts = counts_at(resumed)
+    restart_peak(arguments.device)
     trainer.add_callback(MarkComplete(trainer))
     check_parallel(trainer, settings.parallel, settings.device)
     for printer in (PrinterCallback, ProgressCallback):
@@ -194,8 +197,8 @@ def run(
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
-    means, arch = means_of(trainer.counts), Architecture.from_config(checkpoint.model.config)
-    record.cost = cost_of(curve.totals(), means, peak_memory(arguments.device), arch, method, schedule, settings)
+    means, arch = means_of(trainer.all_counts()), Architecture.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), arch, method, schedule, settings)
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,9 @@ class PartsTrainer(Trainer):
 
     def __init__(self, *, rates: Rates, lengths: Sequence[int], grouped: bool, visual_ids: Tensor, **options: Any):
         super().__init__(**options)
+        # Qwen's models say that they do not take the number of answer tokens. Their loss does; without it, it would be
+        # a mean of batch means, NaN where a batch answers nothing.
+        self.model_accepts_loss_kwargs = True
         self.rates, self.lengths, self.grouped, self.visual_ids = rates, lengths, grouped, visual_ids
         self.counts = torch.zeros(3, dtype=torch.long)  # records, their tokens, the visual ones among these
 
@@ -67,6 +69,18 @@ class PartsTrainer(Trainer):
             # the first group's rate is the one that is logged
             self.optimizer = kind(sorted(named, key=lambda group: -group["lr"]), **options)
         return self.optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers' own, which would train one step more where the last checkpoint is that of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def all_counts(self) -> Tensor:
+        """`counts` of all processes together, in each of them; every process calls this."""
+        total: Tensor = self.accelerator.reduce(self.counts.to(self.args.device), "sum")
+        return total.cpu()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights of a checkpoint, through from_pretrained.
@@ -127,6 +141,8 @@ class Curve(TrainerCallback):
         self.sums["step_cpu_s"] += now[1] - self.mark[1]
         self.steps += 1
         self.mark = now
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.mark = self._now()
@@ -187,15 +203,16 @@ class MarkComplete(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        counts = self.trainer.all_counts()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            path.write_text(json.dumps(self.trainer.counts.tolist()))
+            path.write_text(json.dumps(counts.tolist()))
 
 
 def counts_at(checkpoint: Path) -> Tensor:
-    """PartsTrainer.counts as they were at a whole checkpoint."""
+    """PartsTrainer.all_counts as they were at a whole checkpoint."""
     return torch.tensor(json.loads((checkpoint / COMPLETE).read_text()), dtype=torch.long)
 
 
@@ -235,15 +252,7 @@ def read_curve(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values() and row["tokens_per_s"]]
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or on a CPU the most that the process has held."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def means_of(counts: Tensor) -> Mapping[str, float]:
-    """text_tokens and visual_tokens of the mean record, from PartsTrainer.counts."""
+    """text_tokens and visual_tokens of the mean record, from PartsTrainer.all_counts."""
     records, tokens, visual = (float(count) for count in counts)
     return {"text_tokens": (tokens - visual) / max(1.0, records), "visual_tokens": visual / max(1.0, records)}

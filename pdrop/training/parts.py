@@ -48,13 +48,45 @@ def prepare(model: Any, rates: Rates, lora: Lora | None) -> Any:
     if lora is not None:
         model = _adapted(model, rates, lora)
     else:
+        unread = unread_weights(model)
         for name, weight in model.named_parameters():
-            weight.requires_grad_(getattr(rates, part_of(name)) > 0)
+            weight.requires_grad_(getattr(rates, part_of(name)) > 0 and name not in unread)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     if not trained:
         raise ValueError("every part's learning rate is 0: nothing is left to train")
     log.info("%.1f M of %.1f M weights are trained", trained / 1e6, sum(w.numel() for w in model.parameters()) / 1e6)
     return model
+
+
+def unread_weights(model: Any) -> set[str]:
+    """Weights of a tower behind the layer that LLaVA reads: the last norm, SigLIP's pooling, often the last layer.
+
+    They never get a gradient. Trained, they would have no state in an optimizer, which FSDP refuses to load.
+    """
+    read = getattr(model.config, "vision_feature_layer", None)
+    read = max(read) if isinstance(read, (list, tuple)) and all(place < 0 for place in read) else read
+    if not isinstance(read, int) or read >= 0:
+        return set()
+    tower = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and "vision" in name]
+    if len(tower) != 1:
+        return set()
+    stack, last = tower[0], len(model.get_submodule(tower[0]))
+    behind = [f"{stack}.{place}." for place in range(last + read + 1, last)]
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        n
+        for n in names
+        if n.startswith(tuple(behind)) or ("vision" in n and (".post_layernorm." in n or ".head." in n))
+    }
+
+
+def layers_of(model: Any) -> list[str]:
+    """Classes of what FSDP shards one by one: what the model says cannot be split, of that which it has.
+
+    accelerate asks for all of it, and CLIP's names a text model's that no vision tower has.
+    """
+    there = {type(module).__name__ for module in model.modules()}
+    return sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -86,7 +86,7 @@ class TrainingCost:
     tokens_per_s: float  # of all processes, padding not counted
     wall_s: float  # of all steps
     cpu_s: float
-    peak_memory_bytes: int  # of the device; of the process on a CPU
+    peak_memory_bytes: int | None  # of the device; of the process on a CPU; None where the system does not tell
     text_tokens: float  # mean of a record
     visual_tokens: float  # mean of a record, before dropping
     visual_tokens_per_layer: list[float]

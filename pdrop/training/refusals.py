@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pdrop.training.loop import PartsTrainer, TrainingFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pdrop.methods.base import Method
     from pdrop.schedule import Schedule
+    from pdrop.training.settings import TrainingSettings
 
 
 def refuse_data_parallel(arguments: Any) -> None:
@@ -37,6 +40,25 @@ def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> 
         raise ValueError(
             f"{name} finds its counts prompt by prompt, and what such a step costs cannot be said: choose a method "
             "with a schedule of its own, such as sparsevlm"
+        )
+
+
+def refuse_uneven(settings: TrainingSettings, schedule: Schedule, lengths: Sequence[int]) -> None:
+    """ZeRO-3 gathers a module's weights where the module is called, so that all processes must call the same ones.
+
+    Args:
+        settings: Of the training.
+        schedule: What it drops.
+        lengths: Of its records, negative for text alone.
+
+    Raises:
+        ValueError: If one process could rank visual tokens while another, whose batch is text alone, does not.
+    """
+    text = sum(length < 0 for length in lengths)
+    if settings.parallel == "deepspeed_zero3" and settings.processes > 1 and schedule and text:
+        raise ValueError(
+            f"parallel=deepspeed_zero3 cannot drop tokens where records are text alone, as {text} are here: a process "
+            "without an image would not rank, and the others would wait for it; choose deepspeed_zero2 or fsdp"
         )
 
 

@@ -87,6 +87,11 @@ class TrainingSettings:
         for name in ("batch_size", "micro_batch", "max_length", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is a number from 1 on, not {getattr(self, name)}")
+        if self.save_steps % self.log_steps:
+            raise ValueError(
+                f"train.save_steps={self.save_steps} must be a multiple of train.log_steps={self.log_steps}: a "
+                "training that goes on from a checkpoint logs from there on"
+            )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps is a number from 1 on, or null for train.epochs, not {self.steps}")
         if self.steps is None and not self.epochs > 0:
