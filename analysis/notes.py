@@ -42,8 +42,8 @@ COLUMNS = {
     "which the samples of one image change direction together (a sign-flip test on images)",
     "of none": "average / average with nothing dropped",
     "floor to full": "0 is the run without visual tokens (method=no_image) if the table has one, or else the best "
-    "blind guess; 100 is nothing dropped. Blind guess: the answer that is right most often in the training data for the "
-    "question's wording, which may be a name of the question repeated, over the whole test split",
+    "blind guess; 100 is nothing dropped. Blind guess: the answer that is right most often in the training data for "
+    "the question's wording, which may be a name of the question repeated, over the whole test split",
     "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
     "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
     "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
