@@ -30,15 +30,12 @@ What did not work, and why as far as it is known:
   (colours alone, six things a scene, colour words that begin as the mean of their patches, the answer foretold at the
   word).
 
-One run of this recipe as it is written, from its fixed seed, in two processes of one thread (AVX2, float32; resumed
-three times; what follows "second mix" was fixed while it ran, by its curve), took 7,738 CPU seconds in each and 156,496
-images. Exact match on the test split, 250 questions a family: existence 100.0, attribute 100.0, position 99.2, counting
-81.6, reading 97.6, chart 96.4, choice 89.6, multihop 45.6, document 27.2, relation 48.0 (guess). Documents are rarely
-shown after "second mix" but in "fields", which is short.
-
-The shipped model is not of that run. It came out of an earlier, longer recipe (206 thousand images; stages for places,
-existence and boards between "first mix" and "projector", one for choices behind "second mix") whose budgets were chosen
-while it ran. It is better at documents (47) and counting (86), worse at charts (86), reading (91), positions (93).
+The shipped model is one run of this recipe from its fixed seed, in two processes of one thread, matrix products in
+bfloat16 (AVX-512): model/curve.csv is its curve, model/README.md says what it scores. Another run, in float32 (AVX2),
+took 7,738 CPU seconds in each process and was resumed three times; exact match on the test split: existence 100.0,
+attribute 100.0, position 99.2, counting 81.6, reading 97.6, chart 96.4, choice 89.6, multihop 45.6, document 27.2,
+relation 48.0 (guess). Documents are rarely shown after "second mix" but in "fields", which is short, and stay half
+learned.
 """
 
 from __future__ import annotations
