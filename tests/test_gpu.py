@@ -5,6 +5,7 @@ pytest tests/test_gpu.py          # skipped where there is no CUDA device
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pdrop import FastV, attach
 from pdrop.embedded.stage import Stage
+from pdrop.embedded.train import train
 from pdrop.embedded.trainer import Trainer
 from pdrop.latency import Protocol
 from pdrop.measure import measure
@@ -111,3 +113,13 @@ def test_the_embedded_model_learns_as_on_the_cpu() -> None:
         losses.append(trainer.window.take()["loss"])
         assert trainer.finished
     assert losses[1] == pytest.approx(losses[0], rel=0.02), "bfloat16 there"
+
+
+def test_the_embedded_model_trains_compiled_on_images_that_others_compose(tmp_path: Path) -> None:
+    recipe = (
+        Stage("tower", images=8, batch=4, asks=False, tower_rate=1.0, patch_weight=1.0),
+        Stage("answers", images=8, batch=4, blocks=2, spell=0.3, hinted=True),
+    )
+    train(tmp_path / "work", tmp_path / "model", DEVICE, composers=2, recipe=recipe, window=1)
+    assert (tmp_path / "model/model.safetensors").exists()
+    assert (tmp_path / "model/curve.csv").read_text().count("\n") == 5
