@@ -205,9 +205,10 @@ def twins(table: Table) -> str:
         + ", ".join(f"{signed(change)} at {row.budget}" for row, change in held if row.spec.method == method)
         for method in dict.fromkeys(row.spec.method for row, _ in held)
     )
+    beat, lose = ("beats" if better == 1 else "beat"), ("loses" if worse == 1 else "lose")
     return (
         f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin there, "
-        f"{better} beat it and {worse} lose to it: {told}."
+        f"{better} {beat} it and {worse} {lose} to it: {told}."
     )
 
 
