@@ -56,7 +56,7 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 mi
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 12 minutes on one core)
 	@$(BIN)/python bench_training.py
 
-training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about two hours on one core)
+training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \
 		--images 4800 --mix scene=0.75,chart=0.25 --turns 1 \
 		--families existence=0.5,attribute=0.5,relation=0.7,position,counting=0.5,reading,chart,choice=0.8,multihop
