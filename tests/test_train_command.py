@@ -400,6 +400,9 @@ def test_processes_of_torchrun_train_the_same_model(count, kind, command, tiny, 
     (folder,) = (tmp_path / kind).iterdir()
     record = TrainingRecord.read(folder)
     assert (record.status, record.spec.parallel, record.spec.processes) == ("done", kind, count)
+    whole = TrainingRecord.read(alone).cost
+    assert record.cost is not None and whole is not None
+    assert (record.cost.text_tokens, record.cost.visual_tokens) == (whole.text_tokens, whole.visual_tokens)
     for ours, theirs in zip(curve(folder), curve(alone), strict=True):
         assert ours["tokens"] == theirs["tokens"]
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), abs=2e-3)
