@@ -53,7 +53,7 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 mi
 	@$(BIN)/python bench.py
 	@$(BIN)/python -m analysis bench
 
-bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 12 minutes on one core)
+bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python bench_training.py
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)

@@ -37,7 +37,7 @@ def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        restart_peak(device)
         held, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         call()
         torch.cuda.synchronize(device)
@@ -49,7 +49,7 @@ def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]
         call()
         return {"resident": None}
     give_back()
-    RESET.write_text("5")
+    restart_peak(device)
     before = resident()["VmRSS"]
     call()
     return {"resident": max(0, resident()["VmHWM"] - before)}

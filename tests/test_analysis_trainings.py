@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import records
 
-from analysis import trained_figure
+from analysis import trained_figure, trainings
 from analysis.__main__ import main
 from analysis.statistics import Estimate, interval, over_seeds
 from analysis.trained import START, WHOLE, Outcome, Way
+from pdrop.training.record import VARIES
 
 
 def put(results: Path, name: str, seconds: float, loss: float, minute: int = 0, **spec: Any) -> None:
@@ -164,6 +165,10 @@ def test_models_that_answered_other_questions_or_twice_are_not_held_against_each
     assert main(["trainings", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert folder.name in said and twice.name in said and "score one model in one way" in said
+
+
+def test_a_study_is_the_same_thing_where_it_is_scored_and_where_it_is_shown() -> None:
+    assert trainings.VARIES == VARIES
 
 
 def test_intervals_cover_the_choice_of_seeds() -> None:

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import called
 from omegaconf import OmegaConf
 
 from pdrop import cell, inputs, run
@@ -34,16 +34,7 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, Path]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        out = capfd.readouterr()
-        return code, out.out + out.err, tmp_path / "results"
+        return *called(run.main, "run.py", arguments, monkeypatch, capfd), tmp_path / "results"
 
     return call
 

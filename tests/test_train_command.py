@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import QUICK_TRAINING as QUICK
+from command_line import curve
 from conversations import captions, records, write_conversations
 from safetensors.torch import load_file
 from saved_checkpoints import save_llava, save_llava_next
-from train_command import QUICK, curve
 
 import train
 from pdrop.checkpoint import load

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from command_line import QUICK_TRAINING as QUICK
+from command_line import curve
 from conversations import records, write_conversations
 from families import fresh
+from PIL import Image
 from prompts import collate, sample
 from safetensors.torch import load_file
 from saved_checkpoints import save_qwen2_5_vl
-from train_command import QUICK, curve
 
 from pdrop import pyramid
 from pdrop.checkpoint import load
@@ -60,9 +62,14 @@ def test_fsdp_is_told_the_layers_that_there_are(family: str, tmp_path: Path) -> 
             alone.set_auto_wrap_policy(model)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"])
-def test_what_is_trained_is_what_gets_a_gradient(family: str) -> None:
+FAMILIES = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"]
+
+
+@pytest.mark.parametrize(("family", "place"), [*((f, None) for f in FAMILIES), ("llava", -2), ("llava_next", 1)])
+def test_what_is_trained_is_what_gets_a_gradient(family: str, place: int | None) -> None:
     model = fresh(family, dtype=torch.float32).train()
+    if place is not None:
+        model.config.vision_feature_layer = place
     batch = collate(family, [sample(family, model, (3, 5))], "right")
     model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
@@ -145,9 +152,12 @@ def test_qwen_s_batch_of_text_alone_can_carry_an_image(tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_read_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     listed = records(tmp_path / "pictures")
-    (broken := tmp_path / "pictures" / listed[2]["image"]).write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match=rf"record 2.*{broken.name} cannot be read.*leave the record out"):
-        Conversations(write_conversations(tmp_path, listed), tmp_path / "pictures")
+    broken = tmp_path / "pictures" / listed[2]["image"]
+    huge = Image.new("1", (14_000, 14_000))  # more pixels than Pillow opens
+    for spoil in (lambda: broken.write_bytes(b"<html>not found</html>"), lambda: huge.save(broken, "PNG")):
+        spoil()
+        with pytest.raises(ValueError, match=rf"record 2.*{broken.name} cannot be read.*leave the record out"):
+            Conversations(write_conversations(tmp_path, listed), tmp_path / "pictures")
 
 
 def test_zero_3_on_several_processes_does_not_drop_beside_text_alone() -> None:

@@ -39,9 +39,7 @@ class Collator:
             shortest["attention_mask"] = torch.cat([shortest["attention_mask"], torch.zeros_like(ids)])
             shortest["labels"] = torch.cat([shortest["labels"], torch.full_like(ids, self.fill["labels"])])
             shortest["input_ids"] = torch.cat([shortest["input_ids"], ids])
-            if (
-                "mm_token_type_ids" in self.black
-            ):  # Qwen's models ask for them with an image; padding has no place there
+            if "mm_token_type_ids" in self.black:  # without them Qwen's models refuse an image; zeros mark none
                 shortest["mm_token_type_ids"] = torch.zeros_like(shortest["input_ids"])
             shortest |= {key: value for key, value in self.black.items() if key not in PER_TOKEN}
         batch, longest = {}, max(len(row["input_ids"]) for row in rows)

@@ -64,7 +64,7 @@ class Conversations:
             try:
                 record = parse(data, name, self.folder)
                 for image in record.images:
-                    size = _size(image, name, self.folder)
+                    size = _checked_size(image, name, self.folder)
                     listed = image.relative_to(self.folder) if image.is_relative_to(self.folder) else image
                     digest.update(f"{listed}:{size}\n".encode())
             except ValueError as fault:
@@ -181,11 +181,12 @@ def _to_front(question: str) -> str:
     return f"{PLACEHOLDER}\n{question.replace(PLACEHOLDER, '').strip()}".strip()
 
 
-def _size(image: Path, name: str, folder: Path) -> int:
+def _checked_size(image: Path, name: str, folder: Path) -> int:
+    """Bytes of the file, which begins as an image does: its header is read, its pixels are not."""
     if not image.is_file():
         raise ValueError(f"{name}: there is no image {image}; train.images is the folder of images (now {folder})")
     try:
-        with Image.open(image):  # reads the header alone
+        with Image.open(image):
             return image.stat().st_size
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {image} cannot be read ({error}); replace it or leave the record out") from error

@@ -59,25 +59,22 @@ def prepare(model: Any, rates: Rates, lora: Lora | None) -> Any:
 
 
 def unread_weights(model: Any) -> set[str]:
-    """Weights of a tower behind the layer that LLaVA reads: the last norm, SigLIP's pooling, often the last layer.
+    """Names of the tower's weights behind the last layer that is read (`vision_feature_layer`): the last norm, SigLIP's
+    pooling, often the last layer. None of a tower that is read at its end, such as Qwen's.
 
     They never get a gradient. Trained, they would have no state in an optimizer, which FSDP refuses to load.
     """
-    read = getattr(model.config, "vision_feature_layer", None)
-    read = max(read) if isinstance(read, (list, tuple)) and all(place < 0 for place in read) else read
-    if not isinstance(read, int) or read >= 0:
+    places = getattr(model.config, "vision_feature_layer", None)
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and "vision" in name]
+    if places is None or len(stacks) != 1:
         return set()
-    tower = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and "vision" in name]
-    if len(tower) != 1:
-        return set()
-    stack, last = tower[0], len(model.get_submodule(tower[0]))
-    behind = [f"{stack}.{place}." for place in range(last + read + 1, last)]
-    names = [name for name, _ in model.named_parameters()]
-    return {
-        n
-        for n in names
-        if n.startswith(tuple(behind)) or ("vision" in n and (".post_layernorm." in n or ".head." in n))
-    }
+    (stack,) = stacks
+    layers = len(model.get_submodule(stack))
+    # of hidden states, of which the first is in front of all layers
+    read = max(place % (layers + 1) for place in (places if isinstance(places, (list, tuple)) else [places]))
+    behind = (*(f"{stack}.{layer}." for layer in range(read, layers)), ".post_layernorm.", ".head.")
+    names = (name for name, _ in model.named_parameters() if "vision" in name)
+    return {name for name in names if any(part in name for part in behind)}
 
 
 def layers_of(model: Any) -> list[str]:
