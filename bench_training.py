@@ -190,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--rounds", type=int, default=6, help="steps of each side in a lane")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
     started, load = time.time(), os.getloadavg()

@@ -95,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="questions per family; all if not given")
     parser.add_argument("--blind", action="store_true", help="hide the image")
     options = parser.parse_args(arguments)
+    if not (options.model / "config.json").is_file():
+        parser.error(f"--model {options.model}: no config.json there; give the folder of a saved model")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     floors = json.loads((DATA / FLOORS_FILE).read_text())["families"]
     for family, value in score(options.model, options.limit, options.blind).items():
