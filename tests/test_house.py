@@ -31,7 +31,7 @@ FLOORS = {
     | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
     | {"pdrop.checkpoint", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
-    "pdrop.conditions": set(),
+    "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
     "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
@@ -60,7 +60,15 @@ FLOORS = {
     "pdrop.record": set(),
     "pdrop.environment": set(),
     "pdrop.embedded": set(),
-    "analysis": {"pdrop.record", "pdrop.schedule"},
+}
+# analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
+CONTRACTS = {"pdrop.record", "pdrop.schedule"}
+GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
+WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
+FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
+FLOORS |= {
+    f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
+    for number, name in enumerate(WINGS)
 }
 
 # outside packages that have one home
@@ -91,7 +99,18 @@ def imports(path: Path) -> set[str]:
 def part(module: str) -> str:
     """The part of the house that a module belongs to: its first two names."""
     names = module.split(".")
-    return ".".join(names[:2]) if names[0] == "pdrop" else names[0]
+    return ".".join(names[:2]) if names[0] in FOLDERS else names[0]
+
+
+def test_analysis_imports_itself_relatively():
+    for path in (ROOT / "analysis").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        absolute = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "analysis"
+        ]
+        assert not absolute, f"{path}:{absolute}: installed, this package is pdrop.analysis"
 
 
 def name_of(path: Path) -> str:
@@ -167,6 +186,8 @@ def test_importing_pdrop_and_composing_help_is_light():
 def test_every_package_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {p.parent for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")}
-    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    packages = {f"pdrop.{name}" if name.split(".")[0] == "analysis" else name for name in names}
+    assert all(name.split(".")[0] == "pdrop" for name in settings["packages"]), "a wheel puts pdrop on the import path"
     missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
