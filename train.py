@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pdrop.run import CONF, ModelConfig, check_dials, default_device, dropping, stop
+from pdrop.run import CONF, ModelConfig, check_command, default_device, dropping, stop
 
 log = logging.getLogger("pdrop")
 
@@ -199,9 +199,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
-    complaint = check_dials(sys.argv[1:], [f.name for f in fields(TrainConfig)] + ["hydra"])
-    if complaint:
-        sys.exit(complaint)
+    check_command(sys.argv[1:], [f.name for f in fields(TrainConfig)] + ["hydra"])
     try:
         job()
     except KeyboardInterrupt:

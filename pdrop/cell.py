@@ -10,19 +10,20 @@ import contextlib
 import fcntl
 import json
 import logging
-import re
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop import ledger
+from pdrop import ledger, names
 from pdrop.environment import environment
 from pdrop.inputs import accelerator, describe, load, reference_prompt, sizes, task_digest, without_weights
-from pdrop.record import RunRecord, RunSpec, write_atomically
+from pdrop.record import RunRecord, RunSpec
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings, identity
+from pdrop.store import open_in_place, refuse_links, write_atomically
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -59,8 +60,10 @@ def run_cell(
         raise ValueError(f"limit is a number of samples from 1 on, or null for all, not {settings.limit}")
     if settings.batch_size < 1:
         raise ValueError(f"batch_size is a number of prompts from 1 on, not {settings.batch_size}")
-    if not re.fullmatch(r"[\w.-]+", settings.model):
-        raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {settings.model!r}")
+    names.check("model.name", settings.model)
+    names.check("method", method_name)
+    if settings.experiment is not None:
+        names.check("experiment", settings.experiment)
     task_files = task_digest(settings.tasks, settings.task_folders)
     settings = without_weights(settings)
     fingerprint, layers = describe(settings)
@@ -72,6 +75,7 @@ def run_cell(
         method.check(schedule)
     spec = identity(settings, method_name, method, schedule, fingerprint, task_files)
     folder = settings.results / "runs" / spec.folder
+    refuse_links(folder)
     if (done := finished(settings, spec, folder, overrides)) is not None:
         return done
     checkpoint = None if settings.weights == "architecture" else load(settings)
@@ -100,8 +104,7 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Hold the run's folder: jobs that share a store take turns at the same run. The system frees it at any end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -232,6 +235,7 @@ def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:
     """Note that an experiment asked for this run: an experiment is the list of such notes."""
     if settings.experiment is not None:
         path = settings.results / "experiments" / settings.experiment / spec.folder
+        refuse_links(path.parent)
         write_atomically(path, json.dumps(list(overrides)) + "\n")
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.record import write_atomically
+from pdrop.names import check as check_name
 from pdrop.scoring import task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
@@ -31,6 +31,7 @@ from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
 from pdrop.scoring.results import Evaluation, sample_lines, task_result
+from pdrop.store import write_atomically
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -143,6 +144,8 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
             if folders not in managers:
                 managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
             tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+    for name in tasks:  # what the files say is known before; what their code makes of it is not
+        check_name("a task", name)
     return tasks
 
 

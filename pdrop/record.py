@@ -6,19 +6,21 @@ A run's folder is `results/runs/<model>-<method>-<run_id>/`:
     answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
     samples/<task>.jsonl        one line a sample: answer, target, scores, kept counts
 
-Two runs are the same run exactly when their specs are equal, and then they share `run_id`. Standard library only.
+Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
+stranger: names that are no names (pdrop/names.py) are refused on reading. Standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from pdrop import names
+from pdrop.store import write_atomically
 
 FORMAT = 1
 # conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
@@ -183,9 +185,21 @@ class RunRecord:
             timed = ("prefill_ms", "baseline_prefill_ms", "prefill_time_ratio")
             cost = build(Cost, cost | {k: build(Interval, cost[k]) for k in timed if cost.get(k) is not None})
         record = build(cls, data | {"spec": build(RunSpec, spec), "results": results, "cost": cost})
+        record.check_names()
         if run_id != record.run_id:
             raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
         return record
+
+    def check_names(self) -> None:
+        """Refuse names that would lead a path elsewhere: of model, method and tasks.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        names.check("spec.model", self.spec.model)
+        names.check("spec.method", self.spec.method)
+        for task in (*self.spec.tasks, *self.results):
+            names.check("a task", task)
 
     def write(self, folder: Path) -> Path:
         """Write record.json into `folder` in one step: a reader sees the old one or the new one, never half."""
@@ -235,20 +249,6 @@ def canonical_json(value: Any) -> str:
         return x
 
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is never seen half-written, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a store is shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def read_records(store: Path) -> Iterator[RunRecord]:

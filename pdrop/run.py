@@ -26,6 +26,8 @@ from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pdrop.choices import complaint, hint
+
 log = logging.getLogger("pdrop")
 
 HERE = Path(__file__).resolve().parent
@@ -188,7 +190,7 @@ def settings(config: RunConfig) -> Any:
         batch_size=model.batch_size if config.batch_size is None else config.batch_size,
         prompt=model.prompt,
         image_mode=model.image_mode,
-        tasks=task_names(config.tasks),
+        tasks=task_names(config.tasks, config.task_folders),
         task_folders=tuple(config.task_folders),
         limit=config.limit,
         seed=config.seed,
@@ -211,15 +213,25 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def task_names(tasks: Any) -> tuple[str, ...]:
-    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both."""
+def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both.
+
+    Raises:
+        ValueError: If a name is unknown; close matches are named.
+    """
+    from pdrop.scoring import task_index
+
     names: list[str] = []
-    for name in [tasks] if isinstance(tasks, str) else list(tasks or []):
+    given = [tasks] if isinstance(tasks, str) else [] if tasks is None else tasks
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"tasks is a set, a task, or a list of them such as tasks=[pope,mme], not {tasks!r}")
+    for name in given:
         if name in choices("task_sets"):
             group: Any = OmegaConf.to_object(OmegaConf.load(CONF / "task_sets" / f"{name}.yaml"))
             names += group["tasks"]
         else:
             names.append(name)
+    task_index.find(names, folders, also=choices("task_sets"))
     return tuple(dict.fromkeys(names))
 
 
@@ -235,13 +247,21 @@ def check_dials(arguments: list[str], known: list[str] | None = None) -> str | N
     return None
 
 
+def check_command(arguments: list[str], known: list[str] | None = None) -> None:
+    """Leave with one line if a dial or a choice is none (`known`: as in `check_dials`)."""
+    if told := check_dials(arguments, known):
+        sys.exit(told)
+    if told := complaint(arguments, CONF):
+        sys.exit(f"error: {told}")
+
+
 def main() -> None:
     """The command line. The exit code is 0 only if every run is done."""
     # on cores that others use too, OpenMP threads that spin while they wait cost ten times what they compute
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    complaint = check_dials(sys.argv[1:])
-    if complaint:
-        sys.exit(complaint)
+    check_command(sys.argv[1:])
+    if told := hint(sys.argv[1:], CONF):
+        print(told, file=sys.stderr)  # noqa: T201
     try:
         job()
     except KeyboardInterrupt:

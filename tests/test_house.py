@@ -15,10 +15,16 @@ FOLDERS = ("pdrop", "analysis")
 SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + [p for p in ROOT.glob("*.py")])
 
 # Imports go down only: a part may import those named after it. `methods` and `engine` know nothing of measuring.
-CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"}
+CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"} | {
+    "pdrop.names",
+    "pdrop.store",
+}
 FLOORS = {
     "run": {"pdrop.run"},
-    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
+    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods", "pdrop.choices", "pdrop.scoring"},
+    "pdrop.choices": set(),
+    "pdrop.names": set(),
+    "pdrop.store": set(),
     "pdrop.cell": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency"}
     | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
@@ -57,12 +63,12 @@ FLOORS = {
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
-    "pdrop.record": set(),
+    "pdrop.record": {"pdrop", "pdrop.names", "pdrop.store"},
     "pdrop.environment": set(),
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.record", "pdrop.schedule"}
+CONTRACTS = {"pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
 GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
@@ -73,7 +79,7 @@ FLOORS |= {
 
 # outside packages that have one home
 HOMES = {
-    "hydra": {"pdrop/run.py", "train.py"},
+    "hydra": {"pdrop/run.py", "pdrop/choices.py", "train.py"},
     "omegaconf": {"pdrop/run.py", "train.py"},
     "lmms_eval": {"pdrop/evaluate.py", "pdrop/embedded/tasks/scoring.py"},
     "av": {"pdrop/scoring/"},

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pdrop import names
 from pdrop.cell import only_one
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
@@ -26,6 +27,7 @@ from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
+from pdrop.store import refuse_links
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -74,6 +76,7 @@ def train(
         TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
     """
     settings.check()
+    names.check("method", method_name)
     refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
     checkpoint = load(
@@ -102,6 +105,7 @@ def train(
         method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records), started
     )
     folder, code = settings.output / spec.folder, code_of(method)
+    refuse_links(folder)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
     with only_one(folder) if main else contextlib.nullcontext():
