@@ -44,9 +44,9 @@ from pdrop.environment import environment
 from pdrop.latency import ClockedAttachment, Protocol, Sample, model_device, take_turns, time_call
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
-from pdrop.record import write_atomically
 from pdrop.schedule import pyramid, single
 from pdrop.sizes import Architecture
+from pdrop.store import write_atomically
 from pdrop.training.parts import checkpoint_activations
 from pdrop.training_flops import training_step_flops
 

@@ -6,23 +6,22 @@ was killed goes on from its stored answers; one that fails keeps its error and r
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop import ledger
 from pdrop.environment import environment
-from pdrop.inputs import accelerator, describe, load, reference_prompt, sizes, task_digest, without_weights
-from pdrop.record import RunRecord, RunSpec, write_atomically
+from pdrop.inputs import describe, load, reference_prompt, sizes, without_weights
+from pdrop.record import RunRecord, RunSpec
 from pdrop.schedule import Schedule
+from pdrop.scoring import task_index
 from pdrop.settings import Settings, identity
+from pdrop.store import locked, mark
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -61,7 +60,7 @@ def run_cell(
         raise ValueError(f"batch_size is a number of prompts from 1 on, not {settings.batch_size}")
     if not re.fullmatch(r"[\w.-]+", settings.model):
         raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {settings.model!r}")
-    task_files = task_digest(settings.tasks, settings.task_folders)
+    task_files = task_index.digest(settings.tasks, settings.task_folders)
     settings = without_weights(settings)
     fingerprint, layers = describe(settings)
     if settings.budget is None or method is None:
@@ -75,7 +74,7 @@ def run_cell(
     if (done := finished(settings, spec, folder, overrides)) is not None:
         return done
     checkpoint = None if settings.weights == "architecture" else load(settings)
-    with only_one(folder):
+    with locked(folder):
         # another process may have done it while this one loaded, or waited
         return finished(settings, spec, folder, overrides) or start(
             settings, spec, checkpoint, method, schedule, folder, overrides
@@ -89,25 +88,12 @@ def finished(settings: Settings, spec: RunSpec, folder: Path, overrides: Sequenc
     record = RunRecord.read(folder)
     if record.status != "done":
         return None
-    mark(settings, spec, overrides)
+    noted(settings, spec, overrides)
     log.info("done already  %s", summary(record, folder))
     return record
 
 
 redone: set[str] = set()  # runs that this process has done because of force=true
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the run's folder: jobs that share a store take turns at the same run. The system frees it at any end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting       another process does %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def start(
@@ -123,9 +109,9 @@ def start(
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)
         redone.add(spec.run_id)
-    mark(settings, spec, overrides)
+    noted(settings, spec, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    record.environment, record.command = environment() | accelerator(settings.device), ["run.py", *overrides]
+    record.environment, record.command = environment(settings.device), ["run.py", *overrides]
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()
@@ -226,11 +212,10 @@ def measure(
         speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 
 
-def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:
-    """Note that an experiment asked for this run: an experiment is the list of such notes."""
+def noted(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:
+    """Note that the experiment asked for this run."""
     if settings.experiment is not None:
-        path = settings.results / "experiments" / settings.experiment / spec.folder
-        write_atomically(path, json.dumps(list(overrides)) + "\n")
+        mark(settings.results, settings.experiment, spec.folder, overrides)
 
 
 def mean_score(record: RunRecord) -> float | None:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.record import write_atomically
 from pdrop.scoring import task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
@@ -31,6 +30,7 @@ from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
 from pdrop.scoring.results import Evaluation, PromptTokens, sample_lines, task_result
+from pdrop.store import write_atomically
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint

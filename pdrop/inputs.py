@@ -1,12 +1,10 @@
-"""What a run reads: its checkpoint and its task files, identified before anything is loaded."""
+"""What a run reads: its checkpoint, identified before anything is loaded."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,30 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 TEXT_TOKENS = 60  # of a prompt where nobody says: a system sentence, a question and how to answer it
-DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
-
-
-@functools.cache
-def task_digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
-    """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
-
-    Raises:
-        ValueError: If a task is unknown; close matches are named.
-    """
-    from pdrop.scoring import task_index
-
-    installed = task_index.installed_folder()
-    found = {path for paths in task_index.find(tasks, folders).values() for path in paths}
-    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
-    if not own:
-        return ""
-    digest = hashlib.sha256()
-    for folder in sorted(own):
-        files = {path for path in folder.iterdir() if path.is_file()}
-        named = {folder / name for file in files for name in DATA_FILE.findall(file.read_text(errors="replace"))}
-        for path in sorted({path.resolve() for path in files | named if path.is_file()}):
-            digest.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:12]
 
 
 def without_weights(settings: Settings) -> Settings:
@@ -175,11 +149,3 @@ def load_once(
 def weight_seed(settings: Settings) -> int:
     """The seed, as far as it makes the weights."""
     return settings.seed if settings.weights == "random" else 0
-
-
-def accelerator(device: str) -> dict[str, Any]:
-    """What only torch knows of the machine: the device's name, threads."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {"device_name": name, "threads": torch.get_num_threads()}

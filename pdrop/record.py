@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from pdrop.store import write_atomically
 
 FORMAT = 1
 Status = Literal["running", "done", "failed"]
@@ -229,20 +229,6 @@ def canonical_json(value: Any) -> str:
         return x
 
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is never seen half-written, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a store is shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def read_records(store: Path) -> Iterator[RunRecord]:

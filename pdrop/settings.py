@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pdrop.environment import code_digest, versions
+from pdrop.environment import versions
+from pdrop.identity import code_digest
 from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 
@@ -81,6 +82,6 @@ def identity(
         max_new_tokens=settings.max_new_tokens,
         latency=latency.spelled if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
-        code=code_digest(*(Path(source).resolve() for source in sources)),
+        code=code_digest(map(Path, sources)),
         task_files=task_files,
     )

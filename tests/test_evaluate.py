@@ -22,10 +22,10 @@ from pdrop.evaluate import check_tasks, evaluate
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
-from pdrop.record import write_atomically
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.scoring.answers import QuestionError, unpack
 from pdrop.scoring.containment import task_code
+from pdrop.store import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 METHOD = PyramidDrop(positions="compact")

@@ -11,10 +11,12 @@ import pytest
 from command_line import called
 from omegaconf import OmegaConf
 
-from pdrop import cell, inputs, run
+from pdrop import cell, run
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.schedule import Schedule
+from pdrop.scoring import task_index
+from pdrop.store import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["tasks=embedded_chart", "limit=4", "batch_size=2", "latency=off"]
@@ -121,7 +123,7 @@ def test_jobs_that_share_a_store_take_turns_at_one_run(command):
     holding = threading.Event()
 
     def other_job() -> None:
-        with cell.only_one(folder):
+        with locked(folder):
             holding.set()
             time.sleep(3)
             (folder / "record.json").write_text(finished)
@@ -149,7 +151,7 @@ def test_what_changes_numbers_changes_the_identity(command, tmp_path):
     assert len(shipped) == 1, "the same files in another folder are the same tasks"
     template = tasks / "_embedded_template_yaml"
     template.write_text(template.read_text() + "\n# changed\n")
-    inputs.task_digest.cache_clear()  # read once a process
+    task_index.digest.cache_clear()  # read once a process
     code, said, _ = command(*call)
     assert code == 0 and len(run_ids()) == 2, said
     command(*QUICK[:-1], "latency=quick", "latency.pairs=1", "latency.min_seconds=0")

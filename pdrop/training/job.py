@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pdrop.cell import only_one
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.architecture import visual_ids
 from pdrop.environment import environment
-from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.sizes import Architecture
+from pdrop.store import locked
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -104,7 +103,7 @@ def train(
     folder, code = settings.output / spec.folder, code_of(method)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
-    with only_one(folder) if main else contextlib.nullcontext():
+    with locked(folder) if main else contextlib.nullcontext():
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             log.warning(
@@ -118,7 +117,7 @@ def train(
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
-        record.environment = environment() | accelerator(settings.device)
+        record.environment = environment(settings.device)
         if main:
             if settings.force:  # what an earlier training left would be gone on from after a kill
                 for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pdrop.record import build, canonical_json, write_atomically
+from pdrop.record import build, canonical_json
+from pdrop.store import write_atomically
 
 FILE = "training.json"
 FORMAT = 1
