@@ -21,11 +21,11 @@ PACKAGE = Path(__file__).resolve().parent
 NUMBERS = (
     *("schedule.py", "record.py"),
     "engine",
-    *("sizes.py", "checkpoint.py", "inputs.py", "architectures"),
+    *("sizes.py", "checkpoint.py", "source.py", "architectures"),
     "flops.py",
-    *("latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
+    *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
     *("evaluate.py", "scoring"),
-    *("cell.py", "speed.py"),
+    *("runs/measured.py", "speed.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training
 FOLLOWED = "methods"
@@ -93,8 +93,8 @@ def _meaning(path: Path) -> str:
     """A source without comments, docstrings and layout."""
     tree = ast.parse(text_of(path))
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
     return ast.dump(tree)
 

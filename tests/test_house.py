@@ -18,28 +18,33 @@ SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")
 CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.store"}
 FLOORS = {
     "run": {"pdrop.run"},
-    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
-    "pdrop.cell": CORE
+    "pdrop.__main__": {"pdrop.run"},
+    "pdrop.run": {"pdrop.compose", "pdrop.runs"},
+    "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training"},
+    "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
+    "pdrop.compose": CORE | {"pdrop.settings"},
+    "pdrop.runs": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.ledger", "pdrop.speed", "pdrop.timed_prompt"},
     "pdrop.budget": CORE | {"pdrop.flops", "pdrop.sizes"},
     "pdrop.conventions": {"pdrop.flops"},
     "pdrop.training_flops": {"pdrop.flops", "pdrop.sizes"},
     "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.conventions", "pdrop.training_flops"},
     "pdrop.architectures": {"pdrop.sizes"},
     "pdrop.speed": CORE
-    | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
-    | {"pdrop.checkpoint", "pdrop.scoring"},
+    | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
+    "pdrop.timed_prompt": CORE
+    | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.ledger", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
     "pdrop.conditions": set(),
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
-    "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes", "pdrop", "pdrop.settings", "pdrop.checkpoint"},
+    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.sizes", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"}
-    | {"pdrop.identity"},
+    | {"pdrop.identity", "pdrop.source", "pdrop.scoring", "pdrop.checkpoint", "pdrop.budget", "pdrop.speed"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
-    "train": {"pdrop.run", "pdrop.training"},
+    "train": {"pdrop.train"},
     "pdrop.training": CORE
     | {"pdrop.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.training_flops", "pdrop.scoring"}
     | {"pdrop.sizes", "pdrop.memory"},
@@ -50,9 +55,9 @@ FLOORS = {
     | {"pdrop.training_flops", "pdrop.embedded"},
     "pdrop.latency": CORE,
     "pdrop.flops": CORE | {"pdrop.sizes"},
-    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},
+    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.compose"},
     "pdrop.sizes": set(),
-    "pdrop.checkpoint": set(),
+    "pdrop.checkpoint": {"pdrop.record"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists"},
     "pdrop.schedule": set(),
@@ -67,8 +72,8 @@ FLOORS = {
 
 # outside packages that have one home
 HOMES = {
-    "hydra": {"pdrop/run.py", "train.py"},
-    "omegaconf": {"pdrop/run.py", "train.py"},
+    "hydra": {"pdrop/compose.py", "pdrop/run.py", "pdrop/train.py"},
+    "omegaconf": {"pdrop/compose.py", "pdrop/train.py"},
     "lmms_eval": {"pdrop/evaluate.py", "pdrop/embedded/tasks/scoring.py"},
     "av": {"pdrop/scoring/"},
     "pandas": {"analysis/"},
