@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 # in a checkout the configuration lies beside the package, in an installed package inside it
 CONF = next(folder for folder in (HERE.parent / "conf", HERE / "conf") if (folder / "run.yaml").exists())
 PARTS = ("method", "schedule")  # of a method's file
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list such as [8,16,24]"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def choices(group: str) -> list[str]:
@@ -155,12 +155,15 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
 
 
 def kind_of(name: str) -> str:
-    """What a dial takes, in words; "or null" where it may be left open."""
+    """What a dial takes, in words."""
     group, dot, argument = name.partition(".")
     hint = get_type_hints(CheckpointConfig if group == "model" else RunConfig).get(argument if dot else name, str)
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
-    words = KINDS.get(get_origin(kinds[0]) or kinds[0], "a word")
-    return f"{words} or null" if type(None) in get_args(hint) else words
+    if get_origin(kinds[0]) is list:
+        return (
+            f"a list such as {name}=[8,16,24]" if get_args(kinds[0]) == (int,) else f"a list such as {name}=[one,two]"
+        )
+    return KINDS.get(kinds[0], "a word")
 
 
 def choose(name: str, dials: Mapping[str, Any]) -> tuple[Method | None, MakeSchedule]:
