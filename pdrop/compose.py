@@ -206,7 +206,7 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
         dials: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines() if line.strip())) from error
-    dials |= {"device": dials["device"] or default_device(), "tasks": task_names(dials["tasks"])}
+    dials |= {"device": dials["device"] or default_device(), "tasks": task_names(dials["tasks"], dials["task_folders"])}
     return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"]), asked)
 
 
@@ -257,13 +257,23 @@ def instantiate(node: Any, **arguments: Any) -> Any:
         raise
 
 
-def task_names(tasks: Any) -> tuple[str, ...]:
-    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both."""
+def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both.
+
+    Raises:
+        ValueError: If a name is unknown; close matches are named.
+    """
+    from pdrop.scoring import task_index
+
     names: list[str] = []
-    for name in [tasks] if isinstance(tasks, str) else list(tasks or []):
+    given = [tasks] if isinstance(tasks, str) else [] if tasks is None else tasks
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"tasks is a set, a task, or a list of them such as tasks=[pope,mme], not {tasks!r}")
+    for name in given:
         if name in choices("task_sets"):
             group: Any = OmegaConf.to_object(OmegaConf.load(CONF / "task_sets" / f"{name}.yaml"))
             names += group["tasks"]
         else:
             names.append(name)
+    task_index.find(names, folders, also=choices("task_sets"))
     return tuple(dict.fromkeys(names))

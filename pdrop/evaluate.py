@@ -24,13 +24,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdrop.names import check as check_name
 from pdrop.scoring import task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
-from pdrop.scoring.results import Evaluation, PromptTokens, sample_lines, task_result
+from pdrop.scoring.results import Evaluation, sample_lines, task_result
 from pdrop.store import write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pdrop.record import RunSpec
     from pdrop.schedule import Schedule
 
-__all__ = ["Evaluation", "PromptTokens", "check_tasks", "evaluate", "manifest"]
+__all__ = ["Evaluation", "check_tasks", "evaluate", "manifest"]
 
 Ask = Callable[[list[Question]], list[Answer]]
 
@@ -108,9 +109,7 @@ def evaluate(
         result.wall_s = time.perf_counter() - started
         write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
         evaluation.results[name] = result
-        evaluation.prompts += [
-            PromptTokens(a.text_tokens, a.visual_tokens, a.visual_per_layer, a.images) for _, a in sorted(asked.items())
-        ]
+        evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
     return evaluation
 
 
@@ -131,6 +130,8 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
             if folders not in managers:
                 managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
             tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+    for name in tasks:  # what the files say is known before; what their code makes of it is not
+        check_name("a task", name)
     return tasks
 
 

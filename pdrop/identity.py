@@ -19,9 +19,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 # files and folders of the package; of methods/, a run counts what the engine and its own method import
 NUMBERS = (
-    *("schedule.py", "record.py"),
+    *("schedule.py", "record.py", "shapes.py"),
     "engine",
-    *("sizes.py", "checkpoint.py", "source.py", "architectures"),
+    *("checkpoint.py", "source.py", "architectures"),
     "flops.py",
     *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
     *("evaluate.py", "scoring"),

@@ -6,7 +6,8 @@ A run's folder is `results/runs/<model>-<method>-<run_id>/`:
     answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
     samples/<task>.jsonl        one line a sample: answer, target, scores, kept counts
 
-Two runs are the same run exactly when their specs are equal, and then they share `run_id`. Standard library only.
+Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
+stranger: names that are no names (pdrop/names.py) are refused on reading. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pdrop import names
 from pdrop.store import write_atomically
 
 FORMAT = 1
+# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+EQUAL_CONDITIONS = (
+    "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+)  # fmt: skip
+# what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
+TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
@@ -180,9 +188,21 @@ class RunRecord:
             timed = ("prefill_ms", "baseline_prefill_ms", "prefill_time_ratio")
             cost = build(Cost, cost | {k: build(Interval, cost[k]) for k in timed if cost.get(k) is not None})
         record = build(cls, data | {"spec": build(RunSpec, spec), "results": results, "cost": cost})
+        record.check_names()
         if run_id != record.run_id:
             raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
         return record
+
+    def check_names(self) -> None:
+        """Refuse names that would lead a path elsewhere: of model, method and tasks.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        names.check("spec.model", self.spec.model)
+        names.check("spec.method", self.spec.method)
+        for task in (*self.spec.tasks, *self.results):
+            names.check("a task", task)
 
     def write(self, folder: Path) -> Path:
         """Write record.json into `folder` in one step: a reader sees the old one or the new one, never half."""

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
+from pdrop.choices import complaint, hint
 from pdrop.compose import CONF, RunConfig, settings_of
 
 log = logging.getLogger("pdrop")
@@ -70,18 +71,22 @@ def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str
     return None
 
 
-def called(job: Callable[[], Any], complaint: str | None, again: str) -> None:
+def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> None:
     """Call a Hydra job as a command. The exit code is 0 only if every one of its jobs is done.
 
     Args:
-        job: Reads sys.argv.
-        complaint: What is wrong with the arguments, said instead.
+        job: Reads sys.argv; a dial or a choice there that is none is one line instead.
+        known: The command's dials; None: run.py's.
         again: What to do after an interrupt.
     """
     # on cores that others use too, OpenMP threads that spin while they wait cost ten times what they compute
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if complaint:
-        sys.exit(complaint)
+    if told := check_dials(sys.argv[1:], known):
+        sys.exit(told)
+    if told := complaint(sys.argv[1:], CONF):
+        sys.exit(f"error: {told}")
+    if known is None and (told := hint(sys.argv[1:], CONF)):
+        print(told, file=sys.stderr)  # noqa: T201
     try:
         job()
     except KeyboardInterrupt:
@@ -91,4 +96,4 @@ def called(job: Callable[[], Any], complaint: str | None, again: str) -> None:
 
 def main() -> None:
     """The command line."""
-    called(job, check_dials(sys.argv[1:]), "the same command goes on from here")
+    called(job, None, "the same command goes on from here")

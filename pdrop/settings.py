@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from pdrop import names
 from pdrop.environment import versions
 from pdrop.identity import code_digest
 from pdrop.record import RunSpec, canonical_json
@@ -91,6 +91,7 @@ def resolve(
         ValueError: If something asked for cannot be had; nothing has been written or loaded then.
     """
     spec = read_dials(dials)
+    names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
     model = dials["model"]
@@ -150,8 +151,9 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
-    if not re.fullmatch(r"[\w.-]+", spec.model):
-        raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {spec.model!r}")
+    names.check("model.name", spec.model)
+    if dials["experiment"] is not None:
+        names.check("experiment", dials["experiment"])
     hints = get_type_hints(RunSpec)
     for name in sorted(set(hints) & {*dials, *model} - {"weights"}):  # ModelSource.of knows those
         check_dial(f"model.{name}" if name in model and dials.get(name) is None else name, given[name], hints[name])
@@ -213,7 +215,7 @@ def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_
         measured = prefill_ms(settings, method)
     layers = None if dials["layers"] is None else tuple(dials["layers"])
     schedule = solve(
-        method, budget, source.layers, prompt.visual, text_tokens=prompt.text, arch=source.sizes,
+        method, budget, source.layers, round(prompt.visual), text_tokens=prompt.text, arch=source.sizes,
         images=prompt.images, layers=layers,
         dial=lambda ratio, at: make_schedule(source.layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip

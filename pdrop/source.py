@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdrop import architectures, checkpoint
-from pdrop.sizes import Architecture
+from pdrop.shapes import Images, ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint, Weights
@@ -100,7 +100,7 @@ class ModelSource:
         return self.weights != "architecture"
 
     @functools.cached_property
-    def sizes(self) -> Architecture:
+    def sizes(self) -> ModelSizes:
         """From the config alone.
 
         Raises:
@@ -108,11 +108,11 @@ class ModelSource:
         """
         known = architectures.of_checkpoint(self.path)
         if known is not None:
-            return Architecture.from_config(architectures.read(known))
-        return Architecture.from_config(checkpoint.read_config(self._folder, self.path))
+            return ModelSizes.from_config(architectures.read(known))
+        return ModelSizes.from_config(checkpoint.read_config(self._folder, self.path))
 
     @functools.cached_property
-    def prompt(self) -> architectures.ReferencePrompt:
+    def prompt(self) -> PromptSize:
         """The prompt that budgets and ledgers are reckoned with.
 
         Raises:
@@ -127,10 +127,9 @@ class ModelSource:
         if visual is None:
             raise ValueError(f"how many visual tokens a prompt of {self.name} has depends on its image: say it, "
                              "model.visual_tokens=1296")  # fmt: skip
-        images: Any = [(1, side := round(visual**0.5) * tower.merge, side)]
-        if tower.grid is not None:
-            images = tower.crops(visual)
-        return architectures.ReferencePrompt(TEXT_TOKENS if text is None else text, visual, images)
+        side = round(visual**0.5) * tower.merge
+        images: Images = tower.crops(visual) if tower.grid is not None else [(1, side, side)]
+        return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)
 
     def load(self, dtype: str = "float32", attn_implementation: str = "sdpa", device: str = "cpu") -> Checkpoint:
         """The model, kept until another is loaded: a further run costs its own forward passes only.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import architectures
 from pdrop.record import RunSpec
+from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -50,18 +51,16 @@ def preprocessing(checkpoint: Checkpoint, spec: RunSpec, images: int) -> Callabl
     return make
 
 
-def seen(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int) -> Any:
+def seen(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int) -> PromptSize:
     """The tokens of the timed prompt, seen in one forward: what is counted where nothing is scored."""
     import torch
 
     from pdrop import attach
-    from pdrop.ledger import Prompt
     from pdrop.scoring import crops
 
     with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual, rows = trace.visual[0], len(trace.visual)
     towers = crops.seen(inputs, [images] * rows, trace.visual)[0]
-    grids = [(f, h, w) for f, h, w in towers] if isinstance(towers, list) else towers
     entering = [row[0] for row in trace.visual_tokens]
-    return Prompt(trace.tokens[0][0] - entering[0], visual, entering, grids)
+    return PromptSize(trace.tokens[0][0] - entering[0], visual, tuple(entering), towers)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, typed
-from pdrop.run import called, check_dials, stop
+from pdrop.run import called, stop
 
 if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
@@ -190,6 +190,5 @@ def main() -> None:
     """The command line."""
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
-    complaint = check_dials(sys.argv[1:], [*(f.name for f in fields(TrainConfig)), "hydra"])
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
-    called(job, complaint, f"{again} goes on from the last checkpoint")
+    called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} goes on from the last checkpoint")

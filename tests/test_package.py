@@ -23,6 +23,8 @@ def test_a_wheel_runs_far_from_the_checkout(tmp_path):
     call(*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path))
     (wheel,) = tmp_path.glob("pdrop-*.whl")
     call(*pip, "install", str(wheel), "--no-deps", "--no-index", "--target", str(tmp_path / "site"))
+    shipped = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"}
+    assert shipped == {"pdrop", "bin"}, "nothing else than pdrop is on the import path"
     away = tmp_path / "away"
     away.mkdir()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -33,3 +35,9 @@ def test_a_wheel_runs_far_from_the_checkout(tmp_path):
     (record,) = read_records(away / "results/runs")
     assert record.status == "done" and record.spec.method == "fastv"
     assert (away / "results/experiments/demo" / record.spec.folder).exists()
+    page = call(str(tmp_path / "site/bin/pdrop-analysis"), "tables", "demo", cwd=away, env=environment)
+    assert "FastV" in page and (away / "results/tables/demo.csv").is_file()
+    assert "pdrop-analysis" in call("-m", "pdrop.analysis", "--help", cwd=away, env=environment)
+    call("-m", "pdrop.analysis", "repro", cwd=away, env=environment)
+    call("-m", "pdrop.analysis", "report", cwd=away, env=environment)
+    call("-m", "pdrop.analysis", "figures", "demo", cwd=away, env=environment)

@@ -36,10 +36,11 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
     """Score, count and time."""
     from pdrop import flops, ledger, speed, timed_prompt
     from pdrop.evaluate import evaluate
-    from pdrop.sizes import Architecture
+    from pdrop.shapes import ModelSizes
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
-    arch = Architecture.from_config(checkpoint.model.config)  # first: what cannot be counted is refused before scoring
+    # first: what cannot be counted is refused before scoring
+    sizes = ModelSizes.from_config(checkpoint.model.config)
     prompts: Sequence[Any] = ()
     if spec.tasks:
         folder, own = settings.folder, settings.task_folders
@@ -49,10 +50,10 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
     if not spec.tasks:
         prompts = [timed_prompt.seen(checkpoint, inputs, method, schedule, protocol.images)]
     itemsize = checkpoint.model.dtype.itemsize
-    record.cost = flops.cost(arch, prompts, schedule, method, itemsize)
+    record.cost = flops.cost(sizes, prompts, schedule, method, itemsize)
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-        log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
+        log.info("%s", "\n".join(ledger.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
         speed.time_run(record.cost, settings, checkpoint, inputs)
 
@@ -62,9 +63,9 @@ def reckon(record: RunRecord, settings: Settings) -> None:
     from pdrop import flops, ledger
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
-    arch, prompt = settings.source.sizes, settings.source.prompt
-    left = ledger.prompt_under(method, schedule, arch.layers, prompt.text, prompt.visual, prompt.images)
+    sizes = settings.source.sizes
+    left = settings.source.prompt.under(method, schedule, sizes.layers)
     itemsize = {"float32": 4, "float64": 8}.get(spec.dtype, 2)
-    record.cost = flops.cost(arch, [left], schedule, method, itemsize)
+    record.cost = flops.cost(sizes, [left], schedule, method, itemsize)
     title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-    log.info("%s", "\n".join(ledger.lines(arch, left, schedule, method, itemsize, title)))
+    log.info("%s", "\n".join(ledger.lines(sizes, left, schedule, method, itemsize, title)))

@@ -16,7 +16,7 @@ from pdrop.environment import environment
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
 from pdrop.settings import Settings
-from pdrop.store import locked, mark
+from pdrop.store import locked, mark, refuse_links
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -36,9 +36,11 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
         overrides: The command line's, for the record.
 
     Raises:
-        ValueError: If the model cannot be loaded as asked; nothing has been written then.
+        ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
+            written then.
         RunFailed: If the run broke; its record says status "failed" and holds the traceback.
     """
+    refuse_links(settings.folder)
     if (done := finished(settings, overrides)) is not None:
         return done
     checkpoint = settings.load() if settings.source.loadable else None

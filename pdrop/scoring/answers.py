@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from pdrop.record import canonical_json
+from pdrop.shapes import PromptSize
+from pdrop.store import open_in_place
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,12 @@ class Answer:
     greedy: bool | None = None
     layout: list[list[list[float]]] | None = None
     attention: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> PromptSize:
+        """The numbers of its prompt."""
+        images: Any = self.images
+        return PromptSize(self.text_tokens, self.visual_tokens, tuple(self.visual_per_layer), images)
 
 
 def pack(indices: Iterable[int]) -> str:
@@ -178,8 +186,8 @@ class AnswerStore:
             self._answers[question.key] = answer
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
             lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+        handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(handle, "a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut_short = size > 0 and file.read(1) != b"\n"

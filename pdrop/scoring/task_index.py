@@ -19,6 +19,8 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+from pdrop.names import check
+
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
@@ -33,19 +35,21 @@ class Entry:
     members: list[str] = field(default_factory=list)
 
 
-def find(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, list[Path]]:
+def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Sequence[str] = ()) -> dict[str, list[Path]]:
     """For each name the YAML files that it and, if it is a group or a tag, its members are defined in.
 
     Args:
         names: Tasks, groups or tags.
         task_dirs: Folders with tasks of one's own ("package://module/folder" too), the first ones win.
+        also: Other names that the user may have meant, such as those of sets of tasks.
 
     Raises:
-        ValueError: If a name is unknown; close matches are named.
+        ValueError: If a name is unknown (close matches are named), or no name at all.
     """
     entries = index(task_dirs)
     if unknown := [name for name in names if name not in entries]:
-        raise ValueError("; ".join(f"unknown task {name!r}{_suggest(name, entries)}" for name in unknown))
+        known = [*also, *entries]
+        raise ValueError("; ".join(f"unknown task {name!r}{_suggest(name, known)}" for name in unknown))
     return {name: list(dict.fromkeys(_files(name, entries, ()))) for name in names}
 
 
@@ -153,13 +157,14 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
 
 def _files(name: str, entries: dict[str, Entry], seen: tuple[str, ...]) -> Iterator[Path]:
     entry = entries[name]
+    check(f"a task of {entry.path}", name)  # its samples go into a file of this name
     yield entry.path
     for member in entry.members:
         if member in entries and member not in seen:
             yield from _files(member, entries, (*seen, name))
 
 
-def _suggest(name: str, entries: dict[str, Entry]) -> str:
+def _suggest(name: str, entries: Sequence[str]) -> str:
     close = get_close_matches(name, entries, n=4, cutoff=0.6)
     close += [other for other in sorted(entries) if name.lower() in other.lower() and other not in close][
         : 4 - len(close)

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pdrop import names
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.architecture import visual_ids
 from pdrop.environment import environment
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
-from pdrop.sizes import Architecture
-from pdrop.store import locked
+from pdrop.shapes import ModelSizes
+from pdrop.store import locked, refuse_links
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -73,6 +74,7 @@ def train(
         TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
     """
     settings.check()
+    names.check("method", method_name)
     refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
     checkpoint = load(
@@ -85,7 +87,7 @@ def train(
         seed=settings.seed,
     )
     started = begin(checkpoint, settings.start, settings.seed)
-    Architecture.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
+    ModelSizes.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
     schedule = make_schedule(checkpoint.num_layers)
     refuse_untrainable(method_name, method, schedule)
     refuse_uneven(settings, schedule, records.lengths)
@@ -101,6 +103,7 @@ def train(
         method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records), started
     )
     folder, code = settings.output / spec.folder, code_of(method)
+    refuse_links(folder)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
     with locked(folder) if main else contextlib.nullcontext():
@@ -196,8 +199,8 @@ def run(
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
-    means, arch = means_of(trainer.all_counts()), Architecture.from_config(checkpoint.model.config)
-    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), arch, method, schedule, settings)
+    means, sizes = means_of(trainer.all_counts()), ModelSizes.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), sizes, method, schedule, settings)
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pdrop import names
 from pdrop.environment import versions
 from pdrop.identity import TRAINED, code_digest
 from pdrop.record import canonical_json
@@ -103,8 +103,8 @@ class TrainingSettings:
                 f"{self.micro_batch} on {self.processes} processes: choose a multiple of {self.micro_batch} x "
                 f"{self.processes}"
             )
-        if not re.fullmatch(r"[\w.-]+", self.model):
-            raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {self.model!r}")
+        names.check("model.name", self.model)
+        names.check("train.name", self.recipe)
         if self.lora is not None and self.parallel in ("fsdp", "deepspeed_zero3"):
             raise ValueError(
                 f"LoRA's adapters are merged at the end, which needs whole weights: parallel=ddp, not {self.parallel}"
