@@ -30,6 +30,9 @@ EQUAL_CONDITIONS = (
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
+ImageMode = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class RunSpec:
     limit: int | None  # first n samples of each task; None = all
     seed: int
     batch_size: int
-    dtype: str
+    dtype: Dtype
     attn_implementation: str
     device: str  # "cpu" | "cuda" | "mps"
-    prompt: str  # prompt style: "chat" (the checkpoint's template) | "vicuna_v1"
-    image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
+    prompt: PromptStyle  # "chat": the checkpoint's template
+    image_mode: ImageMode  # "crop": the checkpoint's own processing
     max_new_tokens: int  # for tasks that set none
     latency: str  # the timing protocol: "off", or name and numbers such as "quick 2/10/1.5"
     versions: str  # canonical JSON {package: version} of those that matter (pdrop/environment.py)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
+from specs import spec_of
 from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
 from pdrop.checkpoint import load
@@ -65,8 +66,9 @@ def run(checkpoint, tasks, tmp_path):
     """evaluate() with this file's defaults; `folder` is a name under tmp_path."""
 
     def call(names, *, folder="run", method=METHOD, schedule=SCHEDULE, **more):
-        options = {"max_new_tokens": 4, "batch_size": 3, "task_dirs": [tasks]} | more
-        return evaluate(checkpoint, method, schedule, tasks=names, folder=tmp_path / folder, **options)
+        said = {name: more.pop(name) for name in list(more) if name not in ("task_dirs", "progress")}
+        spec = spec_of(tasks=tuple(names), **{"max_new_tokens": 4, "batch_size": 3} | said)
+        return evaluate(checkpoint, method, schedule, spec, tmp_path / folder, **{"task_dirs": [tasks]} | more)
 
     return call
 
@@ -258,6 +260,8 @@ def test_a_foreign_answers_file_is_refused(run, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+sys.path.append("tests")
+from specs import spec_of
 from pdrop.checkpoint import load
 from pdrop.evaluate import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
@@ -271,8 +275,9 @@ def hook(task, done, total):
     if len(batches) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), tasks=["gqa", "pope"],
-         folder=Path(folder), batch_size=3, max_new_tokens=4, task_dirs=[tasks], progress=hook)
+spec = spec_of(tasks=("gqa", "pope"), batch_size=3, max_new_tokens=4)
+evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), spec, Path(folder),
+         task_dirs=[tasks], progress=hook)
 """
 
 
@@ -331,7 +336,7 @@ def test_a_picture_that_is_cut_short_is_no_picture(run, tmp_path):
 def test_a_prompt_that_does_not_fit_is_not_cut(tasks, tmp_path):
     short = load(str(save_llava(tmp_path / "short", positions=40)), name="short")
     with pytest.raises(RuntimeError, match=r"task pope, doc_id .*the model takes 40: cutting it would cut the image"):
-        evaluate(short, None, Schedule(), tasks=["pope"], folder=tmp_path / "run", task_dirs=[tasks])
+        evaluate(short, None, Schedule(), spec_of(tasks=("pope",)), tmp_path / "run", task_dirs=[tasks])
 
 
 def test_several_processes_are_refused(run, monkeypatch):

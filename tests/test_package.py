@@ -28,11 +28,10 @@ def test_a_wheel_runs_far_from_the_checkout(tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    where = call("-c", "import pdrop.run; print(pdrop.run.CONF)", cwd=away, env=environment).strip()
+    where = call("-c", "import pdrop.compose; print(pdrop.compose.CONF)", cwd=away, env=environment).strip()
     assert where == str(tmp_path / "site/pdrop/conf")
-    door = "import sys; from pdrop.run import main; sys.argv[0] = 'pdrop'; main()"
     run = ["experiments=demo", "hydra.sweeper.params=null", "method=fastv", "limit=2", "latency=off"]
-    call("-c", door, *run, "tasks=embedded_chart", "hydra.mode=RUN", cwd=away, env=environment)
+    call("-m", "pdrop", *run, "tasks=embedded_chart", "hydra.mode=RUN", cwd=away, env=environment)
     (record,) = read_records(away / "results/runs")
     assert record.status == "done" and record.spec.method == "fastv"
     assert (away / "results/experiments/demo" / record.spec.folder).exists()

@@ -20,7 +20,7 @@ from torch import Tensor
 from pdrop.checkpoint import Checkpoint
 from pdrop.engine import attach
 from pdrop.methods.base import Method
-from pdrop.record import canonical_json
+from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, pack, pack_attention
 from pdrop.scoring.crops import seen
@@ -39,34 +39,25 @@ class Answered:
 
 
 class Respondent:
-    """One checkpoint under one method and schedule, with a prompt style.
+    """One checkpoint under one method and schedule, asked as a spec says.
 
     Args:
         checkpoint: Loaded model and processor.
         method: What ranks the visual tokens; None with an empty schedule.
         schedule: Where and how many.
-        prompter: Renders and encodes.
-        batch_size: Prompts in a forward.
-        max_new_tokens: For tasks that set none.
-        seed: Of sampling, where a task asks for it.
+        spec: prompt and image_mode, batch_size (prompts in a forward), max_new_tokens (for tasks that set none), seed
+            (of sampling, where a task asks for it).
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        method: Method | None,
-        schedule: Schedule,
-        prompter: Prompter,
-        *,
-        batch_size: int = 1,
-        max_new_tokens: int = 16,
-        seed: int = 0,
-    ) -> None:
-        if batch_size < 1 or max_new_tokens < 1:
-            raise ValueError(f"batch_size and max_new_tokens start at 1, not {batch_size} and {max_new_tokens}")
+    def __init__(self, checkpoint: Checkpoint, method: Method | None, schedule: Schedule, spec: RunSpec) -> None:
+        if spec.batch_size < 1 or spec.max_new_tokens < 1:
+            raise ValueError(
+                f"batch_size and max_new_tokens start at 1, not {spec.batch_size} and {spec.max_new_tokens}"
+            )
+        longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
-        self.method, self.schedule, self.prompter = method, schedule, prompter
-        self.batch_size, self.max_new_tokens, self.seed = batch_size, max_new_tokens, seed
+        self.method, self.schedule, self.spec = method, schedule, spec
+        self.prompter = Prompter(checkpoint.processor, spec.prompt, spec.image_mode, longest)
 
     @torch.inference_mode()
     def answer(
@@ -81,7 +72,7 @@ class Respondent:
         asked = done = 0
         with attach(self.model, self.method, self.schedule) as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
-            for batch in batches(questions, self.batch_size):
+            for batch in batches(questions, self.spec.batch_size):
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
                 # answers of a part, all of it is asked again
                 known = all(question.key in answers for question in batch)
@@ -124,10 +115,10 @@ class Respondent:
         inputs = self._inputs(prompts, images)
         sampling = bool(arguments.get("do_sample", False))
         if sampling:
-            torch.manual_seed(int(questions[0].key[:12], 16) ^ self.seed)
+            torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
         output = self.model.generate(
             **inputs,
-            max_new_tokens=arguments.get("max_new_tokens") or self.max_new_tokens,
+            max_new_tokens=arguments.get("max_new_tokens") or self.spec.max_new_tokens,
             num_beams=arguments.get("num_beams") or 1,
             do_sample=sampling,
             temperature=arguments.get("temperature") if sampling else None,

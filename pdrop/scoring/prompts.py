@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from PIL import Image
 
-PromptStyle = Literal["chat", "vicuna_v1"]
-ImageMode = Literal["crop", "pad"]
+from pdrop.record import ImageMode, PromptStyle
 
 VICUNA_V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -47,9 +46,9 @@ class Prompter:
     def __init__(
         self, processor: Any, style: PromptStyle = "chat", image_mode: ImageMode = "crop", max_tokens: int | None = None
     ) -> None:
-        if style not in ("chat", "vicuna_v1"):
+        if style not in get_args(PromptStyle):
             raise ValueError(f"unknown prompt style {style!r}: choose chat or vicuna_v1")
-        if image_mode not in ("crop", "pad"):
+        if image_mode not in get_args(ImageMode):
             raise ValueError(f"unknown image mode {image_mode!r}: choose crop or pad")
         if style == "chat" and not (processor.chat_template or processor.tokenizer.chat_template):
             raise ValueError("this checkpoint has no chat template: use prompt=vicuna_v1")

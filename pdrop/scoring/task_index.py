@@ -9,11 +9,12 @@ folders shadow lmms-eval's (its own rule is the reverse: there a project's `mme`
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from pdrop.names import check
 
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
+_DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
 
@@ -59,6 +61,27 @@ def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     return _installed() | entries
 
 
+@functools.cache
+def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
+
+    Raises:
+        ValueError: If a task is unknown; close matches are named.
+    """
+    installed = installed_folder()
+    found = {path for paths in find(tasks, folders).values() for path in paths}
+    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
+    if not own:
+        return ""
+    content = hashlib.sha256()
+    for folder in sorted(own):
+        files = {path for path in folder.iterdir() if path.is_file()}
+        named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
+        for path in sorted({path.resolve() for path in files | named if path.is_file()}):
+            content.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return content.hexdigest()[:12]
+
+
 def installed_folder() -> Path:
     """Where lmms-eval's own tasks lie.
 
@@ -71,7 +94,7 @@ def installed_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "tasks"
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _installed() -> dict[str, Entry]:
     return _scan(installed_folder())
 
