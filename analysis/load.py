@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from analysis.statistics import FloatArray
-from pdrop.record import RunRecord, RunSpec, canonical_json
+from pdrop.record import RunRecord, RunSpec, canonical_json, read_lines
 
 ALL = "all"
 AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
@@ -79,7 +79,7 @@ def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
     if not path.is_file():
         raise ValueError(f"{path} is missing: run {record.run_id} again with force=true")
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             sample = json.loads(line)
             lines.append((sample["doc_id"], sample["scores"].get(result.main_metric), sample.get("image")))

@@ -20,6 +20,7 @@ from PIL import Image
 from analysis.kept import Sample, parse
 from analysis.load import Run
 from analysis.pictures import EMBEDDED
+from pdrop.pictures import as_shown
 
 LARGEST = 448  # pixels of a picture's longer side on the page
 PLAIN = 40_000  # bytes of a file that is put into the page as it is
@@ -68,7 +69,7 @@ def first_lines(run: Run, task: str, number: int) -> list[str]:
     path = run.path / "samples" / f"{task}.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing: run {run.record.run_id} again with force=true")
-    with path.open(encoding="utf8") as file:
+    with path.open(encoding="utf8", newline="\n") as file:
         return list(islice(file, number))
 
 
@@ -137,7 +138,7 @@ def uri(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
         kind = image.format or ""
         if len(content) > PLAIN or kind not in ("PNG", "JPEG", "WEBP"):
-            small, buffer = image.convert("RGB"), io.BytesIO()
+            small, buffer = as_shown(image), io.BytesIO()
             small.thumbnail((LARGEST, LARGEST))
             small.save(buffer, "JPEG", quality=85)
             kind, content = "JPEG", buffer.getvalue()

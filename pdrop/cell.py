@@ -22,6 +22,8 @@ from pdrop.environment import environment
 from pdrop.inputs import accelerator, describe, load, reference_prompt, sizes, task_digest, without_weights
 from pdrop.record import RunRecord, RunSpec, write_atomically
 from pdrop.schedule import Schedule
+from pdrop.scoring import generation_arguments
+from pdrop.scoring.answers import described
 from pdrop.settings import Settings, identity
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def run_cell(
     if not re.fullmatch(r"[\w.-]+", settings.model):
         raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {settings.model!r}")
     task_files = task_digest(settings.tasks, settings.task_folders)
+    samples = generation_arguments.check(settings.tasks, settings.task_folders)
     settings = without_weights(settings)
     fingerprint, layers = describe(settings)
     if settings.budget is None or method is None:
@@ -70,7 +73,7 @@ def run_cell(
         schedule = budgeted(settings, method, layers, make_schedule)
     if method is not None:
         method.check(schedule)
-    spec = identity(settings, method_name, method, schedule, fingerprint, task_files)
+    spec = identity(settings, method_name, method, schedule, fingerprint, task_files, samples)
     folder = settings.results / "runs" / spec.folder
     if (done := finished(settings, spec, folder, overrides)) is not None:
         return done
@@ -137,11 +140,9 @@ def start(
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if not isinstance(error, Exception):
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
-        raise RunFailed(
-            f"{spec.folder} failed: {type(error).__name__}: {error} (traceback in {folder}/record.json)"
-        ) from error
+        raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
     record.status, record.wall_s = "done", time.perf_counter() - started
     record.write(folder)
     log.info("done          %s", summary(record, folder))
@@ -214,16 +215,15 @@ def measure(
             progress=True,
         )
         record.results, prompts = evaluation.results, evaluation.prompts
-    inputs = speed.timing_inputs(checkpoint, settings)
     if not spec.tasks:
-        prompts = [speed.one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)]
+        prompts = [speed.one_prompt(checkpoint, settings, method, schedule)]
     itemsize = checkpoint.model.dtype.itemsize
     record.cost = flops.cost(arch, prompts, schedule, method, itemsize)
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
     if settings.latency.measures and schedule and method is not None and method.pixels == 1:
-        speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
+        speed.time_cell(record.cost, settings, method, schedule, checkpoint)
 
 
 def mark(settings: Settings, spec: RunSpec, overrides: Sequence[str]) -> None:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from pdrop.methods.base import Method
 
 
+MOST_TIMED = (
+    64  # prompts: of a batch that is scored there are as many as there are questions, a timed one is always full
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """A run's settings, resolved: no defaults left to fill in. See conf/run.yaml for what each means."""
@@ -45,6 +50,17 @@ class Settings:
     text_tokens: int | None = None
 
 
+def timed_batch(batch_size: int) -> int:
+    """Prompts in what is timed: a batch, but no more than MOST_TIMED."""
+    return min(batch_size, MOST_TIMED)
+
+
+def spelled(latency: Protocol, batch_size: int) -> str:
+    """The protocol as it identifies a run; with the number of prompts where that is not the batch's."""
+    timed = timed_batch(batch_size)
+    return latency.spelled if timed == batch_size else f"{latency.spelled} batch {timed}"
+
+
 def identity(
     settings: Settings,
     method_name: str,
@@ -52,13 +68,15 @@ def identity(
     schedule: Schedule,
     fingerprint: str,
     task_files: str,
+    samples: bool = False,
 ) -> RunSpec:
-    """The run's spec, with everything collapsed that cannot change its numbers."""
+    """The run's spec, with everything collapsed that cannot change its numbers: the seed, unless something is drawn
+    (`samples`: a task's answers are)."""
     latency = settings.latency
     parts = [] if method is None else method.parts
     sources = [source for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
     arguments = {} if method is None else method.arguments()
-    seeded = "seed" in arguments or settings.weights == "random"
+    seeded = samples or "seed" in arguments or settings.weights == "random"
     return RunSpec(
         model=settings.model,
         model_path=settings.path,
@@ -79,7 +97,7 @@ def identity(
         prompt=settings.prompt,
         image_mode=settings.image_mode,
         max_new_tokens=settings.max_new_tokens,
-        latency=latency.spelled if schedule and latency.measures else "off",
+        latency=spelled(latency, settings.batch_size) if schedule and latency.measures else "off",
         versions=canonical_json(versions()),
         code=code_digest(*(Path(source).resolve() for source in sources)),
         task_files=task_files,

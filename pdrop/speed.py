@@ -23,7 +23,7 @@ from pdrop import architectures
 from pdrop.inputs import load, reference_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
-from pdrop.settings import Settings
+from pdrop.settings import Settings, timed_batch
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -35,23 +35,29 @@ QUESTION = "What is shown in this picture, and where in it? Answer with a single
 NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
 
 
-def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: noise pictures and a fixed question, `batch_size` times.
+def timing_inputs(checkpoint: Checkpoint, settings: Settings, batch: int | None = None) -> Any:
+    """What is timed, the same in every run: noise pictures and a fixed question, `timed_batch` times.
 
     Without a processor, the reference prompt of the shipped architecture.
+
+    Args:
+        checkpoint: What is timed.
+        settings: Its prompts and protocol.
+        batch: Another number of prompts.
     """
-    if (make := preprocessing(checkpoint, settings)) is not None:
+    batch = timed_batch(settings.batch_size) if batch is None else batch
+    if (make := preprocessing(checkpoint, settings, batch)) is not None:
         inputs = make()
     else:
         prompt = reference_prompt(settings)
         config = checkpoint.model.config
-        inputs = architectures.noise_prompt(config, prompt, batch=settings.batch_size, images=settings.latency.images)
+        inputs = architectures.noise_prompt(config, prompt, batch=batch, images=settings.latency.images)
     device, dtype = checkpoint.model.device, checkpoint.model.dtype
     return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
-def preprocessing(checkpoint: Checkpoint, settings: Settings) -> Callable[[], Any] | None:
-    """Makes the timed inputs from pictures and text; None where there is no processor."""
+def preprocessing(checkpoint: Checkpoint, settings: Settings, batch: int) -> Callable[[], Any] | None:
+    """Makes the timed inputs of `batch` prompts from pictures and text; None where there is no processor."""
     if checkpoint.processor is None:
         return None
     import numpy as np
@@ -64,44 +70,46 @@ def preprocessing(checkpoint: Checkpoint, settings: Settings) -> Callable[[], An
     prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
 
     def make() -> Any:
-        prompts = [prompter.render(QUESTION, images)] * settings.batch_size
-        return prompter.encode(prompts, [[Image.fromarray(pixels)] * images] * settings.batch_size)
+        prompts = [prompter.render(QUESTION, images)] * batch
+        return prompter.encode(prompts, [[Image.fromarray(pixels)] * images] * batch)
 
     return make
 
 
-def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int) -> Any:
-    """Where nothing is scored: the tokens of the timed prompt, seen in one forward."""
+def one_prompt(checkpoint: Checkpoint, settings: Settings, method: Method | None, schedule: Schedule) -> Any:
+    """Where nothing is scored: the tokens of the prompt that would be timed, seen in one forward of it alone."""
     import torch
 
     from pdrop import attach
     from pdrop.ledger import Prompt
     from pdrop.scoring.crops import seen
 
+    inputs = timing_inputs(checkpoint, settings, batch=1)
     with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual, rows = trace.visual[0], len(trace.visual)
-    crops = seen(inputs, [images] * rows, trace.visual)[0]
+    visual = trace.visual[0]
+    crops = seen(inputs, [settings.latency.images], trace.visual)[0]
     grids = [(f, h, w) for f, h, w in crops] if isinstance(crops, list) else crops
     entering = [row[0] for row in trace.visual_tokens]
     return Prompt(trace.tokens[0][0] - entering[0], visual, entering, grids)
 
 
-def time_cell(
-    cost: Cost, settings: Settings, method: Method, schedule: Schedule, checkpoint: Checkpoint, inputs: Any
-) -> None:
+def time_cell(cost: Cost, settings: Settings, method: Method, schedule: Schedule, checkpoint: Checkpoint) -> None:
     """Time a cell under its protocol; fills in the times of `cost`."""
     from pdrop import latency
     from pdrop.measure import measure
 
-    protocol = settings.latency
+    protocol, batch = settings.latency, timed_batch(settings.batch_size)
+    if batch < settings.batch_size:
+        log.warning("batch_size=%d: what is timed is a batch of %d", settings.batch_size, batch)
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings, method, schedule)
     elif protocol.new_tokens or protocol.memory:
-        make = preprocessing(checkpoint, settings)
+        inputs, make = timing_inputs(checkpoint, settings), preprocessing(checkpoint, settings, batch)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
     else:
+        inputs = timing_inputs(checkpoint, settings)
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
@@ -207,7 +215,8 @@ def answer_request(question: Path, found: Path) -> None:
     module, name, arguments = request["method"]
     method = getattr(import_module(module), name)(**arguments)
     checkpoint = load(settings)
-    inputs, make = timing_inputs(checkpoint, settings), preprocessing(checkpoint, settings)
+    make = preprocessing(checkpoint, settings, timed_batch(settings.batch_size))
+    inputs = timing_inputs(checkpoint, settings)
     cell = measure(checkpoint.model, inputs, method, Schedule.parse(request["schedule"]), settings.latency, make)
     found.write_text(json.dumps(cell, allow_nan=False))
 
