@@ -52,16 +52,15 @@ def read(path: Path) -> Image.Image | None:
         FileNotFoundError: If there is no such file.
     """
     try:
-        image = Image.open(path)
+        with Image.open(path) as image:
+            film = image.format in FILMS or (image.format in ANIMATED and getattr(image, "is_animated", False))
+            return None if film else as_shown(image)
     except UnidentifiedImageError:
         return None
-    with image:
-        if image.format in FILMS or (image.format in ANIMATED and getattr(image, "is_animated", False)):
-            return None
-        try:
-            return as_shown(image)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read as a picture ({error}); mend or replace it") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); mend or replace it") from error
 
 
 def _deep(image: Image.Image) -> bool:
