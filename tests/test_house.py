@@ -38,11 +38,11 @@ FLOORS = {
     | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
-    "pdrop.scoring": CORE | {"pdrop.checkpoint"},
+    "pdrop.scoring": CORE | {"pdrop.checkpoint", "pdrop.pictures"},
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
     | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
-    | {"pdrop.sizes", "pdrop.memory"},
+    | {"pdrop.sizes", "pdrop.memory", "pdrop.pictures"},
     "bench": CORE
     | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "bench_training": CORE
@@ -58,10 +58,14 @@ FLOORS = {
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": set(),
+    "pdrop.pictures": set(),
     "pdrop.environment": set(),
     "pdrop.embedded": set(),
-    "analysis": {"pdrop.record", "pdrop.schedule"},
+    "analysis": {"pdrop.record", "pdrop.schedule", "pdrop.pictures"},
 }
+
+# what reads records and data
+RECORDS = {("pdrop", "scoring"), ("pdrop", "training"), ("pdrop", "record.py"), ("pdrop", "evaluate.py")}
 
 # outside packages that have one home
 HOMES = {
@@ -153,6 +157,12 @@ def test_nothing_fails_in_silence(path):
             assert node.type is not None and not silent, f"{path}:{node.lineno}: except {caught} hides a failure"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}: {node.func.id}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_records_are_read_by_lines_that_end_at_newlines(path):
+    if path.relative_to(ROOT).parts[:2] in RECORDS or path.relative_to(ROOT).parts[0] == "analysis":
+        assert "splitlines" not in path.read_text(), "it also cuts at U+2028 and the like, which are text: read_lines"
 
 
 def test_importing_pdrop_and_composing_help_is_light():
