@@ -151,9 +151,9 @@ class Steps:
     def selection_share(self, case: Case) -> float:
         """Share of a step inside the attached hooks: reading the batch, ranking, gathering, masks."""
         with (attachment := ClockedAttachment(self.model, case.method, case.schedule)):
-            begin = attachment.now()
+            begin = attachment.seconds()
             self.step()
-            return attachment.spent / (attachment.now() - begin)
+            return attachment.spent / (attachment.seconds() - begin)
 
 
 def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:

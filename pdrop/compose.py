@@ -255,6 +255,8 @@ def instantiate(node: Any, **arguments: Any) -> Any:
         if isinstance(cause, (ValueError, TypeError)):
             raise ValueError(str(cause)) from error
         raise
+    except SystemExit as error:  # of a module that a method is imported from: the run must not end as if it were done
+        raise ValueError(f"{node['_target_']}: its code called sys.exit({error.code!r})") from error
 
 
 def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop.names import check as check_name
-from pdrop.scoring import task_index
+from pdrop.scoring import generation_arguments, task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
 from pdrop.scoring.documents import Documents
@@ -42,16 +43,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "check_tasks", "evaluate", "manifest"]
 
+log = logging.getLogger(__name__)
+
 Ask = Callable[[list[Question]], list[Answer]]
 
 
 def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
-    """Refuse unknown tasks, before any model is loaded.
+    """Refuse unknown tasks and generation arguments, before any model is loaded.
 
     Raises:
         ValueError: Naming the unknown ones and close matches.
     """
-    task_index.find(tasks, task_dirs)
+    generation_arguments.check(tasks, task_dirs)
 
 
 def evaluate(
@@ -117,7 +120,7 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
 
     Raises:
-        ValueError: For unknown names.
+        ValueError: For unknown names, and generation arguments that cannot be honoured.
         RuntimeError: If a task's data cannot be loaded.
     """
     found = task_index.find(names, task_dirs)
@@ -130,8 +133,12 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
             if folders not in managers:
                 managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
             tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
-    for name in tasks:  # what the files say is known before; what their code makes of it is not
+    for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
         check_name("a task", name)
+        if "generate" in str(task.OUTPUT_TYPE):
+            arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
+            if arguments.contradiction is not None:
+                log.warning("task %s: %s", name, arguments.contradiction)
     return tasks
 
 

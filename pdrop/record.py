@@ -254,6 +254,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a JSONL file without their ends. Only "\\n" ends one: U+2028, U+2029 and U+0085 are text."""
+    lines = path.read_bytes().decode("utf8").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_records(store: Path) -> Iterator[RunRecord]:
     """All records under a store folder (results/runs), in the order of their folders' names."""
     for path in sorted(store.glob("*/record.json")):

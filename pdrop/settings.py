@@ -18,7 +18,7 @@ from pdrop.environment import versions
 from pdrop.identity import code_digest
 from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
-from pdrop.scoring import task_index
+from pdrop.scoring import generation_arguments, task_index
 from pdrop.source import ModelSource
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
+
+
+# prompts: of a batch that is scored there are as many as there are questions, a timed one is always full
+MOST_TIMED = 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def resolve(
     )
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
-    spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, source, spec.seed))
+    drawn = source.weights == "random" or generation_arguments.check(spec.tasks, folders)  # weights, answers
+    spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
         spec=spec,
         source=source,
@@ -131,9 +136,20 @@ def scheduled(settings: Settings, schedule: Schedule) -> Settings:
         settings.spec,
         schedule=str(schedule),
         positions=method.positions if method is not None and schedule else "original",
-        latency=protocol.spelled if schedule and protocol.measures else "off",
+        latency=spelled(protocol, settings.spec.batch_size) if schedule and protocol.measures else "off",
     )
     return replace(settings, spec=spec, schedule=schedule)
+
+
+def timed_batch(batch_size: int) -> int:
+    """Prompts in what is timed: a batch, but no more than MOST_TIMED."""
+    return min(batch_size, MOST_TIMED)
+
+
+def spelled(protocol: Protocol, batch_size: int) -> str:
+    """The protocol as it identifies a run; with the number of prompts where that is not the batch's."""
+    timed = timed_batch(batch_size)
+    return protocol.spelled if timed == batch_size else f"{protocol.spelled} batch {timed}"
 
 
 def read_dials(dials: Mapping[str, Any]) -> RunSpec:
@@ -183,14 +199,14 @@ def _of_model(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _of_method(name: str, method: Method | None, source: ModelSource, seed: int) -> dict[str, Any]:
+def _of_method(name: str, method: Method | None, seed: int, drawn: bool) -> dict[str, Any]:
     parts = [] if method is None else method.parts
     files = [Path(file) for part in parts if (file := inspect.getsourcefile(type(part))) is not None]
     arguments = {} if method is None else method.arguments()
     return {
         "method": name,
         "method_args": canonical_json(arguments),
-        "seed": seed if "seed" in arguments or source.weights == "random" else 0,
+        "seed": seed if drawn or "seed" in arguments else 0,  # as far as anything is drawn
         "versions": canonical_json(versions()),
         "code": code_digest(files),
     }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop import timed_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
-from pdrop.settings import Settings
+from pdrop.settings import Settings, timed_batch
 from pdrop.timed_prompt import preprocessing
 
 if TYPE_CHECKING:
@@ -31,20 +31,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 
-def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint, inputs: Any) -> None:
+def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     """Time a run under its protocol; fills in the times of `cost`."""
     from pdrop import latency
     from pdrop.measure import measure
 
-    method, schedule, protocol = settings.method, settings.schedule, settings.protocol
+    method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
     assert method is not None
+    if (batch := timed_batch(spec.batch_size)) < spec.batch_size:
+        log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
-        make = preprocessing(checkpoint, settings.spec, protocol.images)
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+        make = preprocessing(checkpoint, spec, protocol.images)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
     else:
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return

@@ -376,21 +376,45 @@ def override(folder: Path, task: str, **config) -> None:
     write_atomically(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | config))
 
 
-def test_sampling_is_seeded_and_asked_for_by_the_task_alone(run, tmp_path):
-    own = write_tasks(tmp_path / "own", ["pope"])
-    greedy = run(["pope"], folder="greedy", task_dirs=[own])
-    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 0.9, "do_sample": False})
-    run(["pope"], folder="cold", task_dirs=[own])
-    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 5.0, "do_sample": True})
-    for folder, seed in (("first", 0), ("second", 0), ("third", 1)):
-        run(["pope"], folder=folder, task_dirs=[own], seed=seed)
-    answers = {
-        name: [sample["answer"] for sample in samples(tmp_path / name, "pope")]
-        for name in ("greedy", "cold", "first", "second", "third")
-    }
-    assert all(long.startswith(short) for long, short in zip(answers["greedy"], answers["cold"])), "temperature alone"
-    assert answers["first"] == answers["second"] != answers["third"]
-    assert greedy.results["pope"].data_hash
+def answers_with(run, tmp_path, own, folder, arguments, **options):
+    override(own, "pope", generation_kwargs={"max_new_tokens": 6, **arguments})
+    run(["pope"], folder=folder, task_dirs=[own], **options)
+    return [sample["answer"] for sample in samples(tmp_path / folder, "pope")]
+
+
+def test_temperature_alone_samples_and_the_seed_decides_what(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"], count=4)
+    greedy = answers_with(run, tmp_path, own, "greedy", {})
+    for number, arguments in enumerate(({"do_sample": True, "temperature": 0}, {"do_sample": False, "top_p": 0})):
+        assert answers_with(run, tmp_path, own, f"cold {number}", arguments) == greedy
+    for number, sampling in enumerate(({}, {"do_sample": True}, {"do_sample": False})):
+        arguments = {"temperature": 5.0, **sampling}
+        first, again, other = (
+            answers_with(run, tmp_path, own, f"hot {number} {turn}", arguments, seed=seed)
+            for turn, seed in enumerate((0, 0, 1))
+        )
+        assert first == again, "the same seed draws the same"
+        assert greedy != first != other != greedy
+
+
+def test_other_arguments_do_what_they_say(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"], count=4)
+    plain = answers_with(run, tmp_path, own, "plain", {"max_new_tokens": 24})
+    never_again = answers_with(run, tmp_path, own, "never", {"max_new_tokens": 24, "repetition_penalty": 1e9})
+    assert all(len(set(answer)) < len(answer) for answer in plain)
+    assert all(len(set(answer)) == len(answer) > 0 for answer in never_again)
+    answers_with(run, tmp_path, own, "long", {"max_new_tokens": 24, "min_new_tokens": 24})
+    assert {line["answer_tokens"] for line in stored(tmp_path / "long")} == {24}
+    drawn = [answers_with(run, tmp_path, own, f"seed {seed}", {"temperature": 5.0, "seed": seed}) for seed in (1, 2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_arguments_that_cannot_be_honoured_stop_before_the_first_question(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope", "gqa"], count=2)
+    override(own, "gqa", generation_kwargs={"max_new_tokens": 6, "presence_penalty": 1.5})
+    with pytest.raises(ValueError, match="task gqa: generation_kwargs: presence_penalty is not known"):
+        run(["pope", "gqa"], task_dirs=[own])
+    assert not (tmp_path / "run").exists()
 
 
 def test_until_cuts_the_answer(run, tmp_path):

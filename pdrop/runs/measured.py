@@ -46,16 +46,15 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
         folder, own = settings.folder, settings.task_folders
         evaluation = evaluate(checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True)
         record.results, prompts = evaluation.results, evaluation.prompts
-    inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
     if not spec.tasks:
-        prompts = [timed_prompt.seen(checkpoint, inputs, method, schedule, protocol.images)]
+        prompts = [timed_prompt.seen(checkpoint, settings.source, spec, method, schedule, protocol.images)]
     itemsize = checkpoint.model.dtype.itemsize
     record.cost = flops.cost(sizes, prompts, schedule, method, itemsize)
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(ledger.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
-        speed.time_run(record.cost, settings, checkpoint, inputs)
+        speed.time_run(record.cost, settings, checkpoint)
 
 
 def reckon(record: RunRecord, settings: Settings) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pdrop.environment import environment
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
+from pdrop.scoring.answers import described
 from pdrop.settings import Settings
 from pdrop.store import locked, mark, refuse_links
 
@@ -82,11 +83,9 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if not isinstance(error, Exception):
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
-        raise RunFailed(
-            f"{spec.folder} failed: {type(error).__name__}: {error} (traceback in {folder}/record.json)"
-        ) from error
+        raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
     record.status, record.wall_s = "done", time.perf_counter() - started
     record.write(folder)
     log.info("done          %s", summary(record, settings))

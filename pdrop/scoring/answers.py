@@ -67,6 +67,13 @@ class Question:
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
 
 
+def described(error: BaseException | None) -> str:
+    """An exception in a line: its kind and what it says, or that a program meant to end."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
+
+
 class QuestionError(RuntimeError):
     """Something went wrong with a question; the message names its task and document."""
 

@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 from PIL import Image
 
+from pdrop.pictures import as_shown
 from pdrop.record import ImageMode, PromptStyle
 
 VICUNA_V1_SYSTEM = (
@@ -127,10 +128,8 @@ class Prompter:
         return len(both) - shared
 
     def prepare(self, image: Image.Image, pixels: float = 1.0) -> Image.Image:
-        """RGB, with that share of its pixels left, and padded to a square if that is the image mode."""
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
-        image = image.convert("RGB")
+        """As it is shown, with that share of its pixels left, and padded to a square if that is the image mode."""
+        image = as_shown(image)
         if pixels < 1:
             width, height = (max(1, round(side * math.sqrt(pixels))) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pdrop.names import check
+from pdrop.scoring.answers import described
 
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
@@ -103,8 +104,12 @@ def _folder(directory: str | Path) -> Path:
     text = str(directory)
     if text.startswith("package://"):
         module, _, inside = text.removeprefix("package://").partition("/")
-        return Path(str(files(module))) / inside
-    folder = Path(text).expanduser()
+        try:
+            folder = Path(str(files(module))) / inside
+        except (ImportError, SystemExit) as error:  # finding a package runs its __init__.py
+            raise ValueError(f"task_dirs: {text}: {described(error)}") from error
+    else:
+        folder = Path(text).expanduser()
     if not folder.is_dir():
         raise ValueError(f"task_dirs: no folder {text}")
     return folder
@@ -147,7 +152,7 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
     if inline:
         return [part.strip().strip("\"'") for part in inline.strip("[]").split(",") if part.strip()]
     values = []
-    for line in text[match.end() :].splitlines()[1:]:
+    for line in text[match.end() :].split("\n")[1:]:
         if line and not line[0].isspace() and not line.startswith(("-", "#")):
             break
         if item := _ITEM.match(line):

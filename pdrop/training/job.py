@@ -20,7 +20,7 @@ import torch
 from pdrop import names
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
-from pdrop.engine.architecture import visual_ids
+from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
