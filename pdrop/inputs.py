@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import re
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop import architectures
 from pdrop.settings import Settings
 from pdrop.sizes import Architecture
+from pdrop.weights import read_json
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -85,8 +85,8 @@ def describe_checkpoint(path: str, revision: str | None, weights: Any, seed: int
     from pdrop import checkpoint
 
     folder = checkpoint.locate(path, revision=revision, weights=weights)
-    text = json.loads((folder / "config.json").read_text(encoding="utf8")).get("text_config") or {}
-    layers = text.get("num_hidden_layers")
+    text = read_json(folder / "config.json", path).get("text_config")
+    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
     if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
     return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)

@@ -38,14 +38,14 @@ FLOORS = {
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
     "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
-    | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
+    | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint", "pdrop.weights"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
     | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
-    | {"pdrop.sizes", "pdrop.memory"},
+    | {"pdrop.sizes", "pdrop.memory", "pdrop.weights"},
     "bench": CORE
     | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
     "bench_training": CORE
@@ -55,7 +55,8 @@ FLOORS = {
     "pdrop.flops": CORE | {"pdrop.sizes"},
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},
     "pdrop.sizes": set(),
-    "pdrop.checkpoint": set(),
+    "pdrop.checkpoint": {"pdrop.weights"},
+    "pdrop.weights": {"pdrop", "pdrop.names"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists"},
     "pdrop.schedule": set(),
@@ -145,6 +146,17 @@ def test_hooks_live_in_one_place(path):
     # the conformance suite looks at models from outside
     if path != ROOT / "pdrop/engine/hooks.py" and "conformance" not in path.parts:
         assert not re.search(r"register_\w*hook", path.read_text()), "hooks live in pdrop/engine/hooks.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_code_of_a_checkpoint_is_never_run(path):
+    # without a word about it, transformers asks on the terminal, and "y" runs it
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in ("from_pretrained", "from_config") and owner.lower().startswith("auto"):
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}: trust_remote_code=False"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
