@@ -14,6 +14,7 @@ from typing import Any
 
 from analysis.grid import DASH, Grid, Text
 from analysis.load import Experiment, Run
+from analysis.neutral import in_page
 from analysis.notes import provenance
 from analysis.style import method_name
 
@@ -136,4 +137,4 @@ def page(experiment: Experiment) -> str:
         "## Where the numbers come from\n",
         *provenance([c.run for c in found]),
     ]
-    return "\n".join(lines) + "\n"
+    return in_page("\n".join(lines) + "\n")

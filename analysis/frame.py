@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.neutral import in_cell
 from analysis.rows import Table
 from analysis.statistics import Estimate
 from analysis.table import by_layer
@@ -13,7 +14,8 @@ from analysis.table import by_layer
 
 def csv(tables: Sequence[Table]) -> str:
     """Every number unrounded (10 digits), fractions as fractions; empty where missing."""
-    return pd.concat([frame(table) for table in tables]).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    whole = pd.concat([frame(table) for table in tables]).rename(columns=in_cell)
+    return whole.map(in_cell).to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def frame(table: Table) -> pd.DataFrame:

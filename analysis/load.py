@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from analysis.statistics import FloatArray
+from pdrop.names import check
 from pdrop.record import RunRecord, RunSpec, canonical_json
 
 ALL = "all"
@@ -136,7 +137,7 @@ def load_experiment(results: Path, name: str) -> Experiment:
         if not runs:
             raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
         return Experiment(name, results, *newest(runs))
-    folder = results / "experiments" / name
+    folder = results / "experiments" / check("an experiment", name)
     if not folder.is_dir():
         known = ", ".join([*experiments(results), ALL])
         raise ValueError(f"no experiment {name!r} under {results / 'experiments'}; there are: {known}")

@@ -25,6 +25,7 @@ from analysis.kept import FloatArray, Sample, samples_of
 from analysis.load import Run
 from analysis.pictures import View, heat_panel, kept_panel, read_images, views
 from analysis.style import method_name
+from pdrop.names import as_name
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
         seen = views(first, pictures, runs[0].record.spec.image_mode)
         if dropping:
             figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
-            yield from saved(figure, "-".join(["overlay", task, doc_id, *(run.record.run_id[:6] for run in dropping)]))
+            yield from saved(
+                figure, "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)])
+            )
         for run in runs:
             if ranks_only(run) and held[run.folder].attention is not None:
                 figure = maps(held[run.folder], seen)
-                yield from saved(figure, "-".join(["attention", task, doc_id, run.record.run_id[:6]]))
+                yield from saved(figure, "-".join(["attention", task, as_name(doc_id), run.record.run_id[:6]]))
 
 
 def check(runs: Sequence[Run]) -> None:

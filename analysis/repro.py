@@ -27,6 +27,7 @@ import numpy as np
 
 from analysis.grid import DASH, Grid, Text
 from analysis.load import Run
+from analysis.neutral import in_cell, in_page
 from analysis.statistics import Estimate, interval, replicates
 from analysis.style import method_name
 
@@ -212,7 +213,7 @@ def page(verdicts: Sequence[Verdict], published: Sequence[Published]) -> str:
         f"without an interval within {WITHOUT_INTERVAL:.0%}; costs to the printed digits. All numbers and their "
         "sources: analysis/published.csv.",
     ]
-    return "\n".join(lines) + "\n"
+    return in_page("\n".join(lines) + "\n")
 
 
 def waiting(verdicts: Sequence[Verdict]) -> str:
@@ -245,5 +246,6 @@ def table(verdicts: Sequence[Verdict]) -> str:
         held = {"ours": one.ours.value, "ours_low": one.ours.low, "ours_high": one.ours.high} if one.ours else {}
         numbers = {name: f"{value:.10g}" for name, value in held.items() if value is not None}
         run_id = one.run.record.run_id if one.run else ""
-        writer.writerow({**line, **numbers, "verdict": one.verdict, "reason": one.reason, "run_id": run_id})
+        line = {**line, **numbers, "verdict": one.verdict, "reason": one.reason, "run_id": run_id}
+        writer.writerow({name: in_cell(value) for name, value in line.items()})
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from analysis.costs import cost_grid
 from analysis.grid import DASH, Grid, Text
+from analysis.neutral import in_page
 from analysis.notes import meaning, sources, warnings
 from analysis.rows import Cell, Row, Table, seedless
 from analysis.statistics import Estimate
@@ -222,7 +223,7 @@ def markdown(tables: Sequence[Table]) -> str:
         for grid in grids(table):
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(sources(table))
-    return "\n".join([*parts, meaning(tables)])
+    return in_page("\n".join([*parts, meaning(tables)]))
 
 
 def latex(tables: Sequence[Table]) -> str:

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 from analysis import trained
 from analysis.grid import DASH, Grid, Text
+from analysis.neutral import in_page
 from analysis.style import method_name, schedule_text
+from pdrop import names
 
 VARIES = ("method", "method_args", "schedule", "positions", "seed")  # what may differ between rows of a grid
 LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
@@ -52,6 +54,8 @@ def read(results: Path) -> list[Training]:
         record = json.loads(path.read_text(encoding="utf8"))
         if not {"spec", "status", "cost"} <= set(record):
             raise ValueError(f"{path} is no training record: move it away")
+        for name in ("recipe", "model", "method"):
+            names.check(f"{path}: spec.{name}", record["spec"][name])
         if record["status"] == "done":
             with (path.parent / "curve.csv").open(newline="") as file:
                 found.append(Training(path.parent.name, record, list(csv.DictReader(file))))
@@ -84,7 +88,7 @@ def page(results: Path) -> str:
             f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}. {abreast(group)}\n",
             trained.page(results, {one.folder: one.record for one in group}),
         ]
-    return "\n".join([*parts, READING])
+    return in_page("\n".join([*parts, READING]))
 
 
 def grid(group: Sequence[Training]) -> Grid:

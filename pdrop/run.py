@@ -27,6 +27,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.choices import complaint, hint
+from pdrop.names import printable
 
 log = logging.getLogger("pdrop")
 
@@ -147,6 +148,7 @@ def stop(message: str) -> NoReturn:
     Raises:
         RunError: In a sweep.
     """
+    message = printable(message)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         sys.exit(f"error: {message}")
     log.error("error: %s", message)

@@ -18,7 +18,7 @@ SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")
 CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.names", "pdrop.store"}
 FLOORS = {
     "run": {"pdrop.run"},
-    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods", "pdrop.choices", "pdrop.scoring"},
+    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods", "pdrop.choices", "pdrop.scoring", "pdrop.names"},
     "pdrop.choices": set(),
     "pdrop.names": set(),
     "pdrop.store": set(),
