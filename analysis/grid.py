@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from analysis.neutral import in_page
 from pdrop.names import printable
+
+from .neutral import in_page
 
 DASH = "–"
 LATEX = {

@@ -23,7 +23,16 @@ from pdrop import names
 from pdrop.store import write_atomically
 
 FORMAT = 1
+# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+EQUAL_CONDITIONS = (
+    "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+)  # fmt: skip
+# what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
+TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
+ImageMode = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,11 @@ class RunSpec:
     limit: int | None  # first n samples of each task; None = all
     seed: int
     batch_size: int
-    dtype: str
+    dtype: Dtype
     attn_implementation: str
     device: str  # "cpu" | "cuda" | "mps"
-    prompt: str  # prompt style: "chat" (the checkpoint's template) | "vicuna_v1"
-    image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
+    prompt: PromptStyle  # "chat": the checkpoint's template
+    image_mode: ImageMode  # "crop": the checkpoint's own processing
     max_new_tokens: int  # for tasks that set none
     latency: str  # the timing protocol: "off", or name and numbers such as "quick 2/10/1.5"
     versions: str  # canonical JSON {package: version} of those that matter (pdrop/environment.py)
@@ -243,6 +252,12 @@ def canonical_json(value: Any) -> str:
         return x
 
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a JSONL file without their ends. Only "\\n" ends one: U+2028, U+2029 and U+0085 are text."""
+    lines = path.read_bytes().decode("utf8").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_records(store: Path) -> Iterator[RunRecord]:

@@ -1,4 +1,7 @@
-"""Files of a store: written whole or appended to, never through a link.
+"""Files of a store: written whole or appended to, never through a link; folders held by one process at a time.
+
+    results/runs/<model>-<method>-<run_id>/           a run: record.json, answers.jsonl, samples/
+    results/experiments/<experiment>/<run's folder>   notes that an experiment asked for the run
 
 A store may come from somebody else, or lie where others write. Whatever stands in a run's folder under the name of a
 file that is written there, be it a symbolic link, a pipe or a device, nothing outside the folder is changed. New files
@@ -7,11 +10,18 @@ get the rights that the user's umask leaves. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import json
+import logging
 import os
 import secrets
 import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+log = logging.getLogger("pdrop")
 
 
 def open_in_place(path: Path, flags: int) -> int:
@@ -65,6 +75,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder: jobs that share a store take turns at the same run. The system frees it however a process ends."""
+    with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting       another process does %s", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mark(results: Path, experiment: str, folder: str, overrides: Sequence[str]) -> None:
+    """Note that an experiment asked for a run, and with which overrides: an experiment is the list of such notes."""
+    path = results / "experiments" / experiment / folder
+    refuse_links(path.parent)
+    write_atomically(path, json.dumps(list(overrides)) + "\n")
 
 
 def kind_of(path: Path) -> str:

@@ -72,7 +72,7 @@ def test_experiment_for_experiments_gets_a_hint():
 
 
 def test_both_commands_ask(tmp_path, monkeypatch, capfd):
-    import train
+    from pdrop import train
 
     monkeypatch.chdir(tmp_path)
     for main, words in ((run.main, ("-m", "experiments=demoo")), (train.main, ("train=embeded",))):

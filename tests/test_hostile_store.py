@@ -18,8 +18,8 @@ from records import make_record, masks, put, run_of, standard, table_of
 
 from analysis.__main__ import main
 from analysis.grid import Text
-from analysis.load import experiments, load_runs
 from analysis.neutral import in_cell, in_page
+from analysis.store.load import experiments, load_runs
 from pdrop.names import printable
 
 POISON = "=1+1|<img src=x onerror=alert(1)>\x1b[2J![a](http://x.example/y)\n[a]: http://x.example \\input{x}\u202e$"
@@ -132,7 +132,7 @@ def test_a_training_called_like_a_path_is_refused(tmp_path: Path, capsys: pytest
 
 def test_a_label_is_a_label(tmp_path: Path) -> None:
     table = table_of(standard(tmp_path / "results"))
-    from analysis.table import grids
+    from analysis.tables.table import grids
 
     assert r"\label{tab:a--input-x--}" in grids(table)[0].latex("a}\\input{x}}", "")
 

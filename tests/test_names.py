@@ -71,7 +71,7 @@ def test_nor_is_a_training(part, tmp_path):
 
 
 def test_doors_refuse_before_anything_is_written(tmp_path, monkeypatch, capfd):
-    import train
+    from pdrop import train
 
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "data.json"

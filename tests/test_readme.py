@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from records import make_record, put, standard, table_of
 
-from analysis import readme
 from analysis.__main__ import main
+from analysis.report import readme
 from analysis.style import task_names
-from analysis.table import signed
-from pdrop.run import CONF, check_dials
+from analysis.tables.table import signed
+from pdrop.compose import CONF
+from pdrop.run import check_dials
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,7 +42,7 @@ TRAININGS = [line.split("train.py", 1)[1] for line in LINES if " train.py " in l
 def test_every_training_command_composes(command):
     from hydra import compose, initialize_config_dir
 
-    import train
+    from pdrop import train
 
     arguments = [a for a in shlex.split(command.split("#")[0]) if a != "-m"]
     assert check_dials(arguments, [f.name for f in fields(train.TrainConfig)]) is None

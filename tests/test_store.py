@@ -6,15 +6,14 @@ import stat
 import pytest
 from test_record import record
 
-from pdrop.cell import only_one
 from pdrop.scoring.answers import Answer, AnswerStore, Question
-from pdrop.store import open_in_place, refuse_links, write_atomically
+from pdrop.store import locked, open_in_place, refuse_links, write_atomically
 
 ANSWER = Answer("p", "yes", 1, 1, 1, [1], ["1"])
 
 
 def lock(folder):
-    with only_one(folder):
+    with locked(folder):
         pass
 
 

@@ -188,11 +188,11 @@ def test_invalid_json_is_named(copy, file):
 
 
 def test_invalid_json_is_named_at_the_door(copy):
-    from pdrop.inputs import describe_checkpoint
+    from pdrop.source import ModelSource
 
     (copy / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is no valid JSON"):
-        describe_checkpoint(str(copy), None, "pretrained", 0)
+        ModelSource.of("x", str(copy))
 
 
 OWN_CODE = """import pathlib

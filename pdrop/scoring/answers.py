@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrop.record import canonical_json
+from pdrop.shapes import PromptSize
 from pdrop.store import open_in_place
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,13 @@ class Question:
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
 
 
+def described(error: BaseException | None) -> str:
+    """An exception in a line: its kind and what it says, or that a program meant to end."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
+
+
 class QuestionError(RuntimeError):
     """Something went wrong with a question; the message names its task and document."""
 
@@ -100,6 +108,12 @@ class Answer:
     greedy: bool | None = None
     layout: list[list[list[float]]] | None = None
     attention: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> PromptSize:
+        """The numbers of its prompt."""
+        images: Any = self.images
+        return PromptSize(self.text_tokens, self.visual_tokens, tuple(self.visual_per_layer), images)
 
 
 def pack(indices: Iterable[int]) -> str:

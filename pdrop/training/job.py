@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pdrop import names
-from pdrop.cell import only_one
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
-from pdrop.engine.architecture import visual_ids
+from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
-from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
-from pdrop.sizes import Architecture
-from pdrop.store import refuse_links
+from pdrop.shapes import ModelSizes
+from pdrop.store import locked, refuse_links
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -89,7 +87,7 @@ def train(
         seed=settings.seed,
     )
     started = begin(checkpoint, settings.start, settings.seed)
-    Architecture.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
+    ModelSizes.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
     schedule = make_schedule(checkpoint.num_layers)
     refuse_untrainable(method_name, method, schedule)
     refuse_uneven(settings, schedule, records.lengths)
@@ -108,7 +106,7 @@ def train(
     refuse_links(folder)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
-    with only_one(folder) if main else contextlib.nullcontext():
+    with locked(folder) if main else contextlib.nullcontext():
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             log.warning(
@@ -122,7 +120,7 @@ def train(
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
-        record.environment = environment() | accelerator(settings.device)
+        record.environment = environment(settings.device)
         if main:
             if settings.force:  # what an earlier training left would be gone on from after a kill
                 for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
@@ -201,8 +199,8 @@ def run(
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
-    means, arch = means_of(trainer.all_counts()), Architecture.from_config(checkpoint.model.config)
-    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), arch, method, schedule, settings)
+    means, sizes = means_of(trainer.all_counts()), ModelSizes.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), sizes, method, schedule, settings)
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pdrop import names
-from pdrop.environment import code_digest, versions
+from pdrop.environment import versions
+from pdrop.identity import TRAINED, code_digest
 from pdrop.record import canonical_json
 from pdrop.training.parts import Lora, Rates
 from pdrop.training.record import TrainingSpec
@@ -184,5 +185,6 @@ class TrainingSettings:
 
 def code_of(method: Method | None) -> str:
     """Digest of the sources that make the weights, the method's own file included."""
-    source = inspect.getsourcefile(type(method)) if method is not None else None
-    return code_digest(*([Path(source).resolve()] if source else []))
+    parts = [] if method is None else method.parts
+    files = [Path(source) for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
+    return code_digest(files, TRAINED)
