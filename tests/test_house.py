@@ -23,7 +23,7 @@ CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.recor
 FLOORS = {
     "run": {"pdrop.run"},
     "pdrop.__main__": {"pdrop.run"},
-    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices"},
+    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices", "pdrop.names"},
     "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training"},
     "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
     "pdrop.compose": CORE | {"pdrop.settings", "pdrop.scoring"},
@@ -47,7 +47,7 @@ FLOORS = {
     "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
-    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint"},
+    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint", "pdrop.weights"},
     "pdrop.settings": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
     | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed"},
@@ -56,7 +56,7 @@ FLOORS = {
     "train": {"pdrop.train"},
     "pdrop.training": CORE
     | {"pdrop.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.training_flops", "pdrop.scoring"}
-    | {"pdrop.memory"},
+    | {"pdrop.memory", "pdrop.weights"},
     "bench": CORE | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.environment"},
     "bench_training": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.training"}
@@ -67,7 +67,8 @@ FLOORS = {
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.compose"},
     "pdrop.shapes": {"pdrop.schedule"},
     "pdrop.sizes": {"pdrop.shapes"},  # its old name
-    "pdrop.checkpoint": {"pdrop.record"},
+    "pdrop.checkpoint": {"pdrop.record", "pdrop.weights"},
+    "pdrop.weights": {"pdrop", "pdrop.names"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
     "pdrop.schedule": set(),
@@ -86,6 +87,8 @@ FLOORS |= {
     f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
     for number, name in enumerate(WINGS)
 }
+
+RECORDS = {("pdrop", "scoring"), ("pdrop", "training"), ("pdrop", "record.py"), ("pdrop", "evaluate.py")}
 
 # outside packages that have one home
 HOMES = {
@@ -177,6 +180,17 @@ def test_hooks_live_in_one_place(path):
     # the conformance suite looks at models from outside
     if path != ROOT / "pdrop/engine/hooks.py" and "conformance" not in path.parts:
         assert not re.search(r"register_\w*hook", path.read_text()), "hooks live in pdrop/engine/hooks.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_code_of_a_checkpoint_is_never_run(path):
+    # without a word about it, transformers asks on the terminal, and "y" runs it
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in ("from_pretrained", "from_config") and owner.lower().startswith("auto"):
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}: trust_remote_code=False"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
