@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from records import make_record, put
 
-from analysis.__main__ import parse
+from analysis.__main__ import main, parse
 from pdrop.record import read_records
 from pdrop.run import CONF, check_dials
 
@@ -78,8 +79,10 @@ def conf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages") / "conf"
     shutil.copytree(CONF, folder, symlinks=False)
     for (_, name), text in FILES.items():
-        if name.startswith("conf/"):
-            (folder.parent / name).write_text(text)
+        if name.startswith(("conf/", "experiments/")):
+            new = folder.parent / name if name.startswith("conf/") else folder / name
+            assert not new.exists(), f"{name} is there already"
+            new.write_text(text)
     return folder
 
 
@@ -178,6 +181,23 @@ def test_the_added_method_chooses_the_farthest():
     chosen = names["farthest_first"](torch.stack([angles.cos(), angles.sin()], dim=1), 3)
     assert chosen[0] == 2 and sorted(chosen.tolist()) in ([0, 2, 3], [0, 2, 4])
     assert sorted(names["farthest_first"](torch.ones(4, 2), 4).tolist()) == [0, 1, 2, 3], "equal tokens, each once"
+
+
+def test_stores_merge_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here, other = Path("results"), Path("other/results")
+    put(here, make_record("none", 1.0), experiment="demo")
+    put(here, make_record("fastv", 0.5), experiment="demo")
+    put(other, make_record("none", 1.0), experiment="demo")
+    put(other, make_record("pyramiddrop", 0.5), experiment="demo")
+    (script,) = [b.text for b in BLOCKS if b.page == "docs/stores.md" and b.kind == "console"]
+    lines = [line.strip() for line in script.splitlines()]
+    subprocess.run(["bash", "-c", "; ".join(line for line in lines if line.startswith("cp "))], check=True)
+    for line in lines:
+        if line.startswith("python -m analysis "):
+            assert main(shlex.split(line)[3:]) == 0
+    table = Path("results/tables/demo.md").read_text()
+    assert "FastV" in table and "PyramidDrop" in table and len(list(read_records(here / "runs"))) == 3
 
 
 @pytest.mark.slow

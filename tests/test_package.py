@@ -31,6 +31,11 @@ def test_the_version_has_one_place():
     assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["project"]["authors"]]
 
 
+def test_the_papers_of_the_readme_can_be_cited():
+    papers = set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", (ROOT / "README.md").read_text()))
+    assert len(papers) >= 3 and papers <= set(re.findall(r"arXiv:([\d.]+\d)", (ROOT / "CITATION.cff").read_text()))
+
+
 def test_the_changelog_has_a_place_for_what_comes_and_what_came():
     heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert heads[0] == "Unreleased" and heads[1] == pdrop.__version__
