@@ -27,15 +27,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import bench, break_even, fresh, readme, repro, trainings, words
-from analysis.comparable import parts, refuse_mixtures
-from analysis.compare import compare
-from analysis.frame import csv
-from analysis.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
-from analysis.notes import warnings
-from analysis.publish import publish
-from analysis.rows import Table
-from analysis.table import grids, latex, markdown
+from .comparison.comparable import parts, refuse_mixtures
+from .comparison.compare import compare
+from .comparison.table_model import Table
+from .report import explain as words
+from .report import readme
+from .store import up_to_date as fresh
+from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
+from .store.publish import publish
+from .studies import bench, break_even, repro, trainings
+from .tables.csv_export import csv
+from .tables.footnotes import warnings
+from .tables.table import grids, latex, markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "overlay":
             write_overlays(named_runs(results, options.runs), options, results / "figures")
         elif options.command == "report":
-            from analysis.report import page
+            from .report.page import page
 
             report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "readme":
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "bench":
             write_page(bench.page(bench.newest(results)), results / "tables" / "bench.md")
         elif options.command == "trainings":
-            from analysis import trained_figure
+            from .studies import trained_figure
 
             write_page(trainings.page(results), results / "tables" / "trainings.md")
             for name, content in trained_figure.files(results):
@@ -83,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__, formatter_class=as_written)
+    prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=as_written)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -174,7 +178,7 @@ def write_hard(results: Path, name: str, control: str) -> None:
     Raises:
         ValueError: If the experiment's runs cannot stand in one table, or there is no control among them.
     """
-    from analysis import hard
+    from .studies import hard_subset as hard
 
     experiment = load_experiment(results, name)
     for part in parts(experiment, times=False):
@@ -189,13 +193,8 @@ def write_hard(results: Path, name: str, control: str) -> None:
 
 def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from analysis import (
-        attention_figure,
-        figure,
-        models_figure,
-        overlap_figure,
-        redundancy_figure,
-    )  # matplotlib takes a second: only where something is drawn
+    from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
+    from .studies import tradeoff_figure as figure
 
     kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = [one for kind in kinds for one in kind.files(table)]
@@ -211,7 +210,7 @@ def write_break_even(experiment: Experiment, command: str, results: Path) -> str
     if command == "tables":
         text = break_even.page(experiment)
         return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
-    from analysis import break_even_figure
+    from .studies import break_even_figure
 
     drawn = break_even_figure.files(experiment)
     return "".join(written_or_not(results / "figures" / name, content) for name, content in drawn)
@@ -219,7 +218,7 @@ def write_break_even(experiment: Experiment, command: str, results: Path) -> str
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
     """Write the overlays."""
-    from analysis import overlay
+    from .overlays import overlay
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)

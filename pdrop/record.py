@@ -21,6 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 FORMAT = 1
+# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+EQUAL_CONDITIONS = (
+    "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+)  # fmt: skip
+# what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
+TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
 
 

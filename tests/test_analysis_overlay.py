@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from records import make_record, masks, put, rewrite, run_of, standard
 
-from analysis import overlay, pictures
 from analysis.__main__ import main
-from analysis.kept import Sample, samples_of, unpack
-from analysis.pictures import views
+from analysis.overlays import overlay, pictures
+from analysis.overlays.pictures import views
+from analysis.store.samples import Sample, samples_of, unpack
 
 RED = np.array([1.0, 0.0, 0.0])
 

@@ -15,26 +15,25 @@ FOLDERS = ("pdrop", "analysis")
 SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + [p for p in ROOT.glob("*.py")])
 
 # Imports go down only: a part may import those named after it. `methods` and `engine` know nothing of measuring.
-CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record"}
+CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"}
 FLOORS = {
     "run": {"pdrop.run"},
     "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
     "pdrop.cell": CORE
-    | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency", "pdrop.sizes"}
+    | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency"}
     | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
-    "pdrop.budget": CORE | {"pdrop.flops", "pdrop.sizes"},
-    "pdrop.conventions": {"pdrop.flops"},
-    "pdrop.training_flops": {"pdrop.flops", "pdrop.sizes"},
-    "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.conventions", "pdrop.training_flops"},
-    "pdrop.architectures": {"pdrop.sizes"},
+    "pdrop.budget": CORE | {"pdrop.flops"},
+    "pdrop.training_flops": {"pdrop.flops", "pdrop.shapes"},
+    "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.training_flops"},
+    "pdrop.architectures": {"pdrop.shapes"},
     "pdrop.speed": CORE
     | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
     | {"pdrop.checkpoint", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
-    "pdrop.conditions": set(),
+    "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
-    "pdrop.inputs": {"pdrop.architectures", "pdrop.sizes"}
+    "pdrop.inputs": {"pdrop.architectures", "pdrop.shapes"}
     | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
@@ -42,25 +41,34 @@ FLOORS = {
     "train": {"pdrop.run", "pdrop.training"},
     "pdrop.training": CORE
     | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
-    | {"pdrop.sizes", "pdrop.memory"},
-    "bench": CORE
-    | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.sizes", "pdrop.environment"},
+    | {"pdrop.memory"},
+    "bench": CORE | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.environment"},
     "bench_training": CORE
-    | {"pdrop.latency", "pdrop.sizes", "pdrop.environment", "pdrop.training"}
+    | {"pdrop.latency", "pdrop.environment", "pdrop.training"}
     | {"pdrop.training_flops", "pdrop.embedded"},
     "pdrop.latency": CORE,
-    "pdrop.flops": CORE | {"pdrop.sizes"},
-    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.sizes", "pdrop.scoring"},
-    "pdrop.sizes": set(),
+    "pdrop.flops": CORE,
+    "pdrop.counters": set(),
+    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.scoring"},
+    "pdrop.shapes": {"pdrop.schedule"},
+    "pdrop.sizes": {"pdrop.shapes"},  # its old name
     "pdrop.checkpoint": set(),
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
-    "pdrop.methods": {"pdrop.schedule", "pdrop.lists"},
+    "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": set(),
     "pdrop.environment": set(),
     "pdrop.embedded": set(),
-    "analysis": {"pdrop.record", "pdrop.schedule"},
+}
+# analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
+CONTRACTS = {"pdrop.record", "pdrop.schedule"}
+GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
+WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
+FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
+FLOORS |= {
+    f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
+    for number, name in enumerate(WINGS)
 }
 
 # outside packages that have one home
@@ -91,7 +99,18 @@ def imports(path: Path) -> set[str]:
 def part(module: str) -> str:
     """The part of the house that a module belongs to: its first two names."""
     names = module.split(".")
-    return ".".join(names[:2]) if names[0] == "pdrop" else names[0]
+    return ".".join(names[:2]) if names[0] in FOLDERS else names[0]
+
+
+def test_analysis_imports_itself_relatively():
+    for path in (ROOT / "analysis").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        absolute = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "analysis"
+        ]
+        assert not absolute, f"{path}:{absolute}: installed, this package is pdrop.analysis"
 
 
 def name_of(path: Path) -> str:
@@ -167,6 +186,8 @@ def test_importing_pdrop_and_composing_help_is_light():
 def test_every_package_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {p.parent for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")}
-    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    packages = {f"pdrop.{name}" if name.split(".")[0] == "analysis" else name for name in names}
+    assert all(name.split(".")[0] == "pdrop" for name in settings["packages"]), "a wheel puts pdrop on the import path"
     missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"

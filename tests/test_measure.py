@@ -13,13 +13,14 @@ from families import CORE, build, fresh
 from prompts import sample, single
 
 from pdrop import PyramidDrop, Schedule, attach, pyramid
-from pdrop.conditions import EQUAL, conditions, differences, invalid, refuse_differences
+from pdrop.conditions import conditions, differences, invalid, refuse_differences
 from pdrop.flops import kv_bytes
 from pdrop.latency import Protocol, Sample, prefill, warm_up
 from pdrop.measure import measure, pooled
 from pdrop.memory import cache_bytes, peak, weight_bytes
+from pdrop.record import EQUAL_CONDITIONS
 from pdrop.settings import Settings
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes
 from pdrop.speed import answer_request, in_fresh_processes
 from pdrop.timeline import Timeline, answer
 
@@ -62,7 +63,7 @@ def test_a_cell_has_every_lane(family: str) -> None:
     assert found["end_to_end"]["1"] == found["stages"]["prefill"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     layers = found["memory"]["this"]["kv_per_layer"]
-    arch = Architecture.from_config(model.config)
+    arch = ModelSizes.from_config(model.config)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     text = inputs["input_ids"].numel() - visual
     entering = METHOD.tokens_per_layer(SCHEDULE, visual, 6)
@@ -101,7 +102,7 @@ def test_backends_are_noted_of_tower_and_decoder_apart() -> None:
     assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "float32", torch.get_num_threads())
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", EQUAL_CONDITIONS)
 def test_what_may_not_be_compared_is_refused(name: str) -> None:
     here = conditions(build("llava", "sdpa", torch.float32))
     assert differences(here, dict(here, load=99.0)) == []
@@ -112,10 +113,10 @@ def test_what_may_not_be_compared_is_refused(name: str) -> None:
 
 
 def test_a_device_that_others_use_gives_no_result() -> None:
-    gpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cuda", "others_gib": 0.4}
+    gpu: dict[str, Any] = dict.fromkeys(EQUAL_CONDITIONS) | {"device": "cuda", "others_gib": 0.4}
     assert invalid(gpu, gpu) == []
     assert invalid(gpu, gpu | {"others_gib": 30.0}) == ["others hold 30.0 GiB of the GPU"]
-    cpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cpu", "threads": 1, "cores": 4, "load": 2.0}
+    cpu: dict[str, Any] = dict.fromkeys(EQUAL_CONDITIONS) | {"device": "cpu", "threads": 1, "cores": 4, "load": 2.0}
     assert invalid(cpu, cpu) == []
     assert "a load of 9.0 on 4 cores" in invalid(cpu | {"load": 9.0}, cpu)[0]
 

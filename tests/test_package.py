@@ -65,6 +65,8 @@ def test_a_wheel_runs_far_from_the_checkout(wheel, tmp_path):
     assert "pdrop/py.typed" in held and "pdrop/conf/run.yaml" in held and "pdrop/embedded/data/test.parquet" in held
     assert not [name for name in held if name.startswith(("tests", "docs", "results"))]
     call(sys.executable, *PIP, "install", str(wheel), "--no-deps", "--no-index", "--target", str(tmp_path / "site"))
+    shipped = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"}
+    assert shipped == {"pdrop", "bin"}, "nothing else than pdrop is on the import path"
     away = tmp_path / "away"
     away.mkdir()
     here = {"cwd": away, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
@@ -75,3 +77,9 @@ def test_a_wheel_runs_far_from_the_checkout(wheel, tmp_path):
     (record,) = read_records(away / "results/runs")
     assert record.status == "done" and record.spec.method == "fastv"
     assert (away / "results/experiments/demo" / record.spec.folder).exists()
+    page = call(str(tmp_path / "site/bin/pdrop-analysis"), "tables", "demo", **here)
+    assert "FastV" in page and (away / "results/tables/demo.csv").is_file()
+    module = (sys.executable, "-m", "pdrop.analysis")
+    assert "pdrop-analysis" in call(*module, "--help", **here)
+    for command in (["repro"], ["report"], ["figures", "demo"]):
+        call(*module, *command, **here)

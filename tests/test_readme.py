@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from records import make_record, put, standard, table_of
 
-from analysis import readme
 from analysis.__main__ import main
+from analysis.report import readme
 from analysis.style import task_names
-from analysis.table import signed
+from analysis.tables.table import signed
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = (ROOT / page for page in readme.PAGES)

@@ -21,8 +21,6 @@ from pdrop.record import build, canonical_json, write_atomically
 
 FILE = "training.json"
 FORMAT = 1
-# what may differ inside one study; analysis/trainings.py has them too, since it imports nothing that loads torch
-VARIES = ("method", "method_args", "schedule", "positions", "seed")
 
 
 @dataclass(frozen=True)
