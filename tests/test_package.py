@@ -53,7 +53,11 @@ def wheel(tmp_path_factory) -> Path:
     if made := os.environ.get("PDROP_WHEEL"):
         return Path(made).resolve()
     folder = tmp_path_factory.mktemp("wheel")
-    call(sys.executable, *PIP, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
+    options = folder / "setup.cfg"
+    options.write_text(f"[build]\nbuild_base = {folder / 'build'}\n")  # what an older build left is not packed again
+    elsewhere = os.environ | {"DIST_EXTRA_CONFIG": str(options)}
+    make = [sys.executable, *PIP, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    call(*make, env=elsewhere)
     (found,) = folder.glob("pdrop-*.whl")
     return found
 
