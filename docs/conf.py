@@ -28,7 +28,6 @@ default_role = "literal"  # docstrings put code into single backquotes
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-autodoc_mock_imports = ["torch", "transformers"]  # seconds instead of half a minute
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

@@ -21,12 +21,14 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from pdrop.record import Dtype
 
 log = logging.getLogger(__name__)
 
 Weights = Literal["pretrained", "random"]
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = get_args(Dtype)
 IMAGE_BACKEND = "pil"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 OTHER_FILES = (

@@ -15,32 +15,43 @@ FOLDERS = ("pdrop", "analysis")
 SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + [p for p in ROOT.glob("*.py")])
 
 # Imports go down only: a part may import those named after it. `methods` and `engine` know nothing of measuring.
-CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"}
+CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"} | {
+    "pdrop.names",
+    "pdrop.store",
+}
 FLOORS = {
     "run": {"pdrop.run"},
-    "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
-    "pdrop.cell": CORE
+    "pdrop.__main__": {"pdrop.run"},
+    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices"},
+    "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training"},
+    "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
+    "pdrop.compose": CORE | {"pdrop.settings", "pdrop.scoring"},
+    "pdrop.choices": set(),
+    "pdrop.names": set(),
+    "pdrop.store": set(),
+    "pdrop.runs": CORE
     | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.inputs", "pdrop.budget", "pdrop.ledger", "pdrop.speed"},
+    | {"pdrop.settings", "pdrop.environment", "pdrop.ledger", "pdrop.speed", "pdrop.timed_prompt"},
     "pdrop.budget": CORE | {"pdrop.flops"},
     "pdrop.training_flops": {"pdrop.flops", "pdrop.shapes"},
     "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.training_flops"},
     "pdrop.architectures": {"pdrop.shapes"},
     "pdrop.speed": CORE
-    | {"pdrop.inputs", "pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.architectures", "pdrop.ledger"}
-    | {"pdrop.checkpoint", "pdrop.scoring"},
+    | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
+    "pdrop.timed_prompt": CORE | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
     "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
-    "pdrop.inputs": {"pdrop.architectures", "pdrop.shapes"}
-    | {"pdrop", "pdrop.settings", "pdrop.scoring", "pdrop.checkpoint"},
-    "pdrop.settings": {"pdrop.methods", "pdrop.latency", "pdrop.schedule", "pdrop.record", "pdrop.environment"},
+    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint"},
+    "pdrop.settings": CORE
+    | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
+    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
-    "train": {"pdrop.run", "pdrop.training"},
+    "train": {"pdrop.train"},
     "pdrop.training": CORE
-    | {"pdrop.cell", "pdrop.checkpoint", "pdrop.environment", "pdrop.training_flops", "pdrop.inputs", "pdrop.scoring"}
+    | {"pdrop.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.training_flops", "pdrop.scoring"}
     | {"pdrop.memory"},
     "bench": CORE | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.environment"},
     "bench_training": CORE
@@ -49,20 +60,21 @@ FLOORS = {
     "pdrop.latency": CORE,
     "pdrop.flops": CORE,
     "pdrop.counters": set(),
-    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.scoring"},
+    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.compose"},
     "pdrop.shapes": {"pdrop.schedule"},
     "pdrop.sizes": {"pdrop.shapes"},  # its old name
-    "pdrop.checkpoint": set(),
+    "pdrop.checkpoint": {"pdrop.record"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
-    "pdrop.record": set(),
-    "pdrop.environment": set(),
+    "pdrop.record": {"pdrop", "pdrop.names", "pdrop.store"},
+    "pdrop.identity": set(),
+    "pdrop.environment": {"pdrop.identity"},
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.record", "pdrop.schedule"}
+CONTRACTS = {"pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
 GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
@@ -73,8 +85,8 @@ FLOORS |= {
 
 # outside packages that have one home
 HOMES = {
-    "hydra": {"pdrop/run.py", "train.py"},
-    "omegaconf": {"pdrop/run.py", "train.py"},
+    "hydra": {"pdrop/compose.py", "pdrop/choices.py", "pdrop/run.py", "pdrop/train.py"},
+    "omegaconf": {"pdrop/compose.py", "pdrop/train.py"},
     "lmms_eval": {"pdrop/evaluate.py", "pdrop/embedded/tasks/scoring.py"},
     "av": {"pdrop/scoring/"},
     "pandas": {"analysis/"},

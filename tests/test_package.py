@@ -74,13 +74,15 @@ def test_a_wheel_runs_far_from_the_checkout(wheel, tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     here = {"cwd": away, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
-    where = "import importlib.metadata, pdrop.run; print(pdrop.run.CONF, importlib.metadata.version('pdrop'))"
+    where = "import importlib.metadata, pdrop.compose as c; print(c.CONF, importlib.metadata.version('pdrop'))"
     assert call(sys.executable, "-c", where, **here).split() == [str(tmp_path / "site/pdrop/conf"), pdrop.__version__]
     run = ["experiments=demo", "hydra.sweeper.params=null", "method=fastv", "limit=2", "latency=off"]
-    call(str(tmp_path / "site/bin/pdrop"), *run, "tasks=embedded_chart", "hydra.mode=RUN", **here)
+    call(sys.executable, "-m", "pdrop", *run, "tasks=embedded_chart", "hydra.mode=RUN", **here)
     (record,) = read_records(away / "results/runs")
     assert record.status == "done" and record.spec.method == "fastv"
     assert (away / "results/experiments/demo" / record.spec.folder).exists()
+    for command in ("pdrop", "pdrop-train"):
+        assert "== Dials" in call(str(tmp_path / "site/bin" / command), "--help", **here)
     page = call(str(tmp_path / "site/bin/pdrop-analysis"), "tables", "demo", **here)
     assert "FastV" in page and (away / "results/tables/demo.csv").is_file()
     module = (sys.executable, "-m", "pdrop.analysis")

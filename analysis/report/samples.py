@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pdrop.pictures import as_shown
+
 from ..overlays.pictures import EMBEDDED
 from ..store.load import Run
 from ..store.samples import Sample, parse
@@ -68,7 +70,7 @@ def first_lines(run: Run, task: str, number: int) -> list[str]:
     path = run.path / "samples" / f"{task}.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing: run {run.record.run_id} again with force=true")
-    with path.open(encoding="utf8") as file:
+    with path.open(encoding="utf8", newline="\n") as file:
         return list(islice(file, number))
 
 
@@ -137,7 +139,7 @@ def uri(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
         kind = image.format or ""
         if len(content) > PLAIN or kind not in ("PNG", "JPEG", "WEBP"):
-            small, buffer = image.convert("RGB"), io.BytesIO()
+            small, buffer = as_shown(image), io.BytesIO()
             small.thumbnail((LARGEST, LARGEST))
             small.save(buffer, "JPEG", quality=85)
             kind, content = "JPEG", buffer.getvalue()

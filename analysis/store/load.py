@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pdrop.record import RunRecord, RunSpec, canonical_json
+from pdrop.record import RunRecord, RunSpec, canonical_json, read_lines
 
 from ..statistics import FloatArray
 
@@ -80,7 +80,7 @@ def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
     if not path.is_file():
         raise ValueError(f"{path} is missing: run {record.run_id} again with force=true")
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             sample = json.loads(line)
             lines.append((sample["doc_id"], sample["scores"].get(result.main_metric), sample.get("image")))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pdrop.record import read_lines
+
 from .load import Run
 
 BoolArray = npt.NDArray[np.bool_]
@@ -70,7 +72,7 @@ def samples_of(run: Run, task: str) -> dict[str, Sample]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: run {run.record.run_id} again with force=true")
     metric, found = run.record.results[task].main_metric, {}
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             sample = parse(json.loads(line), metric)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -76,8 +76,8 @@ def warnings(table: Table) -> list[str]:
         found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; which run has which: python -m analysis list.")
     for run in table.runs:
         if not run.done:
-            reason = f": {run.record.error.strip().splitlines()[-1]}" if run.record.error else ""
-            found.append(f"{run.record.status.upper()}: {run.folder}{reason}")
+            reason = (run.record.error or "").strip().split("\n")[-1]
+            found.append(f"{run.record.status.upper()}: {run.folder}{reason and f': {reason}'}")
     found += invalid(table)
     if table.missing:
         found.append(f"NOT RUN YET: {', '.join(table.missing)}")
