@@ -81,7 +81,10 @@ def build(name: str, *, dtype: str, attn_implementation: str, device: str, seed:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(
-                read(name), dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+                read(name),
+                dtype=getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                trust_remote_code=False,
             )
     except ImportError as error:
         raise ValueError(
