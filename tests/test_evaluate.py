@@ -19,7 +19,7 @@ from specs import spec_of
 from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
 from pdrop.checkpoint import load
-from pdrop.evaluate import check_tasks, evaluate
+from pdrop.evaluate import check_tasks, evaluate, load_tasks
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
