@@ -5,7 +5,7 @@
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
-    python -m analysis readme                README.md: its table, figures and findings, from this store
+    python -m analysis readme                README.md, docs/results.md: tables, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "readme":
-            report(options.readme, readme.written(options.readme, results).encode())
+            pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+            for path, text in pages:
+                report(path, text.encode())
         elif options.command == "hard":
             write_hard(results, options.name, options.control)
         elif options.command == "repro":
@@ -109,8 +111,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
     command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
-    command = commands.add_parser("readme", parents=[common], help="renew the README's results")
-    command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
+    command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
+    where = f"a page that holds results; default: {', '.join(map(str, readme.PAGES))}"
+    command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
     command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")

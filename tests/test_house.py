@@ -18,6 +18,7 @@ SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")
 CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"} | {
     "pdrop.names",
     "pdrop.store",
+    "pdrop.pictures",
 }
 FLOORS = {
     "run": {"pdrop.run"},
@@ -38,7 +39,10 @@ FLOORS = {
     "pdrop.architectures": {"pdrop.shapes"},
     "pdrop.speed": CORE
     | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
-    "pdrop.timed_prompt": CORE | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
+    "pdrop.pictures": set(),
+    "pdrop.timed_prompt": CORE
+    | {"pdrop.settings"}
+    | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
     "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
@@ -75,7 +79,7 @@ FLOORS = {
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
+CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
 GROUND = {"analysis.neutral", "analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS | {"analysis.neutral"} for name in GROUND}
@@ -83,6 +87,8 @@ FLOORS |= {
     f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
     for number, name in enumerate(WINGS)
 }
+
+RECORDS = {("pdrop", "scoring"), ("pdrop", "training"), ("pdrop", "record.py"), ("pdrop", "evaluate.py")}
 
 # outside packages that have one home
 HOMES = {
@@ -215,3 +221,9 @@ def test_every_package_is_shipped():
     assert all(name.split(".")[0] == "pdrop" for name in settings["packages"]), "a wheel puts pdrop on the import path"
     missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_records_are_read_by_lines_that_end_at_newlines(path):
+    if path.relative_to(ROOT).parts[:2] in RECORDS or path.relative_to(ROOT).parts[0] == "analysis":
+        assert "splitlines" not in path.read_text(), "it also cuts at U+2028 and the like, which are text: read_lines"

@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from command_line import called
 from omegaconf import OmegaConf
 
 from pdrop import compose as conf
-from pdrop import run
+from pdrop import run, store
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.runs import run as run_module
 from pdrop.schedule import Schedule
 from pdrop.scoring import task_index
-from pdrop.store import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["tasks=embedded_chart", "limit=4", "batch_size=2", "latency=off"]
@@ -116,18 +114,25 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(command, mon
     assert code == 0 and [record.status for record in read_records(store / "runs")] == ["done"]
 
 
-def test_jobs_that_share_a_store_take_turns_at_one_run(command):
+def test_jobs_that_share_a_store_take_turns_at_one_run(command, monkeypatch):
     command(*QUICK, "method=fastv")
     folder = next((Path("results") / "runs").iterdir())
     finished = (folder / "record.json").read_text()
     (folder / "record.json").unlink()
     (folder / "answers.jsonl").unlink()
-    holding = threading.Event()
+    holding, waited, say = threading.Event(), threading.Event(), store.log.info
+
+    def said_so(text: str, *more: object) -> None:
+        say(text, *more)
+        if text.startswith("waiting"):
+            waited.set()
+
+    monkeypatch.setattr(store.log, "info", said_so)
 
     def other_job() -> None:
-        with locked(folder):
+        with store.locked(folder):
             holding.set()
-            time.sleep(3)
+            waited.wait(timeout=60)
             (folder / "record.json").write_text(finished)
 
     job = threading.Thread(target=other_job)
