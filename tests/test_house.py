@@ -80,9 +80,9 @@ FLOORS = {
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
 CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
-GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
+GROUND = {"analysis.neutral", "analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
-FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
+FLOORS |= {"analysis": set()} | {name: CONTRACTS | {"analysis.neutral"} for name in GROUND}
 FLOORS |= {
     f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
     for number, name in enumerate(WINGS)
