@@ -24,7 +24,7 @@ NUMBERS = (
     *("checkpoint.py", "source.py", "architectures"),
     "flops.py",
     *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
-    *("evaluate.py", "scoring"),
+    *("evaluate.py", "scoring", "pictures.py"),
     *("runs/measured.py", "speed.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training

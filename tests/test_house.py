@@ -46,7 +46,7 @@ FLOORS = {
     "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint"},
     "pdrop.settings": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
-    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed"},
+    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed", "pdrop.timed_prompt"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
     "train": {"pdrop.train"},
