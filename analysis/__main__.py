@@ -27,6 +27,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdrop.names import printable
+
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n"))
         return 1
     return 0
 
@@ -143,10 +145,10 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
                     tables.append(compare(part, experiment.superseded))
                 except ValueError as error:
-                    sys.stderr.write(f"{part.title}: {error}\n")
+                    sys.stderr.write(printable(f"{part.title}: {error}\n"))
                     refused = 1
         except ValueError as error:
-            sys.stderr.write(f"{name}: {error}\n")
+            sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
@@ -261,7 +263,7 @@ def written_or_not(path: Path, content: bytes) -> str:
 
 def say(text: str) -> None:
     """Put text on standard output."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
 
 
 def command_line() -> int:

@@ -119,11 +119,16 @@ def evaluate(
 def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
 
+    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is said.
+
     Raises:
         ValueError: For unknown names, and generation arguments that cannot be honoured.
         RuntimeError: If a task's data cannot be loaded.
     """
     found = task_index.find(names, task_dirs)
+    for folder in sorted({path.parent for paths in found.values() for path in paths}):
+        if not task_index.is_shipped(folder):
+            warn_of_code(folder)
     evaluator = import_lmms_eval()
     managers: dict[tuple[str, ...], Any] = {}
     tasks: dict[str, Any] = {}
@@ -140,6 +145,15 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
             if arguments.contradiction is not None:
                 log.warning("task %s: %s", name, arguments.contradiction)
     return tasks
+
+
+@functools.cache
+def warn_of_code(folder: Path) -> None:
+    """Say, once a process, that the tasks of a folder are programs."""
+    log.warning(
+        "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
+        folder,
+    )
 
 
 def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:

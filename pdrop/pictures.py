@@ -7,6 +7,7 @@ decodes another JPEG than Pillow does (up to 91 of 255 away), so a file is opene
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,12 +23,17 @@ def as_shown(image: Image.Image) -> Image.Image:
         ValueError: If it is no picture, or its greys have no known range (see `check`).
     """
     check(image)
-    deep = _deep(image)
-    turned = ImageOps.exif_transpose(image)
-    if deep:
-        grey = (np.asarray(turned).astype(np.uint32) + 128) // 257
-        turned = Image.fromarray(grey.astype(np.uint8))
-    return turned.convert("RGB")
+    deep, turned = _deep(image), ImageOps.exif_transpose(image)
+    return (_scaled(turned) if deep else turned).convert("RGB")
+
+
+def scaled(document: Any) -> Any:
+    """A task's document with its 16-bit pictures scaled: most tasks call `.convert("RGB")` themselves, which clips."""
+    if isinstance(document, Image.Image):
+        return _scaled(document) if _deep(document) else document
+    if isinstance(document, dict):
+        return {name: scaled(value) for name, value in document.items()}
+    return [scaled(value) for value in document] if isinstance(document, list) else document
 
 
 def check(image: Image.Image) -> None:
@@ -64,5 +70,10 @@ def read(path: Path) -> Image.Image | None:
 
 
 def _deep(image: Image.Image) -> bool:
-    """Whether its greys have 16 bits; Pillow opens 16-bit PNM files as wider ones, scaled to 0..65535."""
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    """Whether its greys have 16 bits; Pillow opens some files of such as wider ones, in the range 0..65535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """16-bit greys as 8-bit ones: 65535 becomes 255."""
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

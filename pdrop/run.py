@@ -23,6 +23,7 @@ from hydra.types import RunMode
 
 from pdrop.choices import complaint, hint
 from pdrop.compose import CONF, RunConfig, settings_of
+from pdrop.names import printable
 
 log = logging.getLogger("pdrop")
 
@@ -53,6 +54,7 @@ def stop(message: str) -> NoReturn:
     Raises:
         RunError: In a sweep.
     """
+    message = printable(message)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         sys.exit(f"error: {message}")
     log.error("error: %s", message)

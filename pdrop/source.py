@@ -10,7 +10,6 @@ A source is a value: equal ones are the same model, and the last one that was lo
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pdrop import architectures, checkpoint
 from pdrop.shapes import Images, ModelSizes, PromptSize
+from pdrop.weights import read_json
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint, Weights
@@ -153,8 +153,8 @@ class ModelSource:
 def _described(path: str, revision: str | None, weights: Weights, seed: int) -> tuple[str, int]:
     """(fingerprint, decoder layers) of a checkpoint, read once a process."""
     folder = checkpoint.locate(path, revision=revision, weights=weights)
-    text = json.loads((folder / "config.json").read_text(encoding="utf8")).get("text_config") or {}
-    layers = text.get("num_hidden_layers")
+    text = read_json(folder / "config.json", path).get("text_config")
+    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
     if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
     return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)

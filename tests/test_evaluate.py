@@ -19,7 +19,7 @@ from specs import spec_of
 from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
 from pdrop.checkpoint import load
-from pdrop.evaluate import check_tasks, evaluate
+from pdrop.evaluate import check_tasks, evaluate, load_tasks
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
@@ -130,6 +130,15 @@ def test_a_group_expands_to_its_tasks(run, tasks, tmp_path):
         write_atomically(own / f"{name}.yaml", (tasks / f"{name}.yaml").read_text())
     evaluation = run(["mine"], task_dirs=[own], limit=2)
     assert set(evaluation.results) == {"pope", "gqa"}
+
+
+def test_a_folder_of_tasks_is_a_program_and_that_is_said_once(tasks, tmp_path, caplog):
+    own = tmp_path / "own"
+    write_atomically(own / "mine.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_mine"))
+    for name in ("pope_mine", "pope_mine", "embedded_chart"):
+        assert load_tasks([name], [own])
+    said = [record.getMessage() for record in caplog.records if "!function" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{own}: lmms-eval runs the Python code")
 
 
 def test_unknown_tasks_are_named_with_close_matches():

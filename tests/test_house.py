@@ -18,11 +18,12 @@ SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")
 CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"} | {
     "pdrop.names",
     "pdrop.store",
+    "pdrop.pictures",
 }
 FLOORS = {
     "run": {"pdrop.run"},
     "pdrop.__main__": {"pdrop.run"},
-    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices"},
+    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices", "pdrop.names"},
     "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training"},
     "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
     "pdrop.compose": CORE | {"pdrop.settings", "pdrop.scoring"},
@@ -38,12 +39,13 @@ FLOORS = {
     "pdrop.architectures": {"pdrop.shapes"},
     "pdrop.speed": CORE
     | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
+    "pdrop.pictures": set(),
     "pdrop.timed_prompt": CORE | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
     "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
     "pdrop.timeline": set(),
-    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint"},
+    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint", "pdrop.weights"},
     "pdrop.settings": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
     | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed", "pdrop.timed_prompt"},
@@ -52,7 +54,7 @@ FLOORS = {
     "train": {"pdrop.train"},
     "pdrop.training": CORE
     | {"pdrop.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.training_flops", "pdrop.scoring"}
-    | {"pdrop.memory"},
+    | {"pdrop.memory", "pdrop.weights"},
     "bench": CORE | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.environment"},
     "bench_training": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.training"}
@@ -63,7 +65,8 @@ FLOORS = {
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.compose"},
     "pdrop.shapes": {"pdrop.schedule"},
     "pdrop.sizes": {"pdrop.shapes"},  # its old name
-    "pdrop.checkpoint": {"pdrop.record"},
+    "pdrop.checkpoint": {"pdrop.record", "pdrop.weights"},
+    "pdrop.weights": {"pdrop", "pdrop.names"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
     "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
     "pdrop.schedule": set(),
@@ -74,7 +77,7 @@ FLOORS = {
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
+CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
 GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
@@ -82,6 +85,8 @@ FLOORS |= {
     f"analysis.{name}": CONTRACTS | GROUND | {f"analysis.{lower}" for lower in WINGS[:number]}
     for number, name in enumerate(WINGS)
 }
+
+RECORDS = {("pdrop", "scoring"), ("pdrop", "training"), ("pdrop", "record.py"), ("pdrop", "evaluate.py")}
 
 # outside packages that have one home
 HOMES = {
@@ -176,6 +181,17 @@ def test_hooks_live_in_one_place(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_code_of_a_checkpoint_is_never_run(path):
+    # without a word about it, transformers asks on the terminal, and "y" runs it
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in ("from_pretrained", "from_config") and owner.lower().startswith("auto"):
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}: trust_remote_code=False"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_nothing_fails_in_silence(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler):
@@ -203,3 +219,9 @@ def test_every_package_is_shipped():
     assert all(name.split(".")[0] == "pdrop" for name in settings["packages"]), "a wheel puts pdrop on the import path"
     missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_records_are_read_by_lines_that_end_at_newlines(path):
+    if path.relative_to(ROOT).parts[:2] in RECORDS or path.relative_to(ROOT).parts[0] == "analysis":
+        assert "splitlines" not in path.read_text(), "it also cuts at U+2028 and the like, which are text: read_lines"

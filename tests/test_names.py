@@ -28,9 +28,9 @@ BAD = [
     "=1",
     "a\x1b[2J",
     "é",
-    "x" * 121,
+    "x" * 81,
 ]
-GOOD = ["a", "llava_1_5_7b", "refcoco+_bbox", "a..b", "0", "_x", "trained_none_ratio0.5-seed0", "x" * 120]
+GOOD = ["a", "llava_1_5_7b", "refcoco+_bbox", "a..b", "0", "_x", "trained_none_ratio0.5-seed0", "x" * 80]
 
 
 def test_the_grammar():

@@ -76,6 +76,16 @@ def test_16_bit_greys_are_scaled(kind: str, tmp_path: Path) -> None:
         assert image.mode == "RGB" and pixels(image) == [[[grey] * 3 for grey in SCALED]], way
 
 
+def test_a_task_that_converts_by_itself_is_given_8_bits() -> None:
+    """As most of lmms-eval's tasks do; what they are not given to convert stays as it is."""
+    deep, still = Image.fromarray(np.array([GREYS], dtype=np.uint16)), noise()
+    document = {"image": deep, "images": [still, deep], "question": "What?", "nested": {"image": deep}}
+    shown = _images(lambda d: [d["image"].convert("RGB"), *d["images"], d["nested"]["image"]], lambda: document)
+    assert shown[1] is still and document["image"] is deep
+    for image in (shown[0], *shown[2:]):
+        assert pixels(image.convert("RGB")) == [[[grey] * 3 for grey in SCALED]]
+
+
 def test_greys_without_a_range_are_refused(tmp_path: Path) -> None:
     for kind in (np.int32, np.float32):
         picture = Image.fromarray(np.array([GREYS], dtype=kind))

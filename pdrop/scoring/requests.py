@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdrop.pictures import read
+from pdrop.pictures import read, scaled
 from pdrop.scoring.answers import Question
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.frames import frames
@@ -64,7 +64,7 @@ class Translator:
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
     """The document's pictures; what a task names by its file is a picture, or a video's frames."""
     found: list[Any] = []
-    for given in (visual(document()) if visual else None) or []:
+    for given in (visual(scaled(document())) if visual else None) or []:
         if isinstance(given, (str, Path)):
             if not (path := Path(given)).is_file():
                 raise ValueError(f"no picture or video {path}: the task's data is not all here")

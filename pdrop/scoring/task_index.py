@@ -83,6 +83,11 @@ def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
     return content.hexdigest()[:12]
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder of tasks comes with lmms-eval or with this project."""
+    return any(home == folder or home in folder.parents for home in (installed_folder(), _folder(EMBEDDED_TASKS)))
+
+
 def installed_folder() -> Path:
     """Where lmms-eval's own tasks lie.
 
