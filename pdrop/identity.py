@@ -21,10 +21,10 @@ PACKAGE = Path(__file__).resolve().parent
 NUMBERS = (
     *("schedule.py", "record.py", "shapes.py"),
     "engine",
-    *("checkpoint.py", "source.py", "architectures"),
+    *("checkpoint.py", "weights.py", "source.py", "architectures"),
     "flops.py",
     *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
-    *("evaluate.py", "scoring"),
+    *("evaluate.py", "scoring", "pictures.py"),
     *("runs/measured.py", "speed.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training

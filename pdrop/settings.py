@@ -20,6 +20,7 @@ from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 from pdrop.scoring import generation_arguments, task_index
 from pdrop.source import ModelSource
+from pdrop.timed_prompt import timed_batch
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
-
-
-# prompts: of a batch that is scored there are as many as there are questions, a timed one is always full
-MOST_TIMED = 64
 
 
 @dataclass(frozen=True)
@@ -139,11 +136,6 @@ def scheduled(settings: Settings, schedule: Schedule) -> Settings:
         latency=spelled(protocol, settings.spec.batch_size) if schedule and protocol.measures else "off",
     )
     return replace(settings, spec=spec, schedule=schedule)
-
-
-def timed_batch(batch_size: int) -> int:
-    """Prompts in what is timed: a batch, but no more than MOST_TIMED."""
-    return min(batch_size, MOST_TIMED)
 
 
 def spelled(protocol: Protocol, batch_size: int) -> str:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pdrop import timed_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
-from pdrop.settings import Settings, timed_batch
-from pdrop.timed_prompt import preprocessing
+from pdrop.settings import Settings
+from pdrop.timed_prompt import preprocessing, timed_batch
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint

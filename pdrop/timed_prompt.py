@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import architectures
 from pdrop.record import RunSpec
-from pdrop.settings import timed_batch
 from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
@@ -21,6 +20,13 @@ if TYPE_CHECKING:
 
 QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
 NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
+# prompts: of a batch that is scored there are as many as there are questions, a timed one is always full
+MOST_TIMED = 64
+
+
+def timed_batch(batch_size: int) -> int:
+    """Prompts in what is timed: a batch, but no more than MOST_TIMED."""
+    return min(batch_size, MOST_TIMED)
 
 
 def inputs(

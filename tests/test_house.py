@@ -40,9 +40,7 @@ FLOORS = {
     "pdrop.speed": CORE
     | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
     "pdrop.pictures": set(),
-    "pdrop.timed_prompt": CORE
-    | {"pdrop.settings"}
-    | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
+    "pdrop.timed_prompt": CORE | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
     "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
     "pdrop.conditions": {"pdrop.record"},
     "pdrop.memory": set(),
@@ -50,7 +48,7 @@ FLOORS = {
     "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint", "pdrop.weights"},
     "pdrop.settings": CORE
     | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
-    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed"},
+    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed", "pdrop.timed_prompt"},
     "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
     "pdrop.scoring": CORE | {"pdrop.checkpoint"},
     "train": {"pdrop.train"},
