@@ -23,14 +23,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.record import write_atomically
+from pdrop.samples import write_samples
 from pdrop.scoring import task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
-from pdrop.scoring.results import Evaluation, sample_lines, task_result
+from pdrop.scoring.results import Evaluation, task_result
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def evaluate(
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
         tasks: lmms-eval tasks or groups; each task of a group gets its own result.
-        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl are written there.
+        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl.gz are written there.
         limit: First n samples of each task (never splitting samples that are scored together); None: all.
         seed: Of sampling and of whatever a task draws.
         batch_size: Prompts in a forward.
@@ -120,7 +120,7 @@ def evaluate(
             output = score(task, functools.partial(ask, line=line), limit=first, seed=seed, folder=folder)
         result, samples = task_result(output, name, documents, asked)
         result.wall_s = time.perf_counter() - started
-        write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
+        write_samples(folder, name, samples)
         evaluation.results[name] = result
         evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
     return evaluation

@@ -23,6 +23,7 @@ from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.record import write_atomically
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.scoring.answers import QuestionError, unpack
 from pdrop.scoring.containment import task_code
@@ -72,7 +73,7 @@ def run(checkpoint, tasks, tmp_path):
 
 
 def samples(folder: Path, task: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / "samples" / f"{task}.jsonl").read_text().splitlines()]
+    return read_samples(folder, task)
 
 
 def stored(folder: Path) -> list[dict]:
@@ -227,7 +228,7 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
     assert (resumed.asked, resumed.reused) == (whole.asked - kept, kept)
     assert comparable(resumed) == comparable(whole)
     for task in whole.results:
-        name = f"samples/{task}.jsonl"
+        name = f"samples/{task}.jsonl.gz"
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = run(["mme", "scienceqa_img"], folder="broken")
     assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)

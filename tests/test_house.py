@@ -15,7 +15,7 @@ FOLDERS = ("pdrop", "analysis")
 SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + [p for p in ROOT.glob("*.py")])
 
 # Imports go down only: a part may import those named after it. `methods` and `engine` know nothing of measuring.
-CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.shapes"}
+CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.record", "pdrop.samples", "pdrop.shapes"}
 FLOORS = {
     "run": {"pdrop.run"},
     "pdrop.run": {"pdrop.cell", "pdrop.settings", "pdrop.methods"},
@@ -58,11 +58,12 @@ FLOORS = {
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": set(),
+    "pdrop.samples": {"pdrop.record"},
     "pdrop.environment": set(),
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.record", "pdrop.schedule"}
+CONTRACTS = {"pdrop.record", "pdrop.samples", "pdrop.schedule"}
 GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}

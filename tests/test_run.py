@@ -1,6 +1,5 @@
 """run.py as a user calls it, in one process: finished, skipped, failed, refused, swept."""
 
-import json
 import shutil
 import threading
 import time
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from pdrop import cell, inputs, run
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,7 @@ def test_a_run_leaves_one_truthful_record(command):
         "experiment=first",
     ]
     folder = store / "runs" / spec.folder
-    samples = [json.loads(line) for line in (folder / "samples/embedded_chart.jsonl").read_text().splitlines()]
+    samples = read_samples(folder, "embedded_chart")
     assert [s["doc_id"] for s in samples] == [0, 1, 2, 3]
     assert (store / "experiments/first" / spec.folder).exists()
 

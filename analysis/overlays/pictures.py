@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..store.samples import BoolArray, FloatArray, Layout, Sample
+from ..statistics import FloatArray
+from ..store.samples import BoolArray, Layout, Sample
 
 EMBEDDED = Path(str(files("pdrop"))) / "embedded" / "data" / "test.parquet"
 BACKGROUND = (122, 116, 104)  # CLIP's mean colour, which pictures are padded with
