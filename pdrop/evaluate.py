@@ -74,7 +74,7 @@ def evaluate(
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
         tasks: lmms-eval tasks or groups; each task of a group gets its own result.
-        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl.gz are written there.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         limit: First n samples of each task (never splitting samples that are scored together); None: all.
         seed: Of sampling and of whatever a task draws.
         batch_size: Prompts in a forward.
@@ -102,6 +102,7 @@ def evaluate(
     )
     store = AnswerStore(folder / "answers.jsonl")
     evaluation = Evaluation()
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name, task in load_tasks(tasks, task_dirs).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
@@ -118,11 +119,12 @@ def evaluate(
         first = documents.whole_groups(limit)
         with progress_line(name, progress) as line:
             output = score(task, functools.partial(ask, line=line), limit=first, seed=seed, folder=folder)
-        result, samples = task_result(output, name, documents, asked)
+        result, scored = task_result(output, name, documents, asked)
         result.wall_s = time.perf_counter() - started
-        write_samples(folder, name, samples)
+        samples[name] = scored
         evaluation.results[name] = result
         evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+    write_samples(folder, samples)
     return evaluation
 
 

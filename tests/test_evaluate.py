@@ -227,9 +227,7 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
     resumed = run(["mme", "scienceqa_img"], folder="broken")
     assert (resumed.asked, resumed.reused) == (whole.asked - kept, kept)
     assert comparable(resumed) == comparable(whole)
-    for task in whole.results:
-        name = f"samples/{task}.jsonl.gz"
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "broken/samples.zip").read_bytes() == (tmp_path / "whole/samples.zip").read_bytes()
     again = run(["mme", "scienceqa_img"], folder="broken")
     assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)
 
@@ -305,7 +303,7 @@ def test_an_exception_names_the_documents(run, tmp_path):
     with pytest.raises(RuntimeError, match=r"task pope, doc_id \d, \d, \d: IndexError: a bug of the method") as error:
         run(["pope"], method=Broken(positions="compact"))
     assert isinstance(error.value.__cause__, IndexError)
-    assert not (tmp_path / "run" / "samples").exists()
+    assert not (tmp_path / "run" / "samples.zip").exists()
     run(["pope"], folder="after")  # nothing stays attached
 
 

@@ -1,7 +1,7 @@
 """Runs from a results folder.
 
     results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
-    results/runs/<folder>/samples/               its samples (pdrop/samples.py)
+    results/runs/<folder>/samples.zip            its samples (pdrop/samples.py)
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
 An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A cell that was
