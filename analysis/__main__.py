@@ -12,6 +12,8 @@
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
+    python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
+    python -m analysis condense              bring samples of the older form into the compact one; nothing is lost
 
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
@@ -28,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrop.names import printable
+from pdrop.samples import condense, read_samples, sample_lines, samples_files
 
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
@@ -55,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "diff":
             runs = load_runs(results)
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
+        elif options.command == "samples":
+            run = words.find(load_runs(results), options.run)
+            say(sample_lines(read_samples(run.path, options.task)))
+        elif options.command == "condense":
+            write_condensed(results)
         elif options.command == "overlay":
             write_overlays(named_runs(results, options.runs), options, results / "figures")
         elif options.command == "report":
@@ -125,6 +133,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("diff", parents=[common], help="why two runs differ")
     command.add_argument("run", metavar="RUN_A")
     command.add_argument("other", metavar="RUN_B")
+    command = commands.add_parser("samples", parents=[common], help="a run's samples of a task as JSON lines")
+    command.add_argument("run", metavar="RUN_ID")
+    command.add_argument("task", metavar="TASK")
+    commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
     return parser.parse_args(arguments)
 
 
@@ -224,6 +236,20 @@ def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Pat
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
+
+
+def write_condensed(results: Path) -> None:
+    """Condense the samples of every run, and say what that came to.
+
+    Raises:
+        ValueError: If a file is no samples file; those before it are condensed already.
+    """
+    before = sum(path.stat().st_size for run in load_runs(results) for path in samples_files(run.path))
+    replaced = [path for run in load_runs(results) for path in condense(run.path)]
+    questions = list((results / "questions").glob("*.jsonl.gz"))
+    after = [*questions, *(path for run in load_runs(results) for path in samples_files(run.path))]
+    size = sum(path.stat().st_size for path in after)
+    say(f"{len(replaced)} files condensed: {before / 1e6:.1f} MB of samples became {size / 1e6:.1f}\n")
 
 
 def named_runs(results: Path, names: Sequence[str]) -> list[Run]:

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop.names import check as check_name
+from pdrop.samples import write_samples
 from pdrop.scoring import generation_arguments, task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
-from pdrop.scoring.results import Evaluation, sample_lines, task_result
-from pdrop.store import write_atomically
+from pdrop.scoring.results import Evaluation, task_result
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def evaluate(
         schedule: Where and how many.
         spec: What is asked and how: tasks (lmms-eval's, or groups; each task of a group gets its own result), limit
             (never splitting samples that are scored together), seed, batch_size, prompt, image_mode, max_new_tokens.
-        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl are written there.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
 
@@ -92,6 +92,7 @@ def evaluate(
     respondent = Respondent(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
     evaluation = Evaluation()
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name, task in load_tasks(spec.tasks, task_dirs).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
@@ -108,11 +109,12 @@ def evaluate(
         first = documents.whole_groups(spec.limit)
         with progress_line(name, progress) as line:
             output = score(task, functools.partial(ask, line=line), limit=first, seed=spec.seed, folder=folder)
-        result, samples = task_result(output, name, documents, asked)
+        result, scored = task_result(output, name, documents, asked)
         result.wall_s = time.perf_counter() - started
-        write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
+        samples[name] = scored
         evaluation.results[name] = result
         evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+    write_samples(folder, samples)
     return evaluation
 
 

@@ -23,6 +23,7 @@ from pdrop.evaluate import check_tasks, evaluate, load_tasks
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.scoring.answers import QuestionError, unpack
 from pdrop.scoring.containment import task_code
@@ -74,7 +75,7 @@ def run(checkpoint, tasks, tmp_path):
 
 
 def samples(folder: Path, task: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / "samples" / f"{task}.jsonl").read_text().splitlines()]
+    return read_samples(folder, task)
 
 
 def stored(folder: Path) -> list[dict]:
@@ -237,9 +238,7 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
     resumed = run(["mme", "scienceqa_img"], folder="broken")
     assert (resumed.asked, resumed.reused) == (whole.asked - kept, kept)
     assert comparable(resumed) == comparable(whole)
-    for task in whole.results:
-        name = f"samples/{task}.jsonl"
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "broken/samples.zip").read_bytes() == (tmp_path / "whole/samples.zip").read_bytes()
     again = run(["mme", "scienceqa_img"], folder="broken")
     assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)
 
@@ -318,7 +317,7 @@ def test_an_exception_names_the_documents(run, tmp_path):
     with pytest.raises(RuntimeError, match=r"task pope, doc_id \d, \d, \d: IndexError: a bug of the method") as error:
         run(["pope"], method=Broken(positions="compact"))
     assert isinstance(error.value.__cause__, IndexError)
-    assert not (tmp_path / "run" / "samples").exists()
+    assert not (tmp_path / "run" / "samples.zip").exists()
     run(["pope"], folder="after")  # nothing stays attached
 
 

@@ -19,6 +19,7 @@ CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.recor
     "pdrop.names",
     "pdrop.store",
     "pdrop.pictures",
+    "pdrop.samples",
 }
 FLOORS = {
     "run": {"pdrop.run"},
@@ -72,12 +73,13 @@ FLOORS = {
     "pdrop.schedule": set(),
     "pdrop.lists": {"pdrop.schedule"},
     "pdrop.record": {"pdrop", "pdrop.names", "pdrop.store"},
+    "pdrop.samples": {"pdrop.record", "pdrop.store"},
     "pdrop.identity": set(),
     "pdrop.environment": {"pdrop.identity"},
     "pdrop.embedded": set(),
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
-CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
+CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.samples", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
 GROUND = {"analysis.neutral", "analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS | {"analysis.neutral"} for name in GROUND}

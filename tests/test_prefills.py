@@ -95,7 +95,7 @@ def test_drafts_that_copy_image_ids_decode_as_greedy_does(family: str) -> None:
 
 @torch.no_grad()
 def test_a_stray_id_beside_a_picture_is_the_models_own_error() -> None:
-    """The model counts ids against features. A forward that fails is no prefill, and the next is as if it had not been."""
+    """The model counts ids against features. A forward that fails is no prefill; the next is as if it had not been."""
     for family in ("llava", "idefics3", "qwen2_5_vl"):
         model = build(family)
         good = batch_of(family, model, ((3, 5), (7,)))

@@ -13,6 +13,7 @@ from synthetic_tasks import picture, write_tasks
 from pdrop.checkpoint import load
 from pdrop.evaluate import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.samples import read_samples, sample_lines
 from pdrop.schedule import pyramid
 from pdrop.scoring.prompts import Prompter
 
@@ -103,7 +104,7 @@ def test_other_families(save, positions, tmp_path):
     for size in (1, 5):
         spec = spec_of(tasks=("scienceqa_img", "seedbench"), max_new_tokens=4, batch_size=size)
         evaluate(checkpoint, method, pyramid(LAYERS), spec, tmp_path / str(size), task_dirs=[tasks])
-        seen.append([(tmp_path / str(size) / "samples" / f"{task}.jsonl").read_text() for task in spec.tasks])
+        seen.append([sample_lines(read_samples(tmp_path / str(size), task)) for task in spec.tasks])
     assert seen[0] == seen[1]
     for text in seen[0]:
         for line in map(json.loads, text.splitlines()):

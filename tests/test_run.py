@@ -1,6 +1,5 @@
 """run.py as a user calls it, in one process: finished, skipped, failed, refused, swept."""
 
-import json
 import shutil
 import threading
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pdrop import run, store
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.runs import run as run_module
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
 from pdrop.scoring import task_index
 
@@ -64,7 +64,7 @@ def test_a_run_leaves_one_truthful_record(command):
         "experiment=first",
     ]
     folder = store / "runs" / spec.folder
-    samples = [json.loads(line) for line in (folder / "samples/embedded_chart.jsonl").read_text().splitlines()]
+    samples = read_samples(folder, "embedded_chart")
     assert [s["doc_id"] for s in samples] == [0, 1, 2, 3]
     assert (store / "experiments/first" / spec.folder).exists()
 

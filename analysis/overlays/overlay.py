@@ -22,8 +22,9 @@ import numpy as np
 from pdrop.names import as_name
 from pdrop.schedule import Schedule
 
-from ..store.load import Run
-from ..store.samples import FloatArray, Sample, samples_of
+from ..statistics import FloatArray
+from ..store.load import Run, samples_of
+from ..store.samples import Sample
 from ..studies.attention import ranks_only
 from ..studies.tradeoff_figure import PAGE, SETTINGS, saved
 from ..style import method_name

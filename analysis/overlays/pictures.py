@@ -23,7 +23,8 @@ from PIL import Image
 
 from pdrop.pictures import as_shown
 
-from ..store.samples import BoolArray, FloatArray, Layout, Sample
+from ..statistics import FloatArray
+from ..store.samples import BoolArray, Layout, Sample
 
 EMBEDDED = Path(str(files("pdrop"))) / "embedded" / "data" / "test.parquet"
 BACKGROUND = (122, 116, 104)  # CLIP's mean colour, which pictures are padded with

@@ -98,7 +98,8 @@ def explain(run: Run) -> str:
         text.append(
             f"  {task}: {result.main_metric} {main.value:.4f} over {result.n} of {result.n_total} samples"
             + (f" (also {', '.join(others)})" if others else "")
-            + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; samples/{task}.jsonl"
+            + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; answers: python -m analysis samples "
+            f"{record.run_id} {task}"
         )
     if cost := record.cost:
         layers = " ".join(f"{tokens:.4g}" for tokens in cost.visual_tokens_per_layer)

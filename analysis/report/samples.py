@@ -9,7 +9,6 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pdrop.pictures import as_shown
 
 from ..overlays.pictures import EMBEDDED
 from ..store.load import Run
-from ..store.samples import Sample, parse
+from ..store.samples import Sample, read
 
 LARGEST = 448  # pixels of a picture's longer side on the page
 PLAIN = 40_000  # bytes of a file that is put into the page as it is
@@ -46,8 +45,7 @@ def sample_data(runs: Sequence[Run], images: Path | None, budget: int) -> dict[s
     for run in done:
         for task, result in run.record.results.items():
             there += result.n
-            for text in first_lines(run, task, each):
-                sample, data = read(text, run, task)
+            for sample in read(run.path, run.record, task, each):
                 doc = document(sample)
                 key = json.dumps([task, doc])
                 if key not in numbers:
@@ -55,37 +53,10 @@ def sample_data(runs: Sequence[Run], images: Path | None, budget: int) -> dict[s
                     docs.append(doc)
                     wanted |= dict.fromkeys(doc["images"], sample.image)
                 held = answers.setdefault(run.record.run_id, {}).setdefault(task, {})
-                held[numbers[key]] = entry(sample, data)
+                held[numbers[key]] = entry(sample)
                 shown += 1
     note = f"{shown:,} of {there:,} answers: the first {each} questions of each task." if shown < there else ""
     return {"docs": docs, "answers": answers, "images": pictures(wanted, images), "note": note}
-
-
-def first_lines(run: Run, task: str, number: int) -> list[str]:
-    """The first lines of a samples file.
-
-    Raises:
-        ValueError: If it is missing.
-    """
-    path = run.path / "samples" / f"{task}.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: run {run.record.run_id} again with force=true")
-    with path.open(encoding="utf8", newline="\n") as file:
-        return list(islice(file, number))
-
-
-def read(text: str, run: Run, task: str) -> tuple[Sample, dict[str, Any]]:
-    """One line of a samples file, read and as it stands.
-
-    Raises:
-        ValueError: If it is no sample.
-    """
-    try:
-        data = json.loads(text)
-        return parse(data, run.record.results[task].main_metric), data
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        path = run.path / "samples" / f"{task}.jsonl"
-        raise ValueError(f"{path} holds a line that is no sample ({error!r})") from error
 
 
 def document(sample: Sample) -> dict[str, Any]:
@@ -102,9 +73,9 @@ def document(sample: Sample) -> dict[str, Any]:
     }
 
 
-def entry(sample: Sample, data: dict[str, Any]) -> Entry:
+def entry(sample: Sample) -> Entry:
     """An answer as the page takes it; attention maps as bytes whose square is the weight."""
-    shown: Entry = [sample.answer[:LONGEST], sample.score, data["kept"]]
+    shown: Entry = [sample.answer[:LONGEST], sample.score, list(sample.masks)]
     if sample.attention is not None:
         levels = np.sqrt(np.clip(sample.attention.maps, 0, 1)) * 255
         shown[2] = []

@@ -1,7 +1,7 @@
 """Runs from a results folder.
 
     results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
-    results/runs/<folder>/samples/<task>.jsonl   its samples: doc_id, scores {metric: number}, image (or null), ...
+    results/runs/<folder>/samples.zip            its samples (pdrop/samples.py)
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
 An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A cell that was
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from pdrop.names import check
-from pdrop.record import RunRecord, RunSpec, canonical_json, read_lines
+from pdrop.record import RunRecord, RunSpec, canonical_json
+from pdrop.samples import samples_file
 
 from ..statistics import FloatArray
+from .samples import Sample, read
 
 ALL = "all"
 AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
@@ -71,34 +73,34 @@ class Run:
             ValueError: If the file is missing, unreadable, or holds other samples than the record counts.
         """
         if task not in self._samples:
-            self._samples[task] = read_samples(self.path / "samples" / f"{task}.jsonl", self.record, task)
+            self._samples[task] = columns(read(self.path, self.record, task), self, task)
         return self._samples[task]
 
 
-def read_samples(path: Path, record: RunRecord, task: str) -> Samples:
-    """Read samples/<task>.jsonl (see `Run.samples`)."""
-    result = record.results[task]
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: run {record.run_id} again with force=true")
-    lines = []
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            sample = json.loads(line)
-            lines.append((sample["doc_id"], sample["scores"].get(result.main_metric), sample.get("image")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number} is no sample ({error!r})") from error
-    if len(lines) != result.n or len({doc_id for doc_id, _, _ in lines}) != result.n:
+def columns(samples: Sequence[Sample], run: Run, task: str) -> Samples:
+    """What statistics need of a task's samples (see `Run.samples`)."""
+    counted = run.record.results[task].n
+    if len(samples) != counted or len({sample.doc_id for sample in samples}) != counted:
         raise ValueError(
-            f"{path} holds {len({line[0] for line in lines})} different samples in {len(lines)} lines, but the record "
-            f"scored {result.n}: run it again with force=true"
+            f"{samples_file(run.path, task)} holds {len({sample.doc_id for sample in samples})} different samples in "
+            f"{len(samples)} lines, but the record scored {counted}: run it again with force=true"
         )
-    lines.sort(key=lambda line: (0, line[0], "") if isinstance(line[0], int) else (1, 0, str(line[0])))
-    numeric = all(isinstance(value, (int, float)) for _, value, _ in lines)
+    rising = sorted(samples, key=lambda one: (1, 0, one.doc_id) if one.number is None else (0, one.number, ""))
+    values = [sample.score for sample in rising if sample.score is not None]
     return Samples(
-        doc_ids=tuple(str(doc_id) for doc_id, _, _ in lines),
-        values=np.array([float(value) for _, value, _ in lines]) if numeric else None,
-        clusters=tuple(f"{task} {doc_id}" if image is None else str(image) for doc_id, _, image in lines),
+        doc_ids=tuple(sample.doc_id for sample in rising),
+        values=np.array(values) if len(values) == len(rising) else None,
+        clusters=tuple(f"{task} {one.doc_id}" if one.image is None else one.image for one in rising),
     )
+
+
+def samples_of(run: Run, task: str) -> dict[str, Sample]:
+    """The samples of a task by doc_id, in the file's order.
+
+    Raises:
+        ValueError: If the run has no such task, or its file is missing or holds something else.
+    """
+    return {sample.doc_id: sample for sample in read(run.path, run.record, task)}
 
 
 @dataclass

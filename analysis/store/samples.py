@@ -1,26 +1,27 @@
-"""Which visual tokens each sample of a run kept, and what it answered: read from samples/<task>.jsonl.
+"""The samples of a run, one class for one sample, from either form that pdrop/samples.py reads.
 
-sample = samples_of(run, "embedded_chart")["17"]
+sample = read(run.path, run.record, "embedded_chart")[17]
 sample.kept[0]          # [visual_tokens] bool: kept at the first boundary; token 0 is the prompt's first visual one
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pdrop.record import read_lines
+from pdrop.record import RunRecord
+from pdrop.samples import read_samples, samples_file
 
-from .load import Run
+from ..statistics import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 Layout = list[list[list[float]]]  # pictures -> blocks -> rows, columns, newline, left, top, right, bottom
 
 
@@ -45,58 +46,88 @@ class Attention:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: what was asked, expected and answered, and one mask [visual_tokens] a boundary."""
+    """One sample: what was asked, expected and answered, and what was kept of its visual tokens.
+
+    Attributes:
+        doc_id: Of the document, as text.
+        prompt, question, target, answer: What was rendered, asked, expected and given.
+        score: Of the task's main metric; None where a sample alone has none.
+        image: Its image's id, or a hash.
+        visual_tokens: Of the prompt.
+        masks: One hexadecimal bit mask per boundary (pdrop/scoring/answers.py).
+        layout: Where the visual tokens lie in the pictures (pdrop/scoring/layout.py).
+        attention: Where the run was a study of attention.
+        number: The document's number, where it is one.
+    """
 
     doc_id: str
     prompt: str
     question: str
     target: str
     answer: str
-    score: float | None  # of the task's main metric
-    image: str | None  # its image's id, or a hash
+    score: float | None
+    image: str | None
     visual_tokens: int
-    kept: tuple[BoolArray, ...]
-    layout: Layout | None = None  # where the tokens lie in the pictures (pdrop/scoring/layout.py)
-    attention: Attention | None = None  # where the run was a study of attention
+    masks: tuple[str, ...]
+    layout: Layout | None = None
+    attention: Attention | None = None
+    number: int | None = None
+
+    @cached_property
+    def kept(self) -> tuple[BoolArray, ...]:
+        """One mask [visual_tokens] per boundary."""
+        return tuple(unpack(mask, self.visual_tokens) for mask in self.masks)
 
 
-def samples_of(run: Run, task: str) -> dict[str, Sample]:
-    """The samples of a task by doc_id, in the file's order.
+def read(folder: Path, record: RunRecord, task: str, most: int | None = None) -> list[Sample]:
+    """A task's samples, in the file's order.
+
+    Args:
+        folder: The run's.
+        record: The run's.
+        task: The task.
+        most: The first so many alone.
 
     Raises:
         ValueError: If the run has no such task, or its file is missing or holds something else.
     """
-    if task not in run.record.results:
-        raise ValueError(f"{run.folder} has no task {task!r}; it has {', '.join(run.record.results) or 'none'}")
-    path = run.path / "samples" / f"{task}.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: run {run.record.run_id} again with force=true")
-    metric, found = run.record.results[task].main_metric, {}
-    for number, line in enumerate(read_lines(path), start=1):
+    if task not in record.results:
+        raise ValueError(f"{folder.name} has no task {task!r}; it has {', '.join(record.results) or 'none'}")
+    metric, found = record.results[task].main_metric, []
+    for number, data in enumerate(read_samples(folder, task, most), start=1):
         try:
-            sample = parse(json.loads(line), metric)
+            found.append(parse(data, metric))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number} does not say which tokens were kept ({error!r})") from error
-        found[sample.doc_id] = sample
+            where = f"{samples_file(folder, task)}, sample {number}"
+            raise ValueError(
+                f"{where} does not say what was answered, or which tokens were kept ({error!r})"
+            ) from error
     return found
 
 
 def parse(data: Mapping[str, Any], metric: str) -> Sample:
-    """One line of a samples file."""
-    tokens, score = int(data["visual_tokens"]), data["scores"].get(metric)
-    answer = data["answer"]
+    """A sample from its fields; `metric` is the one that its score is of.
+
+    Raises:
+        KeyError, TypeError, ValueError: If a field is missing or something else.
+    """
+    tokens, score, doc_id = int(data["visual_tokens"]), data["scores"].get(metric), data["doc_id"]
+    answer, masks = data["answer"], tuple(data["kept"])
+    for mask in masks:
+        bits(mask, tokens)
     return Sample(
-        doc_id=str(data["doc_id"]),
+        doc_id=str(doc_id),
         prompt=str(data.get("prompt", "")),
         question=str(data["question"]),
         target=str(data["target"]),
         answer="(likelihoods)" if answer is None else " | ".join(answer) if isinstance(answer, list) else str(answer),
-        score=None if score is None else float(score),
+        score=float(score) if isinstance(score, (int, float)) else None,
         image=None if data.get("image") is None else str(data["image"]),
         visual_tokens=tokens,
-        kept=tuple(unpack(mask, tokens) for mask in data["kept"]),
+        masks=masks,
         layout=data.get("layout"),
         attention=None if data.get("attention") is None else read_attention(data["attention"], tokens),
+        number=doc_id if isinstance(doc_id, int) else None,
     )
 
 
@@ -114,13 +145,19 @@ def read_attention(data: Mapping[str, Any], tokens: int) -> Attention:
 
 
 def unpack(mask: str, tokens: int) -> BoolArray:
-    """A hexadecimal bit mask, bit j for visual token j, as [tokens] bool.
+    """A hexadecimal bit mask, bit j for visual token j, as [tokens] bool (see `bits`)."""
+    number = bits(mask, tokens)
+    packed = np.frombuffer(number.to_bytes(tokens // 8 + 1, "little"), dtype=np.uint8)
+    return np.unpackbits(packed, count=tokens, bitorder="little").astype(np.bool_)
+
+
+def bits(mask: str, tokens: int) -> int:
+    """The number that a hexadecimal mask is.
 
     Raises:
-        ValueError: If the mask has a bit behind the last token.
+        ValueError: If the mask has a bit after the last token.
     """
     number = int(mask, 16)
     if number >> tokens:
-        raise ValueError(f"mask {mask} names a token behind the last of {tokens}")
-    packed = np.frombuffer(number.to_bytes(tokens // 8 + 1, "little"), dtype=np.uint8)
-    return np.unpackbits(packed, count=tokens, bitorder="little").astype(np.bool_)
+        raise ValueError(f"mask {mask} names a token after the last of {tokens}")
+    return number

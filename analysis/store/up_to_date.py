@@ -14,6 +14,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
+from pdrop.samples import samples_files
+
 from .load import Experiment
 from .publish import publish
 
@@ -25,7 +27,7 @@ def digest(experiment: Experiment, options: Sequence[object]) -> str:
     found = hashlib.sha256(repr((experiment.name, experiment.superseded, experiment.missing, options)).encode())
     package, pdrop = Path(__file__).parent.parent, Path(str(files("pdrop")))
     sources = [*package.rglob("*.py"), *pdrop.glob("embedded/data/*.json")]
-    samples = [path for run in experiment.runs for path in (run.path / "samples").glob("*.jsonl")]
+    samples = [path for run in experiment.runs for path in samples_files(run.path)]
     for path in [*sorted(sources), *(run.path / "record.json" for run in experiment.runs), *sorted(samples)]:
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     for run in experiment.runs:

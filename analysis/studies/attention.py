@@ -20,9 +20,9 @@ import numpy as np
 from pdrop.schedule import Schedule
 
 from ..comparison.table_model import Row, Table
-from ..statistics import Estimate, interval, replicates
-from ..store.load import Run
-from ..store.samples import Attention, FloatArray, Sample, samples_of
+from ..statistics import Estimate, FloatArray, interval, replicates
+from ..store.load import Run, samples_of
+from ..store.samples import Attention, Sample
 from .overlap import Overlap, chance
 
 MEASURES = ("mass", "entropy", "top")

@@ -19,8 +19,8 @@ from statistics import fmean
 import numpy as np
 
 from ..statistics import Estimate, interval, replicates
-from ..store.load import Run
-from ..store.samples import BoolArray, samples_of
+from ..store.load import Run, samples_of
+from ..store.samples import BoolArray
 
 Sets = Mapping[tuple[str, str], tuple[BoolArray, str]]  # (task, doc_id) -> kept [visual_tokens], image
 
