@@ -19,6 +19,7 @@ from pdrop.identity import code_digest
 from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 from pdrop.scoring import generation_arguments, task_index
+from pdrop.shapes import PromptSize
 from pdrop.source import ModelSource
 from pdrop.timed_prompt import timed_batch
 
@@ -64,6 +65,24 @@ class Settings:
     def folder(self) -> Path:
         """The run's folder."""
         return self.results / "runs" / self.spec.folder
+
+    @property
+    def known_prompt(self) -> PromptSize | None:
+        """`prompt`; None where nobody has said its size."""
+        one = self.source.one_image
+        return one if one is None or self.spec.tasks else one.times(self.protocol.images)
+
+    @property
+    def prompt(self) -> PromptSize:
+        """The model's prompt, which budgets and ledgers are of; where nothing is scored, with the protocol's images.
+
+        Raises:
+            ValueError: If its size depends on the image, and nobody has said it.
+        """
+        if (known := self.known_prompt) is None:
+            raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
+                             "model.visual_tokens=1296")  # fmt: skip
+        return known
 
     def load(self) -> Checkpoint:
         """The loaded model."""
@@ -133,15 +152,23 @@ def scheduled(settings: Settings, schedule: Schedule) -> Settings:
         settings.spec,
         schedule=str(schedule),
         positions=method.positions if method is not None and schedule else "original",
-        latency=spelled(protocol, settings.spec.batch_size) if schedule and protocol.measures else "off",
+        latency=spelled(settings, timed=bool(schedule) and protocol.measures),
     )
     return replace(settings, spec=spec, schedule=schedule)
 
 
-def spelled(protocol: Protocol, batch_size: int) -> str:
-    """The protocol as it identifies a run; with the number of prompts where that is not the batch's."""
-    timed = timed_batch(batch_size)
-    return protocol.spelled if timed == batch_size else f"{protocol.spelled} batch {timed}"
+def spelled(settings: Settings, timed: bool) -> str:
+    """The protocol as it identifies a run: with what was said of the model's prompt, where that is counted or timed,
+    and with the number of prompts where that is not the batch's."""
+    protocol, spec, source = settings.protocol, settings.spec, settings.source
+    words = [protocol.spelled if timed else "off"]
+    if timed and (batch := timed_batch(spec.batch_size)) < spec.batch_size:
+        words.append(f"batch {batch}")
+    if timed or not spec.tasks:
+        sizes = {"images": 0 if timed or protocol.images == 1 else protocol.images}  # a timed protocol says its own
+        sizes |= {"visual": source.visual_tokens or 0, "text": source.text_tokens or 0}
+        words += [f"{name} {size}" for name, size in sizes.items() if size]
+    return " ".join(words)
 
 
 def read_dials(dials: Mapping[str, Any]) -> RunSpec:
@@ -216,7 +243,7 @@ def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_
     from pdrop.budget import solve
 
     source, budget, measured = settings.source, str(dials["budget"]), None
-    prompt = source.prompt
+    prompt = settings.prompt
     if budget.startswith("prefill_ms"):
         from pdrop.speed import prefill_ms
 

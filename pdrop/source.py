@@ -1,7 +1,7 @@
 """What a model is made of, found out once, before anything is loaded: its identity, its sizes, how to load it.
 
     source = ModelSource.of("llava15_7b", "llava-hf/llava-1.5-7b-hf")
-    source.layers, source.sizes, source.prompt
+    source.layers, source.sizes, source.one_image
     checkpoint = source.load(dtype="bfloat16", attn_implementation="sdpa", device="cuda")
 
 A source is a value: equal ones are the same model, and the last one that was loaded is kept.
@@ -112,12 +112,9 @@ class ModelSource:
         return ModelSizes.from_config(checkpoint.read_config(self._folder, self.path))
 
     @functools.cached_property
-    def prompt(self) -> PromptSize:
-        """The prompt that budgets and ledgers are reckoned with.
-
-        Raises:
-            ValueError: If its size depends on the image, and nobody has said it.
-        """
+    def one_image(self) -> PromptSize | None:
+        """The model's prompt with one image, which budgets and ledgers are of; None where its size depends on the
+        image, and nobody has said it."""
         known, text = architectures.of_checkpoint(self.path), self.text_tokens
         shipped = None if known is None else architectures.reference_prompt(known)
         if shipped is not None and self.visual_tokens in (None, shipped.visual):
@@ -125,8 +122,7 @@ class ModelSource:
         tower = self.sizes.tower
         visual = self.visual_tokens or tower.tokens
         if visual is None:
-            raise ValueError(f"how many visual tokens a prompt of {self.name} has depends on its image: say it, "
-                             "model.visual_tokens=1296")  # fmt: skip
+            return None
         side = round(visual**0.5) * tower.merge
         images: Images = tower.crops(visual) if tower.grid is not None else [(1, side, side)]
         return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)

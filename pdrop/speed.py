@@ -40,12 +40,14 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     assert method is not None
     if (batch := timed_batch(spec.batch_size)) < spec.batch_size:
         log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
+    one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
+    cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-        make = preprocessing(checkpoint, spec, protocol.images)
+        make = preprocessing(checkpoint, settings.source, spec, protocol.images)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
     else:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
@@ -141,7 +143,7 @@ def answer_request(question: Path, answer: Path) -> None:
     torch.set_num_threads(torch_threads)
     checkpoint, spec, protocol = settings.load(), settings.spec, settings.protocol
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-    make = preprocessing(checkpoint, spec, protocol.images)
+    make = preprocessing(checkpoint, settings.source, spec, protocol.images)
     found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make)
     answer.write_text(json.dumps(found, allow_nan=False))
 

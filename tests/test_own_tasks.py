@@ -20,7 +20,7 @@ from command_line import called
 from saved_checkpoints import save_llava
 from test_pictures import photo
 
-from pdrop import latency, run, speed
+from pdrop import latency, timed_prompt
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.evaluate import evaluate
 from pdrop.methods.base import Method
@@ -245,18 +245,22 @@ def test_what_is_timed_is_bounded(command: Any, write: Write, monkeypatch: pytes
 def test_nothing_is_built_where_nothing_is_timed(command: Any, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     built: list[int | None] = []
-    build = speed.timing_inputs
+    build = timed_prompt.inputs
 
-    def noted(checkpoint: Any, settings: Any, batch: int | None = None) -> Any:
+    def noted(*given: Any, batch: int | None = None) -> Any:
         built.append(batch)
-        return build(checkpoint, settings, batch)
+        return build(*given, batch=batch)
 
-    monkeypatch.setattr(speed, "timing_inputs", noted)
+    monkeypatch.setattr(timed_prompt, "inputs", noted)
     code, said, _ = command("batch_size=2000")
     assert code == 0 and built == [], said
     code, said, _ = command("batch_size=2000", "method=none", "latency=quick")
     assert code == 0 and built == [], "nothing is dropped: nothing is compared"
     code, said, records = command("batch_size=1000000000", "tasks=none")
-    assert code == 0 and built == [1], said
+    assert code == 0 and built == [], "the model's prompt is known: it is counted, not built"
     (ledger,) = [record for record in records if not record.spec.tasks]
     assert ledger.cost.samples == 1 and ledger.cost.visual_tokens_per_layer == [16, 8, 4, 4]
+    code, said, _ = command(
+        "batch_size=2", "latency=quick", "latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0"
+    )
+    assert code == 0 and built == [1, None], "one prompt to tell its size, and the batch that is timed"

@@ -47,14 +47,18 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
         evaluation = evaluate(checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True)
         record.results, prompts = evaluation.results, evaluation.prompts
     if not spec.tasks:
-        prompts = [timed_prompt.seen(checkpoint, settings.source, spec, method, schedule, protocol.images)]
+        prompts = [timed_prompt.counted(checkpoint, settings.source, spec, method, schedule, protocol.images)]
     itemsize = checkpoint.model.dtype.itemsize
     record.cost = flops.cost(sizes, prompts, schedule, method, itemsize)
+    if (known := settings.known_prompt) is not None:
+        record.cost.model_prompt = known.counts
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(ledger.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
         speed.time_run(record.cost, settings, checkpoint)
+        if record.cost.timed_prompt != record.cost.model_prompt and known is not None:
+            log.info("times are of %s; budgets and ledgers of %s", record.cost.timed_prompt, record.cost.model_prompt)
 
 
 def reckon(record: RunRecord, settings: Settings) -> None:
@@ -63,8 +67,9 @@ def reckon(record: RunRecord, settings: Settings) -> None:
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
     sizes = settings.source.sizes
-    left = settings.source.prompt.under(method, schedule, sizes.layers)
+    left = settings.prompt.under(method, schedule, sizes.layers)
     itemsize = {"float32": 4, "float64": 8}.get(spec.dtype, 2)
     record.cost = flops.cost(sizes, [left], schedule, method, itemsize)
+    record.cost.model_prompt = left.counts
     title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
     log.info("%s", "\n".join(ledger.lines(sizes, left, schedule, method, itemsize, title)))
