@@ -20,7 +20,7 @@ from command_line import called
 from saved_checkpoints import save_llava
 from test_pictures import photo
 
-from pdrop import latency, timed_prompt
+from pdrop import latency, run, timed_prompt
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.evaluate import evaluate
 from pdrop.methods.base import Method
