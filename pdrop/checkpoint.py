@@ -94,8 +94,7 @@ def load(
     Raises:
         ValueError: If any of these cannot be had, with the remedy in the message.
     """
-    if weights not in ("pretrained", "random"):
-        raise ValueError(f"weights is pretrained or random, not {weights!r}")
+    check_weights(weights)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     import torch
@@ -227,6 +226,16 @@ def check_json(folder: Path, path: str) -> None:
         for file in sorted(folder.glob(pattern)):
             if file.suffix == ".json":
                 read_json(file, path)
+
+
+def check_weights(weights: str) -> None:
+    """Refuse weights of a kind that is none.
+
+    Raises:
+        ValueError: Naming the two.
+    """
+    if weights not in get_args(Weights):
+        raise ValueError(f"model.weights is {' or '.join(get_args(Weights))}, not {weights!r}")
 
 
 def check_device(device: str) -> None:

@@ -73,8 +73,8 @@ def evaluate(
         checkpoint: From ModelSource.load or pdrop.checkpoint.load.
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
-        spec: What is asked and how: tasks (lmms-eval's, or groups; each task of a group gets its own result), limit
-            (never splitting samples that are scored together), seed, batch_size, prompt, image_mode, max_new_tokens.
+        spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
+            limit never splits samples that are scored together.
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
@@ -85,8 +85,7 @@ def evaluate(
     """
     from pdrop.scoring.generation import Respondent
 
-    if spec.limit is not None and spec.limit < 1:
-        raise ValueError(f"limit is a number of samples from 1 on, not {spec.limit}; None asks all")
+    spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
     respondent = Respondent(checkpoint, method, schedule, spec)

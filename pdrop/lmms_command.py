@@ -7,8 +7,7 @@
     method          a file of conf/method/: none, pyramiddrop, fastv, random, ... (as in conf/run.yaml)
     stages, ratio, layers, positions, twin, seed    run.py's dials; layers=[8,16,24]
     schedule.budget=192, method.recycle=0, ...  parts of the method's file
-    dtype, device, prompt, max_new_tokens, ...  run.py's dials of the model and of asking, those of conf/checkpoint.yaml
-                    by their own name
+    dtype, device, prompt, ...                  run.py's dials of asking, and conf/checkpoint.yaml's by their own name
 
 Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
 calls: `run.py` does that.

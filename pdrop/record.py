@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pdrop import names
 from pdrop.store import write_atomically
@@ -68,6 +68,23 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+
+    def check(self, called: Mapping[str, str] | None = None) -> None:
+        """Refuse a word that is none of its field's, and a count below 1.
+
+        Args:
+            called: What the user calls a field, where that is not its name.
+
+        Raises:
+            ValueError: Naming the field and what it takes.
+        """
+        for name, hint in get_type_hints(RunSpec).items():
+            value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in options:
+                raise ValueError(f"{told} is {', '.join(options[:-1])} or {options[-1]}, not {value!r}")
+            if isinstance(value, int) and value < 1 and name != "seed":
+                null = ", or null" if type(None) in options else ""
+                raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
 
     @property
     def run_id(self) -> str:

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from pdrop import names
+from pdrop import checkpoint, names
 from pdrop.environment import versions
 from pdrop.identity import code_digest
 from pdrop.record import RunSpec, canonical_json
@@ -189,24 +189,9 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
-    hints = get_type_hints(RunSpec)
-    for name in sorted(set(hints) & {*dials, *model} - {"weights"}):  # ModelSource.of knows those
-        check_dial(f"model.{name}" if name in model and dials.get(name) is None else name, given[name], hints[name])
+    checkpoint.check_weights(spec.weights)
+    spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
-
-
-def check_dial(name: str, value: Any, hint: Any) -> None:
-    """Refuse a word that is none of the field's, and a count below 1.
-
-    Raises:
-        ValueError: Naming the dial and what it takes.
-    """
-    words = [str(word) for word in get_args(hint)]
-    if get_origin(hint) is Literal and value not in words:
-        raise ValueError(f"{name} is {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
-    if name != "seed" and isinstance(value, int) and value < 1:
-        raise ValueError(f"{name} is a whole number from 1 on{', or null' if type(None) in get_args(hint) else ''}, "
-                         f"not {value}")  # fmt: skip
 
 
 def _of_model(source: ModelSource) -> dict[str, Any]:

@@ -79,8 +79,7 @@ class ModelSource:
         Raises:
             ValueError: If there is no such model, or it cannot be had.
         """
-        if weights not in ("pretrained", "random"):
-            raise ValueError(f"model.weights is pretrained or random, not {weights!r}")
+        checkpoint.check_weights(weights)
         known, seed = architectures.of_checkpoint(path), seed if weights == "random" else 0
         there = weights != "pretrained" or asked or known is None or checkpoint.at_hand(path, revision)
         if not there:

@@ -126,13 +126,13 @@ def settings(config: Any) -> TrainingSettings:
     Raises:
         ValueError: If a value is none of those there are.
     """
+    from pdrop.checkpoint import check_weights
     from pdrop.training.parts import Lora, resolve
     from pdrop.training.settings import TrainingSettings
     from pdrop.training.start import Start
 
     model, recipe = config.model, config.train
-    if model.weights not in ("pretrained", "random"):
-        raise ValueError(f"model.weights is pretrained or random, not {model.weights!r}")
+    check_weights(model.weights)
     if recipe.lora is not None and not isinstance(recipe.lora, dict):
         raise ValueError(f"train.lora is {recipe.lora!r}: write 'train.lora={{r: 128, alpha: 256}}', in quotes")
     if unknown := set(recipe.lora or {}) - {f.name for f in fields(Lora)}:

@@ -47,15 +47,10 @@ class Respondent:
         checkpoint: Loaded model and processor.
         method: What ranks the visual tokens; None with an empty schedule.
         schedule: Where and how many.
-        spec: prompt and image_mode, batch_size (prompts in a forward), max_new_tokens (for tasks that set none), seed
-            (of sampling, where a task asks for it).
+        spec: How: the fields of RunSpec that its use here names.
     """
 
     def __init__(self, checkpoint: Checkpoint, method: Method | None, schedule: Schedule, spec: RunSpec) -> None:
-        if spec.batch_size < 1 or spec.max_new_tokens < 1:
-            raise ValueError(
-                f"batch_size and max_new_tokens start at 1, not {spec.batch_size} and {spec.max_new_tokens}"
-            )
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
