@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis.pictures import read_images
-from analysis.report_samples import uri
+from analysis.overlays.pictures import read_images
+from analysis.report.samples import uri
 from PIL import Image, ImageOps
 from test_frames import video
 
