@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import called
 from saved_checkpoints import save_llava
+from specs import spec_of
 from test_pictures import photo
 
 from analysis.store.load import load_experiment, samples_of
@@ -126,7 +127,7 @@ WHERE = ["import", "doc_to_text", "doc_to_visual", "doc_to_target", "process_res
 def test_a_task_that_exits_fails_by_name(where: str, checkpoint: Checkpoint, write: Write, tmp_path: Path) -> None:
     folder = write(exit=where)
     with pytest.raises(RuntimeError, match=r"^task mine[,:].*it called sys\.exit\(0\)"):
-        evaluate(checkpoint, None, Schedule(), tasks=["mine"], folder=tmp_path / "run", task_dirs=[folder])
+        evaluate(checkpoint, None, Schedule(), spec_of(tasks=("mine",)), tmp_path / "run", task_dirs=[folder])
     torch.testing.assert_close(checkpoint.model.get_decoder().norm.weight, torch.ones(32))  # nothing stays attached
 
 
