@@ -25,7 +25,7 @@ FLOORS = {
     "run": {"pdrop.run"},
     "pdrop.__main__": {"pdrop.run"},
     "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices", "pdrop.names"},
-    "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training"},
+    "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training", "pdrop.checkpoint"},
     "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
     "pdrop.compose": CORE | {"pdrop.settings", "pdrop.scoring"},
     "pdrop.choices": set(),

@@ -24,12 +24,21 @@ RUNS = {
 # what makes no numbers: texts, doors, what finds a schedule (which identifies a run itself), what keeps files
 IDLE = (
     *("__init__.py", "__main__.py", "run.py", "train.py", "compose.py", "choices.py", "lmms_command.py"),
-    *("names.py", "store.py", "environment.py", "identity.py", "settings.py", "runs/__init__.py", "runs/run.py"),
+    *(
+        "names.py",
+        "store.py",
+        "samples.py",
+        "environment.py",
+        "identity.py",
+        "settings.py",
+        "runs/__init__.py",
+        "runs/run.py",
+    ),
     *("budget.py", "ledger.py", "counters.py", "training_flops.py", "lists.py", "sizes.py"),
     *("methods/__init__.py", "training", "conformance", "embedded"),
 )
 # doors to what is not measured, or not by these lines: texts that a run prints, files that it writes, its settings
-BESIDE = {"ledger.py", "settings.py", "store.py", "names.py", "training_flops.py"}
+BESIDE = {"ledger.py", "settings.py", "store.py", "samples.py", "names.py", "training_flops.py"}
 # what the package's door imports is what its names stand for
 BESIDE |= {"__init__.py", "lists.py", "methods/__init__.py"}
 
