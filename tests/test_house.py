@@ -64,7 +64,7 @@ FLOORS = {
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
 CONTRACTS = {"pdrop.record", "pdrop.samples", "pdrop.schedule"}
-GROUND = {"analysis.statistics", "analysis.grid", "analysis.style"}
+GROUND = {"analysis.drawing", "analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS for name in GROUND}
 FLOORS |= {
