@@ -100,7 +100,7 @@ repro: ## Put our numbers beside those that papers printed: results/tables/repro
 	@$(ANALYSIS) repro
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on 2 cores with bfloat16, 2 h 10 min without; resumes; DEVICE=cuda for a GPU)
-	@$(BIN)/python -m pdrop.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
+	@$(BIN)/python -m recipes.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
 
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done

@@ -23,7 +23,7 @@ from pdrop import names
 from pdrop.store import write_atomically
 
 FORMAT = 1
-# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+# conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
 )  # fmt: skip
@@ -31,7 +31,7 @@ EQUAL_CONDITIONS = (
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
+PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
 
 
@@ -159,7 +159,7 @@ class Cost:
     decode_flops_per_token: float | None = None  # of the step behind the prefill
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
-    timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/measure.py
+    timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
     # text and visual tokens of the model's prompt, which budgets and ledgers are of, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pdrop.compose import compose
+from pdrop.cli.compose import compose
 from pdrop.record import RunSpec
-from pdrop.settings import read_dials
+from pdrop.runs.settings import read_dials
 
 
 def spec_of(**changes: Any) -> RunSpec:

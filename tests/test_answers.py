@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pdrop.scoring.answers import Answer, AnswerStore, Question
+from pdrop.evaluation.answers import Answer, AnswerStore, Question
 
 
 def question(number: int) -> Question:

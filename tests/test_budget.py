@@ -22,9 +22,9 @@ from pdrop import (
     single,
     solve,
 )
-from pdrop.architectures import names, read, reference_prompt
-from pdrop.budget import Budget, Pricing
-from pdrop.flops import cost
+from pdrop.models.shipped import names, read, reference_prompt
+from pdrop.cost.budget import Budget, Pricing
+from pdrop.cost.flops import cost
 from pdrop.methods.base import Method
 from pdrop.methods.random_drop import twin_of
 from pdrop.shapes import ModelSizes, PromptSize

@@ -7,8 +7,8 @@ import torch
 import transformers
 from saved_checkpoints import LAYERS, config, save_llava, tokenizer
 
-from pdrop import checkpoint
-from pdrop.checkpoint import fingerprint, load
+from pdrop.models import checkpoint
+from pdrop.models.checkpoint import fingerprint, load
 
 
 @pytest.fixture(scope="module")

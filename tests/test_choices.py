@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from command_line import called
 
-from pdrop import run
-from pdrop.choices import complaint, hint
+from pdrop.cli import run
+from pdrop.cli.choices import complaint, hint
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "task_sets")
@@ -73,7 +73,7 @@ def test_experiment_for_experiments_gets_a_hint():
 
 
 def test_both_commands_ask(tmp_path, monkeypatch, capfd):
-    from pdrop import train
+    from pdrop.cli import train
 
     monkeypatch.chdir(tmp_path)
     for main, words in ((run.main, ("-m", "experiments=demoo")), (train.main, ("train=embeded",))):

@@ -16,16 +16,16 @@ from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next
 from specs import spec_of
 from synthetic_tasks import picture
 
-from pdrop.checkpoint import load
-from pdrop.counters import counted_prefill_flops
+from pdrop.models.checkpoint import load
+from pdrop.cost.counters import counted_prefill_flops
 from pdrop.engine import attach
-from pdrop.flops import cost
+from pdrop.cost.flops import cost
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import Schedule, pyramid
-from pdrop.scoring.answers import Question
-from pdrop.scoring.crops import seen
-from pdrop.scoring.generation import Respondent
-from pdrop.scoring.prompts import Prompter
+from pdrop.evaluation.answers import Question
+from pdrop.evaluation.crops import seen
+from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.prompts import Prompter
 from pdrop.shapes import ModelSizes
 
 # sizes of the pictures of each question, and what the tower sees of them

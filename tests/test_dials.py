@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from analysis.comparison.comparable import ASKED
-from pdrop import compose
+from pdrop.cli import compose
 from pdrop.record import RunSpec
 from pdrop.schedule import Schedule
 
@@ -41,7 +41,7 @@ def test_every_dial_has_one_value_in_conf(name: str) -> None:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from pdrop import train
+    from pdrop.cli import train
 
     assert train.TrainConfig and compose.RunConfig  # known to Hydra from then on
 

@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from records import TASKS, make_record, put
 
 from analysis.__main__ import main, parse
-from pdrop.compose import CONF
+from pdrop.cli.compose import CONF
 from pdrop.record import read_records
-from pdrop.run import check_dials
+from pdrop.cli.run import check_dials
 from pdrop.samples import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def test_every_run_command_composes(command, conf):
 
 @pytest.mark.parametrize("command", those("python train.py", "torchrun "))
 def test_every_training_command_composes(command, conf):
-    from pdrop import train
+    from pdrop.cli import train
 
     arguments = [a for a in shlex.split(command.split("train.py", 1)[1]) if a != "-m"]
     assert check_dials(arguments, [f.name for f in fields(train.TrainConfig)]) is None

@@ -19,8 +19,8 @@ from transformers import DynamicCache, StaticCache
 
 from pdrop import FastV, NoImage, Pool, PyramidDrop, RandomDrop, Schedule, SparseVLM, Stage, Uniform, attach
 from pdrop import single as at
-from pdrop.counters import counted_prefill_flops
-from pdrop.flops import prefill_flops
+from pdrop.cost.counters import counted_prefill_flops
+from pdrop.cost.flops import prefill_flops
 from pdrop.methods.layout import Grid
 from pdrop.shapes import ModelSizes, PromptSize
 

@@ -192,7 +192,7 @@ def test_task_file_has_rows(family):
 
 
 def test_existence_is_scored_as_pope():
-    from pdrop.evaluate import import_lmms_eval
+    from pdrop.evaluation.lmms import import_lmms_eval
 
     import_lmms_eval()  # as a run does: it undoes what the import does to other libraries
     row = {"question_id": "existence-0000", "answer": "yes"}
@@ -214,7 +214,7 @@ def test_tokenizer_writes_every_word_of_the_split():
 
 def test_shipped_model_folder_loads_and_answers():
     from pdrop.embedded.model import FOLDER
-    from pdrop.embedded.score import Scorer
+    from recipes.embedded.score import Scorer
 
     assert (FOLDER / "model.safetensors").stat().st_size <= 12e6
     scorer = Scorer(FOLDER)
@@ -233,8 +233,8 @@ def test_training_forward_is_the_model_that_is_shipped():
     """Packed questions behind one prefix give the logits of transformers on each question alone."""
     import torch
 
-    from pdrop.embedded.batches import pack, prefix_ids
-    from pdrop.embedded.forward import Forward
+    from recipes.embedded.batches import pack, prefix_ids
+    from recipes.embedded.forward import Forward
     from pdrop.embedded.model import build
     from pdrop.embedded.tokenizer import IMAGE_ID
 

@@ -7,7 +7,7 @@ import pytest
 from pdrop.embedded.corpus import FLOORS_FILE
 from pdrop.embedded.corpus import FOLDER as DATA
 from pdrop.embedded.model import FOLDER as MODEL
-from pdrop.embedded.score import score
+from recipes.embedded.score import score
 
 
 @pytest.mark.slow

@@ -16,23 +16,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pdrop.embedded.batches import pack
+from recipes.embedded.batches import pack
 from pdrop.embedded.boards import Board
 from pdrop.embedded.documents import Document
 from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.drills import Drill, drill_questions
-from pdrop.embedded.hints import hints
-from pdrop.embedded.loader import Place, Steps, batches
-from pdrop.embedded.precision import matrix_dtype
+from recipes.embedded.hints import hints
+from recipes.embedded.loader import Place, Steps, batches
+from recipes.embedded.precision import matrix_dtype
 from pdrop.embedded.questions import Question
-from pdrop.embedded.recipe import RECIPE
+from recipes.embedded.recipe import RECIPE
 from pdrop.embedded.samples import sample
 from pdrop.embedded.scene_questions import cell, holds
 from pdrop.embedded.scenes import Scene
-from pdrop.embedded.stage import Stage
+from recipes.embedded.stage import Stage
 from pdrop.embedded.tokenizer import build_tokenizer
-from pdrop.embedded.train import main, train
-from pdrop.embedded.trainer import Trainer
+from recipes.embedded.train import main, train
+from recipes.embedded.trainer import Trainer
 from pdrop.embedded.vocabulary import CHARACTERS, LABELS, OPTION_LETTERS, PLURALS
 
 STAGES = (

@@ -18,15 +18,15 @@ from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
 from specs import spec_of
 from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
-from pdrop.checkpoint import load
-from pdrop.evaluate import check_tasks, evaluate, load_tasks
+from pdrop.models.checkpoint import load
+from pdrop.evaluation.lmms import check_tasks, evaluate, load_tasks
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
-from pdrop.scoring.answers import QuestionError, unpack
-from pdrop.scoring.containment import task_code
+from pdrop.evaluation.answers import QuestionError, unpack
+from pdrop.evaluation.containment import task_code
 from pdrop.store import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,8 +270,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.append("tests")
 from specs import spec_of
-from pdrop.checkpoint import load
-from pdrop.evaluate import evaluate
+from pdrop.models.checkpoint import load
+from pdrop.evaluation.lmms import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import pyramid
 
@@ -478,7 +478,7 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
     metadata = tmp_path / "site" / "pdrop-0.dist-info"  # what an installed pdrop has: its entry point
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluate:manifest\n")
+    (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluation.lmms:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
     command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
     command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pdrop.compose import CONF, choices, instantiate
-from pdrop.run import check_dials
+from pdrop.cli.compose import CONF, choices, instantiate
+from pdrop.cli.run import check_dials
 from pdrop.schedule import Schedule
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"

@@ -12,16 +12,9 @@ from prompts import sample, single
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdrop.counters import counted_prefill_flops, fvcore_prefill_flops
+from pdrop.cost.counters import counted_prefill_flops, fvcore_prefill_flops
 from pdrop.engine import attach
-from pdrop.flops import (
-    SUMMED,
-    cost,
-    decode_flops_per_token,
-    kv_bytes,
-    paper_macs_visual,
-    prefill_flops,
-)
+from pdrop.cost.flops import SUMMED, cost, decode_flops_per_token, kv_bytes, paper_macs_visual, prefill_flops
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pdrop.scoring.frames import FRAMES, frames
-from pdrop.scoring.requests import _images
+from pdrop.evaluation.frames import FRAMES, frames
+from pdrop.evaluation.requests import _images
 
 
 def video(path: Path, length: int) -> Path:

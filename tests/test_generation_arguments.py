@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pdrop.evaluate import check_tasks
-from pdrop.scoring.generation_arguments import READERS, GenerationArguments, check
+from pdrop.evaluation.lmms import check_tasks
+from pdrop.evaluation.generation_arguments import READERS, GenerationArguments, check
 
 GREEDY = {"max_new_tokens": 16, "num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 SAMPLED = {"max_new_tokens": 16, "num_beams": 1, "do_sample": True, "temperature": 0.7}

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pdrop import FastV, attach
-from pdrop.embedded.stage import Stage
-from pdrop.embedded.train import train
-from pdrop.embedded.trainer import Trainer
-from pdrop.latency import Protocol
-from pdrop.measure import measure
+from recipes.embedded.stage import Stage
+from recipes.embedded.train import train
+from recipes.embedded.trainer import Trainer
+from pdrop.timing.paired import Protocol
+from pdrop.timing.measure import measure
 
 DEVICE = "cuda"
 pytestmark = [

@@ -22,56 +22,56 @@ CORE = {"pdrop", "pdrop.engine", "pdrop.methods", "pdrop.schedule", "pdrop.recor
     "pdrop.samples",
 }
 FLOORS = {
-    "run": {"pdrop.run"},
-    "pdrop.__main__": {"pdrop.run"},
-    "pdrop.run": {"pdrop.compose", "pdrop.runs", "pdrop.choices", "pdrop.names"},
-    "pdrop.train": {"pdrop.compose", "pdrop.run", "pdrop.training", "pdrop.checkpoint"},
-    "pdrop.lmms_command": {"pdrop.compose", "pdrop.evaluate", "pdrop.record", "pdrop.scoring"},
-    "pdrop.compose": CORE | {"pdrop.settings", "pdrop.scoring"},
-    "pdrop.choices": set(),
+    "run": {"pdrop.cli.run"},
+    "pdrop.__main__": {"pdrop.cli.run"},
+    "pdrop.cli.run": {"pdrop.cli.compose", "pdrop.runs", "pdrop.cli.choices", "pdrop.names"},
+    "pdrop.cli.train": {"pdrop.cli.compose", "pdrop.cli.run", "pdrop.training", "pdrop.models.checkpoint"},
+    "pdrop.cli.lmms_command": {"pdrop.cli.compose", "pdrop.evaluation.lmms", "pdrop.record", "pdrop.evaluation"},
+    "pdrop.cli.compose": CORE | {"pdrop.runs.settings", "pdrop.evaluation"},
+    "pdrop.cli.choices": set(),
     "pdrop.names": set(),
     "pdrop.store": set(),
     "pdrop.runs": CORE
-    | {"pdrop.evaluate", "pdrop.scoring", "pdrop.checkpoint", "pdrop.flops", "pdrop.latency"}
-    | {"pdrop.settings", "pdrop.environment", "pdrop.ledger", "pdrop.speed", "pdrop.timed_prompt"},
-    "pdrop.budget": CORE | {"pdrop.flops"},
-    "pdrop.training_flops": {"pdrop.flops", "pdrop.shapes"},
-    "pdrop.ledger": CORE | {"pdrop.flops", "pdrop.training_flops"},
-    "pdrop.architectures": {"pdrop.shapes"},
-    "pdrop.speed": CORE
-    | {"pdrop.settings", "pdrop.measure", "pdrop.latency", "pdrop.timed_prompt", "pdrop.checkpoint"},
+    | {"pdrop.evaluation.lmms", "pdrop.evaluation", "pdrop.models.checkpoint", "pdrop.cost.flops", "pdrop.timing.paired"}
+    | {"pdrop.runs.settings", "pdrop.environment", "pdrop.cost.breakdown", "pdrop.runs.timed", "pdrop.runs.timed_prompt"},
+    "pdrop.cost.budget": CORE | {"pdrop.cost.flops"},
+    "pdrop.cost.training": {"pdrop.cost.flops", "pdrop.shapes"},
+    "pdrop.cost.breakdown": CORE | {"pdrop.cost.flops", "pdrop.cost.training"},
+    "pdrop.models.shipped": {"pdrop.shapes"},
+    "pdrop.runs.timed": CORE
+    | {"pdrop.runs.settings", "pdrop.timing.measure", "pdrop.timing.paired", "pdrop.runs.timed_prompt", "pdrop.models.checkpoint"},
     "pdrop.pictures": set(),
-    "pdrop.timed_prompt": CORE | {"pdrop.architectures", "pdrop.checkpoint", "pdrop.source", "pdrop.scoring"},
-    "pdrop.measure": CORE | {"pdrop.latency", "pdrop.conditions", "pdrop.memory", "pdrop.timeline"},
-    "pdrop.conditions": {"pdrop.record"},
-    "pdrop.memory": set(),
-    "pdrop.timeline": set(),
-    "pdrop.source": {"pdrop", "pdrop.architectures", "pdrop.shapes", "pdrop.checkpoint", "pdrop.weights"},
-    "pdrop.settings": CORE
-    | {"pdrop.latency", "pdrop.environment", "pdrop.identity", "pdrop.source", "pdrop.scoring"}
-    | {"pdrop.checkpoint", "pdrop.budget", "pdrop.speed", "pdrop.timed_prompt"},
-    "pdrop.evaluate": CORE | {"pdrop.scoring", "pdrop.checkpoint"},
-    "pdrop.scoring": CORE | {"pdrop.checkpoint"},
-    "train": {"pdrop.train"},
+    "pdrop.runs.timed_prompt": CORE | {"pdrop.models.shipped", "pdrop.models.checkpoint", "pdrop.models.source", "pdrop.evaluation"},
+    "pdrop.timing.measure": CORE | {"pdrop.timing.paired", "pdrop.timing.conditions", "pdrop.timing.memory", "pdrop.timing.timeline"},
+    "pdrop.timing.conditions": {"pdrop.record"},
+    "pdrop.timing.memory": set(),
+    "pdrop.timing.timeline": set(),
+    "pdrop.models.source": {"pdrop", "pdrop.models.shipped", "pdrop.shapes", "pdrop.models.checkpoint", "pdrop.models.weights"},
+    "pdrop.runs.settings": CORE
+    | {"pdrop.timing.paired", "pdrop.environment", "pdrop.identity", "pdrop.models.source", "pdrop.evaluation"}
+    | {"pdrop.models.checkpoint", "pdrop.cost.budget", "pdrop.runs.timed", "pdrop.runs.timed_prompt"},
+    "pdrop.evaluation.lmms": CORE | {"pdrop.evaluation", "pdrop.models.checkpoint"},
+    "pdrop.evaluation": CORE | {"pdrop.models.checkpoint"},
+    "train": {"pdrop.cli.train"},
     "pdrop.training": CORE
-    | {"pdrop.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.training_flops", "pdrop.scoring"}
-    | {"pdrop.memory", "pdrop.weights"},
-    "bench": CORE | {"pdrop.conditions", "pdrop.lists", "pdrop.flops", "pdrop.latency", "pdrop.environment"},
+    | {"pdrop.models.checkpoint", "pdrop.environment", "pdrop.identity", "pdrop.cost.training", "pdrop.evaluation"}
+    | {"pdrop.timing.memory", "pdrop.models.weights"},
+    "bench": CORE | {"pdrop.timing.conditions", "pdrop.methods.sparsevlm_schedules", "pdrop.cost.flops", "pdrop.timing.paired", "pdrop.environment"},
     "bench_training": CORE
-    | {"pdrop.latency", "pdrop.environment", "pdrop.training"}
-    | {"pdrop.training_flops", "pdrop.embedded"},
-    "pdrop.latency": CORE,
-    "pdrop.flops": CORE,
-    "pdrop.counters": set(),
-    "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.compose"},
+    | {"pdrop.timing.paired", "pdrop.environment", "pdrop.training"}
+    | {"pdrop.cost.training", "pdrop.embedded"},
+    "pdrop.timing.paired": CORE,
+    "pdrop.cost.flops": CORE,
+    "pdrop.cost.counters": set(),
+    "pdrop.conformance": CORE | {"pdrop.cost.flops", "pdrop.cost.counters", "pdrop.cli.compose"},
     "pdrop.shapes": {"pdrop.schedule"},
-    "pdrop.sizes": {"pdrop.shapes"},  # its old name
-    "pdrop.checkpoint": {"pdrop.record", "pdrop.weights"},
-    "pdrop.weights": {"pdrop", "pdrop.names"},
+    "pdrop.models.sizes": {"pdrop.shapes"},  # its old name
+    "pdrop.models.checkpoint": {"pdrop.record", "pdrop.models.weights"},
+    "pdrop.models.weights": {"pdrop", "pdrop.names"},
     "pdrop.engine": {"pdrop.methods", "pdrop.schedule"},
-    "pdrop.methods": {"pdrop.schedule", "pdrop.lists", "pdrop.shapes"},
+    "pdrop.methods": {"pdrop.schedule", "pdrop.methods.sparsevlm_schedules", "pdrop.shapes"},
     "pdrop.schedule": set(),
-    "pdrop.lists": {"pdrop.schedule"},
+    "pdrop.methods.sparsevlm_schedules": {"pdrop.schedule"},
     "pdrop.record": {"pdrop", "pdrop.names", "pdrop.store"},
     "pdrop.samples": {"pdrop.record", "pdrop.store"},
     "pdrop.identity": set(),
@@ -92,10 +92,10 @@ RECORDS = {("pdrop", "scoring"), ("pdrop", "training"), ("pdrop", "record.py"), 
 
 # outside packages that have one home
 HOMES = {
-    "hydra": {"pdrop/compose.py", "pdrop/choices.py", "pdrop/run.py", "pdrop/train.py"},
-    "omegaconf": {"pdrop/compose.py", "pdrop/train.py"},
-    "lmms_eval": {"pdrop/evaluate.py", "pdrop/embedded/tasks/scoring.py"},
-    "av": {"pdrop/scoring/"},
+    "hydra": {"pdrop/cli/compose.py", "pdrop/cli/choices.py", "pdrop/cli/run.py", "pdrop/cli/train.py"},
+    "omegaconf": {"pdrop/cli/compose.py", "pdrop/cli/train.py"},
+    "lmms_eval": {"pdrop/evaluation/lmms.py", "pdrop/embedded/tasks/scoring.py"},
+    "av": {"pdrop/evaluation/"},
     "pandas": {"analysis/"},
     "matplotlib": {"analysis/", "pdrop/embedded/"},
 }
@@ -206,7 +206,7 @@ def test_nothing_fails_in_silence(path):
 
 def test_importing_pdrop_and_composing_help_is_light():
     code = (
-        "import sys; import pdrop, pdrop.run, pdrop.schedule, pdrop.record; "
+        "import sys; import pdrop, pdrop.cli.run, pdrop.schedule, pdrop.record; "
         "heavy = {'torch', 'transformers', 'lmms_eval', 'pandas', 'matplotlib'} & set(sys.modules); "
         "sys.exit(f'imports {heavy}' if heavy else 0)"
     )

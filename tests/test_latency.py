@@ -14,18 +14,7 @@ import yaml
 from families import fresh
 from prompts import sample, single
 
-from pdrop.latency import (
-    Protocol,
-    Sample,
-    decoder_inputs,
-    interval,
-    paired_ratio,
-    prefill,
-    prefill_ratio,
-    selection_share,
-    take_turns,
-    time_call,
-)
+from pdrop.timing.paired import Protocol, Sample, decoder_inputs, interval, paired_ratio, prefill, prefill_ratio, selection_share, take_turns, time_call
 from pdrop.methods.base import View
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.record import Interval
@@ -171,7 +160,7 @@ def test_protocols_of_the_command_line() -> None:
     folder = Path(__file__).parent.parent / "conf" / "latency"
     for path in folder.glob("*.yaml"):
         fields = yaml.safe_load(path.read_text())
-        assert fields.pop("_target_") == "pdrop.latency.Protocol"
+        assert fields.pop("_target_") == "pdrop.timing.paired.Protocol"
         protocol = Protocol(**fields)
         assert protocol.name == path.stem
         assert protocol.measures == (path.stem != "off")

@@ -12,13 +12,14 @@ import yaml
 
 from analysis.store.load import Run
 from analysis.tables.footnotes import prompts
-from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
-from pdrop import architectures as shipped
-from pdrop.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs
-from pdrop.ledger import lines
+from pdrop import FastV, Schedule, SparseVLM, pyramid, single, sparsevlm
+from pdrop.cli import run
+from pdrop.models import shipped as shipped
+from pdrop.cost.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs
+from pdrop.cost.breakdown import lines
 from pdrop.record import read_records
 from pdrop.shapes import ModelSizes
-from pdrop.timed_prompt import question_of
+from pdrop.runs.timed_prompt import question_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_7B = (4096, 11008)
@@ -127,7 +128,7 @@ SMALL: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_attention
 
 def shrunk(name: str) -> dict[str, Any]:
     """A shipped architecture of 4 narrow layers, its tower of one."""
-    found = json.loads((ROOT / f"pdrop/architectures/{name}.json").read_text())
+    found = json.loads((ROOT / f"pdrop/models/{name}.json").read_text())
     text, vision = found["config"]["text_config"], found["config"]["vision_config"]
     text.update(SMALL, num_hidden_layers=4)
     if "rope_parameters" in text:

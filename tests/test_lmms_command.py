@@ -13,9 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from saved_checkpoints import save_llava
 
-from pdrop.compose import CONF, choices, choose, default_device, instantiate
-from pdrop.compose import compose as composed
-from pdrop.lmms_command import from_arguments
+from pdrop.cli.compose import CONF, choices, choose, default_device, instantiate
+from pdrop.cli.compose import compose as composed
+from pdrop.cli.lmms_command import from_arguments
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import twin_of

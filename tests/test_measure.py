@@ -13,18 +13,19 @@ import torch
 from families import CORE, build, fresh
 from prompts import sample, single
 
-from pdrop import Method, PyramidDrop, Schedule, attach, compose, pyramid
-from pdrop.conditions import conditions, differences, invalid, refuse_differences
-from pdrop.flops import kv_bytes
-from pdrop.latency import Protocol, Sample, prefill, warm_up
-from pdrop.measure import measure, pooled
-from pdrop.memory import cache_bytes, peak, weight_bytes
+from pdrop import Method, PyramidDrop, Schedule, attach, pyramid
+from pdrop.cli import compose
+from pdrop.timing.conditions import conditions, differences, invalid, refuse_differences
+from pdrop.cost.flops import kv_bytes
+from pdrop.timing.paired import Protocol, Sample, prefill, warm_up
+from pdrop.timing.measure import measure, pooled
+from pdrop.timing.memory import cache_bytes, peak, weight_bytes
 from pdrop.methods.random_drop import twin_of
 from pdrop.record import EQUAL_CONDITIONS
-from pdrop.settings import Settings, scheduled
+from pdrop.runs.settings import Settings, scheduled
 from pdrop.shapes import ModelSizes
-from pdrop.speed import answer_request, in_fresh_processes
-from pdrop.timeline import Timeline, answer
+from pdrop.runs.timed import answer_request, in_fresh_processes
+from pdrop.timing.timeline import Timeline, answer
 
 CPU = torch.device("cpu")
 SCHEDULE = pyramid(6, layers=(2, 4), ratio=0.5)
@@ -178,7 +179,7 @@ def test_a_fresh_process_measures_the_same_run() -> None:
 def test_a_request_holds_all_that_a_process_needs(
     method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pdrop import measure as module
+    from pdrop.timing import measure as module
 
     protocol = Protocol("full", warmup=1, pairs=2, new_tokens=(1, 2), fresh=True)
     settings = of_embedded(protocol, method)

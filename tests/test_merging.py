@@ -14,9 +14,9 @@ from families import LAYERS, build, fresh
 from prompts import collate, sample, single
 
 from pdrop import Schedule, SparseVLM, SparseVLMPlus, Stage, attach
-from pdrop.counters import counted_prefill_flops
-from pdrop.flops import prefill_flops
-from pdrop.lists import sparsevlm
+from pdrop.cost.counters import counted_prefill_flops
+from pdrop.cost.flops import prefill_flops
+from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.methods.sparsevlm import density_peaks
 from pdrop.shapes import ModelSizes, PromptSize
 

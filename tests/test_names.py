@@ -8,9 +8,10 @@ from command_line import called
 from records import make_record
 from test_record import record
 
-from pdrop import names, run
+from pdrop import names
+from pdrop.cli import run
 from pdrop.record import RunRecord
-from pdrop.scoring import task_index
+from pdrop.evaluation import task_index
 from pdrop.training.record import TrainingRecord, TrainingSpec
 
 BAD = [
@@ -71,7 +72,7 @@ def test_nor_is_a_training(part, tmp_path):
 
 
 def test_doors_refuse_before_anything_is_written(tmp_path, monkeypatch, capfd):
-    from pdrop import train
+    from pdrop.cli import train
 
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "data.json"

@@ -18,15 +18,17 @@ from specs import spec_of
 from test_pictures import photo
 
 from analysis.store.load import load_experiment, samples_of
-from pdrop import latency, run, timed_prompt
-from pdrop.checkpoint import Checkpoint, load
-from pdrop.evaluate import evaluate
+from pdrop.timing import paired as latency
+from pdrop.cli import run
+from pdrop.runs import timed_prompt
+from pdrop.models.checkpoint import Checkpoint, load
+from pdrop.evaluation.lmms import evaluate
 from pdrop.methods.base import Method
 from pdrop.record import read_lines, read_records
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
-from pdrop.scoring.answers import QuestionError
-from pdrop.scoring.containment import task_code
+from pdrop.evaluation.answers import QuestionError
+from pdrop.evaluation.containment import task_code
 
 SEPARATORS = "one\u2028two\u2029three\x85four\x0bfive\x1csix\rseven\neight"
 YAML = """

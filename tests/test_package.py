@@ -74,7 +74,7 @@ def test_a_wheel_runs_far_from_the_checkout(wheel, tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     here = {"cwd": away, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
-    where = "import importlib.metadata, pdrop.compose as c; print(c.CONF, importlib.metadata.version('pdrop'))"
+    where = "import importlib.metadata, pdrop.cli.compose as c; print(c.CONF, importlib.metadata.version('pdrop'))"
     assert call(sys.executable, "-c", where, **here).split() == [str(tmp_path / "site/pdrop/conf"), pdrop.__version__]
     run = ["experiments=demo", "hydra.sweeper.params=null", "method=fastv", "limit=2", "latency=off"]
     call(sys.executable, "-m", "pdrop", *run, "tasks=embedded_chart", "hydra.mode=RUN", **here)

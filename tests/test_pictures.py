@@ -19,7 +19,7 @@ from test_frames import video
 from analysis.overlays.pictures import read_images
 from analysis.report.samples import uri
 from pdrop.pictures import as_shown, check, read
-from pdrop.scoring.requests import _images
+from pdrop.evaluation.requests import _images
 from pdrop.training.conversations import Conversations
 from pdrop.training.encode import Encoder
 

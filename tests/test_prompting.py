@@ -10,12 +10,12 @@ from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next
 from specs import spec_of
 from synthetic_tasks import picture, write_tasks
 
-from pdrop.checkpoint import load
-from pdrop.evaluate import evaluate
+from pdrop.models.checkpoint import load
+from pdrop.evaluation.lmms import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.samples import read_samples, sample_lines
 from pdrop.schedule import pyramid
-from pdrop.scoring.prompts import Prompter
+from pdrop.evaluation.prompts import Prompter
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -9,14 +9,15 @@ import pytest
 from command_line import called
 from omegaconf import OmegaConf
 
-from pdrop import compose as conf
-from pdrop import run, store
+from pdrop.cli import compose as conf
+from pdrop.cli import run
+from pdrop import store
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.runs import run as run_module
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
-from pdrop.scoring import task_index
+from pdrop.evaluation import task_index
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["tasks=embedded_chart", "limit=4", "batch_size=2", "latency=off"]

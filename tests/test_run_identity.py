@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pdrop import compose, identity
+from pdrop.cli import compose
+from pdrop import identity
 from pdrop.identity import NUMBERS, PACKAGE, TRAINED, code_digest, imported, sources
 from pdrop.record import RunRecord
 
@@ -74,8 +75,8 @@ def run_ids() -> dict[str, str]:
 @pytest.mark.parametrize(
     "path",
     [
-        *("pdrop/run.py", "pdrop/train.py", "pdrop/compose.py", "pdrop/runs/run.py", "pdrop/training/loop.py"),
-        *("analysis/tables/table.py", "pdrop/ledger.py", "pdrop/budget.py", "pdrop/conformance/suite.py"),
+        *("pdrop/cli/run.py", "pdrop/cli/train.py", "pdrop/cli/compose.py", "pdrop/runs/run.py", "pdrop/training/loop.py"),
+        *("analysis/tables/table.py", "pdrop/cost/breakdown.py", "pdrop/cost/budget.py", "pdrop/conformance/suite.py"),
         *("pdrop/embedded/scenes.py", "pdrop/methods/no_image.py", "run.py"),
     ],
 )

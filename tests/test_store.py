@@ -6,7 +6,7 @@ import stat
 import pytest
 from test_record import record
 
-from pdrop.scoring.answers import Answer, AnswerStore, Question
+from pdrop.evaluation.answers import Answer, AnswerStore, Question
 from pdrop.store import locked, open_in_place, refuse_links, write_atomically
 
 ANSWER = Answer("p", "yes", 1, 1, 1, [1], ["1"])

@@ -22,10 +22,10 @@ from specs import spec_of
 from synthetic_tasks import picture
 
 from pdrop import PyramidDrop, attach, pyramid
-from pdrop.checkpoint import load
-from pdrop.scoring.answers import AnswerStore, Question
-from pdrop.scoring.generation import Respondent
-from pdrop.scoring.layout import squares, tokens
+from pdrop.models.checkpoint import load
+from pdrop.evaluation.answers import AnswerStore, Question
+from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.layout import squares, tokens
 
 EVERYWHERE = pyramid(LAYERS, stages=LAYERS, ratio=1.0)
 

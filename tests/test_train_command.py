@@ -21,9 +21,9 @@ from conversations import captions, records, write_conversations
 from safetensors.torch import load_file
 from saved_checkpoints import save_llava, save_llava_next
 
-from pdrop import train
-from pdrop.checkpoint import load
-from pdrop.compose import CONF, choices
+from pdrop.cli import train
+from pdrop.models.checkpoint import load
+from pdrop.cli.compose import CONF, choices
 from pdrop.training.loop import Curve, TrainingFailed
 from pdrop.training.parts import part_of
 from pdrop.training.record import TrainingRecord

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from pdrop import PyramidDrop, Schedule, Stage, attach
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 from pdrop.training.parts import Rates, checkpoint_activations, prepare
-from pdrop.training_flops import training_step_flops
+from pdrop.cost.training import training_step_flops
 
 TEXT, HALF = 11, Schedule((Stage(1, 0.5), Stage(3, 0.25)))
 

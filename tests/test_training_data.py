@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pdrop import PyramidDrop, Schedule, Stage, attach
-from pdrop.checkpoint import load
-from pdrop.scoring.prompts import VICUNA_V1_SYSTEM
+from pdrop.models.checkpoint import load
+from pdrop.evaluation.prompts import VICUNA_V1_SYSTEM
 from pdrop.training.batches import ByModality, Collator
 from pdrop.training.conversations import Conversations, Record, Turn, parse
 from pdrop.training.encode import Encoder

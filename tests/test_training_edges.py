@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from saved_checkpoints import save_qwen2_5_vl
 
 from pdrop import pyramid
-from pdrop.checkpoint import load
-from pdrop.memory import peak_since, restart_peak
+from pdrop.models.checkpoint import load
+from pdrop.timing.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.training import job
 from pdrop.training.arguments import arguments_of

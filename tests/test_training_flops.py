@@ -12,12 +12,12 @@ from prompts import sample, single
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench_training import LANES, Lane, Steps
+from benchmarks.bench_training import LANES, Lane, Steps
 from pdrop import FastV, PyramidDrop, Schedule, Uniform, attach, pyramid
 from pdrop import single as one_boundary
-from pdrop.architectures import read
+from pdrop.models.shipped import read
 from pdrop.shapes import ModelSizes, PromptSize
-from pdrop.training_flops import training_step_flops
+from pdrop.cost.training import training_step_flops
 
 CASES: list[Any] = [
     (None, Schedule()),

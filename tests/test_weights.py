@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from saved_checkpoints import LAYERS, save_llava, save_llava_next, save_qwen2_5_vl
 from transformers import AutoModelForImageTextToText
 
-from pdrop import weights
-from pdrop.checkpoint import load, locate, read_config
+from pdrop.models import weights
+from pdrop.models.checkpoint import load, locate, read_config
 
 GONE = object()
 
@@ -69,7 +69,7 @@ def test_a_config_of_other_sizes_is_refused_before_anything_is_built(copy, chang
     def built(*args, **kwargs):
         raise AssertionError("weights are read only once they fit")
 
-    monkeypatch.setattr("pdrop.checkpoint._pretrained", built)
+    monkeypatch.setattr("pdrop.models.checkpoint._pretrained", built)
     change(copy / "config.json", **changes)
     with pytest.raises(ValueError, match=message) as error:
         load(str(copy), name="x")
@@ -188,7 +188,7 @@ def test_invalid_json_is_named(copy, file):
 
 
 def test_invalid_json_is_named_at_the_door(copy):
-    from pdrop.source import ModelSource
+    from pdrop.models.source import ModelSource
 
     (copy / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is no valid JSON"):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdrop.record import RunRecord
-from pdrop.settings import Settings
+from pdrop.runs.settings import Settings
 
 if TYPE_CHECKING:
-    from pdrop.checkpoint import Checkpoint
+    from pdrop.models.checkpoint import Checkpoint
 
 log = logging.getLogger("pdrop")
 
@@ -34,8 +34,9 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
 
 def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None:
     """Score, count and time."""
-    from pdrop import flops, ledger, speed, timed_prompt
-    from pdrop.evaluate import evaluate
+    from pdrop.cost import flops, breakdown as ledger
+    from pdrop.runs import timed as speed, timed_prompt
+    from pdrop.evaluation.lmms import evaluate
     from pdrop.shapes import ModelSizes
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
@@ -63,7 +64,7 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
 
 def reckon(record: RunRecord, settings: Settings) -> None:
     """A ledger, where there is no model: fills in the record's cost and prints it."""
-    from pdrop import flops, ledger
+    from pdrop.cost import flops, breakdown as ledger
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
     sizes = settings.source.sizes

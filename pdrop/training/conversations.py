@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from pdrop.pictures import check
-from pdrop.scoring.prompts import PLACEHOLDER
+from pdrop.evaluation.prompts import PLACEHOLDER
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 NAMED = 3  # how many of the faulty records an error names

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pdrop.pictures import as_shown
-from pdrop.scoring.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, ImageMode, Prompter
+from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, ImageMode, Prompter
 from pdrop.training.conversations import Conversations, Record
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Encoder:
     Args:
         processor: The checkpoint's transformers processor, with a fast tokenizer.
         format: See above.
-        image_mode: "crop" or "pad": see pdrop/scoring/prompts.py.
+        image_mode: "crop" or "pad": see pdrop/evaluation/prompts.py.
         max_length: Tokens of the longest row.
         overlong: "stop" or "skip": what happens to a record whose images do not fit.
 

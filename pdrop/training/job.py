@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from pdrop import names
-from pdrop.checkpoint import Checkpoint, load
+from pdrop.models.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
-from pdrop.memory import peak_since, restart_peak
+from pdrop.timing.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
 from pdrop.store import locked, refuse_links
