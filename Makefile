@@ -63,14 +63,14 @@ wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
 	@ls dist/*.whl
 
 release-check: check docs wheel ## What a release checks beside make test: see docs/releasing.md
-	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/test_package.py tests/*/test_package.py)
+	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/project/test_package.py tests/*/test_package.py)
 
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
-	@$(BIN)/python bench.py
+	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
-	@$(BIN)/python bench_training.py
+	@$(BIN)/python -m benchmarks.bench_training
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \

@@ -1,6 +1,6 @@
 """How fast dropping is, as ratios to the unpruned model in the same process, held against the FLOPs it saves.
 
-    make bench              (about 10 minutes on one core; `python bench.py --quick`: about 1 minute)
+    make bench              (about 10 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
 text, the decoder alone. Weights are random because speed does not depend on them. The columns:
@@ -35,21 +35,23 @@ from typing import Any
 import torch
 import transformers
 
-from pdrop.timing.conditions import conditions
+from pdrop.cost.flops import decode_flops_per_token, prefill_flops
 from pdrop.engine import attach
 from pdrop.environment import environment
-from pdrop.cost.flops import decode_flops_per_token, prefill_flops
-from pdrop.timing.paired import Protocol, Sample, interval, model_device, paired_ratio, prefill, selection_share, take_turns, time_call
-from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.methods.base import Method
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.methods.sparsevlm import SparseVLM
+from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.record import Interval
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.store import write_atomically
+from pdrop.timing.clock import Timed, model_device, time_call
+from pdrop.timing.conditions import conditions
+from pdrop.timing.paired import interval, paired_ratio, prefill, selection_share, take_turns
+from pdrop.timing.protocol import TimingProtocol
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999
 # CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once
@@ -117,19 +119,19 @@ def prompt(visual: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds: int) -> dict[str, Any]:
+def bench_prefill(model: Any, visual: int, protocol: TimingProtocol, selection_rounds: int) -> dict[str, Any]:
     """Everything about one prompt size, as it goes into the record; prints its table."""
     sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
     inputs, device = prompt(visual), model_device(model)
 
-    def side(case: Case) -> Callable[[], Sample]:
-        def call() -> Sample:
+    def side(case: Case) -> Callable[[], Timed]:
+        def call() -> Timed:
             with attach(model, case.method, case.schedule):
                 return time_call(lambda: prefill(model, inputs), device)
 
         return call
 
-    def unpruned() -> Sample:
+    def unpruned() -> Timed:
         return time_call(lambda: prefill(model, inputs), device)
 
     sides = {"none": unpruned, **{case.name: side(case) for case in compared}, "none again": unpruned}
@@ -157,12 +159,12 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
     return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
 
 
-def cpu_ms(samples: Sequence[Sample]) -> Interval:
+def cpu_ms(samples: Sequence[Timed]) -> Interval:
     """CPU milliseconds of a call."""
     return interval([sample.cpu_ms for sample in samples], "ms")
 
 
-def compare(name: str, this: Sequence[Sample], base: Sequence[Sample]) -> tuple[dict[str, Any], str]:
+def compare(name: str, this: Sequence[Timed], base: Sequence[Timed]) -> tuple[dict[str, Any], str]:
     """What a record keeps of one side against the unpruned one, and the front of its line in the table."""
     cpu = paired_ratio([sample.cpu_ms for sample in this], [sample.cpu_ms for sample in base])
     wall = paired_ratio([sample.wall_ms for sample in this], [sample.wall_ms for sample in base])
@@ -170,7 +172,7 @@ def compare(name: str, this: Sequence[Sample], base: Sequence[Sample]) -> tuple[
     return row, f"{name:20}{cpu.median:7.3f}   [{cpu.low:.3f}, {cpu.high:.3f}]{wall.median:7.3f}"
 
 
-def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
+def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str, Any]:
     """Steps of one token on the caches that the prefills leave, in turns; each side has its own attached model."""
     sizes, layers = ModelSizes.from_config(model.config), len(model.get_decoder().layers)
     compared = [
@@ -199,13 +201,13 @@ def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
     return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
 
 
-def decoding_side(model: Any, visual: int) -> Callable[[], Sample]:
+def decoding_side(model: Any, visual: int) -> Callable[[], Timed]:
     """Prefill now; each call then decodes one token more, as `generate` would: with the mask of the whole prompt."""
     inputs = prompt(visual)
     cache = prefill(model, inputs).past_key_values
     mask = inputs["attention_mask"]
 
-    def call() -> Sample:
+    def call() -> Timed:
         nonlocal mask
         mask = torch.cat([mask, mask[:, :1]], 1)
         step = {"input_ids": torch.tensor([[7]]), "attention_mask": mask, "past_key_values": cache}
@@ -232,10 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     model = build()
     plan = [(576, 3, 1)] if options.quick else [(576, 10, 3), (2880, 5, 1)]
     prefills = [
-        bench_prefill(model, visual, Protocol(f"{visual}", warmup=1, pairs=rounds), selection_rounds)
+        bench_prefill(model, visual, TimingProtocol(f"{visual}", warmup=1, pairs=rounds), selection_rounds)
         for visual, rounds, selection_rounds in plan
     ]
-    decoding = bench_decode(model, 576, Protocol("decode", warmup=3, pairs=30 if options.quick else 100))
+    decoding = bench_decode(model, 576, TimingProtocol("decode", warmup=3, pairs=30 if options.quick else 100))
     record = {
         "format": 2,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},

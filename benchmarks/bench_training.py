@@ -1,7 +1,7 @@
 """How fast a training step with dropping is, as a ratio to one without, held against the FLOPs it saves.
 
-    make bench-training     (about 8 minutes on one core; `python bench_training.py --quick`: about 1 minute)
-    python bench_training.py --lanes study
+    make bench-training     (about 8 minutes on one core; `python -m benchmarks.bench_training --quick`: about 1 minute)
+    python -m benchmarks.bench_training --lanes study
 
 A step is forward, backward and AdamW. The lanes:
 
@@ -38,17 +38,19 @@ from typing import Any
 import torch
 
 from benchmarks.bench import Case, build, compare, cpu_ms, say
+from pdrop.cost.training import training_step_flops
 from pdrop.embedded.model import build as build_embedded
 from pdrop.engine import attach
 from pdrop.environment import environment
-from pdrop.timing.paired import ClockedAttachment, Protocol, Sample, model_device, take_turns, time_call
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.store import write_atomically
+from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
+from pdrop.timing.paired import take_turns
+from pdrop.timing.protocol import TimingProtocol
 from pdrop.training.parts import checkpoint_activations
-from pdrop.cost.training import training_step_flops
 
 LAYERS = 12
 
@@ -124,7 +126,7 @@ LANES = (
 )
 
 
-class Steps:
+class TrainingSteps:
     """Training steps of one model; every side goes on from where the other left the weights: time does not care."""
 
     def __init__(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
@@ -137,10 +139,10 @@ class Steps:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def side(self, case: Case | None) -> Callable[[], Sample]:
+    def side(self, case: Case | None) -> Callable[[], Timed]:
         """A step under a case, timed; None: nothing attached."""
 
-        def call() -> Sample:
+        def call() -> Timed:
             if case is None:
                 return time_call(self.step, model_device(self.model))
             with attach(self.model, case.method, case.schedule):
@@ -159,9 +161,9 @@ class Steps:
 def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:
     """One lane, as it goes into the record; prints its table."""
     model = lane.build()
-    sizes, steps = ModelSizes.from_config(model.config), Steps(model, lane.batch(model))
+    sizes, steps = ModelSizes.from_config(model.config), TrainingSteps(model, lane.batch(model))
     sides = {"none": steps.side(None), **{case.name: steps.side(case) for case in compared}, "again": steps.side(None)}
-    samples = take_turns(sides, Protocol(lane.name, warmup=1, pairs=rounds))
+    samples = take_turns(sides, TimingProtocol(lane.name, warmup=1, pairs=rounds))
     say(f"\n{lane.name}: {cpu_ms(samples['none']).median:.0f} ms a step, unpruned")
     say(" " * 24 + "CPU           [95 %]   wall   FLOPs  off by  causal  off by  selection")
     rows = {}

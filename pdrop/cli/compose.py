@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pdrop.methods.base import Method
     from pdrop.runs.settings import MakeSchedule, Settings
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 # in a checkout the configuration lies beside the package, in an installed package inside it
 CONF = next(folder for folder in (HERE.parent / "conf", HERE / "conf") if (folder / "run.yaml").exists())
 PARTS = ("method", "schedule")  # of a method's file

@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 
 from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
+from pdrop.evaluation.generation import Respondent
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
-from pdrop.evaluation.generation import Respondent
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pdrop.cost.flops import SUMMED, cost, fastv_macs_visual, paper_macs_visual, sparsevlm_macs
+from pdrop.cost.training import training_step_flops
 from pdrop.record import Cost
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize
-from pdrop.cost.training import training_step_flops
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method

@@ -1,6 +1,6 @@
 """What counters see of one prefill: torch's and fvcore's. They hold the closed forms of pdrop/cost/flops.py to account.
 
-tests/test_flops.py and the conformance suite compare them.
+tests/cost/test_flops.py and the conformance suite compare them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a forward costs, in closed form from the model's sizes and the tokens that enter each layer.
 
 Why closed form: it needs no weights, no GPU and no run, it splits the cost into parts, and it can be read. It is held
-against torch's FlopCounterMode and fvcore (pdrop/cost/counters.py) by tests/test_flops.py.
+against torch's FlopCounterMode and fvcore (pdrop/cost/counters.py) by tests/cost/test_flops.py.
 
     sizes, method, schedule = ModelSizes.from_config(model.config), PyramidDrop(), pyramid(num_layers=32)
     prompt = PromptSize(text=60, visual=576).under(method, schedule, sizes.layers)

@@ -9,7 +9,7 @@ gradient checkpointing each decoder layer runs a second forward. Ranking is done
 logits of every position: the rows of dropped tokens come back as zeros behind the last layer.
 
 Not in it: the optimizer (a few operations a weight, no matrix product), norms, activations, embedding look-ups. Held
-against torch's FlopCounterMode over forward and backward by tests/test_training_flops.py.
+against torch's FlopCounterMode over forward and backward by tests/cost/test_training.py.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What scoring needs besides lmms-eval itself: prompts, answers and their store, results. See pdrop/evaluation/lmms.py."""
+"""Scores, from questions to results: prompts, answers and their store, lmms-eval (lmms.py alone imports it)."""

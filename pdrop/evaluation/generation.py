@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdrop.models.checkpoint import Checkpoint
 from pdrop.engine import attach
-from pdrop.methods.base import Method
-from pdrop.pictures import as_shown
-from pdrop.record import RunSpec, canonical_json
-from pdrop.schedule import Schedule
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
 from pdrop.evaluation.crops import seen
 from pdrop.evaluation.generation_arguments import GenerationArguments
 from pdrop.evaluation.layout import layouts
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import Prompter
+from pdrop.methods.base import Method
+from pdrop.models.checkpoint import Checkpoint
+from pdrop.pictures import as_shown
+from pdrop.record import RunSpec, canonical_json
+from pdrop.schedule import Schedule
 
 
 @dataclass

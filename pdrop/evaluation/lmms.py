@@ -25,8 +25,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.names import check as check_name
-from pdrop.samples import write_samples
 from pdrop.evaluation import generation_arguments, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
@@ -34,10 +32,12 @@ from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import Translator
 from pdrop.evaluation.results import Evaluation, task_result
+from pdrop.names import check as check_name
+from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
-    from pdrop.models.checkpoint import Checkpoint
     from pdrop.methods.base import Method
+    from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
     from pdrop.schedule import Schedule
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdrop.pictures import read, scaled
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.frames import frames
+from pdrop.pictures import read, scaled
 
 REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
 

@@ -5,7 +5,7 @@ A sample, which pdrop/samples.py keeps on disk:
     doc_id, question, prompt, target, answer    what was asked, rendered, expected and given
     scores       {metric: number}, one entry for each metric that a single sample has a number for
     metrics      {metric: whatever the task's aggregation works on}
-    visual_tokens, visual_per_layer, kept, kept_counts     of the first request; `kept` as in pdrop/evaluation/answers.py
+    visual_tokens, visual_per_layer, kept, kept_counts     of the first request; `kept` as in answers.py
     image        what samples about the same picture share (its id, or a hash), for statistics by cluster
     layout       where the visual tokens lie in the pictures (pdrop/evaluation/layout.py); null where that is not known
     attention    where nothing is dropped but layers rank: what the query tokens attend to (pdrop/evaluation/answers.py)
@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from pdrop.record import Score, TaskResult
 from pdrop.evaluation.answers import Answer, unpack
 from pdrop.evaluation.documents import Documents
+from pdrop.record import Score, TaskResult
 from pdrop.shapes import PromptSize
 
 log = logging.getLogger(__name__)

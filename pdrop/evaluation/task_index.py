@@ -19,8 +19,8 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from pdrop.names import check
 from pdrop.evaluation.answers import described
+from pdrop.names import check
 
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")

@@ -23,8 +23,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pdrop.models.weights import (
+    DEEPEST,
+    deepest_of,
+    first_line,
+    headers,
+    read_json,
+    refuse_depths,
+    refuse_misfit,
+    refuse_not_finite,
+    weight_files,
+)
 from pdrop.record import Dtype
-from pdrop.models.weights import DEEPEST, deepest_of, first_line, headers, read_json, refuse_depths, refuse_misfit, refuse_not_finite, weight_files
 
 log = logging.getLogger(__name__)
 

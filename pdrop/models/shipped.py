@@ -18,7 +18,7 @@ from typing import Any
 
 from pdrop.shapes import PromptSize
 
-FOLDER = files(__name__)
+FOLDER = files("pdrop.models")
 
 
 def names() -> list[str]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pdrop.models import shipped as architectures, checkpoint
-from pdrop.shapes import Images, ModelSizes, PromptSize
+from pdrop.models import checkpoint, shipped
 from pdrop.models.weights import read_json
+from pdrop.shapes import Images, ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint, Weights
@@ -80,7 +80,7 @@ class ModelSource:
             ValueError: If there is no such model, or it cannot be had.
         """
         checkpoint.check_weights(weights)
-        known, seed = architectures.of_checkpoint(path), seed if weights == "random" else 0
+        known, seed = shipped.of_checkpoint(path), seed if weights == "random" else 0
         there = weights != "pretrained" or asked or known is None or checkpoint.at_hand(path, revision)
         if not there:
             log.info("%s: no weights here, so its ledger in closed form; model.weights=random times it, too", path)
@@ -89,8 +89,8 @@ class ModelSource:
         if stands_in is None:
             fingerprint, layers = _described(path, revision, weights, seed)
         else:
-            fingerprint = architectures.fingerprint(stands_in, kind, seed, [visual_tokens, text_tokens])
-            layers = int(architectures.read(stands_in).get_text_config(decoder=True).num_hidden_layers)
+            fingerprint = shipped.fingerprint(stands_in, kind, seed, [visual_tokens, text_tokens])
+            layers = int(shipped.read(stands_in).get_text_config(decoder=True).num_hidden_layers)
         return cls(name, path, revision, kind, seed, stands_in, fingerprint, layers, visual_tokens, text_tokens)
 
     @property
@@ -105,19 +105,19 @@ class ModelSource:
         Raises:
             ValueError: If the config is of a kind whose cost is not known.
         """
-        known = architectures.of_checkpoint(self.path)
+        known = shipped.of_checkpoint(self.path)
         if known is not None:
-            return ModelSizes.from_config(architectures.read(known))
+            return ModelSizes.from_config(shipped.read(known))
         return ModelSizes.from_config(checkpoint.read_config(self._folder, self.path))
 
     @functools.cached_property
     def one_image(self) -> PromptSize | None:
         """The model's prompt with one image, which budgets and ledgers are of; None where its size depends on the
         image, and nobody has said it."""
-        known, text = architectures.of_checkpoint(self.path), self.text_tokens
-        shipped = None if known is None else architectures.reference_prompt(known)
-        if shipped is not None and self.visual_tokens in (None, shipped.visual):
-            return shipped if text is None else replace(shipped, text=text)
+        known, text = shipped.of_checkpoint(self.path), self.text_tokens
+        own = None if known is None else shipped.reference_prompt(known)
+        if own is not None and self.visual_tokens in (None, own.visual):
+            return own if text is None else replace(own, text=text)
         tower = self.sizes.tower
         visual = self.visual_tokens or tower.tokens
         if visual is None:
@@ -164,7 +164,7 @@ def _loaded(source: ModelSource, dtype: str, attn_implementation: str, device: s
         named: dict[str, Any] = {"name": source.name, "revision": source.revision, "weights": source.weights}
         return checkpoint.load(source.path, **named, **options)
     checkpoint.check_device(device)
-    model = architectures.build(source.stands_in, **options)
+    model = shipped.build(source.stands_in, **options)
     return checkpoint.Checkpoint(
         source.name, source.path, source.revision, source.weights, source.fingerprint, model, None
     )

@@ -34,9 +34,9 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
 
 def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None:
     """Score, count and time."""
-    from pdrop.cost import flops, breakdown as ledger
-    from pdrop.runs import timed as speed, timed_prompt
+    from pdrop.cost import breakdown, flops
     from pdrop.evaluation.lmms import evaluate
+    from pdrop.runs import timed, timed_prompt
     from pdrop.shapes import ModelSizes
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
@@ -55,16 +55,16 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
         record.cost.model_prompt = known.counts
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-        log.info("%s", "\n".join(ledger.lines(sizes, prompts[0], schedule, method, itemsize, title)))
+        log.info("%s", "\n".join(breakdown.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
-        speed.time_run(record.cost, settings, checkpoint)
+        timed.time_run(record.cost, settings, checkpoint)
         if record.cost.timed_prompt != record.cost.model_prompt and known is not None:
             log.info("times are of %s; budgets and ledgers of %s", record.cost.timed_prompt, record.cost.model_prompt)
 
 
 def reckon(record: RunRecord, settings: Settings) -> None:
     """A ledger, where there is no model: fills in the record's cost and prints it."""
-    from pdrop.cost import flops, breakdown as ledger
+    from pdrop.cost import breakdown, flops
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
     sizes = settings.source.sizes
@@ -73,4 +73,4 @@ def reckon(record: RunRecord, settings: Settings) -> None:
     record.cost = flops.cost(sizes, [left], schedule, method, itemsize)
     record.cost.model_prompt = left.counts
     title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-    log.info("%s", "\n".join(ledger.lines(sizes, left, schedule, method, itemsize, title)))
+    log.info("%s", "\n".join(breakdown.lines(sizes, left, schedule, method, itemsize, title)))

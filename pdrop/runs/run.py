@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pdrop.environment import environment
+from pdrop.evaluation.answers import described
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
-from pdrop.evaluation.answers import described
 from pdrop.runs.settings import Settings
 from pdrop.store import locked, mark, refuse_links
 

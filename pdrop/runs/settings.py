@@ -13,21 +13,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.models import checkpoint
 from pdrop import names
 from pdrop.environment import versions
-from pdrop.identity import code_digest
-from pdrop.record import RunSpec, canonical_json
-from pdrop.schedule import Schedule
 from pdrop.evaluation import generation_arguments, task_index
-from pdrop.shapes import PromptSize
+from pdrop.identity import code_digest
+from pdrop.models import checkpoint
 from pdrop.models.source import ModelSource
+from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
+from pdrop.schedule import Schedule
+from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
-    from pdrop.models.checkpoint import Checkpoint
-    from pdrop.timing.paired import Protocol
     from pdrop.methods.base import Method
+    from pdrop.models.checkpoint import Checkpoint
+    from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger("pdrop")
 
@@ -55,7 +55,7 @@ class Settings:
     source: ModelSource
     method: Method | None
     schedule: Schedule
-    protocol: Protocol
+    protocol: TimingProtocol
     device: str = "cpu"
     results: Path = Path("results")
     task_folders: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def resolve(
     name: str,
     method: Method | None,
     make_schedule: MakeSchedule,
-    protocol: Protocol,
+    protocol: TimingProtocol,
     asked: bool | None = None,
 ) -> Settings:
     """Settings from dials; no default is left to fill in.

@@ -18,22 +18,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.runs import timed_prompt
 from pdrop.record import Cost, Interval
-from pdrop.schedule import Schedule
+from pdrop.runs import timed_prompt
 from pdrop.runs.settings import Settings
 from pdrop.runs.timed_prompt import preprocessing, timed_batch
+from pdrop.schedule import Schedule
+from pdrop.timing.protocol import TimingProtocol
 
 if TYPE_CHECKING:
-    from pdrop.models.checkpoint import Checkpoint
     from pdrop.methods.base import Method
+    from pdrop.models.checkpoint import Checkpoint
 
 log = logging.getLogger("pdrop")
 
 
 def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     """Time a run under its protocol; fills in the times of `cost`."""
-    from pdrop.timing import paired as latency
+    from pdrop.timing import paired
     from pdrop.timing.measure import measure
 
     method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
@@ -51,7 +52,7 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
     else:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-        timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
+        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
     lane = cost.timing["stages"]["prefill"]
@@ -69,16 +70,16 @@ def as_interval(lane: Mapping[str, Any]) -> Interval:
 
 def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float]:
     """What a schedule's prefill takes, by measuring: for budgets in milliseconds. Medians of interleaved pairs."""
-    from pdrop.timing import paired as latency
+    from pdrop.timing import paired
 
     checkpoint = settings.load()
     inputs = timed_prompt.inputs(checkpoint, settings.source, settings.spec, settings.protocol.images)
-    protocol = latency.Protocol("budget", warmup=2, pairs=max(7, settings.protocol.pairs))
+    protocol = TimingProtocol("budget", warmup=2, pairs=max(7, settings.protocol.pairs))
 
     def measured(schedule: Schedule) -> float:
         if not schedule.stages:
-            return latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[1].median
-        return latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[0].median
+            return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[1].median
+        return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[0].median
 
     return measured
 

@@ -12,15 +12,15 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pdrop.models import shipped as architectures
+from pdrop.models import shipped
 from pdrop.record import RunSpec
 from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
-    from pdrop.models.checkpoint import Checkpoint
     from pdrop.methods.base import Method
-    from pdrop.schedule import Schedule
+    from pdrop.models.checkpoint import Checkpoint
     from pdrop.models.source import ModelSource
+    from pdrop.schedule import Schedule
 
 QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
 NOISE_SIDE = 336  # pixels of the square picture that is timed, where the model's prompt does not say its size
@@ -50,7 +50,7 @@ def inputs(
         made = make()
     else:
         assert source.one_image is not None  # only shipped architectures come without a processor
-        made = architectures.noise_prompt(checkpoint.model.config, source.one_image, batch=batch, images=images)
+        made = shipped.noise_prompt(checkpoint.model.config, source.one_image, batch=batch, images=images)
     device, dtype = checkpoint.model.device, checkpoint.model.dtype
     return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in made.items()}
 

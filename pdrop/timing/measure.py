@@ -3,14 +3,14 @@
     model = architectures.build("llava_1_5_7b", dtype="bfloat16", attn_implementation="sdpa", device="cuda")
     inputs = architectures.noise_prompt(model.config, architectures.reference_prompt("llava_1_5_7b"), batch=4)
     inputs = {name: x.to("cuda", torch.bfloat16 if x.is_floating_point() else None) for name, x in inputs.items()}
-    found = measure(model, inputs, PyramidDrop(), pyramid(32), Protocol("mine", 2, 10, new_tokens=(1, 64)))
+    found = measure(model, inputs, PyramidDrop(), pyramid(32), TimingProtocol("mine", 2, 10, new_tokens=(1, 64)))
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 
 Lanes, each in a pass of its own: answers of a fixed length (time to the first token, time a token, end to end at every
 length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
 hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
-inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a bare
-machine with a GPU can run it.
+inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a
+bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pdrop.timing.conditions import conditions, invalid
 from pdrop.engine import attach
-from pdrop.timing.paired import ClockedAttachment, Protocol, Sample, interval, model_device, paired_ratio, prefill, take_turns, time_call
-from pdrop.timing.memory import memory
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
+from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
+from pdrop.timing.conditions import conditions, invalid
+from pdrop.timing.memory import memory
+from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
+from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
 Lane = dict[str, Any]
@@ -41,7 +43,7 @@ def measure(
     inputs: Mapping[str, Any],
     method: Method,
     schedule: Schedule,
-    protocol: Protocol,
+    protocol: TimingProtocol,
     preprocess: Callable[[], Any] | None = None,
 ) -> Lane:
     """Measure a cell.
@@ -69,7 +71,7 @@ def measure(
         found = answers(model, inputs, attachment, protocol, device)
     else:
 
-        def call() -> Sample:
+        def call() -> Timed:
             return time_call(lambda: prefill(model, inputs), device)
 
         samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
@@ -99,7 +101,9 @@ def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
     return attached
 
 
-def answers(model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: Protocol, device: torch.device) -> Lane:
+def answers(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Lane:
     """One generation of the longest answer a turn: it tells of all shorter ones."""
     longest = max(protocol.new_tokens)
 
@@ -134,7 +138,9 @@ def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule
         return attachment.spent * 1000
 
 
-def peaks(model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: Protocol, device: torch.device) -> Lane:
+def peaks(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Lane:
     """Peak memory of both sides."""
     longest = max(protocol.new_tokens, default=0)
 
@@ -161,7 +167,7 @@ def described(values: Sequence[float], unit: str, base: Sequence[float] | None =
     return {**asdict(found), "p90": float(np.percentile(found.values, 90))}
 
 
-def alone(call: Callable[[], float], protocol: Protocol) -> Lane:
+def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
     """A stage that both sides share, or that only one has: milliseconds of it."""
     call()
     return {"this": described([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}

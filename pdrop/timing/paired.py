@@ -9,7 +9,7 @@ token: vision tower, projector, decoder, selection, filling the cache, lm_head o
 preprocessing, tokenisation, sampling. `decoder_inputs(inputs)` leaves the tower out, too. On a GPU the clock is a pair
 of CUDA events around the call, synchronised; on a CPU it is perf_counter. Other stages: pdrop/timing/measure.py.
 
-    protocol = Protocol("quick", warmup=1, pairs=5, min_seconds=1.0)
+    protocol = TimingProtocol("quick", warmup=1, pairs=5, min_seconds=1.0)
     this, unpruned, ratio = prefill_ratio(model, inputs, PyramidDrop(), pyramid(num_layers=32), protocol)
     print(f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]")
 
@@ -21,88 +21,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from pdrop.engine import Attachment, attach
+from pdrop.engine import attach
 from pdrop.methods.base import Method
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
+from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
+from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger(__name__)
 
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How long to measure.
-
-    Attributes:
-        name: Goes into the record.
-        warmup: Calls of each side before the clock counts, at the same shapes.
-        pairs: Least number of paired measurements; 0 = nothing is timed.
-        min_seconds: Go on in pairs until this much time is spent on them.
-        steady: Warm up until the last three calls differ by less than this share, at most ten times `warmup`. 0: do not
-            look.
-        new_tokens: Lengths of answers that are generated, for decoding and end-to-end times. None of them: prefill
-            alone.
-        images: Images in the prompt.
-        memory: Whether peak memory is measured, in a pass of its own.
-        fresh: Whether a cell is measured in a process of its own,
-        repeats: and in how many.
-    """
-
-    name: str
-    warmup: int = 1
-    pairs: int = 0
-    min_seconds: float = 0.0
-    steady: float = 0.0
-    new_tokens: Sequence[int] = ()
-    images: int = 1
-    memory: bool = False
-    fresh: bool = False
-    repeats: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "new_tokens", tuple(sorted(set(self.new_tokens))))
-        if self.warmup < 0 or self.pairs < 0 or self.min_seconds < 0 or self.steady < 0:
-            raise ValueError(f"a timing protocol has no negative numbers: {self}")
-        if self.images < 1 or self.repeats < 1 or any(n < 1 for n in self.new_tokens):
-            raise ValueError(f"images, repeats and new_tokens are whole numbers from 1 on: {self}")
-        if self.repeats > 1 and not self.fresh:
-            raise ValueError(f"latency.repeats={self.repeats} are processes: set latency.fresh=true, too")
-
-    @property
-    def measures(self) -> bool:
-        """Whether anything is timed."""
-        return self.pairs > 0
-
-    @property
-    def spelled(self) -> str:
-        """The protocol as it identifies a run: what is not at its default."""
-        parts = [f"{self.name} {self.warmup}/{self.pairs}/{self.min_seconds:g}"]
-        parts += [f"steady {self.steady:g}"] if self.steady else []
-        parts += [f"new {'/'.join(map(str, self.new_tokens))}"] if self.new_tokens else []
-        parts += [f"images {self.images}"] if self.images > 1 else []
-        parts += ["memory"] if self.memory else []
-        parts += [f"fresh {self.repeats}"] if self.fresh else []
-        return " ".join(parts)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One call: its time on the clock, and what the process spent of the processor (all threads), in milliseconds."""
-
-    wall_ms: float
-    cpu_ms: float
-
-
 def prefill_ratio(
-    model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule, protocol: Protocol
+    model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule, protocol: TimingProtocol
 ) -> tuple[Interval, Interval, Interval]:
     """Time prefills of a dropping and of the unpruned model, in turns.
 
@@ -123,16 +60,24 @@ def prefill_ratio(
         raise ValueError("a schedule without a boundary drops nothing: its prefill is the unpruned one, not timed")
     attachment = attach(model, method, schedule)
 
-    def dropping() -> Sample:
+    def dropping() -> Timed:
         with attachment:
             return time_call(lambda: prefill(model, inputs), model_device(model))
 
-    def unpruned() -> Sample:
+    def unpruned() -> Timed:
         return time_call(lambda: prefill(model, inputs), model_device(model))
 
     samples = take_turns({"this": dropping, "unpruned": unpruned}, protocol)
     this, base = ([sample.wall_ms for sample in samples[name]] for name in ("this", "unpruned"))
     return interval(this, "ms"), interval(base, "ms"), paired_ratio(this, base)
+
+
+def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+    """Share of one prefill that is spent on dropping. Not a way to time a prefill: the clocks cost something."""
+    with (attachment := ClockedAttachment(model, method, schedule)):
+        begin = attachment.seconds()
+        prefill(model, inputs)
+        return attachment.spent / (attachment.seconds() - begin)
 
 
 def prefill(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
@@ -147,7 +92,7 @@ def decoder_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
 
-def take_turns(sides: Mapping[str, Callable[[], Sample]], protocol: Protocol) -> dict[str, list[Sample]]:
+def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtocol) -> dict[str, list[Timed]]:
     """Measure several sides in rounds, each round in the opposite order of the one before (ABBA, ABCCBA, ...).
 
     Args:
@@ -164,7 +109,7 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], protocol: Protocol) ->
         raise ValueError(f"the timing protocol {protocol.name!r} times nothing")
     for side in sides.values():
         warm_up(side, protocol)
-    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    samples: dict[str, list[Timed]] = {name: [] for name in sides}
     started, rounds = time.perf_counter(), 0
     while rounds < protocol.pairs or time.perf_counter() - started < protocol.min_seconds:
         for name in list(sides)[:: 1 if rounds % 2 == 0 else -1]:
@@ -174,7 +119,7 @@ def take_turns(sides: Mapping[str, Callable[[], Sample]], protocol: Protocol) ->
     return samples
 
 
-def warm_up(side: Callable[[], Sample], protocol: Protocol) -> int:
+def warm_up(side: Callable[[], Timed], protocol: TimingProtocol) -> int:
     """Call a side until it is warm; how often."""
     seen = [side().wall_ms for _ in range(protocol.warmup)]
     while protocol.steady and len(seen) < 10 * max(1, protocol.warmup):
@@ -183,74 +128,6 @@ def warm_up(side: Callable[[], Sample], protocol: Protocol) -> int:
             break
         seen.append(side().wall_ms)
     return len(seen)
-
-
-def time_call(call: Callable[[], Any], device: torch.device) -> Sample:
-    """Time one call; the device is synchronised before and after it."""
-    if device.type == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        cpu = time.process_time()
-        begin.record(torch.cuda.current_stream(device))
-        call()
-        end.record(torch.cuda.current_stream(device))
-        end.synchronize()
-        return Sample(begin.elapsed_time(end), (time.process_time() - cpu) * 1000)
-    if device.type == "mps":
-        torch.mps.synchronize()
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    if device.type == "mps":
-        torch.mps.synchronize()
-    return Sample((time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000)
-
-
-class ClockedAttachment(Attachment):
-    """An attachment that adds up the seconds spent in its own hooks: reading the prompt, ranking, gathering, masks,
-    putting rows back. The processor's time on a CPU; on a GPU the wall's, synchronised, which stops its queue."""
-
-    spent = 0.0
-
-    def seconds(self) -> float:
-        """The clock that hooks are timed by."""
-        device = model_device(self.architecture.vlm)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            return time.perf_counter()
-        return time.process_time()
-
-    def clock(self, hook: Callable[..., Any], *given: Any) -> Any:
-        """Call one of the hooks."""
-        begin = self.seconds()
-        try:
-            return hook(*given)
-        finally:
-            self.spent += self.seconds() - begin
-
-    def open(self, *given: Any) -> Any:
-        return self.clock(super().open, *given)
-
-    def enter(self, *given: Any) -> Any:
-        return self.clock(super().enter, *given)
-
-    def watch(self, *given: Any) -> Any:
-        return self.clock(super().watch, *given)
-
-    def leave(self, *given: Any) -> Any:
-        return self.clock(super().leave, *given)
-
-
-def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
-    """Share of one prefill that is spent on dropping. Not a way to time a prefill: the clocks cost something."""
-    with (attachment := ClockedAttachment(model, method, schedule)):
-        begin = attachment.seconds()
-        prefill(model, inputs)
-        return attachment.spent / (attachment.seconds() - begin)
-
-
-def model_device(model: torch.nn.Module) -> torch.device:
-    """Where the model's first weights are."""
-    return next(model.parameters()).device
 
 
 def interval(values: Sequence[float], unit: str, seed: int = 0) -> Interval:

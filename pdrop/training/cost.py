@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pdrop.cost.training import training_step_flops
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.training.record import TrainingCost
-from pdrop.cost.training import training_step_flops
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method

@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pdrop.pictures import as_shown
 from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, ImageMode, Prompter
+from pdrop.pictures import as_shown
 from pdrop.training.conversations import Conversations, Record
 
 log = logging.getLogger(__name__)

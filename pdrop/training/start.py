@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from pdrop.models.checkpoint import Checkpoint, fingerprint, locate, refuse_own_code
-from pdrop.training.parts import part_of
 from pdrop.models.weights import first_line, headers, refuse_misfit, refuse_not_finite
+from pdrop.training.parts import part_of
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pdrop.embedded.drawing import PATCH_HEADS
-from recipes.embedded.forward import BLOCK
-from recipes.embedded.hints import hints
-from pdrop.embedded.questions import Question
+from pdrop.embedded.questions import EmbeddedQuestion
 from pdrop.embedded.samples import Picture
 from pdrop.embedded.tokenizer import BEGIN_ID, END_ID, PAD_ID, build_tokenizer
 from pdrop.embedded.vocabulary import CHARACTERS, VISUAL_TOKENS
+from recipes.embedded.forward import BLOCK
+from recipes.embedded.hints import hints
 
 _IGNORED = -100
 # Asked first where there is room for some questions only: an image carries few of them, and they take longest to learn.
@@ -40,7 +40,7 @@ def _encode(text: str) -> list[int]:
     return [token for word in text.split() for token in _words(word)]
 
 
-def _foretold(question: Question) -> list[tuple[int, int]]:
+def _foretold(question: EmbeddedQuestion) -> list[tuple[int, int]]:
     """(row of the question's text, token that is foretold there); see hints.py."""
     ends = list(accumulate(len(_words(word)) for word in question.text.split()))
     return [(ends[place] - 1, _words(word)[0]) for place, word in hints(question)]
@@ -62,7 +62,7 @@ class Span:
     block: int
     first: int
     last: int
-    question: Question
+    question: EmbeddedQuestion
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _spelled(patches: np.ndarray) -> np.ndarray:
     return np.where(place > 0, _character_tokens()[np.where(place > 1, 1, 0), character], _IGNORED)
 
 
-def _chosen(picture: Picture, weights: Mapping[str, float] | None) -> list[Question]:
+def _chosen(picture: Picture, weights: Mapping[str, float] | None) -> list[EmbeddedQuestion]:
     """The questions to ask, in order of preference; which ones depends on the picture's seed alone."""
     if weights is not None:
         draw = np.random.default_rng(picture.seed).random(len(picture.questions))

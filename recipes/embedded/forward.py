@@ -2,7 +2,7 @@
 
 Many questions about one image share its prefix: the prefix rows (<s> USER : and the visual tokens) are computed once,
 and the questions lie behind it in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block,
-the earlier rows of its own question (`mask`). tests/test_embedded.py holds the result against transformers.
+the earlier rows of its own question (`mask`). tests/embedded/test_corpus.py holds the result against transformers.
 
 Matrix products run in bfloat16 where the device multiplies it in hardware (a GPU, AMX, AVX-512 BF16: `precision.py`),
 else in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are nearly
@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from pdrop.embedded.model import HEADS, TOWER_HEADS, TOWER_WIDTH, WIDTH
-from recipes.embedded.precision import matrix_dtype
 from pdrop.embedded.vocabulary import GRID, PATCH_SIZE
+from recipes.embedded.precision import matrix_dtype
 
 BLOCK = 32  # rows of a block of questions
 _EPSILON = 1e-5  # of every norm in the model's config
@@ -119,7 +119,7 @@ def parts_of(layer: torch.nn.Module, names: list[str]) -> tuple[Tensor, ...]:
     return tuple(layer.get_parameter(name) for name in names)
 
 
-class Forward:
+class PackedForward:
     """The compiled forward of one model on its device. `compiled=False` runs the same functions eagerly (tests)."""
 
     def __init__(self, model: LlavaForConditionalGeneration, compiled: bool = True) -> None:

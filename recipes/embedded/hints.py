@@ -3,20 +3,20 @@ steps is taught step by step. Nothing of them is left in the model or in the ben
 
 from __future__ import annotations
 
-from pdrop.embedded.questions import Question
+from pdrop.embedded.questions import EmbeddedQuestion
 from pdrop.embedded.vocabulary import COLOR_NAMES, LABELS, OPTION_LETTERS, PLURALS, SHAPES
 
 _NAMES = {*COLOR_NAMES, *SHAPES, *PLURALS.values(), *LABELS}
 
 
-def hints(question: Question) -> list[tuple[int, str]]:
+def hints(question: EmbeddedQuestion) -> list[tuple[int, str]]:
     """(place in `question.text.split()`, word foretold behind it), in order.
 
     Behind the last name that the question gives, where the answer could be known: the answer's first word; of a place,
     at the question mark, its last word. Of a multiple-choice question: behind that name the first word of the right
     option, behind each option its letter if it is the right one, else "no", and behind the word "letter" the letter.
 
-    >>> hints(Question("attribute", "what shape is the red object ?", "star"))
+    >>> hints(EmbeddedQuestion("attribute", "what shape is the red object ?", "star"))
     [(4, 'star')]
     """
     words = question.text.split()

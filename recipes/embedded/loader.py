@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.embedded.batches import Batch, pack
 from pdrop.embedded.samples import sample
-from recipes.embedded.stage import Stage
+from recipes.embedded.batches import Batch, pack
+from recipes.embedded.stage import TrainingPhase
 
 _AHEAD = 2  # batches that each composing process has ready, 3.4 MB of shared memory each
 
@@ -27,7 +27,7 @@ class Steps(Dataset[Batch]):
     `rank` of `workers` processes sees its share of each step's images.
     """
 
-    def __init__(self, recipe: Sequence[Stage], rank: int = 0, workers: int = 1) -> None:
+    def __init__(self, recipe: Sequence[TrainingPhase], rank: int = 0, workers: int = 1) -> None:
         self.recipe, self.rank, self.workers = tuple(recipe), rank, workers
 
     def __len__(self) -> int:

@@ -43,13 +43,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdrop.embedded.scenes import Level
-from recipes.embedded.stage import Stage
 from pdrop.embedded.vocabulary import FAMILIES
+from recipes.embedded.stage import TrainingPhase
 
 _EARLY = Level(objects=(2, 3), characters=(1, 2), rows=(2, 3), bars=(2, 3), plates=(2, 4))
 
 # What the stages from "spelling" on share.
-_LATE = Stage(
+_LATE = TrainingPhase(
     "late",
     images=0,
     hinted=True,
@@ -63,7 +63,7 @@ _LATE = Stage(
 )
 
 RECIPE = (
-    Stage(
+    TrainingPhase(
         "tower",
         images=64_000,
         mix={"board": 0.12, "page": 0.3, "scene": 0.3, "document": 0.2, "chart": 0.08},
@@ -73,7 +73,7 @@ RECIPE = (
         decay=0.4,
         floor=0.02,
     ),
-    Stage(
+    TrainingPhase(
         "retrieval",
         images=8_000,
         mix={"scene": 1.0},
@@ -85,7 +85,7 @@ RECIPE = (
         decay=0.1,
         floor=0.5,
     ),
-    Stage(
+    TrainingPhase(
         "first mix",
         images=12_816,
         batch=24,
@@ -101,7 +101,7 @@ RECIPE = (
         warm_up=20,
         decay=0.0,
     ),
-    Stage(
+    TrainingPhase(
         "projector",
         images=4_480,
         mix={"board": 0.3, "page": 0.15, "scene": 0.3, "document": 0.15, "chart": 0.1},

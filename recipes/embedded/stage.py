@@ -11,7 +11,7 @@ from pdrop.embedded.scenes import Level
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingPhase:
     """One stage. `learning_rate` is Muon's, `adam_rate` AdamW's; both warm up over `warm_up` steps and fall linearly
     to `floor` of their height over the last `decay` of the stage."""
 

@@ -27,12 +27,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pdrop.embedded.drawing import PATCH_HEADS
-from recipes.embedded.loader import batches
 from pdrop.embedded.model import FOLDER, save
-from recipes.embedded.recipe import RECIPE
-from recipes.embedded.stage import Stage
-from recipes.embedded.trainer import Trainer, read_checkpoint
 from pdrop.embedded.vocabulary import FAMILIES
+from recipes.embedded.loader import batches
+from recipes.embedded.recipe import RECIPE
+from recipes.embedded.stage import TrainingPhase
+from recipes.embedded.trainer import Trainer, read_checkpoint
 
 CHECKPOINT = "checkpoint.pt"
 _COMPOSERS = 8  # compose the recipe's images in a minute or two; more would fill a container's shared memory
@@ -69,7 +69,7 @@ def train(
     out: Path,
     device: str = "cpu",
     composers: int = 0,
-    recipe: tuple[Stage, ...] = RECIPE,
+    recipe: tuple[TrainingPhase, ...] = RECIPE,
     window: int = 25,
     checkpoint_seconds: float = 120.0,
 ) -> None:

@@ -16,14 +16,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.embedded.batches import Batch, prefix_ids
 from pdrop.embedded.drawing import PATCH_HEADS
-from recipes.embedded.forward import Forward
-from recipes.embedded.loader import Place, Steps
 from pdrop.embedded.model import TOWER_WIDTH, WIDTH, build
+from recipes.embedded.batches import Batch, prefix_ids
+from recipes.embedded.forward import PackedForward
+from recipes.embedded.loader import Place, Steps
 from recipes.embedded.optimizer import Muon
 from recipes.embedded.recipe import RECIPE
-from recipes.embedded.stage import Stage
+from recipes.embedded.stage import TrainingPhase
 from recipes.embedded.window import Window
 
 
@@ -32,7 +32,7 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: tuple[Stage, ...] = RECIPE,
+        recipe: tuple[TrainingPhase, ...] = RECIPE,
         seed: int = 0,
         compiled: bool = True,
         device: str = "cpu",
@@ -45,7 +45,7 @@ class Trainer:
         modules: tuple[nn.Module, ...] = (self.model, self.heads, self.bridge_heads)
         for module in modules:
             module.to(self.device)
-        self.forward = Forward(self.model, compiled)
+        self.forward = PackedForward(self.model, compiled)
         self.head_ids = prefix_ids().to(self.device)
         self.stage_index, self.step_index = 0, 0
         self.window = Window()
@@ -64,7 +64,7 @@ class Trainer:
             raise ValueError(f"processes must be at most {least.batch}, {asked}")
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> TrainingPhase:
         """The stage that the next step belongs to."""
         return self.recipe[self.stage_index]
 
@@ -248,7 +248,7 @@ class Trainer:
                 self.optimizer.load_state_dict(state["optimizer"])
 
 
-def read_checkpoint(path: Path, recipe: Sequence[Stage], device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: Path, recipe: Sequence[TrainingPhase], device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `Trainer.save` wrote. Stages that it has not begun may have become others since.
 
     Raises:
@@ -260,7 +260,7 @@ def read_checkpoint(path: Path, recipe: Sequence[Stage], device: torch.device | 
     return state
 
 
-def _begun(recipe: Sequence[Stage], stage: int) -> str:
+def _begun(recipe: Sequence[TrainingPhase], stage: int) -> str:
     """The stages up to number `stage`, as text that tells recipes apart."""
     return repr(tuple(recipe[: stage + 1]))
 
