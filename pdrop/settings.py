@@ -114,6 +114,7 @@ def resolve(
     names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
+    sampled = generation_arguments.check(spec.tasks, folders)
     model = dials["model"]
     source = ModelSource.of(
         **{key: model[key] for key in ("name", "path", "revision", "weights", "visual_tokens", "text_tokens")},
@@ -122,7 +123,7 @@ def resolve(
     )
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
-    drawn = source.weights == "random" or generation_arguments.check(spec.tasks, folders)  # weights, answers
+    drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
         spec=spec,

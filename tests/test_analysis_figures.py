@@ -5,6 +5,7 @@ python -m pytest tests/test_analysis_figures.py
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from records import make_record, put, standard, table_of
 
-from analysis import style
+from analysis import drawing, style
 from analysis.__main__ import main
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
@@ -34,8 +35,8 @@ def copied(store: Path, tmp_path: Path) -> Path:
 
 
 def test_figures_show_every_method(copied: Path) -> None:
-    assert main(["figures", "--results", str(copied)]) == 0
-    for name, width in (("demo-tradeoff", figure.COLUMN), ("demo-tradeoff-tasks", figure.PAGE)):
+    assert main(["figures", "--pdf", "--results", str(copied)]) == 0
+    for name, width in (("demo-tradeoff", drawing.COLUMN), ("demo-tradeoff-tasks", drawing.PAGE)):
         assert (copied / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with Image.open(copied / "figures" / f"{name}.png") as image:
             assert image.width == pytest.approx(300 * width, abs=2)
@@ -127,3 +128,32 @@ def test_of_several_models_those_with_one_budget_a_method_have_no_trade_off(tmp_
         put(tmp_path / "alike", make_record("none", 1.0, model=model))
         put(tmp_path / "alike", make_record("pyramiddrop", 0.5, model=model))
     assert {name.split("-")[1] for name, _ in figure.files(table_of(tmp_path / "alike"))} == {"first", "second"}
+
+
+def test_pdfs_are_drawn_on_demand_and_never_left_behind(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def made() -> set[str]:
+        return {path.suffix for path in (copied / "figures").iterdir() if not path.name.startswith(".")}
+
+    for options, kinds in (([], {".png"}), (["--pdf"], {".png", ".pdf"}), (["--pdf"], {".png", ".pdf"})):
+        capsys.readouterr()
+        assert main(["figures", *options, "--results", str(copied)]) == 0
+        assert made() == kinds
+    assert "wrote" not in capsys.readouterr().out
+    assert main(["figures", "--results", str(copied)]) == 0
+    assert made() == {".png"}, "a PDF of older numbers beside a new PNG would lie"
+    assert "removed" in capsys.readouterr().out
+
+
+def test_a_palette_changes_nothing_that_is_seen(copied: Path) -> None:
+    drawn = figure.tradeoff(table_of(copied), "toy")
+    assert drawn is not None
+    contents = [drawing.png(drawn, photographs) for photographs in (False, True)]
+    small, whole = (Image.open(io.BytesIO(content)) for content in contents)
+    assert small.mode == "P" and small.size == whole.size and len(contents[0]) < 0.5 * len(contents[1])
+    assert small.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    pixels, wanted = (np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int) for image in (small, whole))
+    apart = np.abs(pixels - wanted).max(1)
+    assert apart.max() <= 24 and (apart > 8).mean() < 0.01
+    colours, counts = np.unique(wanted, axis=0, return_counts=True)
+    for colour in colours[np.argsort(-counts)[:10]]:
+        assert not apart[(wanted == colour).all(1)].any(), "what is drawn keeps its colour to the bit"

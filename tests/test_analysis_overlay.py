@@ -120,10 +120,10 @@ def test_overlay_of_several_runs(store: Path, shown: Path, capsys: pytest.Captur
     runs = [run_of(store, method, keep) for method, keep in (("none", ""), ("pyramiddrop", "0.5"), ("random", "0.3"))]
     ids = [run.record.run_id for run in runs]
     options = ["--results", str(store), "--images", str(shown)]
-    assert main(["overlay", *ids, *options, "--sample", "toy_ocr:7"]) == 0
+    assert main(["overlay", *ids, *options, "--pdf", "--sample", "toy_ocr:7"]) == 0
     name = "-".join(["overlay-toy_ocr-7", *(run_id[:6] for run_id in ids)])
     assert (store / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert (store / "figures" / f"{name}.png").exists()
+    assert Image.open(store / "figures" / f"{name}.png").mode == "RGBA", "photographs keep their colours"
     samples = [samples_of(run, "toy_ocr")["7"] for run in runs]
     seen = views(samples[0], [Image.new("RGB", (40, 40), "red")], "crop")
     drawn = overlay.overlay(runs, samples, seen)

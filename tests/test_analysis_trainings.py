@@ -126,7 +126,7 @@ def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_se
         folder = records.put(tmp_path, run, experiment="training")
         start[way] = [json.loads(line)["scores"]["acc"] for path in sorted((folder / "samples").glob("*.jsonl"))
                       for line in path.read_text().splitlines()]  # fmt: skip
-    assert main(["trainings", "--results", str(tmp_path)]) == 0
+    assert main(["trainings", "--pdf", "--results", str(tmp_path)]) == 0
     assert (tmp_path / "figures/trainings.pdf").read_bytes().startswith(b"%PDF")
     text = (tmp_path / "tables/trainings.md").read_text()
     assert "what they score" in text and "**gain**" in text

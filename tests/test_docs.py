@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from records import make_record, put
+from records import TASKS, make_record, put
 
 from analysis.__main__ import main, parse
 from pdrop.compose import CONF
 from pdrop.record import read_records
 from pdrop.run import check_dials
+from pdrop.samples import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -191,14 +192,19 @@ def test_stores_merge_as_it_says(tmp_path, monkeypatch):
     put(here, make_record("fastv", 0.5), experiment="demo")
     put(other, make_record("none", 1.0), experiment="demo")
     put(other, make_record("pyramiddrop", 0.5), experiment="demo")
+    alone = put(other, make_record("fastv", 0.3), n=40, experiment=None)  # was asked less: questions of its own
+    for store in (here, other):
+        assert main(["condense", "--results", str(store)]) == 0
     (script,) = [b.text for b in BLOCKS if b.page == "docs/stores.md" and b.kind == "console"]
     lines = [line.strip() for line in script.splitlines()]
     subprocess.run(["bash", "-c", "; ".join(line for line in lines if line.startswith("cp "))], check=True)
+    shutil.rmtree("other")
+    assert len(read_samples(here / "runs" / alone.name, TASKS[0])) == 40
     for line in lines:
         if line.startswith("python -m analysis "):
             assert main(shlex.split(line)[3:]) == 0
     table = Path("results/tables/demo.md").read_text()
-    assert "FastV" in table and "PyramidDrop" in table and len(list(read_records(here / "runs"))) == 3
+    assert "FastV" in table and "PyramidDrop" in table and len(list(read_records(here / "runs"))) == 4
 
 
 @pytest.mark.slow

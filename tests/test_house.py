@@ -80,7 +80,7 @@ FLOORS = {
 }
 # analysis knows records alone, by relative imports (installed, it is pdrop.analysis); wings use those named before them
 CONTRACTS = {"pdrop.pictures", "pdrop.record", "pdrop.samples", "pdrop.schedule", "pdrop.names", "pdrop.store", "pdrop"}
-GROUND = {"analysis.neutral", "analysis.statistics", "analysis.grid", "analysis.style"}
+GROUND = {"analysis.drawing", "analysis.neutral", "analysis.statistics", "analysis.grid", "analysis.style"}
 WINGS = ("store", "comparison", "tables", "studies", "overlays", "report", "__main__")
 FLOORS |= {"analysis": set()} | {name: CONTRACTS | {"analysis.neutral"} for name in GROUND}
 FLOORS |= {

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from analysis.load import Run
-from analysis.notes import prompts
 
+from analysis.store.load import Run
+from analysis.tables.footnotes import prompts
 from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
 from pdrop import architectures as shipped
 from pdrop.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs

@@ -5,7 +5,6 @@ pytest tests/test_own_tasks.py
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,18 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from analysis.kept import samples_of
-from analysis.load import load_experiment
-from analysis.report_samples import first_lines
 from command_line import called
 from saved_checkpoints import save_llava
+from specs import spec_of
 from test_pictures import photo
 
+from analysis.store.load import load_experiment, samples_of
 from pdrop import latency, run, timed_prompt
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.evaluate import evaluate
 from pdrop.methods.base import Method
 from pdrop.record import read_lines, read_records
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
 from pdrop.scoring.answers import QuestionError
 from pdrop.scoring.containment import task_code
@@ -128,7 +127,7 @@ WHERE = ["import", "doc_to_text", "doc_to_visual", "doc_to_target", "process_res
 def test_a_task_that_exits_fails_by_name(where: str, checkpoint: Checkpoint, write: Write, tmp_path: Path) -> None:
     folder = write(exit=where)
     with pytest.raises(RuntimeError, match=r"^task mine[,:].*it called sys\.exit\(0\)"):
-        evaluate(checkpoint, None, Schedule(), tasks=["mine"], folder=tmp_path / "run", task_dirs=[folder])
+        evaluate(checkpoint, None, Schedule(), spec_of(tasks=("mine",)), tmp_path / "run", task_dirs=[folder])
     torch.testing.assert_close(checkpoint.model.get_decoder().norm.weight, torch.ones(32))  # nothing stays attached
 
 
@@ -183,7 +182,7 @@ def test_separators_of_lines_in_data_are_text(command: Any, write: Write, tmp_pa
     found = samples_of(one, "mine")
     assert [sample.question for sample in found.values()] == [sample.target for sample in found.values()]
     assert found["1"].target == f"1 {SEPARATORS}?"
-    assert [json.loads(line)["target"] for line in first_lines(one, "mine", 5)] == [s.target for s in found.values()]
+    assert [row["target"] for row in read_samples(one.path, "mine", 5)] == [s.target for s in found.values()]
     path = tmp_path / "lines.jsonl"
     path.write_bytes("a\u2028b\r\n\nc".encode())
     assert read_lines(path) == ["a\u2028b\r", "", "c"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis.pictures import read_images
-from analysis.report_samples import uri
 from PIL import Image, ImageOps
 from test_frames import video
 
+from analysis.overlays.pictures import read_images
+from analysis.report.samples import uri
 from pdrop.pictures import as_shown, check, read
 from pdrop.scoring.requests import _images
 from pdrop.training.conversations import Conversations
