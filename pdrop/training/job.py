@@ -93,10 +93,10 @@ def train(
     refuse_uneven(settings, schedule, records.lengths)
     encoder = Encoder(
         checkpoint.processor,
-        settings.format,  # type: ignore[arg-type]
-        settings.image_mode,  # type: ignore[arg-type]
+        settings.format,
+        settings.image_mode,
         settings.max_length,
-        settings.overlong,  # type: ignore[arg-type]
+        settings.overlong,
     )
     encoder.check(records)
     spec = settings.identity(

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_training import LANES, Lane, Steps
+from benchmarks.bench_training import LANES, Lane, TrainingSteps
 from pdrop import FastV, PyramidDrop, Schedule, Uniform, attach, pyramid
 from pdrop import single as one_boundary
 from pdrop.conformance.families import fresh
@@ -98,7 +98,7 @@ def test_a_step_that_trains_nothing_is_refused() -> None:
 def test_the_benchmark_holds_its_steps_against_what_torch_counts(lane: Lane) -> None:
     case, lane = lane.cases[0], replace(lane, text=lane.text[:2], visual=144)
     model = lane.build()
-    steps = Steps(model, lane.batch(model))
+    steps = TrainingSteps(model, lane.batch(model))
     counted = []
     for side in (case, None):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
