@@ -103,6 +103,7 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
 
     generator = torch.Generator().manual_seed(0)
     vision, many = config.vision_config, batch * images
+    grids = [] if prompt.images is None or isinstance(prompt.images, int) else prompt.images
 
     def noise(*shape: int) -> Any:
         return torch.randn(shape, generator=generator)
@@ -117,9 +118,9 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
             pixels["image_sizes"] = torch.tensor([prompt.picture] * many)
     else:
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
-        patches = sum(frames * height * width for frames, height, width in prompt.images)
+        patches = sum(frames * height * width for frames, height, width in grids)
         pixels = {"pixel_values": noise(many * patches, values)}
-        pixels["image_grid_thw"] = torch.tensor([list(grid) for grid in prompt.images] * many)
+        pixels["image_grid_thw"] = torch.tensor([list(grid) for grid in grids] * many)
     between = images if images > 1 else 0  # images of one prompt are told apart by what stands between
     words = torch.randint(3, 900, (batch, max(2, round(prompt.text) - between)), generator=generator)
     blocks = []
