@@ -73,12 +73,10 @@ def training_step_flops(
     reached = bool(prompt.visual) and (train_tower or through_tower)  # gradients reach the tower
     # where they do not, the projector's first matrix has nothing trained below it
     projector = forward["projector"] * (1 + train_projector if reached else (2 - first_share(sizes)) * train_projector)
-    again = tower = 0.0
+    tower = again = 0.0
     if reached:
-        parts, _ = sizes.tower.macs(prompt.visual, prompt.images)
-        tower = 2 * ((1 + train_tower) * parts["linear"] + scores * parts["attention"])
-        tower += 2 * train_tower * (parts["embedding"] + 2 * parts["pooling"])  # the pixels need no gradient
-        again = 2 * (parts["linear"] - parts["last_matrices"] + parts["attention"]) if checkpointing else 0.0
+        tower, again = tower_backward(sizes, prompt, train_tower, scores)
+        again *= checkpointing
     if checkpointing:
         again += sum(forward[name] for name in ("attention_projections", "attention", "mlp"))
         # the last product of a layer need not be repeated: nothing reads it
@@ -86,6 +84,14 @@ def training_step_flops(
     backward = products + scores * forward["attention"] + projector + tower
     step = {"forward": forward["total"], "backward": backward, "recomputed": again}
     return {**step, "total": sum(step.values())}
+
+
+def tower_backward(sizes: ModelSizes, prompt: PromptSize, trained: bool, scores: float) -> tuple[float, float]:
+    """FLOPs of the backward through the tower, and of its layers' second forward; `scores` as of attention there."""
+    parts, _ = sizes.tower.macs(prompt.visual, prompt.images)
+    backward = (1 + trained) * parts["linear"] + scores * parts["attention"]
+    backward += trained * (parts["embedding"] + 2 * parts["pooling"])  # the pixels need no gradient
+    return 2 * backward, 2 * (parts["linear"] - parts["last_matrices"] + parts["attention"])
 
 
 def first_share(sizes: ModelSizes) -> float:

@@ -117,6 +117,9 @@ def test_run_prints_the_ledger_offline(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(record.spec.latency == "off" for record in costs.values())
     assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", "budget=avg_tokens:100", "layers=[8,16,24]") == 1
     assert "8/16/24 cannot go below 144 of 576 average tokens" in "".join(capfd.readouterr())
+    for method in ("uniform", "pool"):  # the tower sees the picture whatever is dropped after it
+        assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", f"method={method}", "budget=flops:0.1") == 1
+        assert "0 cannot go below 0.134 of the flops of nothing dropped" in "".join(capfd.readouterr())
     assert call(monkeypatch, "model=llava_1_5_7b", "tasks=none", "budget=flops:0.5", "ratio=0.5") == 1
     assert "leave out ratio=" in "".join(capfd.readouterr())
 
