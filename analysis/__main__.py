@@ -5,7 +5,7 @@
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
-    python -m analysis readme                README.md: its table, figures and findings, from this store
+    python -m analysis readme                README.md, docs/results.md: tables, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
@@ -24,12 +24,14 @@ written only if their content changed, figures drawn only if their records did. 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pdrop.names import printable
 from pdrop.samples import condense, read_samples, sample_lines, samples_files
 
 from .comparison.comparable import parts, refuse_mixtures
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "samples":
             run = words.find(load_runs(results), options.run)
-            say(sample_lines(read_samples(run.path, options.task)))
+            lines = sample_lines(read_samples(run.path, options.task))
+            say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
         elif options.command == "condense":
             write_condensed(results)
         elif options.command == "overlay":
@@ -73,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "readme":
-            report(options.readme, readme.written(options.readme, results).encode())
+            pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+            for path, text in pages:
+                report(path, text.encode())
         elif options.command == "hard":
             write_hard(results, options.name, options.control)
         elif options.command == "repro":
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             return make(options, results)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n"))
         return 1
     return 0
 
@@ -121,8 +126,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
     command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
-    command = commands.add_parser("readme", parents=[common], help="renew the README's results")
-    command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
+    command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
+    where = f"a page that holds results; default: {', '.join(map(str, readme.PAGES))}"
+    command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
     command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
@@ -163,10 +169,10 @@ def make(options: argparse.Namespace, results: Path) -> int:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
                     tables.append(compare(part, experiment.superseded))
                 except ValueError as error:
-                    sys.stderr.write(f"{part.title}: {error}\n")
+                    sys.stderr.write(printable(f"{part.title}: {error}\n"))
                     refused = 1
         except ValueError as error:
-            sys.stderr.write(f"{name}: {error}\n")
+            sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
@@ -308,7 +314,7 @@ def written_or_not(path: Path, content: bytes) -> str:
 
 def say(text: str) -> None:
     """Put text on standard output."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
 
 
 def command_line() -> int:

@@ -30,7 +30,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pdrop.record import write_atomically
+from pdrop.store import write_atomically
 
 # every field that a sample may have, in the order of a whole line; those in ASKED follow from what was asked of which
 # model, and are equal for most runs of a store

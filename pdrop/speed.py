@@ -1,8 +1,8 @@
 """What is timed in a run, and where: in this process, or in fresh ones that hold nothing else.
 
 A sweep's process has warm caches, leftovers on the device and threads of libraries; `latency=full` therefore measures
-each cell in processes of its own. What such a process needs goes to it as JSON, and what it found comes back as JSON;
-the model is built there again.
+each run in processes of its own. Such a process gets the settings as they are, pickled, builds the model again, and
+gives back what it found as JSON.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop import architectures
-from pdrop.inputs import load, reference_prompt
+from pdrop import timed_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings
+from pdrop.timed_prompt import preprocessing, timed_batch
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -31,76 +30,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
 
-
-def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: noise pictures and a fixed question, `batch_size` times.
-
-    Without a processor, the reference prompt of the shipped architecture.
-    """
-    if (make := preprocessing(checkpoint, settings)) is not None:
-        inputs = make()
-    else:
-        prompt = reference_prompt(settings)
-        config = checkpoint.model.config
-        inputs = architectures.noise_prompt(config, prompt, batch=settings.batch_size, images=settings.latency.images)
-    device, dtype = checkpoint.model.device, checkpoint.model.dtype
-    return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
-
-
-def preprocessing(checkpoint: Checkpoint, settings: Settings) -> Callable[[], Any] | None:
-    """Makes the timed inputs from pictures and text; None where there is no processor."""
-    if checkpoint.processor is None:
-        return None
-    import numpy as np
-    from PIL import Image
-
-    from pdrop.scoring.prompts import Prompter
-
-    images = settings.latency.images
-    pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE, 3), dtype=np.uint8)
-    prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
-
-    def make() -> Any:
-        prompts = [prompter.render(QUESTION, images)] * settings.batch_size
-        return prompter.encode(prompts, [[Image.fromarray(pixels)] * images] * settings.batch_size)
-
-    return make
-
-
-def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int) -> Any:
-    """Where nothing is scored: the tokens of the timed prompt, seen in one forward."""
-    import torch
-
-    from pdrop import attach
-    from pdrop.scoring.crops import seen
-    from pdrop.shapes import PromptSize
-
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
-        checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual, rows = trace.visual[0], len(trace.visual)
-    crops = seen(inputs, [images] * rows, trace.visual)[0]
-    entering = [row[0] for row in trace.visual_tokens]
-    return PromptSize(trace.tokens[0][0] - entering[0], visual, tuple(entering), crops)  # type: ignore[arg-type]
-
-
-def time_cell(
-    cost: Cost, settings: Settings, method: Method, schedule: Schedule, checkpoint: Checkpoint, inputs: Any
-) -> None:
-    """Time a cell under its protocol; fills in the times of `cost`."""
+def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
+    """Time a run under its protocol; fills in the times of `cost`."""
     from pdrop import latency
     from pdrop.measure import measure
 
-    protocol = settings.latency
+    method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
+    assert method is not None
+    if (batch := timed_batch(spec.batch_size)) < spec.batch_size:
+        log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
+    one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
+    cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
     if protocol.fresh:
         with off_the_device(checkpoint.model):
-            cost.timing = in_fresh_processes(settings, method, schedule)
+            cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
-        make = preprocessing(checkpoint, settings)
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+        make = preprocessing(checkpoint, settings.source, spec, protocol.images)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
     else:
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
@@ -121,9 +71,9 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
     """What a schedule's prefill takes, by measuring: for budgets in milliseconds. Medians of interleaved pairs."""
     from pdrop import latency
 
-    checkpoint = load(settings)
-    inputs = timing_inputs(checkpoint, settings)
-    protocol = latency.Protocol("budget", warmup=2, pairs=max(7, settings.latency.pairs))
+    checkpoint = settings.load()
+    inputs = timed_prompt.inputs(checkpoint, settings.source, settings.spec, settings.protocol.images)
+    protocol = latency.Protocol("budget", warmup=2, pairs=max(7, settings.protocol.pairs))
 
     def measured(schedule: Schedule) -> float:
         if not schedule.stages:
@@ -136,34 +86,27 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
 # ---------------------------------------------------------------------- fresh processes
 
 
-def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -> dict[str, Any]:
-    """Measure a cell in `repeats` processes, one behind the other.
+def in_fresh_processes(settings: Settings) -> dict[str, Any]:
+    """Measure a run in `repeats` processes, one after the other.
 
     Raises:
         RuntimeError: If one of them fails; with the end of what it said.
     """
     from pdrop.measure import pooled
 
-    kind = type(method)
-    request = {
-        "settings": {**asdict(settings), "results": str(settings.results)},
-        "method": [kind.__module__, kind.__qualname__, asdict(method)],
-        "schedule": str(schedule),
-        "threads": threads(),
-    }
-    cells = []
-    for number in range(settings.latency.repeats):
-        log.info("timing        process %d of %d", number + 1, settings.latency.repeats)
+    found, repeats = [], settings.protocol.repeats
+    for number in range(repeats):
+        log.info("timing        process %d of %d", number + 1, repeats)
         with tempfile.TemporaryDirectory() as folder:
-            question, found = Path(folder) / "request.json", Path(folder) / "found.json"
-            question.write_text(json.dumps(request))
-            command = [sys.executable, "-m", "pdrop.speed", str(question), str(found)]
+            question, answer = Path(folder) / "request.pickle", Path(folder) / "found.json"
+            question.write_bytes(pickle.dumps((settings, threads())))
+            command = [sys.executable, "-m", "pdrop.speed", str(question), str(answer)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = " ".join(done.stderr.strip().splitlines()[-1:])
-                raise RuntimeError(f"the process that measured this cell failed: {said}")
-            cells.append(json.loads(found.read_text()))
-    return pooled(cells)
+                raise RuntimeError(f"the process that measured this run failed: {said}")
+            found.append(json.loads(answer.read_text()))
+    return pooled(found)
 
 
 @contextlib.contextmanager
@@ -190,25 +133,19 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def answer_request(question: Path, found: Path) -> None:
+def answer_request(question: Path, answer: Path) -> None:
     """The other side: read a request, measure, write what was found."""
     import torch
 
-    from pdrop.latency import Protocol
     from pdrop.measure import measure
 
-    request = json.loads(question.read_text())
-    torch.set_num_threads(request["threads"])
-    given = request["settings"]
-    for name in ("tasks", "task_folders", "layers"):
-        given[name] = None if given[name] is None else tuple(given[name])
-    settings = Settings(**{**given, "results": Path(given["results"]), "latency": Protocol(**given["latency"])})
-    module, name, arguments = request["method"]
-    method = getattr(import_module(module), name)(**arguments)
-    checkpoint = load(settings)
-    inputs, make = timing_inputs(checkpoint, settings), preprocessing(checkpoint, settings)
-    cell = measure(checkpoint.model, inputs, method, Schedule.parse(request["schedule"]), settings.latency, make)
-    found.write_text(json.dumps(cell, allow_nan=False))
+    settings, torch_threads = pickle.loads(question.read_bytes())
+    torch.set_num_threads(torch_threads)
+    checkpoint, spec, protocol = settings.load(), settings.spec, settings.protocol
+    inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+    make = preprocessing(checkpoint, settings.source, spec, protocol.images)
+    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make)
+    answer.write_text(json.dumps(found, allow_nan=False))
 
 
 if __name__ == "__main__":

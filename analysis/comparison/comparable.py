@@ -10,15 +10,19 @@ import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pdrop.record import EQUAL_CONDITIONS, canonical_json
+from pdrop.record import EQUAL_CONDITIONS, RunSpec, canonical_json
 
 from ..store.load import ALL, Experiment, Run, by_task, timing
 
-ASKED = ("limit", "dtype", "attn_implementation", "device", "batch_size", "max_new_tokens")
 OF_MODEL = ("weights", "revision", "prompt", "image_mode")
+# what tables compare, and what is held against each other in a way of its own
+COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "latency")
+OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")
+# the rest, so that a dial that is added to RunSpec keeps runs apart before anybody thinks of it here
+ASKED = tuple(one.name for one in fields(RunSpec) if one.name not in {*OF_MODEL, *COMPARED, *OWN_WAY})
 MACHINE = ("processor", "device_name")
 MOST = 6  # commands that a remedy lists
 Kind = Literal["asked", "aged", "made"]  # other settings; older weights or packages; another machine, data, code

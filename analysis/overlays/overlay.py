@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
+from pdrop.names import as_name
 from pdrop.schedule import Schedule
 
 from ..drawing import PAGE, SETTINGS
@@ -59,11 +60,11 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
         seen = views(first, pictures, runs[0].record.spec.image_mode)
         if dropping:
             figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
-            yield "-".join(["overlay", task, doc_id, *(run.record.run_id[:6] for run in dropping)]), figure
+            yield "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)]), figure
         for run in runs:
             if ranks_only(run) and held[run.folder].attention is not None:
                 figure = maps(held[run.folder], seen)
-                yield "-".join(["attention", task, doc_id, run.record.run_id[:6]]), figure
+                yield "-".join(["attention", task, as_name(doc_id), run.record.run_id[:6]]), figure
 
 
 def check(runs: Sequence[Run]) -> None:

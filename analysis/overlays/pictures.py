@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pdrop.pictures import as_shown
+
 from ..statistics import FloatArray
 from ..store.samples import BoolArray, Layout, Sample
 
@@ -165,7 +167,7 @@ def read_images(source: Path | None, image: str | None, what: str, number: int =
         found = {file.stem: file for file in path.iterdir() if file.stem in wanted}
         if missing := [name for name in wanted if name not in found]:
             raise ValueError(f"{what}: no image named {', '.join(missing)} in {path}")
-        return [Image.open(found[name]).convert("RGB") for name in wanted]
+        return [as_shown(Image.open(found[name])) for name in wanted]
     if not path.is_file():
         raise ValueError(f"{path} is neither a parquet file nor a folder of images: give --images")
     frame = pd.read_parquet(path, columns=["image_id", "image"], filters=[("image_id", "==", image)])
@@ -173,4 +175,4 @@ def read_images(source: Path | None, image: str | None, what: str, number: int =
         raise ValueError(f"{what}: no image_id {image} in {path}; give --images")
     if number > 1 and path != EMBEDDED:
         raise ValueError(f"{what} has {number} pictures: give --images as a folder with {image}-0, {image}-1, ...")
-    return [Image.open(io.BytesIO(frame.iloc[0]["image"]["bytes"])).convert("RGB")] * number
+    return [as_shown(Image.open(io.BytesIO(frame.iloc[0]["image"]["bytes"])))] * number

@@ -98,7 +98,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
     lines = []
     for run in runs:
         if not run.done:
-            error = (run.record.error or "no error recorded").strip().splitlines()[-1]
+            error = (run.record.error or "no error recorded").strip().split("\n")[-1]
             lines.append(f"{run.record.status}: {run.folder}: {error}")
     dirty = sum(1 for run in runs if run.done and run.record.environment.get("git_dirty"))
     if dirty:
@@ -110,7 +110,7 @@ def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str
     """An experiment for the page; its runs in the order of its tables, those without a table behind."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
-    meaning = notes.meaning(one.tables).splitlines()[2:] if one.tables else []
+    meaning = notes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
     return {
         "name": one.name,
         "line": line(one, runs),

@@ -1,15 +1,18 @@
-"""The README's results, written from the records of a store: its table, its figures and what they say.
+"""Results in prose, written from the records of a store: tables, figures and what they say.
 
     python -m analysis readme --results results/reference      # the last step of make reference
 
-Everything between <!-- demo --> and <!-- /demo --> is replaced. No number and no verdict there is typed by hand: a
-sentence takes its figures from the tables, and says "more", "less" or "not told apart" as their intervals do.
+Two pages hold them, each between a pair of comments that is replaced: README.md the short form, between <!-- demo -->
+and <!-- /demo --> (one ratio, one figure), docs/results.md the whole, between <!-- results --> and <!-- /results -->.
+No number and no verdict there is typed by hand: a sentence takes its figures from the tables, and says "more", "less"
+or "not told apart" as their intervals do.
 """
 
 from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from ..comparison.against_random import is_random
 from ..comparison.comparable import parts, refuse_mixtures
 from ..comparison.compare import compare
 from ..comparison.table_model import Row, Table
+from ..grid import Grid
 from ..statistics import Estimate
 from ..store.load import experiments, load_experiment
 from ..studies.attention import attention_studies, stability
@@ -24,40 +28,84 @@ from ..studies.redundancy import studies
 from ..style import method_name, task_names
 from ..tables.table import grids, percent, signed
 
-START, END = "<!-- demo -->", "<!-- /demo -->"
+PAGES = (Path("README.md"), Path("docs/results.md"))
+SHORT, LONG = "demo", "results"  # what the comments around a block are called
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
-RATIO = "0.5"  # the budget that the sentence on positions is about
+RATIO = "0.5"  # the budget that the short form and the sentence on positions are about
 QUARTER = 0.25  # the top set that the sentence on layers is about
+SHOWN = ("method", "schedule", "tokens", "FLOPs %", "KV %", "average", "Δ none [95 %]")  # columns of the short form
+MOST = 8  # rows of the short form
+FIGURES = (
+    ("demo-tradeoff", "score against cost", "Average score against prefill FLOPs"),
+    ("redundancy", "one cut at layer k: what is still needed there", "Average score against the fraction kept"),
+    ("attention", "attention on the image, layer by layer", "Share, entropy and concentration of attention"),
+)
 
 
-def written(readme: Path, results: Path) -> str:
-    """The README with its results renewed.
+def marks(name: str) -> tuple[str, str]:
+    """The comments in front of a block and after it."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def written(page: Path, results: Path) -> str:
+    """The page with its results renewed.
 
     Raises:
         ValueError: If it has no place for them, or a table cannot be made.
     """
-    text = readme.read_text(encoding="utf8")
-    before, start, rest = text.partition(START)
-    _, end, behind = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{readme} has no {START} ... {END}: put them where the results belong")
-    place = Path(os.path.relpath(results, readme.parent)).as_posix()
-    return f"{before}{START}\n{block(results, place)}{END}{behind}"
+    text = page.read_text(encoding="utf8")
+    place = Path(os.path.relpath(results, page.parent)).as_posix()
+    found = [name for name in (SHORT, LONG) if all(mark in text for mark in marks(name))]
+    if not found:
+        pairs = " or ".join(" ... ".join(marks(name)) for name in (SHORT, LONG))
+        raise ValueError(f"{page} has no {pairs}: put them where the results belong")
+    for name in found:
+        start, end = marks(name)
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{short(results, place) if name == SHORT else block(results, place)}{end}{after}"
+    return text
 
 
-def block(results: Path, place: str) -> str:
-    """The results as Markdown; `place` is how the README names the store.
+def short(results: Path, place: str) -> str:
+    """The results at one ratio as Markdown; `place` is how the page names the store.
 
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
     """
-    known = experiments(results)
-    tables = {
-        name: the_table(results, name) for name in ("demo", "positions", "redundancy", "attention") if name in known
-    }
-    if "demo" not in tables:
-        raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
-    demo = tables["demo"]
+    tables = the_tables(results)
+    demo = tables[SHORT]
+    (name, _, alt), *_ = FIGURES
+    drawn = (results / "figures" / f"{name}.png").is_file()
+    lines = [
+        heading(demo, f" at ratio {RATIO}"),
+        "",
+        one_ratio(demo).markdown(),
+        *([f"![{alt}]({place}/figures/{name}.png)", ""] if drawn else []),
+        *said([redundancy(tables.get("redundancy")), fragile(demo)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def one_ratio(demo: Table) -> Grid:
+    """The rows of the demo at one ratio, what bounds them, and the columns that fit a page."""
+    whole = grids(demo)[0]
+    columns = [whole.head.index(name) for name in SHOWN]
+    bounds = [not row.drops or row.blind for row in demo.rows] + [True] * (len(whole.rows) - len(demo.rows))
+    asked = [row.runs[0].overrides.get("ratio") == RATIO or row.budget == RATIO for row in demo.rows]
+    chosen = [number for number, ratio in enumerate(asked) if ratio and not bounds[number]][: MOST - sum(bounds)]
+    rows = [row for number, row in enumerate(whole.rows) if bounds[number] or number in chosen]
+    return Grid(whole.title, SHOWN, left=2, rows=[[row[column] for column in columns] for row in rows])
+
+
+def block(results: Path, place: str) -> str:
+    """All of the results as Markdown; `place` is how the page names the store.
+
+    Raises:
+        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+    """
+    tables = the_tables(results)
+    demo = tables[SHORT]
     found = [redundancy(tables.get("redundancy")), positions(tables.get("positions"), place)]
     found += [fragile(demo), twins(demo), attention(tables.get("attention"))]
     lines = [
@@ -69,9 +117,26 @@ def block(results: Path, place: str) -> str:
         *pictures(results, place),
         "What this model shows, 95 % intervals in brackets, points of the average over the tasks:",
         "",
-        *(textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in found if text),
+        *said(found),
     ]
     return "\n".join(lines) + "\n"
+
+
+def said(sentences: Sequence[str]) -> list[str]:
+    """What there is to say, a list item each."""
+    return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
+
+
+def the_tables(results: Path) -> dict[str, Table]:
+    """The tables that the sentences are about, by experiment.
+
+    Raises:
+        ValueError: If there is no experiment "demo".
+    """
+    known = experiments(results)
+    if SHORT not in known:
+        raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
+    return {name: the_table(results, name) for name in (SHORT, "positions", "redundancy", "attention") if name in known}
 
 
 def the_table(results: Path, name: str) -> Table:
@@ -88,7 +153,7 @@ def the_table(results: Path, name: str) -> Table:
     return compare(found[0], experiment.superseded)
 
 
-def heading(demo: Table) -> str:
+def heading(demo: Table, where: str = "") -> str:
     """What the table is of."""
     sizes = sorted({task.n for task in demo.tasks.values()})
     seeds = sorted({len(row.runs) for row in demo.rows if is_random(row)})
@@ -97,7 +162,7 @@ def heading(demo: Table) -> str:
     return (
         f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
         '"Random" and "Random (FastV)" drop\n'
-        "at random where PyramidDrop and FastV do, as many tokens but for roundings):"
+        f"at random where PyramidDrop and FastV do, as many tokens but for roundings){where}:"
     )
 
 
@@ -109,12 +174,7 @@ def hasty(table: Table) -> str:
 
 def pictures(results: Path, place: str) -> list[str]:
     """The figures that there are, side by side."""
-    wanted = [
-        ("demo-tradeoff", "score against cost", "Average score against prefill FLOPs"),
-        ("redundancy", "one cut at layer k: what is still needed there", "Average score against the fraction kept"),
-        ("attention", "attention on the image, layer by layer", "Share, entropy and concentration of attention"),
-    ]
-    there = [entry for entry in wanted if (results / "figures" / f"{entry[0]}.png").is_file()]
+    there = [entry for entry in FIGURES if (results / "figures" / f"{entry[0]}.png").is_file()]
     if not there:
         return []
     head = " | ".join(title for _, title, _ in there)

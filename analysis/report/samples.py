@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pdrop.pictures import as_shown
+
 from ..overlays.pictures import EMBEDDED
 from ..store.load import Run
 from ..store.samples import Sample, read
@@ -108,7 +110,7 @@ def uri(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
         kind = image.format or ""
         if len(content) > PLAIN or kind not in ("PNG", "JPEG", "WEBP"):
-            small, buffer = image.convert("RGB"), io.BytesIO()
+            small, buffer = as_shown(image), io.BytesIO()
             small.thumbnail((LARGEST, LARGEST))
             small.save(buffer, "JPEG", quality=85)
             kind, content = "JPEG", buffer.getvalue()

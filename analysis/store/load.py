@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pdrop.names import check
 from pdrop.record import RunRecord, RunSpec, canonical_json
 from pdrop.samples import samples_file
 
@@ -139,7 +140,7 @@ def load_experiment(results: Path, name: str) -> Experiment:
         if not runs:
             raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
         return Experiment(name, results, *newest(runs))
-    folder = results / "experiments" / name
+    folder = results / "experiments" / check("an experiment", name)
     if not folder.is_dir():
         known = ", ".join([*experiments(results), ALL])
         raise ValueError(f"no experiment {name!r} under {results / 'experiments'}; there are: {known}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdrop.record import write_atomically
+from pdrop.store import write_atomically
 
 
 def publish(path: Path, content: bytes) -> bool:

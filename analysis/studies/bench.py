@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..grid import DASH, Grid, Text
+from ..neutral import in_page
 
 READING = """How to read it: **CPU** is the process's CPU time of a prefill / the unpruned model's, both in turns in one
 process, median of the paired ratios and its 95 % interval; **wall** the same by the clock. **FLOPs** is the closed form
@@ -58,7 +59,7 @@ def page(path: Path) -> str:
     for prefill in record["prefill"]:
         lines += [prefill_grid(prefill, record["official_cpu_ratios"].get(str(prefill["visual"]), {})).titled()]
     lines += [decode_grid(record["decode"]).titled(), READING]
-    return "\n".join(lines)
+    return in_page("\n".join(lines))
 
 
 def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]]) -> Grid:

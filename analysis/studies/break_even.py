@@ -14,6 +14,7 @@ from itertools import takewhile
 from pdrop.record import EQUAL_CONDITIONS
 
 from ..grid import DASH, Grid, Text
+from ..neutral import in_page
 from ..store.load import Experiment, Run, timing
 from ..style import method_name
 from ..tables.footnotes import provenance
@@ -128,4 +129,4 @@ def page(experiment: Experiment) -> str:
         "## Where the numbers come from\n",
         *provenance([c.run for c in found]),
     ]
-    return "\n".join(lines) + "\n"
+    return in_page("\n".join(lines) + "\n")

@@ -12,6 +12,8 @@ Both groups are chosen by the full model's answers, so it scores 100 on them by 
 
 from __future__ import annotations
 
+import csv as formats
+import io
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from ..comparison.table_model import Row, Table
 from ..grid import DASH, Grid, Text
+from ..neutral import in_cell, in_page
 from ..statistics import Estimate, FloatArray, interval, replicates
 from ..store.load import Run
 from ..tables.table import bounds, labels, percent
@@ -106,7 +109,7 @@ def markdown(table: Table, found: Hard) -> str:
         grid.rows.append([Text(cell) for cell in (*start, *cells)])
     a, b, all_of_them = found.sizes
     out = f" Left out, for their samples are not right or wrong: {', '.join(found.left_out)}." if found.left_out else ""
-    return (
+    return in_page(
         f"# {table.title}: hard subset\n\n{grid.markdown()}\n"
         f"A: {a} of {all_of_them} samples that the full model gets right and {found.control} gets wrong; B: {b} that "
         f"both get right. The full model scores 100 on both by construction.{out} 95 % intervals by bootstrap over "
@@ -116,7 +119,10 @@ def markdown(table: Table, found: Hard) -> str:
 
 def csv(found: Hard) -> str:
     """One line a row, fractions unrounded."""
-    lines = ["method,schedule,run_ids,control,hard,hard_low,hard_high,easy,easy_low,easy_high,hard_n,easy_n"]
+    buffer = io.StringIO()
+    writer = formats.writer(buffer, lineterminator="\n")
+    names = "method,schedule,run_ids,control,hard,hard_low,hard_high,easy,easy_low,easy_high,hard_n,easy_n"
+    writer.writerow(names.split(","))
     for row, _, on_a, on_b in found.rows:
         numbers: list[float | None] = []
         for estimate in (on_a, on_b):
@@ -124,5 +130,5 @@ def csv(found: Hard) -> str:
         ids = " ".join(run.record.run_id for run in row.runs)
         cells = [row.spec.method, row.spec.schedule, ids, found.control]
         cells += ["" if number is None else f"{number:.10g}" for number in numbers]
-        lines.append(",".join([*cells, str(found.sizes[0]), str(found.sizes[1])]))
-    return "\n".join(lines) + "\n"
+        writer.writerow([*map(in_cell, cells), *found.sizes[:2]])
+    return buffer.getvalue()

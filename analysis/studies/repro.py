@@ -27,6 +27,7 @@ from statistics import fmean
 import numpy as np
 
 from ..grid import DASH, Grid, Text
+from ..neutral import in_cell, in_page
 from ..statistics import Estimate, interval, replicates
 from ..store.load import Run
 from ..style import method_name
@@ -213,7 +214,7 @@ def page(verdicts: Sequence[Verdict], published: Sequence[Published]) -> str:
         f"without an interval within {WITHOUT_INTERVAL:.0%}; costs to the printed digits. All numbers and their "
         "sources: analysis/studies/published.csv.",
     ]
-    return "\n".join(lines) + "\n"
+    return in_page("\n".join(lines) + "\n")
 
 
 def waiting(verdicts: Sequence[Verdict]) -> str:
@@ -246,5 +247,6 @@ def table(verdicts: Sequence[Verdict]) -> str:
         held = {"ours": one.ours.value, "ours_low": one.ours.low, "ours_high": one.ours.high} if one.ours else {}
         numbers = {name: f"{value:.10g}" for name, value in held.items() if value is not None}
         run_id = one.run.record.run_id if one.run else ""
-        writer.writerow({**line, **numbers, "verdict": one.verdict, "reason": one.reason, "run_id": run_id})
+        line = {**line, **numbers, "verdict": one.verdict, "reason": one.reason, "run_id": run_id}
+        writer.writerow({name: in_cell(value) for name, value in line.items()})
     return buffer.getvalue()

@@ -18,9 +18,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+from pdrop import names
 from pdrop.record import TRAINING_VARIES
 
 from ..grid import DASH, Grid, Text
+from ..neutral import in_page
 from ..style import method_name, schedule_text
 from . import trained
 
@@ -53,6 +55,8 @@ def read(results: Path) -> list[Training]:
         record = json.loads(path.read_text(encoding="utf8"))
         if not {"spec", "status", "cost"} <= set(record):
             raise ValueError(f"{path} is no training record: move it away")
+        for name in ("recipe", "model", "method"):
+            names.check(f"{path}: spec.{name}", record["spec"][name])
         if record["status"] == "done":
             with (path.parent / "curve.csv").open(newline="") as file:
                 found.append(Training(path.parent.name, record, list(csv.DictReader(file))))
@@ -85,7 +89,7 @@ def page(results: Path) -> str:
             f"{', '.join(commits)}{' + uncommitted changes' if dirty else ''}. {abreast(group)}\n",
             trained.page(results, {one.folder: one.record for one in group}),
         ]
-    return "\n".join([*parts, READING])
+    return in_page("\n".join([*parts, READING]))
 
 
 def grid(group: Sequence[Training]) -> Grid:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ..comparison.table_model import Table
+from ..neutral import in_cell
 from ..statistics import Estimate
 from .table import by_layer
 
 
 def csv(tables: Sequence[Table]) -> str:
     """Every number unrounded (10 digits), fractions as fractions; empty where missing."""
-    return pd.concat([frame(table) for table in tables]).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    whole = pd.concat([frame(table) for table in tables]).rename(columns=in_cell)
+    return whole.map(in_cell).to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def frame(table: Table) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..comparison.table_model import Table
 from ..grid import DASH
@@ -32,9 +32,9 @@ COLUMNS = {
     "about runs: with latency=quick equal work has differed by 10 points between runs; quote latency=full",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
-    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true; "
-    "method=random_fastv takes the whole part where FastV rounds, and may keep one token less), mean of its seeds; the "
-    "interval covers the choice of images and of seeds. A dash where no such run is in the experiment",
+    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true), "
+    "mean of its seeds; the interval covers the choice of images and of seeds. A dash where no such run is in the "
+    "experiment",
     "against random": "above, below, or not distinguishable: whether that interval leaves out 0; how many seeds that "
     "rests on (one seed is an anecdote: five or more), and p of the McNemar test against them (twice the median over "
     "seeds)",
@@ -76,8 +76,8 @@ def warnings(table: Table) -> list[str]:
         found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; which run has which: python -m analysis list.")
     for run in table.runs:
         if not run.done:
-            reason = f": {run.record.error.strip().splitlines()[-1]}" if run.record.error else ""
-            found.append(f"{run.record.status.upper()}: {run.folder}{reason}")
+            reason = (run.record.error or "").strip().split("\n")[-1]
+            found.append(f"{run.record.status.upper()}: {run.folder}{reason and f': {reason}'}")
     found += invalid(table)
     if table.missing:
         found.append(f"NOT RUN YET: {', '.join(table.missing)}")
@@ -126,8 +126,28 @@ def sources(table: Table) -> str:
             f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
             f"`{result.data_hash[:12]}`{extra}"
         )
-    lines += ["", "## Where the numbers come from", "", *provenance(done)]
+    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done)]
     return "\n".join(lines) + "\n"
+
+
+def prompts(runs: Sequence[Run]) -> list[str]:
+    """Where the runs' own prompts, or those that were timed, are not the one that budgets and ledgers are of."""
+    found = []
+    for run in runs:
+        cost = run.record.cost
+        if cost is None or (own := cost.model_prompt) is None:  # older records do not say
+            continue
+        start = f"- Prompts of `{run.record.spec.model}`: budgets and ledgers are of {tokens_of(own)}; "
+        scored = {"text": cost.text_tokens, "visual": cost.visual_tokens}
+        for what, other in (("was scored (mean)", scored), ("was timed", cost.timed_prompt)):
+            if other is not None and any(round(other[kind]) != round(own[kind]) for kind in own):
+                found.append(f"{start}what {what} had {tokens_of(other)}")
+    return list(dict.fromkeys(found))
+
+
+def tokens_of(prompt: Mapping[str, float]) -> str:
+    """A prompt's size."""
+    return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
 
 def provenance(runs: list[Run]) -> list[str]:

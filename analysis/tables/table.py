@@ -12,6 +12,7 @@ from statistics import fmean
 
 from ..comparison.table_model import Cell, Row, Table, seedless
 from ..grid import DASH, Grid, Text
+from ..neutral import in_page
 from ..statistics import Estimate
 from ..style import method_name, schedule_text, task_names
 from .costs import cost_grid
@@ -222,7 +223,7 @@ def markdown(tables: Sequence[Table]) -> str:
         for grid in grids(table):
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(sources(table))
-    return "\n".join([*parts, meaning(tables)])
+    return in_page("\n".join([*parts, meaning(tables)]))
 
 
 def latex(tables: Sequence[Table]) -> str:

@@ -16,9 +16,9 @@ from transformers.cache_utils import DynamicLayer
 
 from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary
+from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
-from pdrop.engine.state import Forward
-from pdrop.engine.trace import Ranked
+from pdrop.engine.state import Forward, Turns
 from pdrop.methods.base import AttentionRows, Method, Ranking, View
 from pdrop.schedule import Stage
 
@@ -44,7 +44,7 @@ def view(
         asking = alive.query if rows is None else rows & alive.valid
         if most is None:
             most = prompts.max_queries if rows is None else int(asking.sum(1).max())
-        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys)
+        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, run.turns[number])
 
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
@@ -141,6 +141,7 @@ def attention_rows(
     asking: Tensor,
     most: int,
     keys: Tensor | None = None,
+    turns: Turns = "all",
 ) -> AttentionRows:
     """What the asking tokens attend to in `layer`.
 
@@ -149,25 +150,32 @@ def attention_rows(
 
     Args:
         hidden: What enters the layer, [B, T, D].
-        rotary: (cos, sin), each [B or 1, T, head size].
+        rotary: (cos, sin), each [B or 1, T, head size or the part of it that is turned].
         valid: Which are tokens, not padding, [B, T] bool.
         asking: Which tokens ask, [B, T] bool.
         most: The most tokens of a prompt that ask, or more.
         keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
+        turns: What of each head the layer turns: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
     rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = rotary
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, heads, head size] -> [B, heads, T, head size]."""
+        """[B, heads, T, head size], as the layer turns it."""
+        if turns == "nothing":
+            return x
+        reach = cos.shape[-1] if turns == "part" else x.shape[-1]
         # the function rotates queries and keys at once: hand it no second half to rotate
-        return rope(x, x[:, :, :0], cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
+        turned = rope(x[..., :reach], x[:, :0, :, :reach], cos, sin)[0]
+        return torch.cat([turned, x[..., reach:]], -1) if turns == "part" else turned
 
     def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
         x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, f"{name}_norm", None)
+        x = (norm(x) if norm is not None else x).transpose(1, 2)
+        norm = getattr(attention, f"{name}_layernorm", None)  # head by head, where there is one
         return rotate(norm(x) if norm is not None else x, cos, sin)
 
     at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
@@ -188,7 +196,7 @@ def attention_rows(
     probabilities = logits.softmax(-1).flatten(1, 2)
 
     def rotation() -> Tensor:
-        ones = (torch.ones_like(x.float())[:, :, None] for x in (asks[0], cos))
+        ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
         q, k = (rotate(x, *angles)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
         return q @ k.transpose(1, 2) * attention.scaling
 

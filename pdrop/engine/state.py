@@ -5,9 +5,9 @@ Shapes: B prompts, T tokens alive in the current stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,14 +17,30 @@ from pdrop.methods.base import Ranking
 from pdrop.methods.layout import Grid
 from pdrop.schedule import Schedule
 
+# what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
+# part alone (as far as the angles reach), nothing
+Turns = Literal["all", "part", "nothing"]
+
 
 @dataclass(frozen=True)
 class Past:
     """What a cache that a pruned forward filled remembers of it."""
 
     schedule: Schedule
+    positions: str  # as of pdrop.methods.base.Method
     whole: dict[int, Tensor | None]  # boundary layer -> which keys from there on are tokens; None: all of them
     padded: bool  # was there padding among the tokens that came in?
+
+    def check(self, schedule: Schedule, positions: str) -> None:
+        """Refuse to go on in another way.
+
+        Raises:
+            ValueError: Naming both.
+        """
+        if schedule != self.schedule:
+            raise ValueError(f"this cache was filled under the schedule {self.schedule}, not {schedule}")
+        if positions != self.positions:
+            raise ValueError(f"this cache was filled with positions={self.positions!r}, not {positions!r}")
 
 
 @dataclass
@@ -35,6 +51,7 @@ class Forward:
     alive: Alive | None
     mask: Tensor | None  # [B, past + new] attention mask as handed to the model
     padded: bool  # is there padding among the new tokens that came in?
+    turns: Sequence[Turns]  # per layer: see pdrop.engine.probe
     samples: list[str] | None = None  # names of the prompts, mixed into what is drawn for them
     study: bool = False  # is the attention of the query tokens to be noted?
     dropped: bool = False  # has this forward dropped anything yet?

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from pdrop.compose import choices
 from pdrop.conformance import behaviour, numbers
 from pdrop.conformance.__main__ import main, subject_of
 from pdrop.conformance.families import CORE
 from pdrop.conformance.suite import CHECKS, Check, run
-from pdrop.scoring.method_choice import choices
 
-METHODS = [name for name in choices() if name != "none"]
+METHODS = [name for name in choices("method") if name != "none"]
 TWINS = [name for name in METHODS if not name.startswith("random") and name != "downsample"]
 MORE = [("sparsevlm_v1", ("method.scale=1",)), ("pyramiddrop", ("positions=original", "layers=[0,2,4]"))]
 SUBJECTS = [*((name, ()) for name in METHODS), *MORE]
