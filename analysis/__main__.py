@@ -24,6 +24,7 @@ written only if their content changed, figures drawn only if their records did. 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "samples":
             run = words.find(load_runs(results), options.run)
-            say(sample_lines(read_samples(run.path, options.task)))
+            lines = sample_lines(read_samples(run.path, options.task))
+            say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
         elif options.command == "condense":
             write_condensed(results)
         elif options.command == "overlay":

@@ -117,7 +117,7 @@ def test_a_sample_called_like_a_path_is_drawn_inside_the_store(tmp_path: Path) -
     )
     pictures.mkdir()
     Image.new("RGB", (40, 40), "red").save(pictures / "image0.png")
-    assert main(["overlay", record.run_id, "--images", str(pictures), "--results", str(results)]) == 0
+    assert main(["overlay", record.run_id, "--pdf", "--images", str(pictures), "--results", str(results)]) == 0
     drawn = [entry for entry in tmp_path.rglob("*overlay*") if entry.is_file()]
     assert len(drawn) == 2 and all(entry.parent == results / "figures" for entry in drawn)
 

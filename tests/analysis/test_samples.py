@@ -17,7 +17,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.store.load import load_runs, samples_of
-from pdrop.samples import condense, read_samples, sample_lines, samples_file, samples_files, write_samples
+from pdrop.samples import condense, read_samples, samples_file, samples_files, write_samples
 from tests.support.records import TASKS, grid, run_of, standard
 
 STRANGE: list[dict[str, Any]] = [
@@ -150,6 +150,12 @@ def edit(path: Path, old: str, new: str) -> None:
             file.writestr(name, text.replace(old, new))
 
 
-def test_lines_are_json_with_the_fields_in_one_order() -> None:
-    line = json.loads(sample_lines([{"doc_id": 1, "question": "?"}]))
-    assert list(line) == ["doc_id", "question"]
+def test_what_is_printed_is_json_whatever_the_answer_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(standard(tmp_path), "none")
+    strange = [{"doc_id": 0, "question": "é\u2028\u202e", "answer": "\x1b[2J\x9b1m\x7f\U000e0041 \t\n"}]
+    write_samples(run.path, {"toy_ocr": strange})
+    capsys.readouterr()
+    assert main(["samples", run.record.run_id, "toy_ocr", "--results", str(tmp_path)]) == 0
+    (line, rest) = capsys.readouterr().out.split("\n")
+    assert json.loads(line) == strange[0] and not rest
+    assert line.isprintable() and "é" in line

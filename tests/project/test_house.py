@@ -180,6 +180,24 @@ def test_nothing_fails_in_silence(path):
             assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}: {node.func.id}"
 
 
+@EACH
+def test_records_are_read_by_lines_that_end_at_newlines(path):
+    where = path.relative_to(ROOT).as_posix()
+    if where.startswith(("analysis/", "pdrop/evaluation/", "pdrop/training/", "pdrop/record.py", "pdrop/samples.py")):
+        assert "splitlines" not in path.read_text(), "it also cuts at U+2028 and the like, which are text: read_lines"
+
+
+@EACH
+def test_code_of_a_checkpoint_is_never_run(path):
+    """Every Auto* class of transformers says so: without the word it asks on the terminal, and `y` runs the code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if re.search(r"\bAuto\w*\.from_(pretrained|config)$", called):
+            assert isinstance(node, ast.Call)
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}: {called}(trust_remote_code=False)"
+
+
 def test_importing_pdrop_and_composing_help_is_light():
     code = (
         "import sys; import pdrop, pdrop.cli.run, pdrop.cli.train, pdrop.schedule, pdrop.record; "
