@@ -77,14 +77,14 @@ def test_a_streamers_thread_is_read_in_the_thread_that_attached() -> None:
 
 
 class Pausing(BaseStreamer):
-    """Stops `generate` behind its third token until it may go on."""
+    """Stops `generate` until it may go on: in front of its first forward, where the prompt is put, or later."""
 
-    def __init__(self) -> None:
-        self.put_so_far, self.paused, self.go_on = 0, threading.Event(), threading.Event()
+    def __init__(self, at: int) -> None:
+        self.at, self.put_so_far, self.paused, self.go_on = at, 0, threading.Event(), threading.Event()
 
     def put(self, value: Any) -> None:
         self.put_so_far += 1
-        if self.put_so_far == 3:
+        if self.put_so_far == self.at:
             self.paused.set()
             assert self.go_on.wait(timeout=60)
 
@@ -92,12 +92,12 @@ class Pausing(BaseStreamer):
         """Nothing."""
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("at", "use_cache"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("again", [False, True], ids=["unattached", "attached-anew"])
-def test_a_generation_that_outlives_the_block_is_refused(use_cache: bool, again: bool) -> None:
+def test_a_generation_that_outlives_the_block_is_refused(at: int, use_cache: bool, again: bool) -> None:
     """Its next forward raises; other threads are not concerned, and then nothing is left on the model."""
     model = fresh("llava")
-    batch, streamer = batch_of("llava", model, PROMPTS[0]), Pausing()
+    batch, streamer = batch_of("llava", model, PROMPTS[0]), Pausing(at)
     want, before = answer(model, batch), picture(model)
     with ThreadPoolExecutor(1) as pool:
         with attach(model, PyramidDrop(), HALVES):
