@@ -66,7 +66,7 @@ def test_the_numbers_shown_are_those_of_the_records():
 
 
 def test_what_is_said_follows_the_records(tmp_path):
-    store, n = tmp_path / "results", 120  # few flips are told apart from nothing
+    store, n = tmp_path / "results", 100  # few flips are told apart from nothing
     fill(store, n=n)
     put(store, make_record("pyramiddrop", 0.5), n, experiment="positions")
     put(store, make_record("pyramiddrop", 0.5, positions="original"), n, experiment="positions")

@@ -256,11 +256,7 @@ def fragile(table: Table) -> str:
         for _, task in lost
     ]
     if not told:
-        return (
-            f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes nothing that can be told from any task."
-            if same
-            else ""
-        )
+        return f"At ratio {RATIO}, no task of PyramidDrop's is told apart from none." if same else ""
     rest = f" Not told apart from none: {', '.join(same)}." if same else ""
     return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 
