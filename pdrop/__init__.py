@@ -24,6 +24,7 @@ _HOMES = {
     "attach": "pdrop.engine",
     "Trace": "pdrop.engine",
     "Method": "pdrop.methods.base",
+    "DivPrune": "pdrop.methods.divprune",
     "PyramidDrop": "pdrop.methods.pyramiddrop",
     "FastV": "pdrop.methods.fastv",
     "SparseVLM": "pdrop.methods.sparsevlm",

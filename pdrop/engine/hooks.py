@@ -11,6 +11,7 @@ copies, beams, crops and several caches in flight.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from functools import partial
 from typing import Any
@@ -22,10 +23,11 @@ from transformers.masking_utils import create_causal_mask
 from pdrop.engine import deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layout import read_layout
-from pdrop.engine.ranking import cached_keys, cut, view
+from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
+from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
@@ -34,15 +36,18 @@ from pdrop.schedule import Schedule
 class Attachment:
     """A context manager; see pdrop.engine.attach. `trace` may be read inside the block and after it."""
 
-    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule):
+    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule, tokenizer: Any = None):
         self.architecture = read_architecture(model)
         check_fit(self.architecture, model, method, schedule)
-        self.method, self.schedule = method or Method(), schedule
+        self.method, self.schedule, self.tokenizer = method or Method(), schedule, tokenizer
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
+        looks = self.method.tower_layers if schedule else None
+        kind = type(self.method).__name__
+        self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.run: Forward | None = None
         self.owner: nn.Module | None = None
@@ -69,11 +74,15 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                if self.method.observe < 0 and number in self.observed:
+                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
+                if self.method.observe < 0 and number in self.observed:  # after it: its output enters the boundary
                     watch = partial(self.watch, number)
                     self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
-                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
+        for module, when, hook in self.tower.hooks() if self.tower is not None else []:
+            before = when == "before"
+            handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True) if before else None
+            self.handles.append(handle or module.register_forward_hook(hook))
         return self.trace
 
     def __exit__(self, *exception: object) -> None:
@@ -126,6 +135,11 @@ class Attachment:
             self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
             if prompts is not None:
                 self.run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
+                if self.tower is not None:
+                    self.run.tower = functools.cache(partial(self.tower.of, given, prompts))
+                if self.tokenizer is not None:
+                    self.run.texts = partial(texts, self.tokenizer)
+            self.run.norm = getattr(self.architecture.decoder, "norm", self.run.norm)
             self.run.study = self.studies and self.trace.study
 
     def plain(self, past: Past, mask: Any) -> bool:
@@ -144,6 +158,8 @@ class Attachment:
         """A forward ends, also by an exception."""
         if self.owner is module:
             self.owner = self.run = None
+            if self.tower is not None:
+                self.tower.close()
 
     # ---------------------------------------------------------------- around a layer
 
@@ -182,7 +198,8 @@ class Attachment:
         keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
         stage = self.boundaries[number - self.method.observe]
         rotary = kwargs["position_embeddings"]
-        run.pending = self.method.score(view(run, number, layer, hidden, rotary, stage, keys))
+        seen = view(run, number, layer, hidden, rotary, stage, keys, output)
+        run.pending = self.method.score(with_plan(run, self.method, seen))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -193,7 +210,7 @@ class Attachment:
         if stage is None:
             return hidden
         seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
-        scores = run.pending if self.method.observe < 0 else self.method.score(seen)
+        scores = run.pending if self.method.observe < 0 else self.method.score(with_plan(run, self.method, seen))
         assert scores is not None
         run.pending = None
         hidden, ranked = cut(run, self.method, seen, scores)
@@ -276,3 +293,11 @@ class Attachment:
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """And this adds them instead, behind layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
+
+
+def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
+    """The ids of each prompt under the mask as text, without special tokens."""
+    rows: list[str] = tokenizer.batch_decode(
+        [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
+    )
+    return rows

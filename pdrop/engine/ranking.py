@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,20 +32,24 @@ def view(
     rotary: Rotary,
     stage: Stage | None = None,
     keys: Tensor | None = None,
+    output: Tensor | None = None,
 ) -> View:
     """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`.
 
-    `keys` [B, kv heads, T, head size] are the layer's own, where it has run already.
+    `keys` [B, kv heads, T, head size] and `output` [B, T, D] are the layer's own, where it has run already.
     """
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
     cos, sin = (x.to(hidden.device) for x in rotary)
 
-    def attention(rows: Tensor | None, most: int | None) -> AttentionRows:
+    def attention(rows: Tensor | None, most: int | None, rotated: bool) -> AttentionRows:
         asking = alive.query if rows is None else rows & alive.valid
         if most is None:
             most = prompts.max_queries if rows is None else int(asking.sum(1).max())
-        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys)
+        if rotated:
+            return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys)
+        still = (torch.ones_like(cos), torch.zeros_like(sin))  # turned by no angle
+        return attention_rows(layer, hidden, still, alive.valid, asking, most)
 
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
@@ -62,10 +67,37 @@ def view(
         prompts.protected_counts,
         stage,
         run.begun,
+        take(prompts.ids.to(hidden.device), alive.index),
+        prompts.visual_counts,
+        None,
+        output,
         attention,
         draw,
         run.images,
+        lambda: keys if keys is not None else layer_keys(layer, hidden, (cos, sin)),
+        run.norm,
+        run.tower,
+        run.texts,
     )
+
+
+def with_plan(run: Forward, method: Method, seen: View) -> View:
+    """The view with the numbers that are to stay, for methods that choose a set."""
+    if seen.stage is None or seen.stage.adaptive:
+        return seen
+    assert run.prompts is not None
+    return replace(seen, stays=[stay for stay, _ in planned(run.prompts, method, seen, None)])
+
+
+def layer_keys(layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
+    """The keys of `layer`, rotated, [B, kv heads, T, head size], where no cache keeps them."""
+    attention: Any = layer.self_attn
+    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    norm: Any = layer.input_layernorm
+    keys = attention.k_proj(norm(hidden)).unflatten(-1, (-1, attention.head_dim))
+    own = getattr(attention, "k_norm", None)
+    keys = own(keys) if own is not None else keys
+    return rope(keys, keys[:, :, :0], *rotary, unsqueeze_dim=2)[0].transpose(1, 2)
 
 
 def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> tuple[Tensor, Ranked]:
@@ -94,13 +126,13 @@ def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> t
         deepstack.shorten(run, rows)
         return take(hidden, rows), Ranked(scores, alive, run.alive, alive.names)
     merged, names = method.merge(seen, scores, alive.candidates & ~stays, going), run.names(hidden.device)
-    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, method.in_place)
+    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, merged.after)
     deepstack.shorten(run, rows, merged.weights)
     hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
     return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights)
 
 
-def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking) -> list[tuple[int, int]]:
+def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking | None) -> list[tuple[int, int]]:
     """Of each prompt, how many visual tokens stay and how many are made: the method's plan within what is possible.
 
     Query tokens stay; prompts that may lose nothing keep everything.
@@ -110,7 +142,11 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
     """
     now = seen.visual_counts
     if isinstance(ranked, Ranking):
-        counts = [(n, method.merges(max(0, before - n))) for n, before in zip(ranked.stays.tolist(), now)]
+        if ranked.makes is None:
+            counts = [(n, method.merges(max(0, before - n))) for n, before in zip(ranked.stays.tolist(), now)]
+        else:
+            pairs = torch.stack([ranked.stays, ranked.makes.to(ranked.stays.device)], 1).tolist()
+            counts = [(stay, made) for stay, made in pairs]
     elif seen.stage is not None and seen.stage.adaptive:
         raise ValueError(
             f"{type(method).__name__}.score says nothing of how many stay at {seen.stage}: return a Ranking"

@@ -9,7 +9,7 @@ must see the prompt before the first layer looks at it in `begin`. One that coun
 sees, says so in `plan`, or returns a `Ranking`. Methods are frozen: what a forward has to remember is what `begin`
 returns, and belongs to that forward.
 
-What it sees is in pdrop/methods/view.py. Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive
+What it sees is in pdrop/methods/view.py; of the vision tower, if it says that it looks, in pdrop/methods/tower.py. Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive
 (padding included), M merged tokens, D hidden size.
 """
 
@@ -42,8 +42,9 @@ class Method:
         pixels: Share of a picture's pixels that the processor is shown.
         adaptive: Whether it finds the numbers of adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
-        in_place: Whether merged tokens stand where their centres stood, not behind the prompt's last visual token. For
-            methods whose centre is the last token it stands for: then no token sees what was made from later ones.
+        tower_layers: Layers of the vision tower whose attention or keys it reads in `view.tower`, counted from 0 or,
+            negative, from the end; () where states alone are read. None: it does not look at the tower, and nothing of
+            it is kept.
     """
 
     positions: Positions = field(default="original", kw_only=True)
@@ -52,7 +53,7 @@ class Method:
     pixels: ClassVar[float] = 1.0
     adaptive: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = False
-    in_place: ClassVar[bool] = False
+    tower_layers: ClassVar[tuple[int, ...] | None] = None
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -158,8 +159,8 @@ class Method:
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
         """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
 
-        They will stand behind the prompt's last visual token and in front of the text that follows it (or at their
-        centres: `in_place`), count as visual, and can be dropped or merged again.
+        They will stand after the prompt's last visual token and in front of the text that follows it, or where
+        `Merged.after` says, count as visual, and can be dropped or merged again.
 
         Args:
             view: The input of the boundary's layer: the same tokens as when they were ranked, also where the method
