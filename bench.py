@@ -58,7 +58,7 @@ from pdrop.methods.random_drop import RandomDrop
 from pdrop.methods.sparsevlm import SparseVLM
 from pdrop.record import Interval, write_atomically
 from pdrop.schedule import Schedule, pyramid, single
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999
 # CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once
@@ -86,16 +86,15 @@ class Case:
     method: Method
     schedule: Schedule
 
-    def flops_ratio(self, arch: Architecture, visual: int, total: str = "total") -> float:
+    def flops_ratio(self, sizes: ModelSizes, visual: int, total: str = "total") -> float:
         """FLOPs of the decoder's prefill / the unpruned one's."""
-        method, schedule = self.method, self.schedule
-        layers = method.tokens_per_layer(schedule, visual, arch.layers)
-        boundaries = schedule.layers if method.ranks_by_attention else ()
-        macs = method.own_macs(schedule, visual, TEXT_TOKENS, arch.layers, arch.hidden, arch.head_dim)
-        asking = method.asking(TEXT_TOKENS)
-        own: dict[str, Any] = {"asking": asking, "own_macs": macs, "keys_cached": method.observe < 0}
-        this = prefill_flops(arch, layers, TEXT_TOKENS, boundaries=boundaries, images=0, **own)
-        return this[total] / prefill_flops(arch, [visual] * arch.layers, TEXT_TOKENS, images=0)[total]
+        prompt = self.prompt(visual, sizes.layers)
+        selection = self.method.selection(self.schedule, prompt, sizes)
+        return prefill_flops(sizes, prompt, selection)[total] / prefill_flops(sizes, prompt.undropped())[total]
+
+    def prompt(self, visual: int, layers: int) -> PromptSize:
+        """What enters the layers of the decoder, without a tower."""
+        return PromptSize(TEXT_TOKENS, visual, images=0).under(self.method, self.schedule, layers)
 
 
 def cases(layers: int) -> list[Case]:
@@ -129,7 +128,7 @@ def prompt(visual: int) -> dict[str, torch.Tensor]:
 
 def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds: int) -> dict[str, Any]:
     """Everything about one prompt size, as it goes into the record; prints its table."""
-    arch, compared = Architecture.from_config(model.config), cases(len(model.get_decoder().layers))
+    sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
     inputs, device = prompt(visual), model_device(model)
 
     def side(case: Case) -> Callable[[], Sample]:
@@ -149,7 +148,7 @@ def bench_prefill(model: Any, visual: int, protocol: Protocol, selection_rounds:
     rows = {}
     for case in compared:
         row, line = compare(case.name, samples[case.name], samples["none"])
-        full, causal = (case.flops_ratio(arch, visual, total) for total in ("total", "total_causal"))
+        full, causal = (case.flops_ratio(sizes, visual, total) for total in ("total", "total_causal"))
         share = median(selection_share(model, inputs, case.method, case.schedule) for _ in range(selection_rounds))
         row |= {"method": repr(case.method), "schedule": str(case.schedule), "selection_share": share}
         rows[case.name] = row | {"flops_ratio": full, "flops_ratio_causal": causal}
@@ -182,7 +181,7 @@ def compare(name: str, this: Sequence[Sample], base: Sequence[Sample]) -> tuple[
 
 def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
     """Steps of one token on the caches that the prefills leave, in turns; each side has its own attached model."""
-    arch, layers = Architecture.from_config(model.config), len(model.get_decoder().layers)
+    sizes, layers = ModelSizes.from_config(model.config), len(model.get_decoder().layers)
     compared = [
         Case("none", PyramidDrop(), Schedule()),
         Case("PyramidDrop compact", PyramidDrop(positions="compact"), pyramid(layers)),
@@ -200,11 +199,11 @@ def bench_decode(model: Any, visual: int, protocol: Protocol) -> dict[str, Any]:
             sides[case.name] = decoding_side(own, visual)
         samples = take_turns(sides, protocol)
     say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
-    whole, rows = decode_flops_per_token(arch, [visual + TEXT_TOKENS + 1] * layers), {}
+    whole, rows = decode_flops_per_token(sizes, [visual + TEXT_TOKENS + 1] * layers), {}
     for case in compared[1:]:
         row, line = compare(case.name, samples[case.name], samples["none"])
-        left = [n + TEXT_TOKENS + 1 for n in case.method.tokens_per_layer(case.schedule, visual, layers)]
-        rows[case.name] = row | {"flops_ratio": decode_flops_per_token(arch, left) / whole}
+        left = [n + 1 for n in case.prompt(visual, layers).tokens_per_layer]
+        rows[case.name] = row | {"flops_ratio": decode_flops_per_token(sizes, left) / whole}
         say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
     return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
 

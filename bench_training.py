@@ -31,7 +31,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.record import write_atomically
 from pdrop.schedule import pyramid, single
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.training.parts import checkpoint_activations
 from pdrop.training_flops import training_step_flops
 
@@ -95,17 +95,14 @@ class Lane:
             inputs["pixel_values"] = torch.randn(rows, 3, side, side, generator=generator)
         return inputs
 
-    def flops_ratio(self, case: Case, arch: Architecture, causal: bool) -> float:
+    def flops_ratio(self, case: Case, sizes: ModelSizes, causal: bool) -> float:
         """FLOPs of a step under the case / of one without. Every row is as long as the padded batch."""
         common: dict[str, Any] = {"checkpointing": self.checkpointing, "causal": causal}
-        if not self.embedded:
-            common["images"] = 0
-        layers = case.schedule.tokens_per_layer(self.visual, arch.layers, case.method.count)
-        boundaries = case.schedule.layers if case.method.ranks_by_attention else ()
-        asking = self.answers if case.method.ranks_by_attention else 1
-        text = max(self.text)
-        this = training_step_flops(arch, layers, text, boundaries=boundaries, asking=asking, **common)
-        return this["total"] / training_step_flops(arch, [self.visual] * arch.layers, text, **common)["total"]
+        whole = PromptSize(max(self.text), self.visual, images=None if self.embedded else 0)
+        prompt = whole.under(case.method, case.schedule, sizes.layers)
+        selection = replace(case.method.selection(case.schedule, prompt, sizes), query_rows=self.answers)
+        this = training_step_flops(sizes, prompt, selection, **common)
+        return this["total"] / training_step_flops(sizes, prompt.undropped(), **common)["total"]
 
 
 PYRAMIDDROP, FASTV = (
@@ -162,7 +159,7 @@ class Steps:
 def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:
     """One lane, as it goes into the record; prints its table."""
     model = lane.build()
-    arch, steps = Architecture.from_config(model.config), Steps(model, lane.batch(model))
+    sizes, steps = ModelSizes.from_config(model.config), Steps(model, lane.batch(model))
     sides = {"none": steps.side(None), **{case.name: steps.side(case) for case in compared}, "again": steps.side(None)}
     samples = take_turns(sides, Protocol(lane.name, warmup=1, pairs=rounds))
     say(f"\n{lane.name}: {cpu_ms(samples['none']).median:.0f} ms a step, unpruned")
@@ -170,7 +167,7 @@ def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, A
     rows = {}
     for case in compared:
         row, line = compare(case.name, samples[case.name], samples["none"])
-        full, causal = (lane.flops_ratio(case, arch, halved) for halved in (False, True))
+        full, causal = (lane.flops_ratio(case, sizes, halved) for halved in (False, True))
         share = steps.selection_share(case)
         rows[case.name] = row | {"schedule": str(case.schedule), "flops_ratio": full, "flops_ratio_causal": causal}
         rows[case.name]["selection_share"] = share

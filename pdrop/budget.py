@@ -12,25 +12,27 @@ inputs, on average over layer outputs), and one ratio costs every method somethi
     kv:0.4             bytes of the cache behind the prefill / with nothing dropped
     prefill_ms:35      median time of a prefill, by measuring
 
-All of them are for one prompt of a given size, and are met as closely as whole tokens allow. The knob is the ratio of
-the method's schedule. Boundaries stay where they are; a pyramid whose boundaries cannot reach the budget, and were not
-asked for by the user, gets earlier ones (2/8/16 of 32 layers, as PyramidDrop's first author advises in issue 29 of
-its repository, in proportion for other depths). What cannot be reached is refused with the bound.
+All of them are for one prompt of a given size. They are met as closely as whole tokens allow, and never overspent. The
+knob is the ratio of the method's schedule. Boundaries stay where they are; a pyramid whose boundaries cannot reach the
+budget, and were not asked for by the user, gets earlier ones (2/8/16 of 32 layers, as PyramidDrop's first author
+advises in issue 29 of its repository, in proportion for other depths). What cannot be reached is refused with the
+bound. A random twin is priced as its method, ranking included, and so has the same schedule.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pdrop.flops import paper_macs_visual, prefill_flops
 from pdrop.schedule import Schedule
-from pdrop.sizes import Architecture, Images
+from pdrop.shapes import Images, ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
@@ -81,50 +83,43 @@ class Pricing:
     Attributes:
         method: Whose tokens, ranking and merging are counted.
         layers: Of the decoder.
-        visual: The prompt's visual tokens.
-        text: Its other tokens.
-        arch: The model's sizes; without them, FLOPs are the papers' (visual tokens alone, in a Llama of 7B's width).
-        images: What goes through the tower, see `pdrop.flops.prefill_flops`.
+        prompt: Its size.
+        sizes: The model's; without them, FLOPs are the papers' (visual tokens alone, in a Llama of 7B's width).
     """
 
     method: Method
     layers: int
-    visual: int
-    text: float = 0
-    arch: Architecture | None = None
-    images: Images | None = None
+    prompt: PromptSize
+    sizes: ModelSizes | None = None
 
-    def entering(self, schedule: Schedule) -> list[float]:
-        """Visual tokens that enter each layer: unrounded shares, or whole tokens where the method merges or lists."""
-        simple = all(stage.keep is not None for stage in schedule) and not self.method.merges(self.visual)
-        if not simple:
-            return [float(n) for n in self.method.tokens_per_layer(schedule, self.visual, self.layers)]
+    def __call__(self, schedule: Schedule, kind: str) -> float:
+        """The amount of `kind` that the schedule spends, in whole tokens."""
+        return self.price(self.prompt.under(self.method, schedule, self.layers), schedule, kind)
+
+    def unrounded(self, schedule: Schedule, kind: str) -> float:
+        """The same for fractions of tokens, as a prompt of any size spends it; of lists and merging, the same."""
+        if not all(stage.keep is not None for stage in schedule) or self.method.merges(round(self.prompt.visual)):
+            return self(schedule, kind)
         tokens, share = [], 1.0
         keeps = {stage.layer: stage.keep for stage in schedule}
         for layer in range(self.layers):
             share = keeps.get(layer, share) or 0.0
-            tokens.append(share * self.visual)
-        return tokens
+            tokens.append(share * self.prompt.visual)
+        return self.price(replace(self.prompt, visual_per_layer=tuple(tokens)), schedule, kind)
 
-    def __call__(self, schedule: Schedule, kind: str) -> float:
-        """The amount of `kind` that the schedule spends."""
-        layers, whole = self.entering(schedule), [float(self.visual)] * self.layers
+    def price(self, prompt: PromptSize, schedule: Schedule, kind: str) -> float:
+        """What a prompt spends whose visual tokens are those that enter each layer."""
+        layers, whole = prompt.visual_per_layer, prompt.undropped()
         if kind == "avg_tokens":
             return fmean(layers)
         if kind == "keep":
-            return fmean(layers) / self.visual
+            return fmean(layers) / prompt.visual
         if kind == "kv":
-            return (sum(layers) + self.text * self.layers) / (sum(whole) + self.text * self.layers)
-        if self.arch is None:
-            return paper_macs_visual(*LLAMA_7B, layers) / paper_macs_visual(*LLAMA_7B, whole)
-        ranks = self.method.ranks_by_attention
-        macs = self.method.own_macs(schedule, self.visual, self.text, self.layers, self.arch.hidden, self.arch.head_dim)
-        spent = prefill_flops(
-            self.arch, layers, self.text, boundaries=schedule.layers if ranks else (),
-            asking=self.method.asking(self.text), own_macs=macs, images=self.images,
-            keys_cached=self.method.observe < 0,
-        )  # fmt: skip
-        return spent["total"] / prefill_flops(self.arch, whole, self.text, images=self.images)["total"]
+            return sum(prompt.tokens_per_layer) / sum(whole.tokens_per_layer)
+        if self.sizes is None:
+            return paper_macs_visual(*LLAMA_7B, layers) / paper_macs_visual(*LLAMA_7B, whole.visual_per_layer)
+        selection = self.method.selection(schedule, prompt, self.sizes)
+        return prefill_flops(self.sizes, prompt, selection)["total"] / prefill_flops(self.sizes, whole)["total"]
 
 
 def solve(
@@ -134,13 +129,13 @@ def solve(
     visual_tokens: int,
     *,
     text_tokens: float = 0,
-    arch: Architecture | None = None,
+    arch: ModelSizes | None = None,
     images: Images | None = None,
     layers: Sequence[int] | None = None,
     dial: Dial | None = None,
     measure: Callable[[Schedule], float] | None = None,
 ) -> Schedule:
-    """The method's schedule that spends a budget.
+    """The method's schedule that spends a budget, and never more than that. A random twin gets its method's.
 
     Args:
         method: Whose schedule it is.
@@ -151,7 +146,7 @@ def solve(
         arch: The model's sizes, for "flops"; without them, the papers' FLOPs of visual tokens alone.
         images: What goes through the tower; default: worked out from the visual tokens.
         layers: Boundaries that must be kept; default: the method's own.
-        dial: (ratio, boundaries or None) -> schedule, where the method's own family is not wanted: a random twin's.
+        dial: (ratio, boundaries or None) -> schedule, where the method's own family is not wanted.
         measure: Milliseconds of a prefill under a schedule, for "prefill_ms".
 
     Raises:
@@ -167,14 +162,16 @@ def solve(
     turn = dial or functools.partial(own_dial, method, num_layers)
     if wanted.kind == "avg_tokens" and wanted.amount > visual_tokens:
         raise ValueError(f"budget {budget} cannot be met: the prompt has {visual_tokens} visual tokens in all")
-    price = Pricing(method, num_layers, visual_tokens, text_tokens, arch, images)
-
-    def spent(schedule: Schedule) -> float:
-        return measure(schedule) if measure and wanted.kind == "prefill_ms" else price(schedule, wanted.kind)
+    prompt = PromptSize(text_tokens, visual_tokens, images=images)
+    spent, aimed = measure, None
+    if measure is None or wanted.kind != "prefill_ms":
+        price = Pricing(method.priced_as, num_layers, prompt, arch)
+        spent, aimed = (functools.partial(way, kind=wanted.kind) for way in (price, price.unrounded))
+    assert spent is not None
 
     tried: list[str] = []
     for boundaries in (layers, *(earlier(turn, num_layers) if layers is None else ())):
-        found = meet(lambda ratio, at=boundaries: turn(ratio, at), spent, wanted)  # type: ignore[misc]
+        found = meet(functools.partial(turn_at, turn, boundaries), spent, wanted, aimed)
         if isinstance(found, Schedule):
             if tried:
                 log.info("budget %s: %s; boundaries moved to %s", budget, tried[0], at_layers(found))
@@ -188,10 +185,20 @@ def solve(
 
 
 def meet(
-    turn: Callable[[float], Schedule], spent: Callable[[Schedule], float], wanted: Budget
+    turn: Callable[[float], Schedule],
+    spent: Callable[[Schedule], float],
+    wanted: Budget,
+    aimed: Callable[[Schedule], float] | None = None,
 ) -> Schedule | tuple[float, str, Schedule]:
-    """The schedule by bisection over the ratio; or (the bound, "below" or "above", the schedule there)."""
-    timed = wanted.kind == "prefill_ms"
+    """The schedule by bisection over the ratio; or (the bound, "below" or "above", the schedule there).
+
+    Args:
+        turn: From a ratio to its schedule.
+        spent: What a schedule spends: at most the budget.
+        wanted: The budget.
+        aimed: What its fractions would spend without rounding to whole tokens: the ratio is the one that meets this,
+            and so fits prompts of other sizes, unless whole tokens then spend too much. None where it is measured.
+    """
     low, high = 0.0, 1.0
     least, most = spent(turn(low)), spent(turn(high))
     slack = 1e-9 * max(1.0, most)
@@ -199,11 +206,26 @@ def meet(
         return least, "below", turn(low)
     if wanted.amount > most + slack:
         return most, "above", turn(high)
-    for _ in range(6 if timed else 50):
+
+    def within(ratio: float) -> bool:
+        return spent(turn(ratio)) <= wanted.amount + slack
+
+    def reached(ratio: float) -> bool:
+        return within(ratio) and (aimed is None or aimed(turn(ratio)) <= wanted.amount + slack)
+
+    for _ in range(7 if aimed is None else 50):
         middle = (low + high) / 2
-        low, high = (middle, high) if spent(turn(middle)) <= wanted.amount else (low, middle)
+        low, high = (middle, high) if reached(middle) else (low, middle)
+    if aimed is None:
+        return turn(low)
     # six digits are less than a token of a prompt of a hundred thousand, and can be read
-    return turn(round((low + high) / 2, 3 if timed else 6))
+    readable = (round(low, 6), math.floor(low * 1e6) / 1e6)
+    return turn(next((ratio for ratio in readable if within(ratio)), low))
+
+
+def turn_at(turn: Dial, boundaries: Sequence[int] | None, ratio: float) -> Schedule:
+    """The schedule at a ratio, with these boundaries."""
+    return turn(ratio, boundaries)
 
 
 def own_dial(method: Method, num_layers: int, ratio: float, layers: Sequence[int] | None) -> Schedule:

@@ -156,13 +156,13 @@ def budgeted(settings: Settings, method: Method, layers: int, make_schedule: Cal
     """
     from pdrop.budget import solve
 
-    prompt, arch, measured = reference_prompt(settings), sizes(settings), None
+    prompt, measured = reference_prompt(settings), None
     if str(settings.budget).startswith("prefill_ms"):
         from pdrop.speed import prefill_ms
 
         measured = prefill_ms(settings, method)
     schedule = solve(
-        method, settings.budget or "", layers, prompt.visual, text_tokens=prompt.text, arch=arch,
+        method, settings.budget or "", layers, round(prompt.visual), text_tokens=prompt.text, arch=sizes(settings),
         images=prompt.images, layers=settings.layers,
         dial=lambda ratio, at: make_schedule(layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip
@@ -174,12 +174,12 @@ def reckon(record: RunRecord, method: Method | None, schedule: Schedule, setting
     """A ledger, where there is no model: fills in `record`'s cost and prints it."""
     from pdrop import flops
 
-    arch, prompt = sizes(settings), reference_prompt(settings)
-    left = ledger.prompt_under(method, schedule, arch.layers, prompt.text, prompt.visual, prompt.images)
+    model = sizes(settings)
+    left = reference_prompt(settings).under(method, schedule, model.layers)
     itemsize = 4 if settings.dtype == "float32" else 8 if settings.dtype == "float64" else 2
-    record.cost = flops.cost(arch, [left], schedule, method, itemsize)
+    record.cost = flops.cost(model, [left], schedule, method, itemsize)
     title = f"ledger of {settings.model}, {record.spec.method}, {settings.dtype}"
-    log.info("%s", "\n".join(ledger.lines(arch, left, schedule, method, itemsize, title)))
+    log.info("%s", "\n".join(ledger.lines(model, left, schedule, method, itemsize, title)))
 
 
 def measure(
@@ -192,10 +192,12 @@ def measure(
 ) -> None:
     """Score, count and time; fills in `record`."""
     from pdrop import evaluate, flops, speed
-    from pdrop.sizes import Architecture
+    from pdrop.shapes import ModelSizes
 
     spec = record.spec
-    arch = Architecture.from_config(checkpoint.model.config)  # first: what cannot be counted is refused before scoring
+    model_sizes = ModelSizes.from_config(
+        checkpoint.model.config
+    )  # first: what cannot be counted is refused before scoring
     prompts: Sequence[Any] = ()
     if spec.tasks:
         evaluation = evaluate.evaluate(
@@ -218,10 +220,10 @@ def measure(
     if not spec.tasks:
         prompts = [speed.one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)]
     itemsize = checkpoint.model.dtype.itemsize
-    record.cost = flops.cost(arch, prompts, schedule, method, itemsize)
+    record.cost = flops.cost(model_sizes, prompts, schedule, method, itemsize)
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-        log.info("%s", "\n".join(ledger.lines(arch, prompts[0], schedule, method, itemsize, title)))
+        log.info("%s", "\n".join(ledger.lines(model_sizes, prompts[0], schedule, method, itemsize, title)))
     if settings.latency.measures and schedule and method is not None and method.pixels == 1:
         speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 

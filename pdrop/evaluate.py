@@ -30,14 +30,14 @@ from pdrop.scoring.containment import contained_import, random_state_kept, task_
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
-from pdrop.scoring.results import Evaluation, PromptTokens, sample_lines, task_result
+from pdrop.scoring.results import Evaluation, sample_lines, task_result
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
     from pdrop.methods.base import Method
     from pdrop.schedule import Schedule
 
-__all__ = ["Evaluation", "PromptTokens", "check_tasks", "evaluate", "manifest"]
+__all__ = ["Evaluation", "check_tasks", "evaluate", "manifest"]
 
 Ask = Callable[[list[Question]], list[Answer]]
 
@@ -122,9 +122,7 @@ def evaluate(
         result.wall_s = time.perf_counter() - started
         write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
         evaluation.results[name] = result
-        evaluation.prompts += [
-            PromptTokens(a.text_tokens, a.visual_tokens, a.visual_per_layer, a.images) for _, a in sorted(asked.items())
-        ]
+        evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
     return evaluation
 
 

@@ -1,47 +1,45 @@
-"""What a forward costs, in closed form from the model's config and the tokens that enter each layer.
+"""What a forward costs, in closed form from the model's sizes and the tokens that enter each layer.
 
 Why closed form: it needs no weights, no GPU and no run, it splits the cost into parts, and it can be read. It is held
-against torch's FlopCounterMode (`counted_prefill_flops`) and fvcore (`fvcore_prefill_flops`) by tests/test_flops.py.
+against torch's FlopCounterMode and fvcore (pdrop/counters.py) by tests/test_flops.py.
 
-    arch = Architecture.from_config(model.config)
-    visual = pyramid(num_layers=32).tokens_per_layer(576, 32)
-    paper_macs_visual(arch.hidden, arch.intermediate, visual)                   # 1.777e12: the paper's 1.78 "TFLOPs"
-    prefill_flops(arch, visual, text_tokens=60, boundaries=(8, 16, 24))["total"]    # everything, a multiply-add = 2
+    sizes, method, schedule = ModelSizes.from_config(model.config), PyramidDrop(), pyramid(num_layers=32)
+    prompt = PromptSize(text=60, visual=576).under(method, schedule, sizes.layers)
+    prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))["total"]    # everything, a multiply-add = 2
+    paper_macs_visual(sizes.hidden, sizes.intermediate, prompt.visual_per_layer)    # 1.777e12: the paper's 1.78 T
 
-Two conventions, never mixed: the papers count multiply-adds (MACs) of visual tokens alone; `prefill_flops` counts
-floating-point operations (1 FLOP = one multiply or one add) of matrix products over all tokens. As every FLOP
-counter does, it leaves out norms, activations, rotary embeddings, softmax and sorting: they are no matrix products.
+Two conventions, never mixed: the papers count multiply-adds (MACs) of visual tokens alone, each paper its own;
+`prefill_flops` counts floating-point operations (1 FLOP = one multiply or one add) of matrix products over all tokens.
+As every FLOP counter does, it leaves out norms, activations, rotary embeddings, softmax and sorting: they are no matrix
+products.
 
 A prefill is what `generate` does before the first token: tower, projector, decoder, and lm_head on the LAST position
 alone (`logits_to_keep=1`). Attention is summed as full squares, as a counter sees it; what a causal kernel needs of
 them is named `attention_causal` (and `total_causal`).
+
+What papers call FLOPs, each under its own name, so that a printed figure can be found again and none be mixed up. All
+are multiply-adds of decoder layers, attention as full squares: no tower, no lm_head, no ranking; d = hidden size, m =
+the MLP's, n = tokens entering a layer. Llama's MLP has three matrices: FastV's formula leaves one out.
+
+    paper_macs_visual       PyramidDrop (arXiv 2410.17247, Eq. 5)     visual tokens   4nd² + 2n²d + 3ndm
+    fastv_macs_visual       FastV (arXiv 2403.06764), DivPrune         visual tokens   4nd² + 2n²d + 2ndm
+    sparsevlm_macs          SparseVLM's code (arXiv 2410.04417)        all tokens      4nd² + 2n²d + 3ndm
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from pdrop.record import Cost
 from pdrop.schedule import Schedule
-from pdrop.sizes import Architecture, Images
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
 
 SUMMED = ("vision_tower", "projector", "attention_projections", "attention", "mlp", "ranking", "lm_head")
-
-
-class Prompt(Protocol):
-    """What `cost` reads of a prompt; and, where it is there, `images`: see `prefill_flops`."""
-
-    @property
-    def text(self) -> int: ...  # tokens that are not visual
-    @property
-    def visual(self) -> int: ...  # visual tokens before dropping
-    @property
-    def visual_per_layer(self) -> Sequence[int]: ...  # visual tokens that entered each layer
 
 
 def paper_macs_visual(
@@ -63,35 +61,58 @@ def paper_macs_visual(
     return float(sum(4 * n * d * d + 2 * n * n * d + mlp_matrices * n * d * m for n in visual_per_layer))
 
 
+def fastv_macs_visual(hidden: int, intermediate: int, visual_per_layer: Sequence[float]) -> float:
+    """FastV's "FLOPs": multiply-adds of the visual tokens with an MLP of two matrices (section 4 of its paper).
+
+    Args:
+        hidden: d.
+        intermediate: m.
+        visual_per_layer: n of each layer.
+    """
+    return paper_macs_visual(hidden, intermediate, visual_per_layer, mlp_matrices=2)
+
+
+def fastv_reduction(
+    hidden: int, intermediate: int, visual: float, layer: int, dropped: float, num_layers: int
+) -> float:
+    """The share that FastV's paper says is saved: 1 - (K f(n) + (T - K) f((1 - R) n)) / (T f(n)).
+
+    Args:
+        hidden: d.
+        intermediate: m.
+        visual: n.
+        layer: K.
+        dropped: R, the share that goes.
+        num_layers: T.
+    """
+    left = [visual] * layer + [(1 - dropped) * visual] * (num_layers - layer)
+    whole = fastv_macs_visual(hidden, intermediate, [visual] * num_layers)
+    return 1 - fastv_macs_visual(hidden, intermediate, left) / whole
+
+
+def sparsevlm_macs(hidden: int, intermediate: int, tokens_per_layer: Sequence[float]) -> float:
+    """SparseVLM's "FLOPs": multiply-adds of all tokens, text and merged ones too, with an MLP of three matrices.
+
+    Its paper's 4.62 T for LLaVA-1.5-7B is this for 576 visual and 118 other tokens (fitted: theirs is not printed).
+
+    Args:
+        hidden: d.
+        intermediate: m.
+        tokens_per_layer: n of each layer.
+    """
+    return paper_macs_visual(hidden, intermediate, tokens_per_layer)
+
+
 def prefill_flops(
-    arch: Architecture,
-    visual_per_layer: Sequence[float],
-    text_tokens: float,
-    *,
-    boundaries: Sequence[int] = (),
-    asking: float = 1,
-    own_macs: float = 0,
-    keys_cached: bool = False,
-    images: Images | None = None,
-    logits: int = 1,
-    visual: float | None = None,
+    sizes: ModelSizes, prompt: PromptSize, selection: SelectionCost | None = None, *, logits: float = 1
 ) -> dict[str, float]:
     """FLOPs of one prompt's prefill, by part.
 
     Args:
-        arch: The model's sizes.
-        visual_per_layer: Visual tokens that enter each layer.
-        text_tokens: The other tokens.
-        boundaries: Layers in front of which a method ranks by attention rows that it computes itself.
-        asking: How many rows of attention it asks for at each (Method.asking).
-        own_macs: Multiply-adds of its own matrix products (Method.own_macs).
-        keys_cached: It ranks by a layer that has run already (Method.observe = -1) and left its keys in a cache;
-            otherwise they are computed for the ranking.
-        images: What went through the tower: the number of crops (towers of a fixed size), or the grid (frames,
-            height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
-            one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0 or (): decoder alone.
+        sizes: The model's.
+        prompt: With the visual tokens that enter each layer (`PromptSize.under`, `PromptSize.undropped`).
+        selection: What choosing them takes (`Method.selection`); None: nothing is chosen.
         logits: Positions that go through the lm_head; `generate` needs one.
-        visual: Visual tokens that the prompt came with; None: as many as enter layer 0 (no boundary 0).
 
     Returns:
         vision_tower, projector, attention_projections (q, k, v, o), attention (both products, full square), mlp,
@@ -99,28 +120,21 @@ def prefill_flops(
         and `total_causal`.
 
     Raises:
-        ValueError: If the layers do not match the architecture's.
+        ValueError: If the layers do not match the model's.
     """
-    if len(visual_per_layer) != arch.layers:
-        raise ValueError(f"visual_per_layer has {len(visual_per_layer)} entries for {arch.layers} layers")
-    if outside := [k for k in boundaries if not 0 <= k < arch.layers]:
-        raise ValueError(f"boundaries {outside} are not among the layers 0..{arch.layers - 1}")
-    d, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    tokens = [visual + text_tokens for visual in visual_per_layer]
-    came = visual_per_layer[0] if visual is None else visual
-    seen = arch.tower.flops(came, images) if came else (0.0, 0.0)
-    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
-    # equally many, so it does not matter which of them the method observes
-    made = 0 if keys_cached else keys
-    ranked = [tokens[k - 1] if k else came + text_tokens for k in boundaries] if came else []
+    if len(prompt.visual_per_layer) != sizes.layers:
+        raise ValueError(f"visual_per_layer has {len(prompt.visual_per_layer)} entries for {sizes.layers} layers")
+    d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    tokens = prompt.tokens_per_layer
+    seen = sizes.tower.flops(prompt.visual, prompt.images) if prompt.visual else (0.0, 0.0)
     flops = {
         "vision_tower": seen[0],
         "projector": seen[1],
         "attention_projections": sum(2.0 * n * d * (2 * queries + 2 * keys) for n in tokens),
         "attention": sum(2.0 * 2 * n * n * queries for n in tokens),
-        "mlp": sum(2.0 * n * d * arch.intermediate * 3 for n in tokens),
-        "ranking": sum(2.0 * (n * d * made + asking * (d + n) * queries) for n in ranked) + 2.0 * own_macs,
-        "lm_head": 2.0 * logits * d * arch.vocab,
+        "mlp": sum(2.0 * n * d * sizes.intermediate * 3 for n in tokens),
+        "ranking": selection_flops(sizes, prompt, selection or SelectionCost()),
+        "lm_head": 2.0 * logits * d * sizes.vocab,
     }
     flops["total"] = sum(flops[name] for name in SUMMED)
     flops["attention_causal"] = sum(2.0 * n * (n + 1) * queries for n in tokens)
@@ -128,29 +142,49 @@ def prefill_flops(
     return flops
 
 
-def decode_flops_per_token(arch: Architecture, tokens_per_layer: Sequence[float]) -> float:
+def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionCost) -> float:
+    """FLOPs of choosing tokens: rows of attention in front of the boundaries and in the tower, and a method's own.
+
+    Raises:
+        ValueError: If a boundary lies outside the decoder.
+    """
+    if outside := [k for k in selection.boundaries if not 0 <= k < sizes.layers]:
+        raise ValueError(f"boundaries {outside} are not among the layers 0..{sizes.layers - 1}")
+    if not prompt.visual:
+        return 0.0
+    d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
+    # equally many, so it does not matter which of them the method observes
+    reaching = [prompt.visual + prompt.text, *prompt.tokens_per_layer]
+    made, rows = 0 if selection.keys_cached else keys, selection.query_rows
+    macs = sum(n * d * made + rows * (d + n) * queries for n in (reaching[k] for k in selection.boundaries))
+    macs += sum(sizes.tower.rows_macs(asked, prompt.visual, prompt.images) for asked in selection.tower_rows)
+    return 2.0 * (macs + selection.macs)
+
+
+def decode_flops_per_token(sizes: ModelSizes, tokens_per_layer: Sequence[float]) -> float:
     """FLOPs of one decoding step, in which each layer sees that many keys, the new token's included."""
-    d, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    fixed = d * (2 * queries + 2 * keys) + 3 * d * arch.intermediate
-    return 2.0 * (sum(fixed + 2 * n * queries for n in tokens_per_layer) + d * arch.vocab)
+    d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    fixed = d * (2 * queries + 2 * keys) + 3 * d * sizes.intermediate
+    return 2.0 * (sum(fixed + 2 * n * queries for n in tokens_per_layer) + d * sizes.vocab)
 
 
-def kv_bytes(arch: Architecture, tokens_per_layer: Sequence[float], bytes_per_value: int) -> float:
+def kv_bytes(sizes: ModelSizes, tokens_per_layer: Sequence[float], bytes_per_value: int) -> float:
     """Bytes of keys and values in the cache after a prefill of one prompt."""
-    return 2.0 * arch.kv_heads * arch.head_dim * bytes_per_value * sum(tokens_per_layer)
+    return 2.0 * sizes.kv_heads * sizes.head_dim * bytes_per_value * sum(tokens_per_layer)
 
 
 def cost(
-    arch: Architecture, prompts: Sequence[Prompt], schedule: Schedule, method: Method | None, dtype_bytes: int
+    sizes: ModelSizes, prompts: Sequence[PromptSize], schedule: Schedule, method: Method | None, dtype_bytes: int
 ) -> Cost:
     """What a run's prefills cost, as means over its samples; times are left None.
 
     Ratios are of the means: all the prompts' FLOPs (KV bytes) to all of them with nothing dropped.
 
     Args:
-        arch: The model's sizes.
-        prompts: The run's samples, with the tokens that really entered each layer.
-        schedule: Its boundaries are where a method that ranks by attention pays for it.
+        sizes: The model's.
+        prompts: The run's samples, with the visual tokens that really entered each layer.
+        schedule: Where the method drops, and pays for choosing.
         method: None where nothing is dropped.
         dtype_bytes: Bytes of a number in the cache.
 
@@ -159,40 +193,31 @@ def cost(
     """
     if not prompts:
         raise ValueError("a cost is a mean over prompts: there are none")
-    boundaries = schedule.layers if method is not None and method.ranks_by_attention else ()
-    kinds = Counter(
-        (p.text, p.visual, tuple(p.visual_per_layer), hashable(getattr(p, "images", None))) for p in prompts
-    )
     parts: Any = Counter()
     whole: Any = Counter()
     kv = decode = macs = text_tokens = visual_tokens = 0.0
-    per_layer = [0.0] * arch.layers
-    for (text, visual, layers, images), times in kinds.items():
-        share = times / len(prompts)
-        entering = [n + text for n in layers]
-        own: dict[str, Any] = {}
-        if method is not None:
-            extra = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim, layers)
-            own = {"asking": method.asking(text), "own_macs": extra, "keys_cached": method.observe < 0}
-        flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, visual=visual, **own)
-        parts.update({name: value * share for name, value in flops.items()})
-        undropped = prefill_flops(arch, [visual] * arch.layers, text, images=images)
+    per_layer = [0.0] * sizes.layers
+    for prompt, times in Counter(prompts).items():
+        share, plain = times / len(prompts), prompt.undropped(sizes.layers)
+        selection = None if method is None else method.selection(schedule, prompt, sizes)
+        parts.update({name: value * share for name, value in prefill_flops(sizes, prompt, selection).items()})
+        undropped = prefill_flops(sizes, plain)
         whole.update({name: share * undropped[name] for name in ("total", "total_causal")})
-        decode += share * decode_flops_per_token(arch, [n + 1 for n in entering])
-        whole["decode"] += share * decode_flops_per_token(arch, [visual + text + 1] * arch.layers)
-        kv += share * kv_bytes(arch, entering, dtype_bytes)
-        whole["kv"] += share * kv_bytes(arch, [visual + text] * arch.layers, dtype_bytes)
-        macs += share * paper_macs_visual(arch.hidden, arch.intermediate, layers)
-        text_tokens += share * text
-        visual_tokens += share * visual
-        per_layer = [mean + share * n for mean, n in zip(per_layer, layers)]
+        decode += share * decode_flops_per_token(sizes, [n + 1 for n in prompt.tokens_per_layer])
+        whole["decode"] += share * decode_flops_per_token(sizes, [n + 1 for n in plain.tokens_per_layer])
+        kv += share * kv_bytes(sizes, prompt.tokens_per_layer, dtype_bytes)
+        whole["kv"] += share * kv_bytes(sizes, plain.tokens_per_layer, dtype_bytes)
+        macs += share * paper_macs_visual(sizes.hidden, sizes.intermediate, prompt.visual_per_layer)
+        text_tokens += share * prompt.text
+        visual_tokens += share * prompt.visual
+        per_layer = [mean + share * n for mean, n in zip(per_layer, prompt.visual_per_layer)]
     return Cost(
         samples=len(prompts),
         text_tokens=text_tokens,
         visual_tokens=visual_tokens,
         visual_tokens_per_layer=per_layer,
         tokens_per_layer=[n + text_tokens for n in per_layer],
-        mean_keep=sum(per_layer) / (visual_tokens * arch.layers) if visual_tokens else 1.0,
+        mean_keep=sum(per_layer) / (visual_tokens * sizes.layers) if visual_tokens else 1.0,
         paper_macs_visual=macs,
         prefill_flops=parts["total"],
         prefill_flops_ratio=parts["total"] / whole["total"],
@@ -203,72 +228,5 @@ def cost(
         prefill_flops_causal_ratio=parts["total_causal"] / whole["total_causal"],
         decode_flops_per_token=decode,
         decode_flops_ratio=decode / whole["decode"],
-        kv_bytes_per_layer=[kv_bytes(arch, [n + text_tokens], dtype_bytes) for n in per_layer],
+        kv_bytes_per_layer=[kv_bytes(sizes, [n + text_tokens], dtype_bytes) for n in per_layer],
     )
-
-
-def hashable(images: Any) -> Any:
-    """Grids as tuples, so that equal prompts are counted once."""
-    return images if images is None or isinstance(images, int) else tuple(tuple(grid) for grid in images)
-
-
-def counted_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs that torch's FlopCounterMode sees in one prefill, by operator, and their `total`.
-
-    Counts through attached hooks (dropping, ranking). On the meta device (no memory, real shapes in seconds) the
-    parts are called one by one, since transformers looks at values when it merges images into the text.
-
-    Args:
-        model: An image-text-to-text model of transformers under sdpa or eager; flash-attention is not counted.
-        inputs: input_ids [1, n] and what the tower needs, e.g. pixel_values.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        if inputs["input_ids"].is_meta:
-            ids = inputs["input_ids"]
-            images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-            if images:
-                model.get_image_features(**images, return_dict=True)
-            mask = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool, device="meta")
-            embedded = torch.empty(*ids.shape, model.config.text_config.hidden_size, dtype=model.dtype, device="meta")
-            given = {"inputs_embeds": embedded, "attention_mask": mask, "position_ids": torch.empty_like(ids)}
-            hidden = model.get_decoder()(**given, use_cache=False)
-            model.lm_head(hidden.last_hidden_state[:, -1:])
-        else:
-            model(**inputs, logits_to_keep=1)
-    counts = {str(operator): float(flops) for operator, flops in counter.get_flop_counts()["Global"].items()}
-    return {**counts, "total": float(counter.get_total_flops())}
-
-
-def fvcore_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
-    """FLOPs that fvcore sees in one prefill (twice its multiply-adds), and the calls of operators it cannot count.
-
-    Norms, which it also counts, are left out: the other two do not have them. Only for the eager attention path of a
-    model without hooks: sdpa is not among its operators, and its tracing breaks when hooks are attached.
-
-    Raises:
-        ValueError: If the attention backend is not eager.
-    """
-    import torch
-    from fvcore.nn import FlopCountAnalysis
-
-    if model.config._attn_implementation != "eager":
-        raise ValueError(f"fvcore cannot see {model.config._attn_implementation} attention: count an eager model")
-    names = list(inputs)
-
-    class Prefill(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *values: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, values)), logits_to_keep=1, use_cache=False).logits
-
-    with torch.no_grad():
-        analysis = FlopCountAnalysis(Prefill().eval(), tuple(inputs.values()))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        flops = {name: 2.0 * macs for name, macs in analysis.by_operator().items() if not name.endswith("_norm")}
-    return {**flops, "total": sum(flops.values())}, dict(analysis.unsupported_ops())

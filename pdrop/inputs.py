@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import architectures
 from pdrop.settings import Settings
-from pdrop.sizes import Architecture
+from pdrop.shapes import Images, ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -92,23 +92,23 @@ def describe_checkpoint(path: str, revision: str | None, weights: Any, seed: int
     return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
 
 
-def sizes(settings: Settings) -> Architecture:
+def sizes(settings: Settings) -> ModelSizes:
     """The model's sizes, from its config alone."""
     from pdrop import checkpoint
 
     if (name := architectures.of_checkpoint(settings.path)) is not None:
-        return Architecture.from_config(architectures.read(name))
+        return ModelSizes.from_config(architectures.read(name))
     folder = checkpoint.locate(settings.path, revision=settings.revision, weights=settings.weights)  # type: ignore[arg-type]
-    return Architecture.from_config(checkpoint.read_config(folder, settings.path))
+    return ModelSizes.from_config(checkpoint.read_config(folder, settings.path))
 
 
-def reference_prompt(settings: Settings) -> architectures.ReferencePrompt:
+def reference_prompt(settings: Settings) -> PromptSize:
     """The prompt that budgets and ledgers are reckoned with.
 
     Raises:
         ValueError: If its size depends on the image, and nobody has said it.
     """
-    name, text, images = architectures.of_checkpoint(settings.path), settings.text_tokens, None
+    name, text = architectures.of_checkpoint(settings.path), settings.text_tokens
     known = architectures.reference_prompt(name) if name is not None else None
     if known is not None and settings.visual_tokens in (None, known.visual):
         return known if text is None else replace(known, text=text)
@@ -117,8 +117,9 @@ def reference_prompt(settings: Settings) -> architectures.ReferencePrompt:
     if visual is None:
         raise ValueError(f"how many visual tokens a prompt of {settings.model} has depends on its image: say it, "
                          "model.visual_tokens=1296")  # fmt: skip
+    images: Images
     images = tower.crops(visual) if tower.grid is not None else [(1, side := round(visual**0.5) * tower.merge, side)]
-    return architectures.ReferencePrompt(TEXT_TOKENS if text is None else text, visual, images)
+    return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)
 
 
 def load(settings: Settings) -> Checkpoint:

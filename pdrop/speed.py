@@ -75,16 +75,15 @@ def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, sched
     import torch
 
     from pdrop import attach
-    from pdrop.ledger import Prompt
     from pdrop.scoring.crops import seen
+    from pdrop.shapes import PromptSize
 
     with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual, rows = trace.visual[0], len(trace.visual)
     crops = seen(inputs, [images] * rows, trace.visual)[0]
-    grids = [(f, h, w) for f, h, w in crops] if isinstance(crops, list) else crops
     entering = [row[0] for row in trace.visual_tokens]
-    return Prompt(trace.tokens[0][0] - entering[0], visual, entering, grids)
+    return PromptSize(trace.tokens[0][0] - entering[0], visual, tuple(entering), crops)  # type: ignore[arg-type]
 
 
 def time_cell(

@@ -1,7 +1,7 @@
 """What a training step costs: forward and backward of one prompt, with and without gradient checkpointing.
 
-    step = training_step_flops(arch, visual_per_layer, text_tokens=120, boundaries=(8, 16, 24), checkpointing=True)
-    step["total"] / training_step_flops(arch, [576] * 32, 120, checkpointing=True)["total"]    # what dropping saves
+    step = training_step_flops(sizes, prompt, method.selection(schedule, prompt, sizes), checkpointing=True)
+    step["total"] / training_step_flops(sizes, prompt.undropped(), checkpointing=True)["total"]    # what dropping saves
 
 A matrix product y = xW of the forward is two in the backward: x's gradient (where something below is trained) and W's
 (where W is). Attention's two products become four, or five in kernels that keep no scores and compute them again. With
@@ -14,22 +14,17 @@ against torch's FlopCounterMode over forward and backward by tests/test_training
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from pdrop.flops import prefill_flops
-from pdrop.sizes import Architecture, Images
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 
 def training_step_flops(
-    arch: Architecture,
-    visual_per_layer: Sequence[float],
-    text_tokens: float,
+    sizes: ModelSizes,
+    prompt: PromptSize,
+    selection: SelectionCost | None = None,
     *,
-    boundaries: Sequence[int] = (),
-    asking: float = 1,
-    own_macs: float = 0,
-    images: Images | None = None,
-    visual: float | None = None,
     checkpointing: bool = False,
     train_decoder: bool = True,
     train_projector: bool = True,
@@ -42,13 +37,9 @@ def training_step_flops(
     """FLOPs (a multiply-add = 2) of one prompt's share of a training step.
 
     Args:
-        arch: The model's sizes.
-        visual_per_layer: Visual tokens that enter each layer.
-        text_tokens: The other tokens, answers included.
-        boundaries: Layers in front of which attention rows are computed to rank by.
-        asking: Rows asked for at each: one an answer.
-        own_macs: The method's own multiply-adds.
-        images, visual: See `pdrop.flops.prefill_flops`.
+        sizes: The model's.
+        prompt: With its answers among the text, and the visual tokens that enter each layer.
+        selection: What choosing them takes (`Method.selection`), with a query row per answer; keys are never cached.
         checkpointing: Decoder layers keep their inputs alone, and run again in the backward.
         train_decoder: Full fine-tuning; False: the decoder is frozen, as in LLaVA's first stage.
         train_projector: As in both of LLaVA's stages.
@@ -71,41 +62,38 @@ def training_step_flops(
     """
     if not (train_decoder or train_projector or train_tower or adapters):
         raise ValueError("a step trains tower, projector, decoder or adapters: nothing is trained here")
-    came = visual_per_layer[0] if visual is None else visual
-    forward = prefill_flops(
-        arch, visual_per_layer, text_tokens, boundaries=boundaries, asking=asking, own_macs=own_macs, images=images,
-        logits=round(visual_per_layer[0] + text_tokens), visual=visual,
-    )  # fmt: skip
+    ranked = None if selection is None else replace(selection, keys_cached=False)
+    forward = prefill_flops(sizes, prompt, ranked, logits=prompt.visual + prompt.text)
     if causal:
         saved = forward["attention"] - forward["attention_causal"]
         forward = forward | {"attention": forward["attention_causal"], "total": forward["total"] - saved}
     scores = 2.5 if recomputed_scores else 2.0
     # through the decoder flow the gradients of the projector's output, or of word embeddings
     products = (1 + train_decoder) * sum(forward[name] for name in ("attention_projections", "mlp", "lm_head"))
-    reached = bool(came) and (train_tower or through_tower)  # gradients reach the tower
+    reached = bool(prompt.visual) and (train_tower or through_tower)  # gradients reach the tower
     # where they do not, the projector's first matrix has nothing trained below it
-    projector = forward["projector"] * (1 + train_projector if reached else (2 - first_share(arch)) * train_projector)
+    projector = forward["projector"] * (1 + train_projector if reached else (2 - first_share(sizes)) * train_projector)
     again = tower = 0.0
     if reached:
-        parts, _ = arch.tower.macs(came, images)
+        parts, _ = sizes.tower.macs(prompt.visual, prompt.images)
         tower = 2 * ((1 + train_tower) * parts["linear"] + scores * parts["attention"])
         tower += 2 * train_tower * (parts["embedding"] + 2 * parts["pooling"])  # the pixels need no gradient
         again = 2 * (parts["linear"] - parts["last_matrices"] + parts["attention"]) if checkpointing else 0.0
     if checkpointing:
         again += sum(forward[name] for name in ("attention_projections", "attention", "mlp"))
         # the last product of a layer need not be repeated: nothing reads it
-        again -= last_product(arch, visual_per_layer, text_tokens)
+        again -= last_product(sizes, prompt)
     backward = products + scores * forward["attention"] + projector + tower
     step = {"forward": forward["total"], "backward": backward, "recomputed": again}
     return {**step, "total": sum(step.values())}
 
 
-def first_share(arch: Architecture) -> float:
+def first_share(sizes: ModelSizes) -> float:
     """The first matrix's share of a projector; of several mergers each has its first."""
-    matrices = [inward * outward for inward, outward in arch.tower.projector]
+    matrices = [inward * outward for inward, outward in sizes.tower.projector]
     return sum(matrices[::2]) / sum(matrices)
 
 
-def last_product(arch: Architecture, visual_per_layer: Sequence[float], text_tokens: float) -> float:
+def last_product(sizes: ModelSizes, prompt: PromptSize) -> float:
     """FLOPs of the layers' last matrices, whose outputs a second forward does not need."""
-    return sum(2.0 * (n + text_tokens) * arch.hidden * arch.intermediate for n in visual_per_layer)
+    return sum(2.0 * n * sizes.hidden * sizes.intermediate for n in prompt.tokens_per_layer)

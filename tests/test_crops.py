@@ -16,16 +16,16 @@ from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next
 from synthetic_tasks import picture
 
 from pdrop.checkpoint import load
+from pdrop.counters import counted_prefill_flops
 from pdrop.engine import attach
-from pdrop.flops import cost, counted_prefill_flops
+from pdrop.flops import cost
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import Schedule, pyramid
 from pdrop.scoring.answers import Question
 from pdrop.scoring.crops import seen
 from pdrop.scoring.generation import Respondent
 from pdrop.scoring.prompts import Prompter
-from pdrop.scoring.results import PromptTokens
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes
 
 # sizes of the pictures of each question, and what the tower sees of them
 CASES: list[tuple[Any, list[list[tuple[int, int]]], list[Any]]] = [
@@ -48,14 +48,13 @@ def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: b
         inputs = prompter.encode([prompter.render("What is it?", len(row))], [pictures])
         with attach(checkpoint.model, method, schedule):
             counted.append(counted_prefill_flops(checkpoint.model, inputs)["total"])
-    arch = Architecture.from_config(checkpoint.model.config)
+    arch = ModelSizes.from_config(checkpoint.model.config)
     for batch_size in (1, 3):
         respondent = Respondent(checkpoint, method, schedule, prompter, batch_size=batch_size, max_new_tokens=1)
         answers = respondent.answer(questions).answers
         assert [answer.images for answer in answers] == expected
         for answer, flops in zip(answers, counted):
-            prompt = PromptTokens(answer.text_tokens, answer.visual_tokens, answer.visual_per_layer, answer.images)
-            found = cost(arch, [prompt], schedule, method, 4)
+            found = cost(arch, [answer.size], schedule, method, 4)
             assert found.prefill_flops == pytest.approx(flops, rel=1e-6)
 
 

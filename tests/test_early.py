@@ -19,9 +19,10 @@ from transformers import DynamicCache, StaticCache
 
 from pdrop import FastV, NoImage, Pool, PyramidDrop, RandomDrop, Schedule, SparseVLM, Stage, Uniform, attach
 from pdrop import single as at
-from pdrop.flops import counted_prefill_flops, prefill_flops
+from pdrop.counters import counted_prefill_flops
+from pdrop.flops import prefill_flops
 from pdrop.methods.layout import Grid
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 
 EARLY = Schedule((Stage(0, 0.5), Stage(3, 0.25)))
 BOUNDARIES = {0: 0.5, 3: 0.25}
@@ -246,8 +247,9 @@ def test_the_closed_form_is_what_torch_counts(method: Any) -> None:
         counted = counted_prefill_flops(model, inputs)
     layers = method.tokens_per_layer(schedule, 16, LAYERS)
     assert [[n] for n in layers] == trace.visual_tokens
-    boundaries = schedule.layers if method.ranks_by_attention else ()
-    flops = prefill_flops(Architecture.from_config(model.config), layers, 9, boundaries=boundaries, images=1, visual=16)
+    sizes, prompt = ModelSizes.from_config(model.config), PromptSize(9, 16, tuple(layers), images=1)
+    assert prompt == PromptSize(9, 16, images=1).under(method, schedule, LAYERS)
+    flops = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
 
 

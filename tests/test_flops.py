@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +11,12 @@ from families import CORE, build, fresh
 from prompts import sample, single
 from torch import nn
 
+from pdrop.counters import counted_prefill_flops, fvcore_prefill_flops
 from pdrop.engine import attach
 from pdrop.flops import (
     SUMMED,
     cost,
-    counted_prefill_flops,
     decode_flops_per_token,
-    fvcore_prefill_flops,
     kv_bytes,
     paper_macs_visual,
     prefill_flops,
@@ -28,7 +26,7 @@ from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.schedule import Schedule, pyramid
 from pdrop.schedule import single as single_boundary
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 SEVEN_B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
 THIRTEEN_B = dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
@@ -110,7 +108,7 @@ def test_fastv_s_own_formula_has_two_mlp_matrices() -> None:
 # ------------------------------------------------------------------ closed form against torch's counter
 
 
-def counts_of(model: Any, inputs: dict[str, Any]) -> tuple[int, int, Any]:
+def size_of(model: Any, inputs: dict[str, Any]) -> PromptSize:
     """Visual tokens, text tokens and what went through the tower."""
     ids, config = inputs["input_ids"], model.config
     visual = int((ids == config.image_token_id).sum())
@@ -118,7 +116,7 @@ def counts_of(model: Any, inputs: dict[str, Any]) -> tuple[int, int, Any]:
         images: Any = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     else:
         images = len(inputs["pixel_values"].flatten(0, -4))
-    return visual, ids.numel() - visual, images
+    return PromptSize(ids.numel() - visual, visual, images=images)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -127,10 +125,9 @@ def test_closed_form_is_what_torch_counts(family: str, backend: str) -> None:
     model = build(family, backend)
     inputs = single(family, sample(family, model, (3, 5, 2)))
     del inputs["attention_mask"]
-    arch = Architecture.from_config(model.config)
-    visual, text, images = counts_of(model, inputs)
+    sizes, prompt = ModelSizes.from_config(model.config), size_of(model, inputs)
     counted = counted_prefill_flops(model, inputs)
-    flops = prefill_flops(arch, [visual] * arch.layers, text, images=images)
+    flops = prefill_flops(sizes, prompt.undropped(sizes.layers))
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
     assert flops["vision_tower"] > 0 and flops["projector"] > 0 and flops["ranking"] == 0
     assert flops["total"] == sum(flops[name] for name in SUMMED)
@@ -149,14 +146,11 @@ def test_closed_form_is_what_torch_counts(family: str, backend: str) -> None:
 def test_closed_form_is_what_torch_counts_through_the_hooks(method: Any, schedule: Schedule, kv_heads: int) -> None:
     model = fresh("llava", "sdpa", torch.float32, num_key_value_heads=kv_heads)
     inputs = single("llava", sample("llava", model, (3, 5, 2)))
-    arch = Architecture.from_config(model.config)
-    visual, text, images = counts_of(model, inputs)
+    sizes = ModelSizes.from_config(model.config)
+    prompt = size_of(model, inputs).under(method, schedule, sizes.layers)
     with attach(model, method, schedule):
         counted = counted_prefill_flops(model, inputs)
-    layers = schedule.tokens_per_layer(visual, arch.layers, method.count)
-    boundaries = schedule.layers if method.ranks_by_attention else ()
-    cached = method.observe < 0
-    flops = prefill_flops(arch, layers, text, boundaries=boundaries, images=images, keys_cached=cached)
+    flops = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
     assert (flops["ranking"] > 0) == method.ranks_by_attention
 
@@ -168,38 +162,38 @@ def test_closed_form_at_real_shapes_without_weights(text: dict[str, int]) -> Non
         model.to(torch.bfloat16).eval()
     ids = torch.zeros(1, 576 + 60, dtype=torch.long, device="meta")
     pixels = torch.zeros(1, 3, 336, 336, dtype=torch.bfloat16, device="meta")
-    arch = Architecture.from_config(model.config)
+    sizes = ModelSizes.from_config(model.config)
 
     counted = counted_prefill_flops(model, {"input_ids": ids, "pixel_values": pixels})
-    flops = prefill_flops(arch, [576] * arch.layers, 60)
+    flops = prefill_flops(sizes, PromptSize(60, 576).undropped(sizes.layers))
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
 
     # with dropping: each stage is a stack of its own layers over its own tokens
-    schedule = pyramid(arch.layers)
-    visual = schedule.tokens_per_layer(576, arch.layers)
+    schedule = pyramid(sizes.layers)
+    visual = schedule.tokens_per_layer(576, sizes.layers)
     decoder = model.model.language_model
-    layers, edges = decoder.layers, [0, *schedule.layers, arch.layers]
+    layers, edges = decoder.layers, [0, *schedule.layers, sizes.layers]
     total = 0.0
     for stage, (begin, end) in enumerate(zip(edges, edges[1:])):
         decoder.layers = nn.ModuleList(layers[begin:end])
         inputs = {"input_ids": ids[:, : 60 + visual[begin]]} | ({} if stage else {"pixel_values": pixels})
         total += counted_prefill_flops(model, inputs)["total"] - (flops["lm_head"] if stage else 0)
-    dropped = prefill_flops(arch, visual, 60)
+    dropped = prefill_flops(sizes, PromptSize(60, 576, tuple(visual)))
     assert dropped["total"] == pytest.approx(total, rel=1e-6)
     assert dropped["total"] < 0.6 * flops["total"]
 
 
 def test_seven_b_prefill_in_absolute_numbers() -> None:
     """LLaVA-1.5-7B, 576 + 35 tokens: 8.1094 TFLOP of decoder and lm_head at every position, 0.3819 of tower."""
-    arch = Architecture.from_config(llava_config(**SEVEN_B))
-    flops = prefill_flops(arch, [576] * 32, 35, logits=611)
+    sizes = ModelSizes.from_config(llava_config(**SEVEN_B))
+    flops = prefill_flops(sizes, PromptSize(35, 576).undropped(32), logits=611)
     decoder = sum(flops[name] for name in ("attention_projections", "attention", "mlp"))
     assert decoder / 1e12 == pytest.approx(8.1094, abs=0.0001)
     assert flops["vision_tower"] / 1e12 == pytest.approx(0.3819, abs=0.0001)
 
 
 def test_causal_attention_is_named_and_half() -> None:
-    flops = prefill_flops(Architecture.from_config(llava_config(**SEVEN_B)), [2880] * 32, 60)
+    flops = prefill_flops(ModelSizes.from_config(llava_config(**SEVEN_B)), PromptSize(60, 2880).undropped(32))
     assert flops["attention_causal"] / flops["attention"] == pytest.approx(0.5, abs=1e-3)
     saved = flops["attention"] - flops["attention_causal"]
     assert flops["total_causal"] == pytest.approx(flops["total"] - saved)
@@ -229,15 +223,15 @@ def test_fvcore_is_not_believed_on_other_paths() -> None:
 # ------------------------------------------------------------------ a run's cost
 
 
-def prompt(text: int, visual: int, schedule: Schedule, layers: int, **more: Any) -> Any:
-    return SimpleNamespace(text=text, visual=visual, visual_per_layer=schedule.tokens_per_layer(visual, layers), **more)
+def prompt(text: int, visual: int, schedule: Schedule, layers: int, **more: Any) -> PromptSize:
+    return PromptSize(text, visual, tuple(schedule.tokens_per_layer(visual, layers)), **more)
 
 
 def test_cost_is_a_mean_over_prompts() -> None:
-    arch, schedule = Architecture.from_config(llava_config(**SEVEN_B)), pyramid(32)
+    arch, schedule = ModelSizes.from_config(llava_config(**SEVEN_B)), pyramid(32)
     prompts = [prompt(60, 576, schedule, 32), prompt(100, 1152, schedule, 32), prompt(60, 576, schedule, 32)]
     got = cost(arch, prompts, schedule, PyramidDrop(), dtype_bytes=2)
-    each = [prefill_flops(arch, p.visual_per_layer, p.text, boundaries=(8, 16, 24)) for p in prompts]
+    each = [prefill_flops(arch, p, SelectionCost(boundaries=(8, 16, 24))) for p in prompts]
     assert got.samples == 3
     assert got.prefill_flops == pytest.approx(sum(flops["total"] for flops in each) / 3)
     assert sum(got.flops_parts[name] for name in SUMMED) == pytest.approx(got.prefill_flops)
@@ -246,7 +240,7 @@ def test_cost_is_a_mean_over_prompts() -> None:
     assert got.visual_tokens_per_layer[31] == pytest.approx(768 / 8)
     assert got.mean_keep == pytest.approx(0.46875)
     assert 0.46 < got.prefill_flops_ratio < 0.6
-    whole = sum(prefill_flops(arch, [p.visual] * 32, p.text)["total"] for p in prompts)
+    whole = sum(prefill_flops(arch, p.undropped())["total"] for p in prompts)
     assert got.prefill_flops_ratio == pytest.approx(3 * got.prefill_flops / whole)
     assert got.kv_bytes == pytest.approx(2 * 4096 * 2 * sum(got.tokens_per_layer))
     assert got.kv_ratio == pytest.approx(sum(got.tokens_per_layer) / (32 * (768 + 220 / 3)))
@@ -256,21 +250,21 @@ def test_cost_is_a_mean_over_prompts() -> None:
 
 
 def test_cost_of_nothing_dropped_is_exactly_one() -> None:
-    arch = Architecture.from_config(llava_config(**SEVEN_B))
+    arch = ModelSizes.from_config(llava_config(**SEVEN_B))
     got = cost(arch, [prompt(60, 576, Schedule(), 32), prompt(7, 0, Schedule(), 32)], Schedule(), None, 2)
     assert got.prefill_flops_ratio == got.kv_ratio == got.mean_keep == 1.0
     assert got.flops_parts["ranking"] == 0
 
 
 def test_cost_of_text_alone() -> None:
-    arch = Architecture.from_config(llava_config(**SEVEN_B))
+    arch = ModelSizes.from_config(llava_config(**SEVEN_B))
     got = cost(arch, [prompt(50, 0, pyramid(32), 32)], pyramid(32), PyramidDrop(), 2)
     assert got.mean_keep == got.prefill_flops_ratio == 1.0
     assert got.paper_macs_visual == got.flops_parts["vision_tower"] == got.flops_parts["ranking"] == 0
 
 
 def test_cost_reads_what_went_through_the_tower() -> None:
-    arch = Architecture.from_config(llava_config(**SEVEN_B))
+    arch = ModelSizes.from_config(llava_config(**SEVEN_B))
     few, many = (
         cost(arch, [prompt(60, 1752, Schedule(), 32, images=n)], Schedule(), None, 2).flops_parts for n in (3, 5)
     )
@@ -280,7 +274,7 @@ def test_cost_reads_what_went_through_the_tower() -> None:
 
 def test_no_prompt_has_no_cost() -> None:
     with pytest.raises(ValueError, match="none"):
-        cost(Architecture.from_config(llava_config(**SEVEN_B)), [], Schedule(), None, 2)
+        cost(ModelSizes.from_config(llava_config(**SEVEN_B)), [], Schedule(), None, 2)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -288,7 +282,7 @@ def test_kv_bytes_and_decoding_are_those_of_the_cache(family: str) -> None:
     model = fresh(family, "sdpa", torch.float32)
     method, schedule = PyramidDrop(positions="original"), pyramid(6, layers=(2, 4), ratio=0.5)
     inputs = single(family, sample(family, model, (3, 5)))
-    arch = Architecture.from_config(model.config)
+    arch = ModelSizes.from_config(model.config)
     with attach(model, method, schedule) as trace, torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
@@ -304,26 +298,26 @@ def test_kv_bytes_and_decoding_are_those_of_the_cache(family: str) -> None:
 
 def test_crops_of_anyres_prompts() -> None:
     """LLaVA-NeXT at 672x672: a 24x24 overview, 48x48 patches and 48 newlines are five crops."""
-    tower = Architecture.from_config(llava_config(**SEVEN_B)).tower
+    tower = ModelSizes.from_config(llava_config(**SEVEN_B)).tower
     assert [tower.crops(n) for n in (576, 1152, 576 + 48 * 49, 576 + 24 * 49)] == [1, 2, 5, 3]
 
 
 def test_what_cannot_be_computed_is_named() -> None:
     with pytest.raises(ValueError, match="no text_config and vision_config"):
-        Architecture.from_config(transformers.LlamaConfig())
+        ModelSizes.from_config(transformers.LlamaConfig())
     with pytest.raises(ValueError, match="lacks intermediate_size"):
-        Architecture.from_config(transformers.LlavaConfig(text_config=dict(model_type="gpt2"), vision_config=CLIP_L))
+        ModelSizes.from_config(transformers.LlavaConfig(text_config=dict(model_type="gpt2"), vision_config=CLIP_L))
     with pytest.raises(ValueError, match="mixture of experts"):
-        Architecture.from_config(transformers.LlavaConfig(text_config=dict(model_type="mixtral"), vision_config=CLIP_L))
+        ModelSizes.from_config(transformers.LlavaConfig(text_config=dict(model_type="mixtral"), vision_config=CLIP_L))
     with pytest.raises(ValueError, match="'pixtral' is not known"):
-        Architecture.from_config(build("mistral3").config)
+        ModelSizes.from_config(build("mistral3").config)
 
 
 def test_wrong_arguments_are_refused() -> None:
-    arch = Architecture.from_config(llava_config(**SEVEN_B))
+    arch = ModelSizes.from_config(llava_config(**SEVEN_B))
     with pytest.raises(ValueError, match="31 entries for 32 layers"):
-        prefill_flops(arch, [576] * 31, 60)
+        prefill_flops(arch, PromptSize(60, 576).undropped(31))
     with pytest.raises(ValueError, match="boundaries"):
-        prefill_flops(arch, [576] * 32, 60, boundaries=(32,))
+        prefill_flops(arch, PromptSize(60, 576).undropped(32), SelectionCost(boundaries=(32,)))
     with pytest.raises(ValueError, match="a number of crops"):
-        prefill_flops(arch, [576] * 32, 60, images=[(1, 24, 24)])
+        prefill_flops(arch, PromptSize(60, 576, images=[(1, 24, 24)]).undropped(32))

@@ -12,11 +12,10 @@ import yaml
 
 from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
 from pdrop import architectures as shipped
-from pdrop.conventions import fastv_macs_visual, fastv_reduction, sparsevlm_macs
-from pdrop.flops import SUMMED, prefill_flops
-from pdrop.ledger import lines, prompt_under
+from pdrop.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs
+from pdrop.ledger import lines
 from pdrop.record import read_records
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_7B = (4096, 11008)
@@ -53,9 +52,9 @@ def test_every_shipped_architecture_adds_up(name: str) -> None:
         model: Any = AutoModelForImageTextToText.from_config(shipped.read(name))
     parameters = sum(p.numel() for p in model.parameters())
     assert parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.005)
-    arch, prompt = Architecture.from_config(shipped.read(name)), shipped.reference_prompt(name)
-    assert len(model.get_decoder().layers) == arch.layers
-    flops = prefill_flops(arch, [prompt.visual] * arch.layers, prompt.text, images=prompt.images)
+    sizes, prompt = ModelSizes.from_config(shipped.read(name)), shipped.reference_prompt(name)
+    assert len(model.get_decoder().layers) == sizes.layers
+    flops = prefill_flops(sizes, prompt.undropped(sizes.layers))
     assert flops["vision_tower"] > 0 and sum(flops[part] for part in SUMMED) == flops["total"]
     inputs = shipped.noise_prompt(model.config, prompt, batch=2, images=1)
     assert inputs["input_ids"].shape == (2, prompt.visual + prompt.text)
@@ -70,10 +69,10 @@ def test_every_shipped_architecture_is_a_model_of_the_command_line() -> None:
 
 
 def test_a_ledger_says_what_is_spent() -> None:
-    arch, prompt = Architecture.from_config(shipped.read("llava_1_5_7b")), shipped.reference_prompt("llava_1_5_7b")
+    sizes, prompt = ModelSizes.from_config(shipped.read("llava_1_5_7b")), shipped.reference_prompt("llava_1_5_7b")
     schedule = pyramid(32)
-    left = prompt_under(FastV(), schedule, 32, prompt.text, prompt.visual, prompt.images)
-    text = "\n".join(lines(arch, left, schedule, FastV(), 2, "title"))
+    left = prompt.under(FastV(), schedule, 32)
+    text = "\n".join(lines(sizes, left, schedule, FastV(), 2, "title"))
     assert "576 x 8, 288 x 8, 144 x 8, 72 x 8; mean 270.0 (46.9 %)" in text
     for entry, this, none, ratio in (
         ("PyramidDrop's (visual tokens)", "1.777", "3.817", "0.466"),
@@ -82,8 +81,8 @@ def test_a_ledger_says_what_is_spent() -> None:
     ):
         (line,) = [line for line in text.splitlines() if entry in line]
         assert line.split()[-3:] == [this, none, ratio]
-    whole = prompt_under(None, Schedule(), 32, prompt.text, prompt.visual, prompt.images)
-    for line in lines(arch, whole, Schedule(), None, 2, "nothing")[5:]:
+    whole = prompt.under(None, Schedule(), 32)
+    for line in lines(sizes, whole, Schedule(), None, 2, "nothing")[5:]:
         assert line.split()[-1] in ("1.000", "–") or line.split()[-1].isalpha() or "(" in line
 
 

@@ -19,7 +19,7 @@ from pdrop.latency import Protocol, Sample, prefill, warm_up
 from pdrop.measure import measure, pooled
 from pdrop.memory import cache_bytes, peak, weight_bytes
 from pdrop.settings import Settings
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes
 from pdrop.speed import answer_request, in_fresh_processes
 from pdrop.timeline import Timeline, answer
 
@@ -62,7 +62,7 @@ def test_a_cell_has_every_lane(family: str) -> None:
     assert found["end_to_end"]["1"] == found["stages"]["prefill"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     layers = found["memory"]["this"]["kv_per_layer"]
-    arch = Architecture.from_config(model.config)
+    arch = ModelSizes.from_config(model.config)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     text = inputs["input_ids"].numel() - visual
     entering = METHOD.tokens_per_layer(SCHEDULE, visual, 6)

@@ -14,10 +14,11 @@ from families import LAYERS, build, fresh
 from prompts import collate, sample, single
 
 from pdrop import Schedule, SparseVLM, SparseVLMPlus, Stage, attach
-from pdrop.flops import counted_prefill_flops, prefill_flops
+from pdrop.counters import counted_prefill_flops
+from pdrop.flops import prefill_flops
 from pdrop.lists import sparsevlm
 from pdrop.methods.sparsevlm import density_peaks
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 
 SHARES = Schedule((Stage(1, 0.6), Stage(3, 0.4), Stage(4, 0.2)))
 COUNTS = Schedule((Stage(2, tokens=9), Stage(4, tokens=3)))
@@ -232,17 +233,15 @@ def test_gradients_reach_what_was_merged() -> None:
 def test_the_closed_form_is_what_torch_counts(method: Any, schedule: Schedule, kv_heads: int) -> None:
     model = fresh("llava", "sdpa", torch.float32, num_key_value_heads=kv_heads)
     inputs = single("llava", sample("llava", model, (3, 5, 2)))
-    arch, visual = Architecture.from_config(model.config), 32
+    sizes, visual = ModelSizes.from_config(model.config), 32
     text = inputs["input_ids"].numel() - visual
     with attach(model, method, schedule) as trace:
         counted = counted_prefill_flops(model, inputs)
-    layers = method.tokens_per_layer(schedule, visual, arch.layers)
-    assert [[n] for n in layers] == trace.visual_tokens
-    macs = method.own_macs(schedule, visual, text, arch.layers, arch.hidden, arch.head_dim)
-    asking = method.asking(text)
-    flops = prefill_flops(
-        arch, layers, text, boundaries=schedule.layers, asking=asking, own_macs=macs, keys_cached=True, images=2
-    )
+    prompt = PromptSize(text, visual, images=2).under(method, schedule, sizes.layers)
+    assert [[n] for n in prompt.visual_per_layer] == trace.visual_tokens
+    selection = method.selection(schedule, prompt, sizes)
+    assert selection.boundaries == schedule.layers and selection.keys_cached
+    flops = prefill_flops(sizes, prompt, selection)
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
 
 

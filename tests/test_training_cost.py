@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration
 
 from pdrop import PyramidDrop, Schedule, Stage, attach
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 from pdrop.training.parts import Rates, checkpoint_activations, prepare
 from pdrop.training_flops import training_step_flops
 
@@ -37,14 +37,12 @@ def test_closed_form_equals_the_counter(rates, checkpointing, schedule) -> None:
     pixels = torch.zeros(1, 3, 28, 28)
     with attach(model, PyramidDrop(), schedule), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, pixel_values=pixels, labels=labels, use_cache=False).loss.backward()
-    layers = schedule.tokens_per_layer(VISUAL_TOKENS, LAYERS)
-    arch = Architecture.from_config(model.config)
+    sizes, method = ModelSizes.from_config(model.config), PyramidDrop()
+    prompt = PromptSize(TEXT, VISUAL_TOKENS, images=1).under(method, schedule, LAYERS)
     closed = training_step_flops(
-        arch,
-        layers,
-        TEXT,
-        boundaries=schedule.layers,
-        images=1,
+        sizes,
+        prompt,
+        method.selection(schedule, prompt, sizes),
         train_tower=rates.vision_tower > 0,
         train_decoder=rates.language_model > 0,
         checkpointing=checkpointing,
@@ -54,10 +52,11 @@ def test_closed_form_equals_the_counter(rates, checkpointing, schedule) -> None:
 
 
 def test_dropping_saves_the_same_share_of_every_part() -> None:
-    arch = Architecture.from_config(config())
+    sizes = ModelSizes.from_config(config())
 
-    def total(layers: list[float], **choices: Any) -> float:
-        return training_step_flops(arch, layers, TEXT, **choices)["total"]
+    def total(layers: list[float], boundaries: tuple[int, ...] = (), **choices: Any) -> float:
+        prompt = PromptSize(TEXT, layers[0], tuple(layers))
+        return training_step_flops(sizes, prompt, SelectionCost(boundaries), **choices)["total"]
 
     whole = total([16] * 4)
     assert total([16, 8, 8, 4], boundaries=(1, 3)) < whole < total([16] * 4, checkpointing=True)

@@ -16,7 +16,7 @@ from bench_training import LANES, Lane, Steps
 from pdrop import FastV, PyramidDrop, Schedule, attach, pyramid
 from pdrop import single as one_boundary
 from pdrop.architectures import read
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.training_flops import training_step_flops
 
 CASES: list[Any] = [
@@ -45,11 +45,12 @@ def test_a_step_is_what_torch_counts(
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     with attach(model, method, schedule), FlopCounterMode(display=False) as counter:
         model(**inputs, labels=labels, use_cache=False).loss.backward()
-    arch = Architecture.from_config(model.config)
-    layers = (method or PyramidDrop()).tokens_per_layer(schedule, visual, 6)
+    sizes = ModelSizes.from_config(model.config)
+    prompt = PromptSize(labels.numel() - visual, visual, images=2).under(method, schedule, 6)
+    selection = None if method is None else method.selection(schedule, prompt, sizes)
     step = training_step_flops(
-        arch, layers, labels.numel() - visual, boundaries=schedule.layers, images=2, checkpointing=checkpointing,
-        train_decoder=decoder, recomputed_scores=backend == "sdpa", through_tower=checkpointing,
+        sizes, prompt, selection, checkpointing=checkpointing, train_decoder=decoder,
+        recomputed_scores=backend == "sdpa", through_tower=checkpointing,
     )  # fmt: skip
     assert step["total"] == pytest.approx(counter.get_total_flops(), rel=1e-9)
     assert (step["recomputed"] > 0) == checkpointing
@@ -57,21 +58,22 @@ def test_a_step_is_what_torch_counts(
 
 def test_what_dropping_saves_of_a_step_at_real_shapes() -> None:
     """LLaVA-1.5-7B, S=4, .5: more than its prefill saves by what the papers count, since the tower is not trained."""
-    arch = Architecture.from_config(read("llava_1_5_7b"))
-    visual = pyramid(32).tokens_per_layer(576, 32)
+    sizes, method, schedule = ModelSizes.from_config(read("llava_1_5_7b")), PyramidDrop(), pyramid(32)
+    prompt = PromptSize(120, 576).under(method, schedule, 32)
     for checkpointing, factor in ((False, 3.0), (True, 4.0)):
-        whole = training_step_flops(arch, [576] * 32, 120, checkpointing=checkpointing)
-        step = training_step_flops(arch, visual, 120, boundaries=(8, 16, 24), checkpointing=checkpointing)
+        whole = training_step_flops(sizes, prompt.undropped(), checkpointing=checkpointing)
+        selection = method.selection(schedule, prompt, sizes)
+        step = training_step_flops(sizes, prompt, selection, checkpointing=checkpointing)
         assert 0.5 < step["total"] / whole["total"] < 0.6
         assert factor - 0.5 < whole["total"] / whole["forward"] < factor
-    frozen = training_step_flops(arch, [576] * 32, 120, train_decoder=False)
-    assert frozen["backward"] < 0.6 * training_step_flops(arch, [576] * 32, 120)["backward"]
+    frozen = training_step_flops(sizes, prompt.undropped(), train_decoder=False)
+    assert frozen["backward"] < 0.6 * training_step_flops(sizes, prompt.undropped())["backward"]
 
 
 def test_a_step_that_trains_nothing_is_refused() -> None:
-    arch = Architecture.from_config(read("llava_1_5_7b"))
+    sizes = ModelSizes.from_config(read("llava_1_5_7b"))
     with pytest.raises(ValueError, match="nothing is trained"):
-        training_step_flops(arch, [576] * 32, 60, train_decoder=False, train_projector=False)
+        training_step_flops(sizes, PromptSize(60, 576).undropped(32), train_decoder=False, train_projector=False)
 
 
 @pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
@@ -85,5 +87,5 @@ def test_the_benchmark_holds_its_steps_against_what_torch_counts(lane: Lane) -> 
             steps.side(side)()
         counted.append(counter.get_total_flops())
     # the padding of the shorter row counts as tokens, and the math kernel keeps its scores for the backward
-    expected = lane.flops_ratio(case, Architecture.from_config(model.config), causal=False)
+    expected = lane.flops_ratio(case, ModelSizes.from_config(model.config), causal=False)
     assert counted[0] / counted[1] == pytest.approx(expected, rel=0.01)

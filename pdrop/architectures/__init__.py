@@ -5,7 +5,7 @@ without a download: `read` gives the config, `noise_prompt` inputs of the right 
 which one it is, a prompt to reckon with, and those values of its config.json that decide shapes.
 
     config = read("llava_1_5_7b")
-    arch = Architecture.from_config(config)             # pdrop/sizes.py
+    sizes = ModelSizes.from_config(config)              # pdrop/shapes.py
 """
 
 from __future__ import annotations
@@ -13,31 +13,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pdrop.sizes import Images
+from pdrop.shapes import PromptSize
 
 FOLDER = files(__name__)
-
-
-@dataclass(frozen=True)
-class ReferencePrompt:
-    """The size of one prompt, for budgets, ledgers and speed.
-
-    Attributes:
-        text: Tokens that are not visual.
-        visual: Visual tokens of one image, those that end rows included.
-        images: What goes through the tower for one image: a number of crops, or grids (frames, height, width).
-        size: Height and width of the image where it is cut into tiles.
-    """
-
-    text: int
-    visual: int
-    images: Images
-    size: tuple[int, int] | None = None
 
 
 def names() -> list[str]:
@@ -72,12 +53,13 @@ def read(name: str) -> Any:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def reference_prompt(name: str) -> ReferencePrompt:
-    """The prompt that an architecture is reckoned with."""
+def reference_prompt(name: str) -> PromptSize:
+    """The prompt with one image that an architecture is reckoned with."""
     prompt = entry(name)["prompt"]
     images = prompt["images"] if isinstance(prompt["images"], int) else [tuple(grid) for grid in prompt["images"]]
     size = prompt.get("size")
-    return ReferencePrompt(prompt["text"], prompt["visual"], images, None if size is None else (size[0], size[1]))
+    picture = None if size is None else (size[0], size[1])
+    return PromptSize(prompt["text"], prompt["visual"], images=images, picture=picture)
 
 
 def fingerprint(name: str, *more: Any) -> str:
@@ -108,7 +90,7 @@ def build(name: str, *, dtype: str, attn_implementation: str, device: str, seed:
     return model.eval()
 
 
-def noise_prompt(config: Any, prompt: ReferencePrompt, *, batch: int = 1, images: int = 1) -> dict[str, Any]:
+def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int = 1) -> dict[str, Any]:
     """Inputs of a forward, [batch, text + images x visual tokens]: half of the text, the images, the other half.
 
     Args:
@@ -128,11 +110,11 @@ def noise_prompt(config: Any, prompt: ReferencePrompt, *, batch: int = 1, images
     pixels: dict[str, Any]
     if isinstance(prompt.images, int):
         side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
-        if prompt.size is None:
+        if prompt.picture is None:
             pixels = {"pixel_values": noise(many * prompt.images, 3, side, side)}
         else:
             pixels = {"pixel_values": noise(many, prompt.images, 3, side, side)}
-            pixels["image_sizes"] = torch.tensor([prompt.size] * many)
+            pixels["image_sizes"] = torch.tensor([prompt.picture] * many)
     else:
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         patches = sum(frames * height * width for frames, height, width in prompt.images)

@@ -12,10 +12,11 @@ from pdrop.conformance.batches import FLOAT
 from pdrop.conformance.families import IMAGE, LAYERS, VIDEO, build
 from pdrop.conformance.prompts import collate, sample, single
 from pdrop.conformance.subject import Subject, equal, must, no_grad, order_of, real, samples_of
-from pdrop.flops import counted_prefill_flops, kv_bytes, prefill_flops
+from pdrop.counters import counted_prefill_flops
+from pdrop.flops import kv_bytes, prefill_flops
 from pdrop.methods.base import Method
 from pdrop.methods.random_drop import RandomAdaptive
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes, PromptSize
 
 IMAGE_TOKENS = 16  # of a LLaVA image here: one square, which a method's own numbers are for
 
@@ -111,23 +112,20 @@ def cost(subject: Subject, family: str, backend: str) -> None:
     """The closed form is what torch's counter sees, and the bytes are those of the cache's tensors."""
     method, schedule, model = subject.method, subject.schedule, build(family, backend, torch.float32)
     inputs = single(family, sample(family, model))
-    arch = Architecture.from_config(model.config)
+    sizes = ModelSizes.from_config(model.config)
     cache: Any = DynamicCache(config=model.config.text_config)
     with subject.attached(model) as trace:
         counted = counted_prefill_flops(model, inputs)["total"]
         model(**inputs, past_key_values=cache)
     visual = trace.visual[0]
     text, layers = inputs["input_ids"].shape[1] - visual, [row[0] for row in trace.visual_tokens]
-    macs = method.own_macs(schedule, visual, text, LAYERS, arch.hidden, arch.head_dim, layers)
-    boundaries = schedule.layers if method.ranks_by_attention else ()
-    asking = method.asking(text)
-    own: dict[str, Any] = {"asking": asking, "own_macs": macs, "keys_cached": method.observe < 0}
-    closed = prefill_flops(arch, layers, text, boundaries=boundaries, images=1, visual=visual, **own)["total"]
+    prompt = PromptSize(text, visual, tuple(layers), images=1)
+    closed = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))["total"]
     if isinstance(method, RandomAdaptive):
         must(counted <= closed, f"{counted:.0f} FLOPs counted, more than the bound of {closed:.0f}")
     else:
         slack = 1e-3 if method.adaptive else 1e-6  # how many went is not certain where tokens were made of them
         must(abs(counted - closed) <= slack * closed, f"{counted:.0f} FLOPs counted, {closed:.0f} in closed form")
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    want = kv_bytes(arch, [n + text for n in layers], 4)
+    want = kv_bytes(sizes, prompt.tokens_per_layer, 4)
     equal(torch.tensor(float(held)), torch.tensor(want), 0.0, "bytes of keys and values")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pdrop.methods.view import AttentionRows, Merged, Ranking, View
 from pdrop.schedule import Schedule, Stage, kept
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +131,24 @@ class Method:
             entering.append(now)
         return entering
 
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """Visual tokens that enter each layer: `tokens_per_layer` for a prompt of which more is known than its number.
+
+        Where that number is a mean, the nearest whole number is counted, and scaled. See `PromptSize.under`.
+        """
+        whole = round(prompt.visual)
+        counts = self.tokens_per_layer(schedule, whole, num_layers)
+        return (
+            [float(n) for n in counts]
+            if whole == prompt.visual
+            else [n * prompt.visual / max(1, whole) for n in counts]
+        )
+
+    @property
+    def priced_as(self) -> Method:
+        """The method whose cost a budget is spent on: itself; of a random twin the one it is compared with."""
+        return self
+
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """The method's own schedule at a ratio, as its file in conf/method/ has it: what `pdrop.solve` turns.
 
@@ -173,23 +192,25 @@ class Method:
 
     # ------------------------------------------------------------------ what it costs
 
-    def asking(self, text_tokens: float) -> float:
+    def query_rows(self, text_tokens: float) -> float:
         """How many rows of attention a prompt with so much text asks for at a boundary."""
         return 1
 
-    def own_macs(
-        self,
-        schedule: Schedule,
-        visual: int,
-        text_tokens: float,
-        num_layers: int,
-        hidden: int,
-        head_dim: int,
-        layers: Sequence[int] | None = None,
-    ) -> float:
-        """Multiply-adds of the method's own matrix products in a prefill, besides the attention rows.
+    def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
+        """Multiply-adds of the method's own matrix products, besides the attention rows. Arguments: see `selection`."""
+        return 0.0
+
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
+        """What choosing tokens takes in one prefill: the one place where it is put together.
 
         Args:
-            layers: Visual tokens that entered each layer, where they are known; otherwise as `tokens_per_layer` says.
+            schedule: Where tokens go.
+            prompt: With the visual tokens that enter each layer.
+            sizes: The model's.
         """
-        return 0.0
+        return SelectionCost(
+            boundaries=schedule.layers if self.ranks_by_attention else (),
+            query_rows=self.query_rows(prompt.text),
+            keys_cached=self.observe < 0,
+            macs=self.extra_macs(schedule, prompt, sizes) if schedule and prompt.visual else 0.0,
+        )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.layout import Grid, reduced_count, square
 from pdrop.schedule import Schedule, Stage, single
+from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,16 @@ class Gridded(Method):
             raise ValueError(f"{type(self).__name__} needs text behind the image, whose last token it cannot spare")
         shares = [share(view.stage, n) for n in visual]
         return [n if keep >= 1 else reduced_count(grids, keep) for n, grids, keep in zip(visual, view.images, shares)]
+
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """Every crop and frame has its share, where their grids are known."""
+        if not prompt.grids:
+            return super().entering(schedule, prompt, num_layers)
+        grids, left = [Grid(0, height, width, width) for height, width in prompt.grids], [prompt.visual] * num_layers
+        for stage in schedule.check(num_layers):
+            if (keep := share(stage, round(prompt.visual))) < 1:
+                left[stage.layer :] = [float(reduced_count(grids, keep))] * (num_layers - stage.layer)
+        return left
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One cut in front of the decoder."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pdrop.methods.base import Method, Ranking, View
 from pdrop.schedule import Schedule, Stage, pyramid
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,16 @@ class RandomDrop(Method):
             return super().stays(stage, visual, now)
         stay = self.like.stays(stage, visual, now)
         return stay + self.like.merges(now - stay)
+
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """As many as enter each layer under `like`."""
+        like = self.like
+        return (super() if like is None else like).entering(schedule, prompt, num_layers)
+
+    @property
+    def priced_as(self) -> Method:
+        """`like`: a twin has its method's schedule under any budget, though it pays for no ranking."""
+        return self if self.like is None else self.like.priced_as
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
         """The same of each prompt."""
@@ -90,23 +101,10 @@ class RandomAdaptive(RandomDrop):
         stays = [n + self.like.merges(max(0, now - n)) for n, now in counts]
         return Ranking(drawn, torch.tensor(stays, device=drawn.device))
 
-    def asking(self, text_tokens: float) -> float:
-        """The method's own."""
-        return self.like.asking(text_tokens) if self.like is not None else 1
-
-    def own_macs(
-        self,
-        schedule: Schedule,
-        visual: int,
-        text_tokens: float,
-        num_layers: int,
-        hidden: int,
-        head_dim: int,
-        layers: Sequence[int] | None = None,
-    ) -> float:
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """The method's own: a bound, since nothing is merged here."""
-        sizes = (schedule, visual, text_tokens, num_layers, hidden, head_dim, layers)
-        return self.like.own_macs(*sizes) if self.like is not None else 0.0
+        assert self.like is not None
+        return self.like.selection(schedule, prompt, sizes)
 
 
 def twin_of(method: Method, seed: int = 0) -> RandomDrop:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdrop.lists import sparsevlm
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.schedule import Schedule, Stage
+from pdrop.shapes import ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,30 +134,19 @@ class SparseVLM(Method):
 
     # ------------------------------------------------------------------ what it costs
 
-    def asking(self, text_tokens: float) -> float:
+    def query_rows(self, text_tokens: float) -> float:
         """A row for each text token: how many of them are raters is known to the device alone, and is not asked."""
         return max(text_tokens, 1)
 
-    def own_macs(
-        self,
-        schedule: Schedule,
-        visual: int,
-        text_tokens: float,
-        num_layers: int,
-        hidden: int,
-        head_dim: int,
-        layers: Sequence[int] | None = None,
-    ) -> float:
+    def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Likeness of text and image; distances and means of what is recycled."""
-        if not schedule or not visual:
-            return 0.0
-        entering = [visual, *(layers or self.tokens_per_layer(schedule, visual, num_layers))]
-        macs = visual * text_tokens * hidden
+        entering = [round(n) for n in (prompt.visual, *prompt.visual_per_layer)]
+        macs = prompt.visual * prompt.text * sizes.hidden
         for stage in schedule:
             now, after = entering[stage.layer : stage.layer + 2]
-            going = self.gone(now, after) if stage.adaptive else now - self.stays(stage, visual, now)
+            going = self.gone(now, after) if stage.adaptive else now - self.stays(stage, entering[0], now)
             recycled = self.recycled(going)
-            macs += (recycled * recycled + self.merges(going) * recycled) * hidden
+            macs += (recycled * recycled + self.merges(going) * recycled) * sizes.hidden
         return macs
 
     def gone(self, before: int, after: int) -> int:

@@ -17,6 +17,7 @@ from pdrop.lists import sparsevlm
 from pdrop.methods.base import Positions, View
 from pdrop.methods.sparsevlm import SparseVLM, most_raters, raters_of
 from pdrop.schedule import Schedule
+from pdrop.shapes import ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,19 +54,8 @@ class SparseVLMPlus(SparseVLM):
         voting = seen.topk(min(self.heads, seen.shape[1])).indices
         return got.gather(1, voting[..., None].expand(-1, -1, got.shape[2])).mean(1)
 
-    def own_macs(
-        self,
-        schedule: Schedule,
-        visual: int,
-        text_tokens: float,
-        num_layers: int,
-        hidden: int,
-        head_dim: int,
-        layers: Sequence[int] | None = None,
-    ) -> float:
+    def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
         """SparseVLM's, and the products of ones at every boundary."""
-        if not schedule or not visual:
-            return 0.0
-        layers = layers or self.tokens_per_layer(schedule, visual, num_layers)
-        ones = sum((layers[layer - 1] + text_tokens) * self.asking(text_tokens) * head_dim for layer in schedule.layers)
-        return super().own_macs(schedule, visual, text_tokens, num_layers, hidden, head_dim, layers) + ones
+        seen = sum(prompt.tokens_per_layer[layer - 1] for layer in schedule.layers)
+        ones = seen * self.query_rows(prompt.text) * sizes.head_dim
+        return super().extra_macs(schedule, prompt, sizes) + ones

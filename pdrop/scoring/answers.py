@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrop.record import canonical_json
+from pdrop.shapes import PromptSize
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,12 @@ class Answer:
     greedy: bool | None = None
     layout: list[list[list[float]]] | None = None
     attention: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> PromptSize:
+        """The numbers of its prompt."""
+        images: Any = self.images
+        return PromptSize(self.text_tokens, self.visual_tokens, tuple(self.visual_per_layer), images)
 
 
 def pack(indices: Iterable[int]) -> str:

@@ -24,8 +24,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pdrop.record import Score, TaskResult
-from pdrop.scoring.answers import Answer, Seen, unpack
+from pdrop.scoring.answers import Answer, unpack
 from pdrop.scoring.documents import Documents
+from pdrop.shapes import PromptSize
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +40,11 @@ REPORTED = {"pope_f1_score", "seed_image", "average"}
 
 
 @dataclass
-class PromptTokens:
-    """Tokens of one sample's prompt; visual ones also as they enter each layer, and what the vision tower saw.
-
-    `images` is what pdrop/flops.py takes: a number of crops, or [frames, height, width] in patches for each image;
-    None leaves it to be worked out from the visual tokens.
-    """
-
-    text: int
-    visual: int
-    visual_per_layer: list[int]
-    images: Seen = None
-
-
-@dataclass
 class Evaluation:
     """Scores of every task, what each prompt looked like, and how many requests were asked or found answered."""
 
     results: dict[str, TaskResult] = field(default_factory=dict)
-    prompts: list[PromptTokens] = field(default_factory=list)
+    prompts: list[PromptSize] = field(default_factory=list)
     asked: int = 0
     reused: int = 0
 

@@ -25,7 +25,7 @@ from pdrop.environment import environment
 from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
-from pdrop.sizes import Architecture
+from pdrop.shapes import ModelSizes
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -86,7 +86,7 @@ def train(
         seed=settings.seed,
     )
     started = begin(checkpoint, settings.start, settings.seed)
-    Architecture.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
+    ModelSizes.from_config(checkpoint.model.config)  # refuses a model whose steps cannot be counted
     schedule = make_schedule(checkpoint.num_layers)
     refuse_untrainable(method_name, method, schedule)
     refuse_uneven(settings, schedule, records.lengths)
@@ -197,8 +197,8 @@ def run(
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
     save(trainer, checkpoint, settings, folder)
-    means, arch = means_of(trainer.all_counts()), Architecture.from_config(checkpoint.model.config)
-    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), arch, method, schedule, settings)
+    means, sizes = means_of(trainer.all_counts()), ModelSizes.from_config(checkpoint.model.config)
+    record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), sizes, method, schedule, settings)
 
 
 def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettings, folder: Path) -> None:
