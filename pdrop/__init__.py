@@ -25,6 +25,8 @@ _HOMES = {
     "Trace": "pdrop.engine",
     "Method": "pdrop.methods.base",
     "DivPrune": "pdrop.methods.divprune",
+    "VisionZip": "pdrop.methods.visionzip",
+    "FasterVLM": "pdrop.methods.fastervlm",
     "PyramidDrop": "pdrop.methods.pyramiddrop",
     "FastV": "pdrop.methods.fastv",
     "SparseVLM": "pdrop.methods.sparsevlm",

@@ -79,7 +79,7 @@ def causal(subject: Subject, family: str, backend: str) -> None:
 def alone(subject: Subject, family: str, backend: str) -> None:
     """Each row of a ragged batch, padded on either side, has the order, the numbers and the logits it has alone."""
     model = build(family, backend, FLOAT[backend])
-    samples = samples_of(family, model)
+    samples = samples_of(family, model, subject)
     found: list[Any] = []
     for one in samples:
         with subject.attached(model) as trace:

@@ -25,7 +25,7 @@ IMAGE_TOKENS = 16  # of a LLaVA image here: one square, which a method's own num
 def counts(subject: Subject, family: str, backend: str) -> None:
     """Tokens in each layer are what the method says of itself, and what the cache then holds."""
     method, schedule, model = subject.method, subject.schedule, build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     with subject.attached(model) as trace:
         model(**batch, past_key_values=cache)
@@ -48,7 +48,7 @@ def counts(subject: Subject, family: str, backend: str) -> None:
 def text_stays(subject: Subject, family: str, backend: str) -> None:
     """Every text token reaches the end, and is counted in every layer."""
     model = build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     with subject.attached(model) as trace:
         logits = model(**batch).logits
     for row, visual in enumerate(trace.visual):
@@ -67,7 +67,7 @@ def text_stays(subject: Subject, family: str, backend: str) -> None:
 def order(subject: Subject, family: str, backend: str) -> None:
     """Those that stay are the best by the method's own scores, each once, in the order of the prompt."""
     model = build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     with subject.attached(model) as trace:
         model(**batch)
     before = [list(range(n)) for n in trace.visual]
@@ -90,7 +90,7 @@ def order(subject: Subject, family: str, backend: str) -> None:
 def seeds(subject: Subject, family: str, backend: str) -> None:
     """Twice the same, whatever is drawn elsewhere and in whatever order the prompts come."""
     model = build(family, backend, FLOAT[backend])
-    samples = samples_of(family, model)
+    samples = samples_of(family, model, subject)
     batch, turned = collate(family, samples), collate(family, samples[::-1])
     found = []
     for inputs, noise in ((batch, 1), (batch, 2), (turned, 3)):

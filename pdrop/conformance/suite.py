@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pdrop.conformance import behaviour, numbers
-from pdrop.conformance.families import CORE, FAMILIES
+from pdrop.conformance.families import CORE, FAMILIES, READ_TOWERS
 from pdrop.conformance.subject import NotApplicable, Subject, Unmet
+from pdrop.engine.tower import UnknownTower
 
 __all__ = ["CHECKS", "Check", "NotApplicable", "Result", "Subject", "run"]
 
@@ -93,6 +94,9 @@ def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
         check.made(subject, family, backend)
     except NotApplicable as reason:
         found = {"outcome": "not applicable", "message": str(reason)}
+    except UnknownTower as reason:
+        outcome = "failed" if family in READ_TOWERS else "not applicable"
+        found = {"outcome": outcome, "message": str(reason)}
     except Unmet as error:
         found = {"outcome": "failed", "message": str(error)}
     except Exception as error:

@@ -45,7 +45,7 @@ class Attachment:
         self.observed = {stage.layer + self.method.observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
-        looks = self.method.tower_layers if schedule else None
+        looks = self.method.looks_at() if schedule else None
         kind = type(self.method).__name__
         self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))

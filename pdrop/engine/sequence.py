@@ -223,7 +223,10 @@ class Alive:
         made = self.made or [0] * len(merged)
         own = torch.arange(width, device=device) * (most + 1)
         last = (self.candidates * own).amax(1, keepdim=True) if after is None else after.to(device) * (most + 1)
-        stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), last + 1 + numbers], 1)
+        stays, everything = (
+            torch.cat([stays, new], 1),
+            torch.cat([own.expand(len(stays), width), last + 1 + numbers], 1),
+        )
         no = torch.zeros_like(new)
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
         end = (width + 1) * (most + 1)

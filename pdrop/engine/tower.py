@@ -12,6 +12,7 @@ and crops, R rows of each, d the tower's width.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import threading
@@ -54,8 +55,12 @@ class TowerReader:
         self.layers = [getattr(layer, "_fsdp_wrapped_module", layer) for layer in stack]
         for layer in self.layers:
             attention = getattr(layer, "self_attn", None)
-            if not hasattr(layer, "layer_norm1") or not all(hasattr(attention, p) for p in ("q_proj", "k_proj", "scale")):
-                raise UnknownTower(refused + "its layers have no `layer_norm1`, `self_attn.q_proj`, `k_proj` and `scale`")
+            if not hasattr(layer, "layer_norm1") or not all(
+                hasattr(attention, p) for p in ("q_proj", "k_proj", "scale")
+            ):
+                raise UnknownTower(
+                    refused + "its layers have no `layer_norm1`, `self_attn.q_proj`, `k_proj` and `scale`"
+                )
         config = self.inner.config
         taken, count = getattr(config, "vision_feature_layer", -1), len(self.layers)
         if not isinstance(taken, int):
@@ -132,28 +137,29 @@ class TowerReader:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
         visual = prompts.visual.cpu()
-        source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
         if self.first < self.classes:  # class tokens that the language model is shown
-            source[source % states.shape[1] < self.classes] = -1
-        pictures = grouped(entries, prompts.visual_counts, states.shape[1])
-        rows: dict[int, Tensor] = {}
-
-        def once(layer: int) -> Tensor:
-            number = layer % len(self.layers)
-            if number not in rows:
-                rows[number] = attention_rows(self.layers[number], seen.inputs[number], self.classes)
-            return rows[number]
-
-        def both(layer: int) -> tuple[Tensor, Tensor]:
-            number = layer % len(self.layers)
-            return queries_keys(self.layers[number], seen.inputs[number])
-
+            entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
+        source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
+        places = [row.nonzero()[:, 0] for row in visual]
+        pictures = grouped(entries, places, states.shape[1])
+        layers = [Looked(layer, seen.inputs.get(number), self.classes) for number, layer in enumerate(self.layers)]
         device = prompts.ids.device
-        return Tower(states, self.classes, source.to(device), pictures, both, once, self.projector)
+        return Tower(
+            states,
+            self.classes,
+            source.to(device),
+            pictures,
+            lambda number: layers[number].rows,
+            lambda number: layers[number].keys,
+            lambda number: layers[number].asking[:, :, 0],
+            self.projector,
+        )
 
     def unknown(self, why: str) -> UnknownTower:
         """The error of a forward whose rows cannot be told."""
-        return UnknownTower(f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}")
+        return UnknownTower(
+            f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
+        )
 
     def _entries(self, given: Mapping[str, Any], encoded: Any, states: Tensor) -> list[Tensor]:
         """Of each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
@@ -242,44 +248,63 @@ def whole(tokens: int, per: int) -> tuple[Tensor, int]:
     return torch.arange(tokens // per * per), tokens // per
 
 
-def grouped(entries: list[Tensor], counts: list[int], rows: int) -> list[list[list[Tile]]]:
-    """The pictures of each prompt with their tiles, from the row of each token of each picture."""
+def grouped(entries: list[Tensor], places: list[Tensor], rows: int) -> list[list[list[Tile]]]:
+    """The pictures of each prompt with their tiles.
+
+    Args:
+        entries: Of each picture, the row of each of its tokens, [tokens]; -1: none.
+        places: Of each prompt, where its visual tokens stand.
+        rows: Of a tile.
+    """
     found, left = [], list(entries)
-    for count in counts:
+    for own in places:
         pictures: list[list[Tile]] = []
         first = 0
-        while first < count:
+        while first < len(own):
             entry = left.pop(0)
-            tiles = []
-            for number in (entry[entry >= 0] // rows).unique().tolist():
-                at = ((entry >= 0) & (entry // rows == number)).nonzero()[:, 0] + first
-                tiles.append(Tile(number, tuple(at.tolist())))
+            there = own[first : first + len(entry)]
+            tile = torch.where(entry < 0, -1, entry // rows)
+            tiles = [Tile(n, tuple(there[tile == n].tolist())) for n in tile.unique().tolist() if n >= 0]
             pictures.append(tiles)
             first += len(entry)
         found.append(pictures)
     return found
 
 
-def queries_keys(layer: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys of a layer of the tower, [P, R, heads, head size] each."""
-    attention: Any = layer.self_attn
-    norm: Any = layer.layer_norm1
-    states = norm(states)
-    queries, keys = (part(states).unflatten(-1, (-1, attention.head_dim)) for part in (attention.q_proj, attention.k_proj))
-    return queries, keys
+class Looked:
+    """Attention of one layer of the tower, as far as it is asked for, each part once. `states` [P, R, d] entered it."""
 
+    def __init__(self, layer: nn.Module, states: Tensor | None, classes: int):
+        self.attention: Any = layer.self_attn
+        self.norm: Any = layer.layer_norm1
+        self.states, self.classes = states, classes
 
-@torch.no_grad()
-def attention_rows(layer: nn.Module, states: Tensor, classes: int) -> Tensor:
-    """What the class token attends to, [P, heads, R] float32; without one, the mean over all that ask."""
-    attention: Any = layer.self_attn
-    norm: Any = layer.layer_norm1
-    states = norm(states)
-    asking = states[:, :1] if classes else states
-    queries, keys = (
-        part(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for part, x in ((attention.q_proj, asking), (attention.k_proj, states))
-    )
-    wide = torch.promote_types(keys.dtype, torch.float32)  # half precision ties by the dozen
-    logits = (queries.to(wide) * attention.scale) @ keys.to(wide).transpose(-1, -2)
-    return logits.softmax(-1).mean(2).float()
+    @functools.cached_property
+    def normed(self) -> Tensor:
+        """What queries and keys are made of, [P, R, d]."""
+        if self.states is None:
+            raise ValueError("this layer of the vision tower is not kept: name it in the method's tower_layers")
+        states: Tensor = self.norm(self.states)
+        return states
+
+    def heads(self, projected: Tensor) -> Tensor:
+        """[P, R, d] -> [P, heads, R, head size]."""
+        return projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """[P, heads, R, head size]."""
+        return self.heads(self.attention.k_proj(self.normed))
+
+    @functools.cached_property
+    def asking(self) -> Tensor:
+        """The class token's query, or all rows' where there is none, [P, heads, 1 or R, head size]."""
+        return self.heads(self.attention.q_proj(self.normed[:, :1] if self.classes else self.normed))
+
+    @functools.cached_property
+    @torch.no_grad()
+    def rows(self) -> Tensor:
+        """What they attend to, the mean over those that ask, [P, heads, R] float32."""
+        wide = torch.promote_types(self.keys.dtype, torch.float32)  # half precision ties by the dozen
+        logits = (self.asking.to(wide) * self.attention.scale) @ self.keys.to(wide).transpose(-1, -2)
+        return logits.softmax(-1).mean(2).float()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Method, Positions, View
 from pdrop.schedule import Schedule, Stage, single
+from pdrop.shapes import ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,10 @@ class DivPrune(Method):
             chosen = diverse(view.hidden[row, at].detach(), min(stays, now) - pinned if stays < now else 0)
             scores[row, at[chosen]] = torch.arange(len(chosen), 0, -1, device=scores.device, dtype=scores.dtype)
         return scores
+
+    def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
+        """Cosines of all with all, where some go."""
+        return prompt.visual**2 * sizes.hidden if min(prompt.visual_per_layer) < prompt.visual else 0.0
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One cut in front of the decoder."""

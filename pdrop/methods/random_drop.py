@@ -40,6 +40,15 @@ class RandomDrop(Method):
         else:
             self.like.check(schedule)
 
+    def looks_at(self) -> tuple[int, ...] | None:
+        """No layer, but which tokens are of which tile, where `like` counts by these."""
+        return None if self.like is None or self.like.looks_at() is None else ()
+
+    def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
+        """As many as enter each layer under `like`."""
+        like = self.like
+        return (super() if like is None else like).tokens_per_layer(schedule, visual, num_layers)
+
     def stays(self, stage: Stage, visual: int, now: int) -> int:
         """int(n * keep), or as many as `like` has behind the boundary."""
         if self.like is None:

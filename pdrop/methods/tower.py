@@ -20,12 +20,12 @@ class Tile:
 
     Attributes:
         number: Which of the P it is.
-        tokens: The prompt's visual tokens that were made from it, counted from the prompt's first one: in the order of
-            its patches. Fewer than it has patches where padding was cut away.
+        places: Where the tokens stand in the padded prompt that were made from it, in the order of its patches. Fewer
+            than it has patches where padding was cut away.
     """
 
     number: int
-    tokens: tuple[int, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Tower:
     classes: int
     source: Tensor
     pictures: list[list[list[Tile]]]
-    _queries_keys: Callable[[int], tuple[Tensor, Tensor]]
     _rows: Callable[[int], Tensor]
+    _keys: Callable[[int], Tensor]
+    _query: Callable[[int], Tensor]
     _project: Callable[[Tensor], Tensor]
 
     def rows(self, layer: int) -> Tensor:
@@ -56,9 +57,13 @@ class Tower:
         """
         return self._rows(layer)
 
-    def queries_keys(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys of all rows in a layer of the tower, biases included, [P, R, heads, head size] each."""
-        return self._queries_keys(layer)
+    def keys(self, layer: int) -> Tensor:
+        """Keys of all rows in a layer of the tower, biases included, [P, heads, R, head size]. Once a forward."""
+        return self._keys(layer)
+
+    def query(self, layer: int) -> Tensor:
+        """The class token's query in a layer of the tower, bias included, not scaled, [P, heads, head size]."""
+        return self._query(layer)
 
     def project(self, states: Tensor) -> Tensor:
         """What the model's own projector makes of states, [..., d] -> [..., D]."""
