@@ -162,7 +162,8 @@ def features(vlm: Any, given: Mapping[str, Any], encoded: Any, video: bool) -> I
     """The pictures behind features that the tower has made already: `encoded.pooler_output` has one entry each."""
     made, inner = encoded.pooler_output, getattr(vlm, "model", vlm)
     once = {id(one): len(one) for one in made}.values()  # copies for beams are the same tensors
-    towards = len(encoded.last_hidden_state)  # crops or frames
+    states = getattr(encoded, "last_hidden_state", None)
+    towards = len(once) if states is None else len(states)  # crops or frames
     positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
     for one in made:
         if positions is not None and positions.ndim == 3:

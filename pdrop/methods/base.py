@@ -38,7 +38,8 @@ class Method:
     Attributes:
         positions: After a drop, position ids are renumbered 0..n-1 ("compact") or kept with gaps ("original").
         observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
-            layer's input, as methods do that read the attention of a layer that has already run.
+            layer's input, as methods do that read the attention of a layer that has already run. Methods that rank by
+            attention have it as a field: re-implementations differ in it.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
         pixels: Share of a picture's pixels that the processor is shown.
         adaptive: Whether it finds the numbers of adaptive stages.
@@ -59,6 +60,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {self.positions!r}")
+        if self.observe not in (0, -1):
+            raise ValueError(f"observe is 0 (the layer at the boundary) or -1 (in front of it), not {self.observe!r}")
 
     @property
     def parts(self) -> list[Method]:
@@ -70,7 +73,8 @@ class Method:
         found: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.name != "positions" and value is not None:
+            usual = one.name == "observe" and value == one.default
+            if one.name != "positions" and value is not None and not usual:
                 nested = isinstance(value, Method)
                 found[one.name] = {"method": type(value).__name__, **value.arguments()} if nested else value
         return found

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pdrop.lists import sparsevlm
 from pdrop.methods.base import Merged, Method, Positions, View
@@ -44,7 +44,7 @@ class SparseVLM(Method):
     recycle: float = 0.3
     tokens_per_cluster: int = 10
     positions: Positions = field(default="compact", kw_only=True)
-    observe: ClassVar[int] = -1
+    observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
