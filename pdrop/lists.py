@@ -103,7 +103,8 @@ def fitprune(
 ) -> Schedule:
     """FitPrune's published tables, by their name or by a ratio between them.
 
-    Its code cuts inside a layer, which is the boundary in front of the next. Other depths have the tables in proportion.
+    Its code cuts inside a layer, which is the boundary in front of the next. Other depths have the tables in
+    proportion.
 
     Args:
         num_layers: Layers of the decoder.
@@ -117,7 +118,9 @@ def fitprune(
     if reduction is None and ratio is None:
         raise ValueError("give fitprune a ratio, or the name of a published table as reduction")
     if reduction is not None and reduction not in FITPRUNE:
-        raise ValueError(f"reduction is one of the published tables, {', '.join(map(str, FITPRUNE))}, not {reduction!r}")
+        raise ValueError(
+            f"reduction is one of the published tables, {', '.join(map(str, FITPRUNE))}, not {reduction!r}"
+        )
     tables = {0: [576.0] * 32, **{name: left_of(gone) for name, gone in FITPRUNE.items()}, 100: [0.0] * 32}
     if reduction is not None:
         left = tables[reduction]

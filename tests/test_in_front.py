@@ -18,7 +18,7 @@ from families import build
 from official import in_front, names, read
 from prompts import collate, sample
 
-from pdrop import DivPrune, FastV, FasterVLM, Method, Schedule, Stage, VisionZip, attach
+from pdrop import DivPrune, FasterVLM, FastV, Method, Schedule, Stage, VisionZip, attach
 from pdrop.conformance.families import READ_TOWERS
 from pdrop.methods.base import View
 

@@ -30,15 +30,16 @@ class Unsorted(Attachment):
         if number not in self.boundaries or not run.dropped:
             return hidden
         rows = torch.arange(hidden.shape[1]).repeat(len(hidden), 1)
-        scores = self.trace._ranked[-1].scores
+        ranked = self.prefill.ranked[-1]
+        scores = ranked.scores
         for row, visual in enumerate(alive.visual):
             places = visual.nonzero()[:, 0]
-            before = self.trace._ranked[-1].before.index[row].tolist()
+            before = ranked.before.index[row].tolist()
             score = torch.tensor([scores[row, before.index(int(alive.index[row, p]))] for p in places])
             rows[row, places] = places[score.argsort(descending=True, stable=True)]
         moved = {name: take(getattr(alive, name), rows) for name in ("index", "valid", "visual", "query")}
         run.alive = replace(alive, **moved)
-        self.trace._ranked[-1].after = run.alive
+        ranked.after = run.alive
         return take(hidden, rows)
 
 

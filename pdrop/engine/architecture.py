@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pdrop.engine.visual import check_arguments, visual_ids
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
 
@@ -29,13 +29,6 @@ class Architecture:
     vlm: PreTrainedModel  # the module that takes input_ids, labels and images
     decoder: PreTrainedModel  # its language model without head
     layers: list[nn.Module]
-    visual_ids: Tensor  # [V] the input ids that stand for visual tokens
-
-
-def visual_ids(config: Any) -> list[int]:
-    """The input ids of image and video tokens of a model config; empty for a config that has none."""
-    ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
-    return [i for i in ids if isinstance(i, int)]
 
 
 def read_architecture(model: nn.Module) -> Architecture:
@@ -71,7 +64,8 @@ def read_architecture(model: nn.Module) -> Architecture:
         )
     if (getattr(vlm, "tp_size", None) or 1) > 1:
         raise ValueError("under tensor parallelism each device would rank by its own heads: use one device a model")
-    return Architecture(vlm, decoder, layers, torch.tensor(visual_ids(vlm.config)))
+    check_arguments(vlm)
+    return Architecture(vlm, decoder, layers)
 
 
 def check_layer(layer: nn.Module, number: int, decoder: str) -> None:

@@ -6,13 +6,14 @@ embeddings and the mask of the shorter sequence. A hook on the last layer puts t
 
 Reading the prompt synchronises with the device once a prefill and never in a decoding step: from there on all lengths
 are Python integers. What later forwards must know of the shortened keys lives on the cache itself, so it follows deep
-copies, beams, crops and several caches in flight.
+copies, beams, crops and several caches in flight. What is known of a forward while it runs belongs to its thread.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from functools import partial
 from typing import Any
 
@@ -20,17 +21,22 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from pdrop.engine import deepstack, early
+from pdrop.engine import callers, deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layout import read_layout
+from pdrop.engine.prefill import Prefill
 from pdrop.engine.ranking import cached_keys, cut, view, with_plan
-from pdrop.engine.sequence import Alive, read_prompts, take
+from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
+from pdrop.engine.threads import Ended, Running, Threads
 from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
+from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
+
+ENTERING = threading.Lock()  # of two threads that attach at once the second is refused
 
 
 class Attachment:
@@ -49,21 +55,44 @@ class Attachment:
         kind = type(self.method).__name__
         self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
-        self.run: Forward | None = None
-        self.owner: nn.Module | None = None
+        self.now = Running()
         self.handles: list[Any] = []
+        vlm: Any = self.architecture.vlm
+        # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
+        self.hooked: list[nn.Module] = list({id(m): m for m in (vlm, getattr(vlm, "model", vlm))}.values())
+
+    @property
+    def run(self) -> Forward | None:
+        """What is known about the forward that runs in this thread, if it has anything to do here."""
+        return self.now.run
+
+    @property
+    def prefill(self) -> Prefill:
+        """What is written of it, where it brought visual tokens."""
+        assert self.now.prefill is not None
+        return self.now.prefill
 
     def __enter__(self) -> Trace:
-        vlm, decoder, layers = self.architecture.vlm, self.architecture.decoder, self.architecture.layers
-        for hook in vlm._forward_pre_hooks.values():
-            other = getattr(getattr(hook, "func", None), "__self__", None)
-            if isinstance(other, Attachment):
-                raise RuntimeError(
-                    f"{type(other.method).__name__} ({other.schedule}) is attached to this model already: "
-                    "leave its with block first"
-                )
-        # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
-        for module in {id(m): m for m in (vlm, getattr(vlm, "model", vlm))}.values():
+        with ENTERING:
+            for hook in self.architecture.vlm._forward_pre_hooks.values():
+                other = getattr(getattr(hook, "func", None), "__self__", None)
+                if isinstance(other, Attachment):
+                    raise RuntimeError(
+                        f"{type(other.method).__name__} ({other.schedule}) is attached to this model already: "
+                        "leave its with block first"
+                    )
+            self.threads = Threads(
+                f"the with block of {type(self.method).__name__} ({self.schedule}) has ended while this thread was "
+                "generating: join the thread inside the block"
+            )
+            self.trace.home = threading.get_ident()
+            self.register()
+        return self.trace
+
+    def register(self) -> None:
+        """Hook the model."""
+        decoder, layers = self.architecture.decoder, self.architecture.layers
+        for module in self.hooked:
             names = list(inspect.signature(type(module).forward).parameters)[1:]
             self.handles.append(module.register_forward_pre_hook(partial(self.open, names), with_kwargs=True))
             self.handles.append(module.register_forward_hook(self.close, always_call=True))
@@ -83,19 +112,25 @@ class Attachment:
             before = when == "before"
             handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True) if before else None
             self.handles.append(handle or module.register_forward_hook(hook))
-        return self.trace
 
     def __exit__(self, *exception: object) -> None:
+        self.threads.end()
         for handle in self.handles:
             handle.remove()
-        self.handles, self.run, self.owner = [], None, None
+        self.handles = []
+        self.now.clear()
+        if generating := self.threads.generating():
+            Ended(self.hooked, generating, self.threads.words)
 
     # ---------------------------------------------------------------- around the model
 
     def open(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins: read the prompt, unless this is a decoding step with nothing to do."""
-        if self.owner is not None:  # a module further out has opened
+        if not self.now.opens(module, module is self.hooked[0]):
             return
+        self.threads.enter()
+        self.now.clear()
+        self.now.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         cache: Any = given.get("past_key_values")
@@ -103,44 +138,65 @@ class Attachment:
             raise ValueError("token dropping needs input_ids, which say where the visual tokens are: pass them")
         if given.get("cu_seq_lens_q") is not None:
             raise ValueError("token dropping does not read packed sequences (cu_seq_lens_q): pad them instead")
-        self.owner, past, new = module, getattr(cache, "_pdrop", None), ids.shape[1]
-        if past is not None and past.schedule != self.schedule:
-            raise ValueError(f"this cache was filled under the schedule {past.schedule}, not {self.schedule}")
+        past, new = getattr(cache, "_pdrop", None), ids.shape[1]
+        if past is not None:
+            past.check(self.schedule, self.method.positions)
         if new == 1 and (past is None or self.plain(past, mask)):
             return
         if isinstance(mask, dict):  # generate prepares masks for a static cache
             mask = mask["full_attention"]
         if mask is not None and mask.ndim == 4:
             mask = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, -1, : int(cache.get_seq_length()) + new]
-        prompts = None
-        if new > 1:
-            valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -new:].bool()
-            # positions tell packed rows only where neither a mask nor a cache says what they are
-            positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
-            asked = given.get("logits_to_keep")
-            asked = asked if isinstance(asked, int) else 0
-            prompts = read_prompts(ids, valid, self.architecture.visual_ids, given.get("labels"), positions, asked)
-            if any(prompts.visual_counts) or cache is None or not int(cache.get_seq_length()):
-                self.trace.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+        prompts = self.read(given, mask) if new > 1 else None
         droppable = prompts is not None and any(prompts.droppable)
+        if droppable and self.boundaries:
+            self.check_call(given)
+        if self.boundaries and (droppable or past is not None):
+            padded = prompts is not None and prompts.padded
+            alive = Alive.all_of(prompts) if prompts is not None else None
+            run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
+            if prompts is not None:
+                run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
+                if self.tower is not None:
+                    run.tower = functools.cache(partial(self.tower.of, given, prompts))
+                if self.tokenizer is not None:
+                    run.texts = partial(texts, self.tokenizer)
+            run.norm = getattr(self.architecture.decoder, "norm", run.norm)
+            run.study = self.studies and self.trace.study
+            self.now.run = run
+
+    def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
+        """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
+        ids, cache = given["input_ids"], given.get("past_key_values")
+        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
+        visual = visual_tokens(ids, given, self.architecture.vlm.config)
+        # positions tell packed rows only where neither a mask nor a cache says what they are
+        positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
+        asked = given.get("logits_to_keep")
+        asked = asked if isinstance(asked, int) else 0
+        prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
+        begins = cache is None or not int(cache.get_seq_length())
+        if any(prompts.visual_counts) or (begins and not callers.unconditional()):
+            self.now.prefill = self.trace.begin()
+            self.now.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+        return prompts
+
+    def check_call(self, given: dict[str, Any]) -> None:
+        """Refuse calls that do not show the whole instruction.
+
+        Raises:
+            ValueError: Saying what to pass instead.
+        """
         training = self.architecture.decoder.training and torch.is_grad_enabled()
-        if droppable and self.boundaries and training and given.get("labels") is None:
+        if training and given.get("labels") is None:
             raise ValueError(
                 "in training, token dropping needs labels, which say where the instruction ends: call "
                 f"{type(self.architecture.vlm).__name__} itself (not its .forward, nor its .model) with labels="
             )
-        if self.boundaries and (droppable or past is not None):
-            padded = prompts is not None and prompts.padded
-            alive = Alive.all_of(prompts) if prompts is not None else None
-            self.run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
-            if prompts is not None:
-                self.run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
-                if self.tower is not None:
-                    self.run.tower = functools.cache(partial(self.tower.of, given, prompts))
-                if self.tokenizer is not None:
-                    self.run.texts = partial(texts, self.tokenizer)
-            self.run.norm = getattr(self.architecture.decoder, "norm", self.run.norm)
-            self.run.study = self.studies and self.trace.study
+        if encoded(given) and callers.chunked():
+            raise ValueError(
+                "with prefill_chunk_size the instruction is not there when an image's chunk is ranked: leave it out"
+            )
 
     def plain(self, past: Past, mask: Any) -> bool:
         """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
@@ -155,11 +211,16 @@ class Attachment:
         return kind == "sdpa" or kind.startswith("flash")
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A forward ends, also by an exception."""
-        if self.owner is module:
-            self.owner = self.run = None
-            if self.tower is not None:
-                self.tower.close()
+        """A forward ends, also by an exception (then without output)."""
+        if self.now.owner is not module:
+            return
+        prefill = self.now.prefill
+        self.now.clear()
+        self.threads.leave()
+        if self.tower is not None:
+            self.tower.close()
+        if prefill is not None and output is not None:
+            self.trace.show(prefill)
 
     # ---------------------------------------------------------------- around a layer
 
@@ -172,7 +233,7 @@ class Attachment:
         if run.prompts is not None and number == 0 and self.begins:
             run.begun = self.method.begin(view(run, number, layer, hidden, given))
         if run.prompts is not None and run.study and (number == 0 or number in self.boundaries):
-            self.trace.note(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
+            self.prefill.noted.append(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
             hidden = self.drop(run, number, layer, hidden, given)
         if number in self.boundaries:
@@ -214,7 +275,7 @@ class Attachment:
         assert scores is not None
         run.pending = None
         hidden, ranked = cut(run, self.method, seen, scores)
-        self.trace.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
+        self.prefill.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
     def begin_stage(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> None:
@@ -238,7 +299,7 @@ class Attachment:
         if cache is not None:
             whole = past.whole if past is not None else {}
             padded = run.padded or (past is not None and past.padded)
-            cache._pdrop = Past(self.schedule, whole | {number: run.whole}, padded)
+            cache._pdrop = Past(self.schedule, self.method.positions, whole | {number: run.whole}, padded)
 
     def rotary(self, run: Forward, hidden: Tensor, given: Rotary) -> Rotary:
         """(cos, sin) of the tokens of the current stage, each [B or 1, T, head size]."""

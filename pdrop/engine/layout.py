@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pdrop.engine.sequence import Prompts
+from pdrop.engine.visual import encoded
 from pdrop.methods.layout import Grid
 
 # tokens, and their grids counted from the picture's first token; None: position ids tell
@@ -42,8 +43,9 @@ def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[li
         ValueError: If the layout is none of the above, or makes other numbers of tokens than the prompts have.
     """
     video_id = getattr(vlm.config, "video_token_id", None)
-    encoded = given.get("mm_encoder_outputs") or {}
-    videos = [name for named in (given, encoded) for name in named if "video" in name and named[name] is not None]
+    videos = [
+        name for named in (given, encoded(given)) for name in named if "video" in name and named[name] is not None
+    ]
     kinds: list[list[bool]]  # of each prompt's visual tokens: part of a video?
     if videos and isinstance(video_id, int):
         kinds = [(ids == video_id)[visual].tolist() for ids, visual in zip(prompts.ids, prompts.visual)]
@@ -82,9 +84,9 @@ def unknown(vlm: Any, why: str) -> ValueError:
 
 def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[Picture]:
     """The images (or videos) of a forward, in order; `tokens` is what they make together."""
-    encoded = (given.get("mm_encoder_outputs") or {}).get("video" if video else "image")
-    if encoded is not None:
-        yield from features(vlm, given, encoded, video)
+    made = encoded(given).get("video" if video else "image")
+    if made is not None:
+        yield from features(vlm, given, made, video)
         return
     grids = given.get("video_grid_thw" if video else "image_grid_thw")
     if grids is not None:
@@ -158,12 +160,13 @@ def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
     return len(newline), grids
 
 
-def features(vlm: Any, given: Mapping[str, Any], encoded: Any, video: bool) -> Iterator[Picture]:
-    """The pictures behind features that the tower has made already: `encoded.pooler_output` has one entry each."""
-    made, inner = encoded.pooler_output, getattr(vlm, "model", vlm)
+def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[Picture]:
+    """The pictures behind features that the tower has made already: `encoding.pooler_output` has one entry each."""
+    if getattr(encoding, "last_hidden_state", None) is None:
+        raise unknown(vlm, "the features come without a last_hidden_state, which tells crops and frames")
+    made, inner = encoding.pooler_output, getattr(vlm, "model", vlm)
     once = {id(one): len(one) for one in made}.values()  # copies for beams are the same tensors
-    states = getattr(encoded, "last_hidden_state", None)
-    towards = len(once) if states is None else len(states)  # crops or frames
+    towards = len(encoding.last_hidden_state)  # crops or frames
     positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
     for one in made:
         if positions is not None and positions.ndim == 3:

@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicLayer
 
 from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary
+from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
 from pdrop.engine.state import Forward
-from pdrop.engine.trace import Ranked
 from pdrop.methods.base import AttentionRows, Method, Ranking, View
 from pdrop.schedule import Stage
 

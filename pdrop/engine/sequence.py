@@ -70,22 +70,22 @@ class Prompts:
 def read_prompts(
     ids: Tensor,
     valid: Tensor,
-    visual_ids: Tensor,
+    visual: Tensor,
     labels: Tensor | None,
     position_ids: Tensor | None,
     logits_to_keep: int = 0,
 ) -> Prompts:
-    """Find visual and query tokens. One device synchronisation, whatever the batch.
+    """Find and count visual and query tokens. One device synchronisation, whatever the batch.
 
     Args:
-        ids: [B, L]. valid: [B, L] bool. visual_ids: the ids that stand for visual tokens. labels: [B, L], -100 = no
-            label; the query tokens are then those in front of each answer. position_ids: as handed to the model.
+        ids: [B, L]. valid, visual: [B, L] bool. labels: [B, L], -100 = no label; the query tokens are then those in
+            front of each answer. position_ids: as handed to the model.
         logits_to_keep: Logits are asked of the last so many tokens; without labels the first of them is the query.
 
     Raises:
         ValueError: If the rows are packed sequences.
     """
-    visual = torch.isin(ids, visual_ids.to(ids.device)) & valid
+    visual = visual & valid
     places = valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)
     last = places.argmax(1, keepdim=True)
     if 1 < logits_to_keep <= ids.shape[1]:  # the prompt comes with guesses of its continuation, as in prompt lookup

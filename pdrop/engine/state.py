@@ -42,8 +42,20 @@ class Past:
     """What a cache that a pruned forward filled remembers of it."""
 
     schedule: Schedule
+    positions: str  # as of pdrop.methods.base.Method
     whole: dict[int, Tensor | None]  # boundary layer -> which keys from there on are tokens; None: all of them
     padded: bool  # was there padding among the tokens that came in?
+
+    def check(self, schedule: Schedule, positions: str) -> None:
+        """Refuse to go on in another way.
+
+        Raises:
+            ValueError: Naming both.
+        """
+        if schedule != self.schedule:
+            raise ValueError(f"this cache was filled under the schedule {self.schedule}, not {schedule}")
+        if positions != self.positions:
+            raise ValueError(f"this cache was filled with positions={self.positions!r}, not {positions!r}")
 
 
 @dataclass

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pdrop.engine.layout import single_images
 from pdrop.engine.sequence import Prompts
+from pdrop.engine.visual import encoded
 from pdrop.methods.tower import Tile, Tower
 
 
@@ -123,15 +124,15 @@ class TowerReader:
         Raises:
             UnknownTower: If it did not run while this was attached, or its rows are not the tokens.
         """
-        encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is None:
+        made = encoded(given).get("image")
+        if made is None:
             seen = getattr(self.now, "latest", None)
         else:
-            seen = getattr(encoded, "_pdrop_tower", None)
+            seen = getattr(made, "_pdrop_tower", None)
         if seen is None:
             raise self.unknown("it has not run on these pictures since the method was attached")
         states = seen.inputs[self.projected]
-        entries = self._entries(given, encoded, states)
+        entries = self._entries(given, made, states)
         total = sum(prompts.visual_counts)
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
@@ -161,14 +162,14 @@ class TowerReader:
             f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
         )
 
-    def _entries(self, given: Mapping[str, Any], encoded: Any, states: Tensor) -> list[Tensor]:
+    def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor) -> list[Tensor]:
         """Of each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
         per = states.shape[1] - self.first
         packs = hasattr(self.inner, "pack_image_features")
-        if encoded is not None:
+        if made is not None:
             known: dict[int, Tensor] = {}
             tiles = 0
-            for one in encoded.pooler_output:
+            for one in made.pooler_output:
                 if id(one) not in known:  # copies for beams are the same tensors
                     numbers, count = self._of_feature(one) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
@@ -177,7 +178,7 @@ class TowerReader:
                     tiles += count
             if tiles != len(states):
                 raise self.unknown(f"the tokens are of {tiles} tiles, and {len(states)} went through it")
-            return [known[id(one)] for one in encoded.pooler_output]
+            return [known[id(one)] for one in made.pooler_output]
         sizes = given.get("image_sizes")
         if packs and sizes is not None:
             sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]

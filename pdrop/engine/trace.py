@@ -1,88 +1,103 @@
-"""What an attachment has done: the last prefill, in lists that a reader can print.
+"""What an attachment has done: the prefills that it has seen, of which the last can be read.
 
-Tensors stay on their device until they are looked at, so a trace costs a forward nothing.
+Each forward writes a `Prefill` of its own, which is shown once the forward has ended well: a forward that fails, or
+one that runs in another thread, leaves what is read of the last one as it is.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from pdrop.engine.sequence import Alive
-from pdrop.engine.study import LayerAttention, Noted
+from pdrop.engine.prefill import MergedToken, Prefill
+from pdrop.engine.study import LayerAttention
 
 
-@dataclass
-class Ranked:
-    """One boundary of one prefill."""
+class Here(threading.local):
+    """What a thread has set and seen of a trace."""
 
-    scores: Tensor  # [B, T] float32, of the tokens in front of it
-    before: Alive
-    after: Alive
-    names: Tensor | None  # [B, T] names in front of it (see Alive.names), where something was merged here or before
-    centres: Tensor | None = None  # [B, M] and
-    weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
-
-
-@dataclass(frozen=True)
-class MergedToken:
-    """A token that was made of others at a boundary.
-
-    Attributes:
-        number: The how-manieth merged token of its prompt, from 0 on.
-        centre: The visual token whose place it took.
-        sources: What it was made of: {visual token: weight}.
-
-    Visual tokens are named as in `Trace.order`: original ones by their index, merged token m by -1 - m.
-    """
-
-    number: int
-    centre: int
-    sources: dict[int, float]
+    last: Prefill | None = None
+    samples: list[str] | None = None
+    study: bool | None = None
 
 
 @dataclass
 class Trace:
-    """Report of the last prefill (a forward that brought a prompt, as against a decoding step).
+    """Report of the last prefill: the last forward that brought images, or began a cache with text alone.
+
+    Decoding steps, drafts of speculative decoding, later text on a cache and the unconditional prompt of
+    classifier-free guidance are none. The thread that attached reads the last prefill of all; another thread reads its
+    own last one, if it has made any. Who reads several attributes while other threads go on reads them from one `last`.
 
     Attributes:
-        prefills: Number of prefills seen since attaching.
-        visual: Visual tokens of each prompt, a list over the batch.
-        samples: To be set by the caller before a forward: a name for each of its prompts, mixed into the seeds of what
-            is drawn for them. Without it two pictures under one question lose the same random tokens, for all image
-            tokens have one id.
-        study: To be set by the caller before a forward: note `attention`, if the schedule drops nothing.
+        prefills: Number of prefills seen since attaching, by all threads.
+        home: The thread that attached.
     """
 
     num_layers: int
     num_boundaries: int
     prefills: int = 0
-    visual: list[int] = field(default_factory=list)
-    samples: list[str] | None = None
-    study: bool = False
-    _lengths: dict[int, list[int]] = field(default_factory=dict)  # from this layer on, per row
-    _visual_lengths: dict[int, list[int]] = field(default_factory=dict)
-    _numbers: Tensor | None = None  # [B, L] running number of each visual token of the prompt
-    _ranked: list[Ranked] = field(default_factory=list)
-    _noted: list[Noted] = field(default_factory=list)
+    _last: Prefill | None = None
+    home: int = field(default_factory=threading.get_ident)
+    _samples: list[str] | None = None
+    _study: bool = False
+    _here: Here = field(default_factory=Here)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, visual: list[int], lengths: list[int], is_visual: Tensor) -> None:
-        """A prefill begins. `is_visual` [B, L]."""
-        self.prefills += 1
-        self.visual, self._ranked, self._noted = list(visual), [], []
-        self._lengths, self._visual_lengths = {0: list(lengths)}, {0: list(visual)}
-        self._numbers = is_visual.cumsum(1) - 1
+    def begin(self) -> Prefill:
+        """A prefill to be written."""
+        return Prefill(self.num_layers, self.num_boundaries)
 
-    def boundary(self, layer: int, lengths: list[int], visual: list[int], ranked: Ranked) -> None:
-        """A boundary has been passed: from `layer` on each row has that many tokens."""
-        self._lengths[layer], self._visual_lengths[layer] = list(lengths), list(visual)
-        self._ranked.append(ranked)
+    def show(self, prefill: Prefill) -> None:
+        """It has ended."""
+        with self._lock:
+            self.prefills += 1
+            self._last = self._here.last = prefill
 
-    def note(self, noted: Noted) -> None:
-        """What the query tokens attend to in one layer."""
-        self._noted.append(noted)
+    @property
+    def last(self) -> Prefill:
+        """The prefill that is reported, with the attributes below: it stays as it is when others follow."""
+        own = None if threading.get_ident() == self.home else self._here.last
+        return own or self._last or self.begin()
+
+    # ---------------------------------------------------------------- to be set by the caller in front of a forward
+
+    @property
+    def samples(self) -> list[str] | None:
+        """A name for each prompt of the forwards to come, mixed into the seeds of what is drawn for them.
+
+        Without it two pictures under one question lose the same random tokens, for all image tokens have one id. What
+        another thread than the attaching one sets holds for its own forwards.
+        """
+        return self._samples if self._here.samples is None else self._here.samples
+
+    @samples.setter
+    def samples(self, names: list[str] | None) -> None:
+        if threading.get_ident() == self.home:
+            self._samples = names
+        else:
+            self._here.samples = names
+
+    @property
+    def study(self) -> bool:
+        """Whether `attention` is to be noted, if the schedule drops nothing. Threads as for `samples`."""
+        return self._study if self._here.study is None else self._here.study
+
+    @study.setter
+    def study(self, wanted: bool) -> None:
+        if threading.get_ident() == self.home:
+            self._study = wanted
+        else:
+            self._here.study = wanted
+
+    # ---------------------------------------------------------------- to be read
+
+    @property
+    def visual(self) -> list[int]:
+        """Visual tokens of each prompt, a list over the batch."""
+        return self.last.visual
 
     @property
     def attention(self) -> list[list[LayerAttention]]:
@@ -90,8 +105,7 @@ class Trace:
 
         Empty lists unless `study` was set and every boundary of the schedule keeps everything.
         """
-        layers = [noted.rows() for noted in self._noted]
-        return [[layer[row] for layer in layers] for row in range(len(self.visual))]
+        return self.last.attention
 
     @property
     def kept(self) -> list[list[Tensor]]:
@@ -100,7 +114,7 @@ class Trace:
         0 is the prompt's first visual token. Merged tokens are not among them: see `order`. Prompts without images
         have empty tensors; a batch in which nothing may be dropped keeps everything.
         """
-        return [[row[row >= 0] for row in boundary] for boundary in self.order]
+        return self.last.kept
 
     @property
     def order(self) -> list[list[Tensor]]:
@@ -108,51 +122,24 @@ class Trace:
 
         Original ones by their index, and -1 - m for the m-th token that was merged for this prompt.
         """
-        boundaries = []
-        for ranked in self._ranked:
-            assert self._numbers is not None
-            left = ranked.after
-            names = self._numbers.to(left.index.device).gather(1, left.index) if left.names is None else left.names
-            boundaries.append([row[mask].cpu() for row, mask in zip(names, left.visual)])
-        return boundaries or [[torch.arange(n) for n in self.visual] for _ in range(self.num_boundaries)]
+        return self.last.order
 
     @property
     def merged(self) -> list[list[list[MergedToken]]]:
         """Per boundary, per prompt: the tokens that were made there, in their order. Empty where nothing merges."""
-        boundaries = [[self._made(ranked, row) for row in range(len(self.visual))] for ranked in self._ranked]
-        return boundaries or [[[] for _ in self.visual] for _ in range(self.num_boundaries)]
-
-    @staticmethod
-    def _made(ranked: Ranked, row: int) -> list[MergedToken]:
-        if ranked.centres is None or ranked.weights is None or ranked.names is None:
-            return []
-        first = ranked.before.made[row] if ranked.before.made else 0
-        names, centres, made = ranked.names[row].tolist(), ranked.centres[row].tolist(), []
-        for at, number in enumerate(range(first, ranked.after.made[row])):
-            weights = ranked.weights[row, at].tolist()
-            sources = {name: weight for name, weight in zip(names, weights) if weight}
-            made.append(MergedToken(number, names[centres[at]], sources))
-        return made
+        return self.last.merged
 
     @property
     def scores(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: score of each visual token that was ranked there, in the order they stood in."""
-        rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.before.candidates)] for ranked in self._ranked]
-        return rows or [[torch.empty(0) for _ in self.visual] for _ in range(self.num_boundaries)]
+        return self.last.scores
 
     @property
     def tokens(self) -> list[list[int]]:
         """Per layer, per prompt: tokens that entered the layer, visual and text, without padding."""
-        return self._per_layer(self._lengths)
+        return self.last.tokens
 
     @property
     def visual_tokens(self) -> list[list[int]]:
         """Per layer, per prompt: visual tokens that entered the layer, merged ones included."""
-        return self._per_layer(self._visual_lengths)
-
-    def _per_layer(self, changes: dict[int, list[int]]) -> list[list[int]]:
-        layers, now = [], changes.get(0, [])
-        for layer in range(self.num_layers):
-            now = changes.get(layer, now)
-            layers.append(list(now))
-        return layers
+        return self.last.visual_tokens

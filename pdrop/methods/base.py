@@ -9,8 +9,9 @@ must see the prompt before the first layer looks at it in `begin`. One that coun
 sees, says so in `plan`, or returns a `Ranking`. Methods are frozen: what a forward has to remember is what `begin`
 returns, and belongs to that forward.
 
-What it sees is in pdrop/methods/view.py; of the vision tower, if it says that it looks, in pdrop/methods/tower.py. Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive
-(padding included), M merged tokens, D hidden size.
+What it sees is in pdrop/methods/view.py; of the vision tower, if it says that it looks, in pdrop/methods/tower.py.
+Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), M merged tokens, D
+hidden size.
 """
 
 from __future__ import annotations

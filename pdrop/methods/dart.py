@@ -1,11 +1,13 @@
-"""DART: keep what is least like a few pivots (arXiv 2502.11494, "Stop Looking for Important Tokens in Multimodal Language
-Models: Duplication Matters More"; its code as ZichenWen1/DART published it, read in Chenfei-Liao/VTC-Bench at 983e443).
+"""DART: keep what is least like a few pivots (arXiv 2502.11494, "Stop Looking for Important Tokens in Multimodal
+Language Models: Duplication Matters More"; its code as ZichenWen1/DART published it, read in Chenfei-Liao/VTC-Bench at
+983e443).
 
-Pivots have the longest keys (L1, with their rotary positions) in the layer in front of the boundary: some visual tokens,
-and some text tokens after the last picture, which only choose. Each in turn takes equally many of the visual tokens that
-are left: those least like it, by the cosine of what enters the boundary after the decoder's LAST normalisation. The
-visual pivots stay as well. So of a number b there stay 4 + 8 * (b // 8): 196, 132 and 68 of the counts 192, 128 and 64
-that the published scripts give, and 188, 124 and 60 of 576 by their ratios 0.667, 0.778 and 0.889.
+Pivots have the longest keys (L1, with their rotary positions) in the layer in front of the boundary: some visual
+tokens, and some text tokens after the last picture, which only choose. Each in turn takes equally many of the visual
+tokens that are left: those least like it, by the cosine of what enters the boundary after the decoder's LAST
+normalisation. The visual pivots stay as well. So of a number b there stay 4 + 8 * (b // 8): 196, 132 and 68 of the
+counts 192, 128 and 64 that the published scripts give, and 188, 124 and 60 of 576 by their ratios 0.667, 0.778 and
+0.889.
 
 The pivots' turn is that of the published code, which walks a Python set of their places in the prompt: it decides up to
 eight of 196 tokens, and a picture that stands seven places further on keeps others.
@@ -62,7 +64,8 @@ class DART(Method):
         return min(visual, self.image_pivots + pivots * each)
 
     def score(self, view: View) -> Tensor:
-        """2 for visual pivots, between 1 and 2 for tokens that were taken, more for earlier turns; 0 for others. [B, T]."""
+        """2 for visual pivots, between 1 and 2 for tokens that were taken, more for earlier turns; 0 for others. [B,
+        T]."""
         import torch
 
         assert view.output is not None and view.stays is not None

@@ -1,5 +1,5 @@
-"""FasterVLM: keep what the vision tower's class token attends to (arXiv 2412.01818v1, "[CLS] Attention is All You Need for
-Training-Free Visual Token Pruning"; its code, Theia-4869/FasterVLM at f5d5f12).
+"""FasterVLM: keep what the vision tower's class token attends to (arXiv 2412.01818v1, "[CLS] Attention is All You Need
+for Training-Free Visual Token Pruning"; its code, Theia-4869/FasterVLM at f5d5f12).
 
 The mean over heads of the class token's row in the tower's last layer but one, the one whose output LLaVA projects.
 

@@ -1,18 +1,18 @@
-"""FEATHER: attention without positions, and a coarse grid beside it (arXiv 2412.13180, "Feather the Throttle: Revisiting
-Visual Token Pruning for Vision-Language Model Acceleration"; its code, markendo/FEATHER at c2a09b2).
+"""FEATHER: attention without positions, and a coarse grid beside it (arXiv 2412.13180, "Feather the Throttle:
+Revisiting Visual Token Pruning for Vision-Language Model Acceleration"; its code, markendo/FEATHER at c2a09b2).
 
-The last token's attention in the layer in front of the boundary, its queries and keys not turned by their positions, with
-softmax over the visual keys alone, mean over heads. At the first boundary every `stride`-th row and column of the picture
-stays as well; later ones rank alone. Layers keep their positions, the ranking alone has none.
+The last token's attention in the layer in front of the boundary, its queries and keys not turned by their positions,
+with softmax over the visual keys alone, mean over heads. At the first boundary every `stride`-th row and column of the
+picture stays as well; later ones rank alone. Layers keep their positions, the ranking alone has none.
 
-A schedule's numbers count the grid's tokens in: of 270 the grid's 81 of 27 x 27 stay and the best 189 of the others, which
-is what the published union of 270 is. Adaptive stages have the published rule: the best int(n * (1 - reduction)) and the
-grid, their overlap counted once, then int(left * (1 - reduction) ** 2) of what is left; without a grid every boundary keeps
-int(left * (1 - reduction)).
+A schedule's numbers count the grid's tokens in: of 270 the grid's 81 of 27 x 27 stay and the best 189 of the others,
+which is what the published union of 270 is. Adaptive stages have the published rule: the best int(n * (1 - reduction))
+and the grid, their overlap counted once, then int(left * (1 - reduction) ** 2) of what is left; without a grid every
+boundary keeps int(left * (1 - reduction)).
 
 rotated=True, stride=0 is that repository's own "FastV" baseline, which is not FastV: softmax over the visual keys alone
-weighs heads otherwise. Where this differs from the published code: pictures of any shape, several of them, batches; that
-code knows one square picture after the first token.
+weighs heads otherwise. Where this differs from the published code: pictures of any shape, several of them, batches;
+that code knows one square picture after the first token.
 """
 
 from __future__ import annotations

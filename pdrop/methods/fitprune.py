@@ -1,15 +1,16 @@
 """FitPrune: attention from the picture times attention from the question (arXiv 2409.10197, "Fit and Prune: Fast and
 Training-free Visual Token Pruning for Multi-modal Large Language Models"; its code, ywh187/FitPrune at d28e418).
 
-In the layer in front of the boundary, the largest head's attention: what each visual token gets from the visual tokens, on
-average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The published
-code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is a cut on the
-next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the attention that
-is removed (`pdrop.calibrate.fitprune`).
+In the layer in front of the boundary, the largest head's attention: what each visual token gets from the visual tokens,
+on average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The
+published code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is
+a cut on the next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the
+attention that is removed (`pdrop.calibrate.fitprune`).
 
 Where this differs from the published code:
 - without text after the picture the question's last token asks; that code multiplies by zero;
-- all pictures of a prompt are one set, and each prompt of a batch has its own; that code takes a batch of one, one picture;
+- all pictures of a prompt are one set, and each prompt of a batch has its own; that code takes a batch of one, one
+  picture;
 - shares are of the original number and rounded to the nearest whole one, so that a share of 576 is its count again.
 """
 
@@ -60,7 +61,9 @@ class FitPrune(Method):
         reaching = [prompt.visual + prompt.text, *prompt.tokens_per_layer]
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         made = 0 if self.observe < 0 else keys
-        macs = sum(n * sizes.hidden * made + n * (sizes.hidden + n) * queries for n in (reaching[k] for k in schedule.layers))
+        macs = sum(
+            n * sizes.hidden * made + n * (sizes.hidden + n) * queries for n in (reaching[k] for k in schedule.layers)
+        )
         return SelectionCost(macs=macs if prompt.visual else 0.0)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:

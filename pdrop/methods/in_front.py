@@ -1,9 +1,9 @@
 """What methods in front of the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
 
-The schedule's number is the prompt's. Every picture, tile and crop of it gets the same whole share of that, int(number /
-tiles), as the published codes give each the same number: 640, 320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32 for
-each of five tiles. What a tile does not have, since padding was cut away, is not handed on. Newline tokens go, which
-none of these codes has; nothing does where all tokens are to stay.
+The schedule's number is the prompt's. Every picture, tile and crop of it gets the same whole share of that, int(number
+/ tiles), as the published codes give each the same number: 640, 320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32
+for each of five tiles. What a tile does not have, since padding was cut away, is not handed on. Newline tokens go,
+which none of these codes has; nothing does where all tokens are to stay.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""V2Drop: what the layer in front changed least goes (arXiv 2509.01552, "Variation-aware Vision Token Dropping for Faster
-Large Vision-Language Models"; its code, xuyang-liu16/V2Drop at 219e03e).
+"""V2Drop: what the layer in front changed least goes (arXiv 2509.01552, "Variation-aware Vision Token Dropping for
+Faster Large Vision-Language Models"; its code, xuyang-liu16/V2Drop at 219e03e).
 
 The length of the difference between what entered the layer in front of the boundary and what left it. Boundaries 3, 17
-and 22 of 32 layers keep 0.5, 0.5 and 0 of what is LEFT, here 0.5, 0.25 and 0 of the original number: 288 and 144 of 576.
-"0" is one token in that code, and here. Layers 3, 16 and 22 with 0.25, 0.0125 and 0 are its Qwen2-VL.
+and 22 of 32 layers keep 0.5, 0.5 and 0 of what is LEFT, here 0.5, 0.25 and 0 of the original number: 288 and 144 of
+576. "0" is one token in that code, and here. Layers 3, 16 and 22 with 0.25, 0.0125 and 0 are its Qwen2-VL.
 
 Where this differs from the published code:
 - a query token stays, also where it is visual (a prompt that ends in its picture);

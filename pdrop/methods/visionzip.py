@@ -1,13 +1,15 @@
 """VisionZip: the tower's dominant tokens, and contextual ones that the others are merged into (arXiv 2412.04467,
-"VisionZip: Longer is Better but Not Necessary in Vision Language Models"; its code, JIA-Lab-research/VisionZip at 3151f6d).
+"VisionZip: Longer is Better but Not Necessary in Vision Language Models"; its code, JIA-Lab-research/VisionZip at
+3151f6d).
 
 Dominant are the tower's class token, which goes through the projector and stands in front of the picture, and the
 patches that it attends to most in the tower's last layer but one. Of the others, every so many is a target; each of the
-rest joins the target whose keys (that layer's, mean over heads) are most like its own. A contextual token is the target's
-state plus the mean of those that joined it, projected: not a mean of all, and twice the size of other tokens, as the
-published code has it. Text is not used.
+rest joins the target whose keys (that layer's, mean over heads) are most like its own. A contextual token is the
+target's state plus the mean of those that joined it, projected: not a mean of all, and twice the size of other tokens,
+as the published code has it. Text is not used.
 
-The stage's number counts all of them. The paper's 192, 128 and 64 are contextual=30, 20 and 10; its "dominant" counts the
+The stage's number counts all of them. The paper's 192, 128 and 64 are contextual=30, 20 and 10; its "dominant" counts
+the
 class token. Of a tiled picture every tile has its share of both; the small picture stands as above, then come the
 other tiles' dominant tokens in the order of the joined picture, their class tokens, and their contextual tokens.
 
@@ -15,7 +17,8 @@ Where this differs from the published code:
 - attention in float32, computed for one row of one layer; that code computes all maps of all layers by patching CLIP;
 - a number at or above what there is keeps everything, more contextual tokens than fit are cut down; that code raises;
 - the newline at the end of a picture of one tile goes, as all newlines do.
-Without a class token (SigLIP), rows are the mean over all that ask, as the authors do for Qwen, and none stands in front.
+Without a class token (SigLIP), rows are the mean over all that ask, as the authors do for Qwen, and none stands in
+front.
 """
 
 from __future__ import annotations
@@ -150,7 +153,7 @@ class VisionZip(InFront):
     # ------------------------------------------------------------------ what it costs
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """A row of the tower; likeness of the others to the targets, and their means; the projector for what is made."""
+        """A row of the tower; likeness and means of the others; the projector for what is made."""
         asked = self.rows_of(schedule, prompt, sizes)
         tower, left = sizes.tower, min(prompt.visual_per_layer)
         if not asked or left >= prompt.visual:

@@ -5,7 +5,8 @@ Nothing is ranked: what counts is the layer, 15 of 32 in that repository's READM
 command line has it (288). `pdrop.calibrate.withdrawal_layer` searches it as the paper does.
 
 Where this differs from the published code:
-- every picture of a prompt goes; that code withdraws as many tokens as the LAST picture has, from where the FIRST begins;
+- every picture of a prompt goes; that code withdraws as many tokens as the LAST picture has, from where the FIRST
+  begins;
 - a query token stays, also where it is visual; each prompt of a batch loses its own pictures.
 """
 

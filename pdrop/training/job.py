@@ -20,7 +20,7 @@ import torch
 from pdrop.cell import only_one
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
-from pdrop.engine.architecture import visual_ids
+from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
 from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak

@@ -1,0 +1,136 @@
+"""One prefill: what a forward that brought prompts did, in lists that a reader can print.
+
+Tensors stay on their device until they are looked at, so noting them costs a forward nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pdrop.engine.sequence import Alive
+from pdrop.engine.study import LayerAttention, Noted
+
+
+@dataclass
+class Ranked:
+    """One boundary of one prefill."""
+
+    scores: Tensor  # [B, T] float32, of the tokens in front of it
+    before: Alive
+    after: Alive
+    names: Tensor | None  # [B, T] names in front of it (see Alive.names), where something was merged here or before
+    centres: Tensor | None = None  # [B, M] and
+    weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
+
+
+@dataclass(frozen=True)
+class MergedToken:
+    """A token that was made of others at a boundary.
+
+    Attributes:
+        number: The how-manieth merged token of its prompt, from 0 on.
+        centre: The visual token whose place it took.
+        sources: What it was made of: {visual token: weight}.
+
+    Visual tokens are named as in `Trace.order`: original ones by their index, merged token m by -1 - m.
+    """
+
+    number: int
+    centre: int
+    sources: dict[int, float]
+
+
+@dataclass
+class Prefill:
+    """What one forward did with the prompts it brought, written while it runs: see `Trace` for what is read of it.
+
+    Attributes:
+        visual: Visual tokens of each prompt, a list over the batch.
+        numbers: Running number of each visual token of its prompt, [B, L].
+        ranked: One entry per boundary that was passed.
+    """
+
+    num_layers: int
+    num_boundaries: int
+    visual: list[int] = field(default_factory=list)
+    numbers: Tensor | None = None
+    ranked: list[Ranked] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
+    lengths: dict[int, list[int]] = field(default_factory=dict)  # from this layer on, per row
+    visual_lengths: dict[int, list[int]] = field(default_factory=dict)
+
+    def start(self, visual: list[int], lengths: list[int], is_visual: Tensor) -> None:
+        """The prompts have come in. `is_visual` [B, L]."""
+        self.visual, self.numbers = list(visual), is_visual.cumsum(1) - 1
+        self.lengths, self.visual_lengths = {0: list(lengths)}, {0: list(visual)}
+
+    def boundary(self, layer: int, lengths: list[int], visual: list[int], ranked: Ranked) -> None:
+        """A boundary has been passed: from `layer` on each row has that many tokens."""
+        self.lengths[layer], self.visual_lengths[layer] = list(lengths), list(visual)
+        self.ranked.append(ranked)
+
+    @property
+    def attention(self) -> list[list[LayerAttention]]:
+        """Per prompt, per layer: what its query tokens attend to. Layer 0 and the boundaries' layers."""
+        layers = [noted.rows() for noted in self.noted]
+        return [[layer[row] for layer in layers] for row in range(len(self.visual))]
+
+    @property
+    def kept(self) -> list[list[Tensor]]:
+        """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU."""
+        return [[row[row >= 0] for row in boundary] for boundary in self.order]
+
+    @property
+    def order(self) -> list[list[Tensor]]:
+        """Per boundary, per prompt: all visual tokens behind it as they stand, LongTensor on the CPU."""
+        boundaries = []
+        for ranked in self.ranked:
+            assert self.numbers is not None
+            left = ranked.after
+            names = self.numbers.to(left.index.device).gather(1, left.index) if left.names is None else left.names
+            boundaries.append([row[mask].cpu() for row, mask in zip(names, left.visual)])
+        return boundaries or [[torch.arange(n) for n in self.visual] for _ in range(self.num_boundaries)]
+
+    @property
+    def merged(self) -> list[list[list[MergedToken]]]:
+        """Per boundary, per prompt: the tokens that were made there, in their order. Empty where nothing merges."""
+        boundaries = [[self._made(ranked, row) for row in range(len(self.visual))] for ranked in self.ranked]
+        return boundaries or [[[] for _ in self.visual] for _ in range(self.num_boundaries)]
+
+    @staticmethod
+    def _made(ranked: Ranked, row: int) -> list[MergedToken]:
+        if ranked.centres is None or ranked.weights is None or ranked.names is None:
+            return []
+        first = ranked.before.made[row] if ranked.before.made else 0
+        names, centres, made = ranked.names[row].tolist(), ranked.centres[row].tolist(), []
+        for at, number in enumerate(range(first, ranked.after.made[row])):
+            weights = ranked.weights[row, at].tolist()
+            sources = {name: weight for name, weight in zip(names, weights) if weight}
+            made.append(MergedToken(number, names[centres[at]], sources))
+        return made
+
+    @property
+    def scores(self) -> list[list[Tensor]]:
+        """Per boundary, per prompt: score of each visual token that was ranked there, in the order they stood in."""
+        rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.before.candidates)] for ranked in self.ranked]
+        return rows or [[torch.empty(0) for _ in self.visual] for _ in range(self.num_boundaries)]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Per layer, per prompt: tokens that entered the layer, visual and text, without padding."""
+        return self._per_layer(self.lengths)
+
+    @property
+    def visual_tokens(self) -> list[list[int]]:
+        """Per layer, per prompt: visual tokens that entered the layer, merged ones included."""
+        return self._per_layer(self.visual_lengths)
+
+    def _per_layer(self, changes: dict[int, list[int]]) -> list[list[int]]:
+        layers, now = [], changes.get(0, [])
+        for layer in range(self.num_layers):
+            now = changes.get(layer, now)
+            layers.append(list(now))
+        return layers

@@ -1,0 +1,113 @@
+"""Forwards of several threads on one attached model: each has a state of its own, and none outlives its `with` block.
+
+A block that ends lets forwards that are running end first. A thread that was in the middle of `generate` would then go
+on without dropping, on a cache whose keys were dropped: its next forward is refused instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import nn
+
+from pdrop.engine.callers import FORWARD, GENERATE, running
+from pdrop.engine.prefill import Prefill
+from pdrop.engine.state import Forward
+
+
+class Running(threading.local):
+    """The forward that runs in this thread.
+
+    Attributes:
+        owner: The outermost hooked module that is being called.
+        entered: Whether that has called the hooked module inside it.
+        run: What is known about the forward, if it has anything to drop or follows one that had.
+        prefill: What is written of it, if it brought prompts.
+    """
+
+    owner: nn.Module | None = None
+    entered = False
+    run: Forward | None = None
+    prefill: Prefill | None = None
+
+    def opens(self, module: nn.Module, outermost: bool) -> bool:
+        """Whether a call of this module is a forward of its own, as against a part of the one that runs.
+
+        A forward that was interrupted (Ctrl-C) never ended: a call that cannot be part of it is a new one.
+        """
+        if self.owner is None or outermost or self.owner is module or self.entered:
+            return True
+        self.entered = True
+        return False
+
+    def clear(self) -> None:
+        """It has ended."""
+        self.owner, self.entered, self.run, self.prefill = None, False, None, None
+
+
+class Threads:
+    """Which threads use an attachment."""
+
+    def __init__(self, words: str):
+        self.words = words  # of an error in a forward that comes too late
+        self.change = threading.Condition()
+        self.busy: set[int] = set()  # in a forward
+        self.seen: set[int] = set()
+        self.ended = False
+
+    def enter(self) -> None:
+        """A forward begins.
+
+        Raises:
+            RuntimeError: If the block is ending.
+        """
+        with self.change:
+            if self.ended:
+                raise RuntimeError(self.words)
+            self.busy.add(threading.get_ident())
+            self.seen.add(threading.get_ident())
+
+    def leave(self) -> None:
+        """It has ended."""
+        with self.change:
+            self.busy.discard(threading.get_ident())
+            self.change.notify_all()
+
+    def end(self) -> None:
+        """The block ends: no forward may begin any more, and those that run in other threads end first."""
+        with self.change:
+            self.ended = True
+            self.busy.discard(threading.get_ident())
+            while (
+                self.busy and self.busy & running(FORWARD).keys()
+            ):  # a thread that was killed in its forward is not waited for
+                self.change.wait(0.05)
+
+    def generating(self) -> dict[int, int]:
+        """The other threads that have used the attachment and are in a call of `generate`: see callers.running."""
+        own = threading.get_ident()
+        return {thread: call for thread, call in running(GENERATE).items() if thread in self.seen and thread != own}
+
+
+class Ended:
+    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
+
+    def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
+        self.generating, self.words = generating, words
+        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
+
+    def refuse(self, module: nn.Module, args: Any) -> None:
+        """In front of a forward of any thread.
+
+        Raises:
+            RuntimeError: If it is one of those.
+        """
+        now, own = running(GENERATE), threading.get_ident()
+        self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
+        late = self.generating.pop(own, None) is not None
+        if not self.generating:
+            for handle in self.handles:
+                handle.remove()
+        if late:
+            raise RuntimeError(self.words)
