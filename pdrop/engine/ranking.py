@@ -129,7 +129,7 @@ def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> t
     run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, merged.after)
     deepstack.shorten(run, rows, merged.weights)
     hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
-    return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights)
+    return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights, merged.moved)
 
 
 def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking | None) -> list[tuple[int, int]]:

@@ -9,10 +9,10 @@ which none of these codes has; nothing does where all tokens are to stay.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from pdrop.methods.base import Method, Positions, View
+from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.tower import Tile
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import ModelSizes, PromptSize
@@ -85,6 +85,14 @@ class InFront(Method):
                     places = places[view.visual[row, places]]
                 yield row, tile, places, each
 
+    def pictures(self, view: View, row: int) -> Iterator[tuple[list[Tile], int]]:
+        """A prompt's pictures that lose tokens, and how many each ends with: the same number of each."""
+        assert view.stage is not None
+        pictures = view.tower.pictures[row]
+        each = self.share(view.stage, view.originals[row], len(pictures))
+        if each is not None:
+            yield from ((picture, each) for picture in pictures)
+
     def by_tile(self, view: View, scores: Tensor) -> Tensor:
         """Scores in 0..1, raised by 1 for the best of each tile where a prompt has several. [B, T]."""
         raised = scores.clone()
@@ -107,3 +115,42 @@ class InFront(Method):
 def tiles_of(view: View, row: int) -> list[Tile]:
     """All tiles of a prompt, picture by picture."""
     return [tile for picture in view.tower.pictures[row] for tile in picture]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tokens that a prompt is given: states [m, D], their centres' places [m], what they are made of [m, T].
+
+    Attributes:
+        place: Which token they stand after, -1: in front of the prompt.
+    """
+
+    states: Tensor
+    centres: Tensor
+    weights: Tensor
+    place: int = -1
+
+    def after(self, place: int) -> Made:
+        """Standing after a place."""
+        return replace(self, place=place)
+
+
+def together(view: View, made: Sequence[Sequence[Made]]) -> Merged:
+    """What is made for each prompt, in order, as one."""
+    import torch
+
+    (batch, width, size), device = view.hidden.shape, view.index.device
+    most = max(sum(len(part.centres) for part in parts) for parts in made)
+    states = view.hidden.new_zeros(batch, most, size)
+    centres, after = (torch.zeros(batch, most, dtype=torch.long, device=device) for _ in range(2))
+    weights = torch.zeros(batch, most, width, device=device)
+    for row, parts in enumerate(made):
+        first = 0
+        for part in parts:
+            end = first + len(part.centres)
+            if end > first:
+                states[row, first:end] = part.states.to(states)
+                centres[row, first:end], after[row, first:end] = part.centres, part.place
+                weights[row, first:end] = part.weights
+            first = end
+    return Merged(states, centres, weights, after)

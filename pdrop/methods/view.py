@@ -184,9 +184,11 @@ class Merged:
         after: Which of the T tokens each stands after (at its place, if that one goes), [B, M]; -1: in front of the
             prompt. Several after the same one stand in the order of M. No text may come to stand in front of what was
             made from pictures that follow it. None: after the prompt's last visual token that could go.
+        moved: Made tokens of a single part are that token, only standing elsewhere: it counts as kept.
     """
 
     states: Tensor
     centres: Tensor
     weights: Tensor
     after: Tensor | None = None
+    moved: bool = False

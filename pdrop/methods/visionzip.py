@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, View
-from pdrop.methods.in_front import InFront
+from pdrop.methods.in_front import InFront, Made, together
 from pdrop.methods.tower import Tile
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
@@ -95,8 +95,6 @@ class VisionZip(InFront):
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
         """The class token in front of each picture, and after it the contextual tokens."""
-        import torch
-
         made: list[list[Made]] = [[] for _ in going]
         shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
         for row, pictures in enumerate(view.tower.pictures):
@@ -108,21 +106,7 @@ class VisionZip(InFront):
                     made[row] += [found[0][0].after(picture[0].places[0] - 1), found[0][1].after(picture[0].places[-1])]
                     made[row] += [heads.after(end) for heads, _ in found[1:]]
                     made[row] += [tails.after(end) for _, tails in found[1:]]
-        most = max(sum(len(part.centres) for part in parts) for parts in made)
-        (batch, width, size), device = view.hidden.shape, goes.device
-        states = view.hidden.new_zeros(batch, most, size)
-        centres, after = (torch.zeros(batch, most, dtype=torch.long, device=device) for _ in range(2))
-        weights = torch.zeros(batch, most, width, device=device)
-        for row, parts in enumerate(made):
-            first = 0
-            for part in parts:
-                end = first + len(part.centres)
-                if end > first:
-                    states[row, first:end] = view.tower.project(part.states).to(states)
-                    centres[row, first:end], after[row, first:end] = part.centres, part.place
-                    weights[row, first:end] = part.weights
-                first = end
-        return Merged(states, centres, weights, after)
+        return together(view, made)
 
     def of_tile(self, view: View, row: int, goes: Tensor, tile: Tile, places: Tensor, each: int) -> tuple[Made, Made]:
         """The class token and the contextual tokens of one tile."""
@@ -148,7 +132,8 @@ class VisionZip(InFront):
             weights[:, others] = share
         weights[torch.arange(count, device=targets.device), targets] = 1
         nothing = torch.zeros(classes, width, device=goes.device)
-        return Made(tower.states[tile.number, :classes], others[:classes], nothing), Made(merged, targets, weights)
+        head = Made(tower.project(tower.states[tile.number, :classes]), others[:classes], nothing)
+        return head, Made(tower.project(merged), targets, weights)
 
     # ------------------------------------------------------------------ what it costs
 
@@ -164,17 +149,3 @@ class VisionZip(InFront):
         macs = others * contextual * (tower.hidden / tower.heads + tower.hidden)
         macs += (classes + contextual) * sum(inward * outward for inward, outward in tower.projector)
         return SelectionCost(tower_rows=asked, macs=tiles * macs)
-
-
-@dataclass(frozen=True)
-class Made:
-    """Tokens that are made: states in front of the projector [m, d], their centres' places [m], weights [m, T]."""
-
-    states: Tensor
-    centres: Tensor
-    weights: Tensor
-    place: int = 0
-
-    def after(self, place: int) -> Made:
-        """Standing after a place."""
-        return Made(self.states, self.centres, self.weights, place)
