@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, pyramid, single, solve
-from pdrop.architectures import read, reference_prompt
+from pdrop import (
+    FastV,
+    Pool,
+    PyramidDrop,
+    RandomDrop,
+    Schedule,
+    SparseVLM,
+    SparseVLMPlus,
+    Uniform,
+    pyramid,
+    single,
+    solve,
+)
+from pdrop.architectures import names, read, reference_prompt
 from pdrop.budget import Budget, Pricing
 from pdrop.flops import cost
 from pdrop.methods.base import Method
+from pdrop.methods.random_drop import twin_of
 from pdrop.shapes import ModelSizes, PromptSize
 
 SIZE: Any = dict(num_layers=32, visual_tokens=576)
@@ -79,7 +93,7 @@ def test_boundaries_move_only_where_they_must_and_may() -> None:
     assert solve(PyramidDrop(), "avg_tokens:30", **SIZE).layers == (1, 8, 16)
     assert solve(PyramidDrop(), "keep:0.2", num_layers=12, visual_tokens=144).layers == (1, 3, 6)
     assert solve(PyramidDrop(), "avg_tokens:576", **SIZE) == pyramid(32, ratio=1.0)
-    twin = solve(RandomDrop(), "avg_tokens:64", **SIZE, dial=lambda ratio, layers: single(2, ratio))
+    twin = solve(twin_of(FastV()), "avg_tokens:64", **SIZE, dial=lambda ratio, layers: single(2, ratio))
     assert twin == solve(FastV(), "avg_tokens:64", **SIZE)
 
 
@@ -128,3 +142,72 @@ def test_any_depth_and_any_prompt(layers: int, visual: int, keep: float) -> None
     schedule = solve(PyramidDrop(), f"keep:{keep:.6f}", num_layers=layers, visual_tokens=visual)
     spent = sum(PyramidDrop().tokens_per_layer(schedule, visual, layers)) / layers
     assert keep * visual - len(schedule) < spent <= keep * visual + 0.01
+
+
+COUNTED = [*METHODS, Uniform(), Pool(), SparseVLM(recycle=0.8, tokens_per_cluster=2), SparseVLMPlus(recycle=0.3)]
+SHIPPED = {name: (ModelSizes.from_config(read(name)), reference_prompt(name)) for name in names()}
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=250)
+@given(
+    method=st.sampled_from(COUNTED),
+    name=st.sampled_from(sorted(SHIPPED)),
+    kind=st.sampled_from(["avg_tokens", "keep", "flops", "kv"]),
+    share=st.floats(0.02, 1),
+    shape=st.tuples(st.integers(4, 60), st.integers(6, 60), st.integers(1, 8)),  # layers, width, key heads
+    side=st.integers(3, 40),
+    images=st.integers(1, 5),
+    text=st.integers(1, 300),
+)
+def test_a_budget_is_never_overspent_and_twins_get_the_same(
+    method: Method, name: str, kind: str, share: float, shape: tuple[int, int, int], side: int, images: int, text: int
+) -> None:
+    """Any method, model shape and number of images; what the tables show of the result is the judge."""
+    layers, width, heads = shape
+    sizes, prompt = SHIPPED[name]
+    sizes = replace(sizes, layers=layers, hidden=64 * width, heads=8, kv_heads=heads, intermediate=150 * width)
+    if sizes.tower.grid is None:
+        seen: Any = [(1, side * sizes.tower.merge, side * sizes.tower.merge)]
+        prompt = PromptSize(text, side * side, images=seen).times(images)
+    else:
+        prompt = replace(prompt, text=text).times(images)
+    amount = share * prompt.visual if kind == "avg_tokens" else share
+    size: Any = dict(num_layers=layers, visual_tokens=int(prompt.visual), text_tokens=text, arch=sizes)
+    schedule, refusal = attempt(method, f"{kind}:{amount:.6f}", **size, images=prompt.images)
+    if schedule is None:
+        assert "cannot go" in refusal
+        edge = method.dial(float("above" in refusal), layers)  # what the bound is the bound of
+        assert (spend(method, edge, sizes, prompt, kind) < amount) == ("above" in refusal), refusal
+        return
+    assert spend(method, schedule, sizes, prompt, kind) <= amount + 1e-6
+    left = prompt.under(method, schedule, layers)
+    if not isinstance(method, RandomDrop):
+        twin = twin_of(method)
+        other = solve(twin, f"{kind}:{amount:.6f}", **size, images=prompt.images)
+        assert prompt.under(twin, other, layers) == left and other == schedule
+        assert spend(twin, schedule, sizes, prompt, kind) <= amount + 1e-6
+    # and no more than a token of each stage is left unspent: at a slightly larger ratio the budget does not pay
+    ratio, price = schedule.stages[0].keep or 0.0, Pricing(method, layers, prompt, sizes)
+    if ratio + 3e-6 < 1:
+        more = method.dial(ratio + 3e-6, layers, schedule.layers)
+        assert max(price(more, kind), price.unrounded(more, kind)) > amount - 1e-6
+
+
+def attempt(*arguments: Any, **more: Any) -> tuple[Schedule | None, str]:
+    """The schedule, or why there is none."""
+    try:
+        return solve(*arguments, **more), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def spend(method: Method, schedule: Schedule, sizes: ModelSizes, prompt: PromptSize, kind: str) -> float:
+    """What the tables show."""
+    shown = cost(sizes, [prompt.under(method, schedule, sizes.layers)], schedule, method, 2)
+    tokens = sum(shown.visual_tokens_per_layer) / sizes.layers
+    return {
+        "avg_tokens": tokens,
+        "keep": shown.mean_keep,
+        "flops": shown.prefill_flops_ratio,
+        "kv": shown.kv_ratio,
+    }[kind]

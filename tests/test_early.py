@@ -254,6 +254,20 @@ def test_the_closed_form_is_what_torch_counts(method: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", [Pool(), Uniform()])
+@pytest.mark.parametrize("keep", [0.25, 0.5])
+def test_of_several_images_each_has_its_share(method: Any, keep: float) -> None:
+    """A budget counts two squares, not one picture of twice the tokens."""
+    model = build("llava")
+    schedule, prompt = at(layer=0, keep=keep), PromptSize(10, 32, images=2)
+    with attach(model, method, schedule) as trace:
+        model(**single("llava", sample("llava", model, (3, 5, 2))))
+    assert [[n] for n in prompt.under(method, schedule, LAYERS).visual_per_layer] == trace.visual_tokens
+    assert PromptSize(9, 12, images=[(1, 4, 6), (2, 6, 2)]).grids == [(2, 3), (3, 1), (3, 1)]
+    assert PromptSize(9, 577, images=1).grids == PromptSize(9, 7, images=[(1, 4, 6)]).grids == []
+
+
+@torch.no_grad()
 def test_refusals() -> None:
     model = build("llava")
     for method in (FastV(), SparseVLM()):

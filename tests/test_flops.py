@@ -10,6 +10,7 @@ import transformers
 from families import CORE, build, fresh
 from prompts import sample, single
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pdrop.counters import counted_prefill_flops, fvcore_prefill_flops
 from pdrop.engine import attach
@@ -131,6 +132,37 @@ def test_closed_form_is_what_torch_counts(family: str, backend: str) -> None:
     assert flops["total"] == pytest.approx(counted["total"], rel=1e-6)
     assert flops["vision_tower"] > 0 and flops["projector"] > 0 and flops["ranking"] == 0
     assert flops["total"] == sum(flops[name] for name in SUMMED)
+
+
+@pytest.mark.parametrize("strategy", ["default", "full"])
+@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
+def test_which_rows_of_the_tower_are_projected(kind: str, strategy: str) -> None:
+    """The class token under "full"; under "default" the first row goes, which is a patch where no class token is."""
+    config = fresh("llava", "sdpa", torch.float32).config.to_dict()
+    config["vision_config"]["model_type"], config["vision_feature_select_strategy"] = kind, strategy
+    model: Any = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig.from_dict(config)).eval()
+    sizes = ModelSizes.from_config(model.config)
+    assert sizes.tower.tokens == 16 + (kind[0] == "c") - (strategy == "default") and sizes.tower.crops(34) in (2, 3)
+    prompt = PromptSize(9, 2 * sizes.tower.tokens, images=2)
+    ids = torch.full((1, int(prompt.text + prompt.visual)), 7)
+    ids[:, 3 : 3 + int(prompt.visual)] = model.config.image_token_id
+    counted = counted_prefill_flops(model, {"input_ids": ids, "pixel_values": torch.zeros(2, 3, 28, 28)})
+    assert prefill_flops(sizes, prompt.undropped(sizes.layers))["total"] == pytest.approx(counted["total"], rel=1e-9)
+
+
+@torch.no_grad()
+def test_rows_of_the_tower_s_attention_are_what_torch_counts() -> None:
+    model = fresh("llava", "sdpa", torch.float32)
+    sizes, attention = ModelSizes.from_config(model.config), model.model.vision_tower.encoder.layers[-2].self_attn
+    states = torch.zeros(2, 17, sizes.tower.hidden)
+    with FlopCounterMode(display=False) as counter:  # the class token's row, of two crops
+        keys = attention.k_proj(states).unflatten(-1, (attention.num_heads, -1))
+        query = attention.q_proj(states[:, :1]).unflatten(-1, (attention.num_heads, -1))
+        torch.einsum("bqhd,bkhd->bhqk", query, keys)
+    prompt = PromptSize(9, 32, images=2).undropped(sizes.layers)
+    once, twice = (prefill_flops(sizes, prompt, SelectionCost(tower_rows=(1,) * n))["ranking"] for n in (1, 2))
+    assert once == counter.get_total_flops() and twice == 2 * once
+    assert prefill_flops(sizes, prompt, SelectionCost(tower_rows=(1,), macs=5))["ranking"] == once + 10
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from saved_checkpoints import save_llava
 
 from pdrop.methods.fastv import FastV
-from pdrop.methods.random_drop import RandomDrop
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.random_drop import twin_of
 from pdrop.methods.sparsevlm import SparseVLM
 from pdrop.run import CONF, choices, instantiate
 from pdrop.schedule import Schedule
@@ -106,9 +107,9 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
     fastv = respond("method=fastv,ratio=0.5")
     assert (fastv.method, fastv.schedule) == (FastV(), Schedule.parse("2:0.5"))
     random = respond("method=random,seed=3,layers=[1,3],ratio=1,positions=null")
-    assert (random.method, random.seed) == (RandomDrop(seed=3, positions="compact"), 3)
+    assert (random.method, random.seed) == (twin_of(PyramidDrop(), 3), 3)
     assert random.schedule == Schedule.parse("1:1 3:1")
-    assert respond("method=random_fastv,seed=-1").method == RandomDrop(seed=-1, positions="original")
+    assert respond("method=random_fastv,seed=-1").method == twin_of(FastV(), -1)
     none = respond("method=none,prompt=vicuna_v1,image_mode=pad,max_new_tokens=5,dtype=bfloat16")
     assert none.method is None and not none.schedule and none.max_new_tokens == 5
     assert (none.prompter.style, none.prompter.image_mode) == ("vicuna_v1", "pad")

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench_training import LANES, Lane, Steps
-from pdrop import FastV, PyramidDrop, Schedule, attach, pyramid
+from pdrop import FastV, PyramidDrop, Schedule, Uniform, attach, pyramid
 from pdrop import single as one_boundary
 from pdrop.architectures import read
 from pdrop.shapes import ModelSizes, PromptSize
@@ -54,6 +54,24 @@ def test_a_step_is_what_torch_counts(
     )  # fmt: skip
     assert step["total"] == pytest.approx(counter.get_total_flops(), rel=1e-9)
     assert (step["recomputed"] > 0) == checkpointing
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule"), [(PyramidDrop(), pyramid(6, layers=(0, 3))), (Uniform(), one_boundary(0, 0.25))]
+)
+def test_a_step_that_drops_in_front_of_the_decoder(method: Any, schedule: Schedule) -> None:
+    """The tower sees every visual token, and losses ask logits of every position."""
+    model = fresh("llava", "eager", torch.float32).train()
+    inputs = single("llava", sample("llava", model, (3, 5, 2)))
+    labels = inputs["input_ids"].clone()
+    labels[:, :-1] = -100
+    with attach(model, method, schedule), FlopCounterMode(display=False) as counter:
+        model(**inputs, labels=labels, use_cache=False).loss.backward()
+    sizes, prompt = ModelSizes.from_config(model.config), PromptSize(labels.numel() - 32, 32, images=2)
+    prompt = prompt.under(method, schedule, sizes.layers)
+    selection = method.selection(schedule, prompt, sizes)
+    step = training_step_flops(sizes, prompt, selection, train_tower=True, recomputed_scores=False)
+    assert step["total"] == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_what_dropping_saves_of_a_step_at_real_shapes() -> None:

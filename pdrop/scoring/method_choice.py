@@ -89,7 +89,8 @@ def _fill(node: Any, dials: Mapping[str, Any], path: Path) -> Any:
 
 
 def _build(node: Mapping[str, Any], **more: Any) -> Any:
-    arguments = {key: value for key, value in node.items() if key != "_target_"} | more
+    nested = {key: _build(value) for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
+    arguments = {key: value for key, value in node.items() if key != "_target_"} | nested | more
     module, _, target = node["_target_"].rpartition(".")
     try:
         return getattr(import_module(module), target)(**arguments)
