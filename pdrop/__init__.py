@@ -36,6 +36,7 @@ _HOMES = {
     "HoloV": "pdrop.methods.holov",
     "SCOPE": "pdrop.methods.scope",
     "HiRED": "pdrop.methods.hired",
+    "PruMerge": "pdrop.methods.prumerge",
     "PyramidDrop": "pdrop.methods.pyramiddrop",
     "FastV": "pdrop.methods.fastv",
     "SparseVLM": "pdrop.methods.sparsevlm",
