@@ -37,6 +37,8 @@ _HOMES = {
     "SCOPE": "pdrop.methods.scope",
     "HiRED": "pdrop.methods.hired",
     "PruMerge": "pdrop.methods.prumerge",
+    "CDPruner": "pdrop.methods.cdpruner",
+    "CDPrunerEmbeddings": "pdrop.methods.cdpruner_embeddings",
     "PyramidDrop": "pdrop.methods.pyramiddrop",
     "FastV": "pdrop.methods.fastv",
     "SparseVLM": "pdrop.methods.sparsevlm",

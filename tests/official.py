@@ -128,3 +128,38 @@ def in_front(case: dict[str, Any], method: Method, schedule: Schedule, tokenizer
     finally:
         handle.remove()
     return trace, entered[-1]
+
+
+def clip_folder(folder: Path, side: int) -> Path:
+    """A CLIP checkpoint of the vectors' towers and a tokenizer whose words are "w" and their id, in a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    source = VECTORS / "before_decoder" / "models"
+    text, vision = (json.loads((source / f"{name}.json").read_text()) for name in ("text", f"tower{side}"))
+    vision = {key: value for key, value in vision.items() if key not in ("llm_hidden", "projector")}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=text["projection_dim"]))
+    weights = load_file(source / "text.safetensors") | load_file(source / f"tower{side}.safetensors")
+    left = ("projector.0.weight", "projector.0.bias", "projector.2.weight", "projector.2.bias")
+    own = {k: v.float() for k, v in weights.items() if k not in (*left, "pixels", "image_newline", "embed_tokens")}
+    missing, unexpected = model.load_state_dict(own, strict=False)
+    assert not unexpected and missing == ["logit_scale"]
+    model.save_pretrained(folder)
+    start, end = text["bos_token_id"], text["vocab_size"] - 1
+    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(text["vocab_size"])}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(f"w{start}", start), (f"w{end}", end)]
+    words.post_processor = processors.TemplateProcessing(single=f"w{start} $A w{end}", special_tokens=ends)
+    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=12).save_pretrained(folder)
+    return folder
+
+
+class Says:
+    """A tokenizer for which every prompt's question is one text."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        """That text."""
+        return [self.text for _ in rows]

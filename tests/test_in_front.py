@@ -9,23 +9,27 @@ stands.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import GREEDY, RAGGED, batch_of
 from families import build
-from official import in_front, names, read
+from official import Says, clip_folder, in_front, inputs_of, names, read
 from prompts import collate, sample
 
 from pdrop import (
     SCOPE,
+    CDPruner,
+    CDPrunerEmbeddings,
     DivPrune,
     FasterVLM,
     FastV,
     HiRED,
     HoloV,
     Method,
+    PruMerge,
     Schedule,
     Stage,
     VisionZip,
@@ -33,11 +37,15 @@ from pdrop import (
     attach,
 )
 from pdrop.conformance.families import READ_TOWERS
+from pdrop.counters import counted_prefill_flops
+from pdrop.flops import prefill_flops
 from pdrop.methods.base import View
+from pdrop.methods.cdpruner import likeliest, scaled
 from pdrop.methods.holov import ZERO, arranged
 from pdrop.methods.scope import covering
 from pdrop.methods.tower import Tile
 from pdrop.methods.vispruner import thinned
+from pdrop.shapes import ModelSizes, PromptSize
 
 SCORES, STATES = 1e-5, 2e-4
 
@@ -96,7 +104,16 @@ def test_visionzip(name: str) -> None:
 
 # ---------------------------------------------------------------- what all of them share
 
-METHODS = [FasterVLM(), VisionZip(contextual=2), VisPruner(), HoloV(crops=4), SCOPE(), HiRED()]
+METHODS = [
+    FasterVLM(),
+    VisionZip(contextual=2),
+    VisPruner(),
+    HoloV(crops=4),
+    SCOPE(),
+    HiRED(),
+    PruMerge(),
+    CDPrunerEmbeddings(),
+]
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,8 @@ def test_generate_sees_the_tower_that_a_forward_sees(family: str) -> None:
     samples = [sample(family, model, texts, seed) for seed, texts in enumerate([(3, 5), (2, 4, 6), (6, 2), (1, 3)])]
     batch = collate(family, samples)
     for method in METHODS:
+        if isinstance(method, PruMerge) and family == "llava_onevision":
+            continue  # its tower has no class token
         with attach(model, method, Schedule((Stage(0, 0.4),))) as trace:
             model(**batch)
             order = [row.tolist() for row in trace.order[0]]
@@ -286,3 +305,118 @@ def test_hired_s_quadrants() -> None:
     flat, quadrants = (HiRED(shares=shares).parts_of(best, None, picture) for shares in ("flat", "quadrants"))  # type: ignore[arg-type]
     assert flat[0].tolist() == [0, 1, 2, 3]
     assert quadrants[0].tolist() == [0, 1, 4, 5] and quadrants[3].tolist() == [10, 11, 14, 15]
+
+
+# ---------------------------------------------------------------- the question, and tokens that are made
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """Folders with the vectors' CLIP, by the patches of a side."""
+    return {side: str(clip_folder(tmp_path_factory.mktemp(f"clip{side}"), side)) for side in (8, 24)}
+
+
+@pytest.mark.parametrize("name", cases("cdpruner"))
+def test_cdpruner(name: str, clips: dict[int, str]) -> None:
+    case = read("before_decoder", "cdpruner", name)
+    ids, tiles, patches = case["arrays"]["text_ids"].tolist(), len(case["pictures"]), case["side"] ** 2
+    words = " ".join(f"w{n}" for n in ids[1:-1])
+    question = f"{words} Answer the question using a single word or phrase. ASSISTANT:"
+    trace = entering(case, CDPruner(clip=clips[case["side"]]), case["keep"] * tiles, Says(question))
+    kept = [n for n in trace.kept[0][0].tolist() if n < patches]
+    assert kept == case["arrays"]["kept"][0].tolist()
+    turns = trace.scores[0][0][:patches].argsort(descending=True, stable=True)[: len(kept)]
+    assert turns.tolist() == case["arrays"]["selected"][0].tolist(), "the order in which they are chosen"
+
+
+@torch.no_grad()
+def test_cdpruner_needs_its_clip_and_a_tokenizer(clips: dict[int, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="clip=FOLDER.*CDPrunerEmbeddings"):
+        CDPruner()
+    with pytest.raises(ValueError, match="no config.json"):
+        CDPruner(clip=str(tmp_path))
+    method = CDPruner(clip=clips[8])
+    assert clips[8] not in str(method.arguments()), "what is in the folder tells runs apart, not its path"
+    assert method.arguments()["clip"] != CDPruner(clip=clips[24]).arguments()["clip"]
+    case = read("before_decoder", "cdpruner", "c01")
+    with pytest.raises(ValueError, match="tokenizer=TOKENIZER"):
+        in_front(case, method, Schedule((Stage(0, tokens=9),)))
+    model = build("llava")
+    with attach(model, method, Schedule((Stage(0, tokens=9),)), tokenizer=Says("w3")) as _:
+        with pytest.raises(ValueError, match="another CLIP than the vision tower"):
+            model(**batch_of("llava", model, RAGGED))
+
+
+@torch.no_grad()
+def test_cdpruner_costs_what_is_counted(clips: dict[int, str]) -> None:
+    case = read("before_decoder", "cdpruner", "c01")
+    model, batch = inputs_of(case)
+    method, schedule = CDPruner(clip=clips[8]), Schedule((Stage(0, tokens=13),))
+    with attach(model, method, schedule, tokenizer=Says("w3 w4 w5")) as trace:
+        counted = counted_prefill_flops(model, batch)["total"]
+    sizes, text = ModelSizes.from_config(model.config), batch["input_ids"].shape[1] - trace.visual[0]
+    prompt = PromptSize(text, trace.visual[0], tuple(row[0] for row in trace.visual_tokens), images=1)
+    closed = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))["total"]
+    assert counted == pytest.approx(closed, rel=1e-9)
+
+
+def test_likeliest_is_the_largest_determinant_step_by_step() -> None:
+    """Against determinants; and with the rank exhausted, every token once (the official code repeats some)."""
+    states = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    kernel = states @ states.T
+    turns = likeliest(kernel, 12).tolist()
+    assert sorted(turns) == list(range(12))
+    for number in range(4):
+        rest = [n for n in range(12) if n not in turns[:number]]
+        best = max(
+            rest, key=lambda n: torch.linalg.det(kernel.double()[[*turns[:number], n]][:, [*turns[:number], n]]).item()
+        )
+        assert best == turns[number]
+    assert torch.isfinite(scaled(torch.ones(4))).all()
+
+
+OUTLIERS = [name for name in cases("prumerge") if not name.startswith("m06")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_prumerge(name: str) -> None:
+    case = read("before_decoder", "prumerge", name)
+    model, _ = inputs_of(case)
+    asking = model.model.vision_tower.encoder.layers[-1].self_attn.q_proj
+    before = [parameter.clone() for parameter in asking.parameters()]
+    for parameter in asking.parameters():
+        parameter.mul_(case["last_q_scale"])
+    try:
+        method = PruMerge(plus=case["plus"])
+        chosen = case["arrays"]["selected"][0].tolist()
+        stage = Stage(0, adaptive=True) if case["adaptive"] else Stage(0, tokens=len(chosen) + 1)
+        trace, got = in_front(case, method, Schedule((stage,)))
+    finally:
+        for parameter, value in zip(asking.parameters(), before):
+            parameter.copy_(value)
+    torch.testing.assert_close(got, case["arrays"]["final_embeds"], rtol=0, atol=STATES)
+    assert [token.centre for token in trace.merged[0][0]][:-1] == chosen, "in order of attention, the steps, the rest"
+    torch.testing.assert_close(trace.scores[0][0], case["arrays"]["scores"][0], rtol=0, atol=SCORES)
+
+
+@torch.no_grad()
+def test_prumerge_plus_where_the_official_code_raises() -> None:
+    """No outliers, two pictures: the one extra token of each; a fixed number is met by attention and steps."""
+    case = dict(read("before_decoder", "prumerge", "m16"), pictures=[1])
+    model, batch = inputs_of(case)
+    asking = model.model.vision_tower.encoder.layers[-1].self_attn.q_proj
+    before = [parameter.clone() for parameter in asking.parameters()]
+    for parameter in asking.parameters():
+        parameter.zero_()
+    try:
+        trace, _ = in_front(case, PruMerge(plus=True), Schedule((Stage(0, adaptive=True),)))
+    finally:
+        for parameter, value in zip(asking.parameters(), before):
+            parameter.copy_(value)
+    assert trace.visual_tokens[0] == [1]
+    trace, _ = in_front(case, PruMerge(plus=True), Schedule((Stage(0, tokens=145),)))
+    centres = [token.centre for token in trace.merged[0][0]]
+    assert trace.visual_tokens[0] == [145] and len(set(centres)) == 145
+    by_attention = trace.scores[0][0].argsort(descending=True, stable=True)[:72].tolist()
+    assert centres[:72] == by_attention and centres[72:144] == sorted(centres[72:144])

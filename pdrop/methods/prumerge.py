@@ -1,21 +1,24 @@
-"""PruMerge and PruMerge+: what stands out to the class token, and what is like it added (arXiv 2403.15388, "LLaVA-PruMerge:
-Adaptive Token Reduction for Efficient Large Multimodal Models"; its code, 42Shawn/LLaVA-PruMerge at 097c041).
+"""PruMerge and PruMerge+: what stands out to the class token, and what is like it added (arXiv 2403.15388,
+"LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"; its code, 42Shawn/LLaVA-PruMerge at
+097c041).
 
-"Attention" is the class token's query against all keys of the tower's LAST layer, whose output LLaVA does not read, with all
-heads as one vector, over the square root of its width. Chosen are the tokens with the most of it. Each is given, in front
-of the projector, the sum of its `neighbours` most alike tokens (cosine of keys, chosen ones among them), weighted by their
-attention: little is added, the weights are of the order of 1 / tokens. One more token is the attention-weighted sum of all
-that were not chosen. They stand in order of attention, the extra one last, and positions are renumbered.
+"Attention" is the class token's query against all keys of the tower's LAST layer, whose output LLaVA does not read,
+with all heads as one vector, over the square root of its width. Chosen are the tokens with the most of it. Each is
+given, in front of the projector, the sum of its `neighbours` most alike tokens (cosine of keys, chosen ones among
+them), weighted by their attention: little is added, the weights are of the order of 1 / tokens. One more token is the
+attention-weighted sum of all that were not chosen. They stand in order of attention, the extra one last, and positions
+are renumbered.
 
 How many: at adaptive stages, as published, the outliers of the attention, above the third quartile by 1.5 interquartile
-ranges; a schedule's number is all that stays, the extra token among them (73 for the training's 72 = 576 / 8). PruMerge+
-adds tokens in even steps: at adaptive stages every int(int(1 / share of outliers) / 3)-th, otherwise as many as are
-chosen by attention. The published scores are of checkpoints that were tuned with it.
+ranges; a schedule's number is all that stays, the extra token among them (73 for the training's 72 = 576 / 8).
+PruMerge+ adds tokens in even steps: at adaptive stages every int(int(1 / share of outliers) / 3)-th, otherwise as many
+as are chosen by attention. The published scores are of checkpoints that were tuned with it.
 
 Where this differs from the published code:
 - PruMerge+ without outliers leaves the one extra token, as PruMerge does; that code divides by zero;
 - where outliers are more than a third, PruMerge+ keeps every token; that code steps by zero;
-- each picture and tile has its own threshold; that code has one for all pictures of a call, and PruMerge+ raises on two;
+- each picture and tile has its own threshold; that code has one for all pictures of a call, and PruMerge+ raises on
+  two;
 - no token stands twice: in that code's training a step may fall on a token that attention took, and as many others are
   lost from the rest.
 As in that code, the steps never reach a picture's last token.
@@ -169,7 +172,9 @@ class PruMerge(InFront):
         if len(chosen):
             alike = keys[chosen] @ keys[places].T
             alike = alike.masked_fill(chosen[:, None] == places, -torch.inf)
-            near = places[alike.argsort(dim=1, descending=True, stable=True)[:, : min(self.neighbours, len(places) - 1)]]
+            near = places[
+                alike.argsort(dim=1, descending=True, stable=True)[:, : min(self.neighbours, len(places) - 1)]
+            ]
             weights[torch.arange(len(chosen), device=chosen.device)[:, None], near] = attention[near]
             weights[torch.arange(len(chosen), device=chosen.device), chosen] = 1
         return weights
