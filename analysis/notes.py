@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis.costs import invalid
 from analysis.grid import DASH
@@ -32,9 +32,9 @@ COLUMNS = {
     "about runs: with latency=quick equal work has differed by 10 points between runs; quote latency=full",
     "average": "plain mean over the tasks, in %; several seeds: mean ± standard deviation over seeds",
     "Δ none": "difference of the average to dropping nothing, in points, with its 95 % interval",
-    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true; "
-    "method=random_fastv takes the whole part where FastV rounds, and may keep one token less), mean of its seeds; the "
-    "interval covers the choice of images and of seeds. A dash where no such run is in the experiment",
+    "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true), "
+    "mean of its seeds; the interval covers the choice of images and of seeds. A dash where no such run is in the "
+    "experiment",
     "against random": "above, below, or not distinguishable: whether that interval leaves out 0; how many seeds that "
     "rests on (one seed is an anecdote: five or more), and p of the McNemar test against them (twice the median over "
     "seeds)",
@@ -126,8 +126,28 @@ def sources(table: Table) -> str:
             f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
             f"`{result.data_hash[:12]}`{extra}"
         )
-    lines += ["", "## Where the numbers come from", "", *provenance(done)]
+    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done)]
     return "\n".join(lines) + "\n"
+
+
+def prompts(runs: Sequence[Run]) -> list[str]:
+    """Where the runs' own prompts, or those that were timed, are not the one that budgets and ledgers are of."""
+    found = []
+    for run in runs:
+        cost = run.record.cost
+        if cost is None or (own := cost.model_prompt) is None:  # older records do not say
+            continue
+        start = f"- Prompts of `{run.record.spec.model}`: budgets and ledgers are of {tokens_of(own)}; "
+        scored = {"text": cost.text_tokens, "visual": cost.visual_tokens}
+        for what, other in (("was scored (mean)", scored), ("was timed", cost.timed_prompt)):
+            if other is not None and any(round(other[kind]) != round(own[kind]) for kind in own):
+                found.append(f"{start}what {what} had {tokens_of(other)}")
+    return list(dict.fromkeys(found))
+
+
+def tokens_of(prompt: Mapping[str, float]) -> str:
+    """A prompt's size."""
+    return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
 
 def provenance(runs: list[Run]) -> list[str]:

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import ledger
 from pdrop.environment import environment
-from pdrop.inputs import accelerator, describe, load, reference_prompt, sizes, task_digest, without_weights
+from pdrop.inputs import (
+    accelerator,
+    describe,
+    known_prompt,
+    load,
+    reference_prompt,
+    sizes,
+    task_digest,
+    without_weights,
+)
 from pdrop.record import RunRecord, RunSpec, write_atomically
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings, identity
@@ -178,6 +187,7 @@ def reckon(record: RunRecord, method: Method | None, schedule: Schedule, setting
     left = reference_prompt(settings).under(method, schedule, model.layers)
     itemsize = 4 if settings.dtype == "float32" else 8 if settings.dtype == "float64" else 2
     record.cost = flops.cost(model, [left], schedule, method, itemsize)
+    record.cost.model_prompt = left.counts
     title = f"ledger of {settings.model}, {record.spec.method}, {settings.dtype}"
     log.info("%s", "\n".join(ledger.lines(model, left, schedule, method, itemsize, title)))
 
@@ -195,9 +205,7 @@ def measure(
     from pdrop.shapes import ModelSizes
 
     spec = record.spec
-    model_sizes = ModelSizes.from_config(
-        checkpoint.model.config
-    )  # first: what cannot be counted is refused before scoring
+    counted = ModelSizes.from_config(checkpoint.model.config)  # first: what cannot be counted is refused now
     prompts: Sequence[Any] = ()
     if spec.tasks:
         evaluation = evaluate.evaluate(
@@ -218,13 +226,19 @@ def measure(
         record.results, prompts = evaluation.results, evaluation.prompts
     inputs = speed.timing_inputs(checkpoint, settings)
     if not spec.tasks:
-        prompts = [speed.one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)]
+        prompts = [speed.model_prompt(checkpoint, inputs, method, schedule, settings)]
     itemsize = checkpoint.model.dtype.itemsize
-    record.cost = flops.cost(model_sizes, prompts, schedule, method, itemsize)
+    record.cost = flops.cost(counted, prompts, schedule, method, itemsize)
+    if (known := known_prompt(settings)) is not None:
+        record.cost.model_prompt = known.counts
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-        log.info("%s", "\n".join(ledger.lines(model_sizes, prompts[0], schedule, method, itemsize, title)))
+        log.info("%s", "\n".join(ledger.lines(counted, prompts[0], schedule, method, itemsize, title)))
     if settings.latency.measures and schedule and method is not None and method.pixels == 1:
+        timed = speed.timed_size(inputs, checkpoint.model.config)
+        record.cost.timed_prompt = timed.counts
+        if known is not None and timed.counts != known.counts:
+            log.info("times are of %s; budgets and ledgers of %s", timed, known)
         speed.time_cell(record.cost, settings, method, schedule, checkpoint, inputs)
 
 

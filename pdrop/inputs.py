@@ -103,11 +103,25 @@ def sizes(settings: Settings) -> ModelSizes:
 
 
 def reference_prompt(settings: Settings) -> PromptSize:
-    """The prompt that budgets and ledgers are reckoned with.
+    """The model's prompt, which budgets and ledgers are of; where nothing is scored with `latency.images` images.
 
     Raises:
         ValueError: If its size depends on the image, and nobody has said it.
     """
+    if (prompt := known_prompt(settings)) is None:
+        raise ValueError(f"how many visual tokens a prompt of {settings.model} has depends on its image: say it, "
+                         "model.visual_tokens=1296")  # fmt: skip
+    return prompt
+
+
+def known_prompt(settings: Settings) -> PromptSize | None:
+    """The same; None where nobody has said its size."""
+    prompt = one_image(settings)
+    return prompt if prompt is None or settings.tasks else prompt.times(settings.latency.images)
+
+
+def one_image(settings: Settings) -> PromptSize | None:
+    """The model's prompt with one image; None where nobody has said its size."""
     name, text = architectures.of_checkpoint(settings.path), settings.text_tokens
     known = architectures.reference_prompt(name) if name is not None else None
     if known is not None and settings.visual_tokens in (None, known.visual):
@@ -115,8 +129,7 @@ def reference_prompt(settings: Settings) -> PromptSize:
     tower = sizes(settings).tower
     visual = settings.visual_tokens or tower.tokens
     if visual is None:
-        raise ValueError(f"how many visual tokens a prompt of {settings.model} has depends on its image: say it, "
-                         "model.visual_tokens=1296")  # fmt: skip
+        return None
     images: Images
     images = tower.crops(visual) if tower.grid is not None else [(1, side := round(visual**0.5) * tower.merge, side)]
     return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)

@@ -55,6 +55,12 @@ def identity(
 ) -> RunSpec:
     """The run's spec, with everything collapsed that cannot change its numbers."""
     latency = settings.latency
+    timed = bool(schedule) and latency.measures
+    protocol = [latency.spelled if timed else "off"]
+    if timed or not settings.tasks:  # then the model's prompt is what is counted or timed
+        sizes = {"images": 0 if timed or latency.images == 1 else latency.images}  # the protocol says its images
+        sizes |= {"visual": settings.visual_tokens or 0, "text": settings.text_tokens or 0}
+        protocol += [f"{name} {size}" for name, size in sizes.items() if size]
     parts = [] if method is None else method.parts
     sources = [source for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
     arguments = {} if method is None else method.arguments()
@@ -79,7 +85,7 @@ def identity(
         prompt=settings.prompt,
         image_mode=settings.image_mode,
         max_new_tokens=settings.max_new_tokens,
-        latency=latency.spelled if schedule and latency.measures else "off",
+        latency=" ".join(protocol),
         versions=canonical_json(versions()),
         code=code_digest(*(Path(source).resolve() for source in sources)),
         task_files=task_files,

@@ -53,6 +53,14 @@ class PromptSize:
         if self.images is not None and not isinstance(self.images, int):
             object.__setattr__(self, "images", tuple((f, h, w) for f, h, w in self.images))
 
+    def __str__(self) -> str:
+        return f"{self.visual:g} visual tokens and {self.text:g} of text"
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Tokens of text and visual ones, before any dropping."""
+        return {"text": self.text, "visual": self.visual}
+
     @property
     def tokens_per_layer(self) -> list[float]:
         """All tokens that enter each layer."""

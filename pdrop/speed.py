@@ -7,7 +7,10 @@ the model is built there again.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import itertools
 import json
 import logging
 import subprocess
@@ -20,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdrop import architectures
-from pdrop.inputs import load, reference_prompt
+from pdrop.inputs import known_prompt, load, one_image
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings
+from pdrop.shapes import PromptSize
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -32,18 +36,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed; the processor resizes it to what the model takes
+NOISE_SIDE = 336  # pixels of the square picture that is timed, where the model's prompt does not say its size
 
 
 def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: noise pictures and a fixed question, `batch_size` times.
-
-    Without a processor, the reference prompt of the shipped architecture.
-    """
+    """What is timed, the same in every run: the model's prompt of noise pictures and a question, `batch_size` times."""
     if (make := preprocessing(checkpoint, settings)) is not None:
         inputs = make()
     else:
-        prompt = reference_prompt(settings)
+        prompt = one_image(settings)
+        assert prompt is not None  # only shipped architectures come without a processor
         config = checkpoint.model.config
         inputs = architectures.noise_prompt(config, prompt, batch=settings.batch_size, images=settings.latency.images)
     device, dtype = checkpoint.model.device, checkpoint.model.dtype
@@ -60,23 +62,79 @@ def preprocessing(checkpoint: Checkpoint, settings: Settings) -> Callable[[], An
     from pdrop.scoring.prompts import Prompter
 
     images = settings.latency.images
-    pixels = np.random.default_rng(0).integers(0, 256, (NOISE_SIDE, NOISE_SIDE, 3), dtype=np.uint8)
+    known = one_image(settings)
+    size = (NOISE_SIDE, NOISE_SIDE) if known is None else picture_size(known, checkpoint.model.config)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
 
-    def make() -> Any:
-        prompts = [prompter.render(QUESTION, images)] * settings.batch_size
-        return prompter.encode(prompts, [[Image.fromarray(pixels)] * images] * settings.batch_size)
+    def encode(question: str, prompts: int) -> Any:
+        pictures = [[Image.fromarray(pixels)] * images] * prompts
+        return prompter.encode([prompter.render(question, images)] * prompts, pictures)
 
-    return make
+    def tokens(question: str) -> int:
+        return round(timed_size(encode(question, 1), checkpoint.model.config).text)
+
+    question = QUESTION if known is None else question_of(known.text, tokens)
+    return functools.partial(encode, question, settings.batch_size)
 
 
-def one_prompt(checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int) -> Any:
-    """Where nothing is scored: the tokens of the timed prompt, seen in one forward."""
+def picture_size(prompt: PromptSize, config: Any) -> tuple[int, int]:
+    """Height and width in pixels of a picture that makes the prompt's visual tokens."""
+    if prompt.picture is not None:
+        return prompt.picture
+    if isinstance(prompt.images, int) or not prompt.images:
+        return NOISE_SIDE, NOISE_SIDE  # scaled by the processor to what the tower takes
+    _, height, width = prompt.images[0]
+    patch = config.vision_config.patch_size
+    return height * patch, width * patch
+
+
+def question_of(text: float, tokens: Callable[[str], int]) -> str:
+    """A question that makes a prompt of so many tokens of text: words of QUESTION, filled up with a short one.
+
+    Args:
+        text: Tokens of text in the whole prompt.
+        tokens: How many a question makes.
+
+    Returns:
+        The longest that makes at most so many; one word where the template alone makes more.
+    """
+    question = ""
+    for words in (QUESTION.split(), ["is"]):
+        longer = [" ".join([question, *itertools.islice(itertools.cycle(words), n)]) for n in range(round(text) + 1)]
+        question = longer[max(0, bisect.bisect_right(longer, text, key=tokens) - 1)].strip()
+    return question or QUESTION.split()[0]
+
+
+def timed_size(inputs: Any, config: Any) -> PromptSize:
+    """Text and visual tokens of the first of the timed prompts."""
+    ids = inputs["input_ids"][0]
+    visual = int((ids == config.image_token_id).sum())
+    return PromptSize(len(ids) - visual, visual)
+
+
+def model_prompt(
+    checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, settings: Settings
+) -> PromptSize:
+    """Where nothing is scored: the model's prompt as the schedule leaves it.
+
+    Where only a forward knows its size, or how many tokens stay, it is the timed prompt as one forward sees it.
+    """
+    known = known_prompt(settings)
+    if known is None or any(stage.adaptive for stage in schedule):
+        return one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)
+    layers = checkpoint.model.config.get_text_config(decoder=True).num_hidden_layers
+    return known.under(method, schedule, layers)
+
+
+def one_prompt(
+    checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int
+) -> PromptSize:
+    """The tokens of the timed prompt, seen in one forward."""
     import torch
 
     from pdrop import attach
     from pdrop.scoring.crops import seen
-    from pdrop.shapes import PromptSize
 
     with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)

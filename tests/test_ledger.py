@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from analysis.load import Run
+from analysis.notes import prompts
 from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
 from pdrop import architectures as shipped
 from pdrop.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs
 from pdrop.ledger import lines
 from pdrop.record import read_records
 from pdrop.shapes import ModelSizes
+from pdrop.speed import question_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_7B = (4096, 11008)
@@ -159,3 +162,34 @@ def test_speed_without_a_checkpoint(name: str, tmp_path: Path, monkeypatch: pyte
     assert set(record.cost.timing["end_to_end"]) == {"1", "3"} and record.cost.timing["batch"] == 2
     assert {"prefill", "decode", "vision", "selection"} == set(record.cost.timing["stages"])
     assert record.cost.flops_parts["vision_tower"] > 0
+
+
+def test_budgets_ledgers_and_times_are_of_one_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """The model's, also where its weights are here and nothing is scored; where a run's own differs, tables say so."""
+    monkeypatch.chdir(tmp_path)
+    timing = ["latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0", "batch_size=1", "device=cpu"]
+    for more in (["latency=off"], timing, [*timing, "latency.images=2"]):
+        assert call(monkeypatch, "tasks=none", "method=fastv", "budget=flops:0.7", *more) == 0
+    said = "".join(capfd.readouterr())
+    assert "one prompt: 144 visual tokens, 14 of text" in said and "one prompt: 288 visual tokens, 14 of text" in said
+    found = {record.spec.latency: record for record in read_records(tmp_path / "results/runs")}
+    off, one, two = (found[name] for name in ("off text 14", "quick 0/1/0 text 14", "quick 0/1/0 images 2 text 14"))
+    for record, visual in ((off, 144), (one, 144), (two, 288)):
+        spent = record.cost
+        assert spent and spent.model_prompt == {"text": 14, "visual": visual} and spent.visual_tokens == visual
+        assert 0.69 < spent.prefill_flops_ratio <= 0.7
+    assert one.cost and one.cost.timed_prompt == one.cost.model_prompt, "and so is what is timed"
+    assert off.cost and off.cost.timed_prompt is None
+    assert prompts([Run(one, tmp_path)]) == []
+    one.cost.text_tokens = 21.4
+    (line,) = prompts([Run(one, tmp_path)])
+    assert "are of 144 visual tokens and 14 of text; what was scored (mean) had 144 visual tokens and 21.4" in line
+
+
+def test_a_question_is_as_long_as_it_must() -> None:
+    def tokens(question: str) -> int:
+        return 5 + sum(1 if len(word) < 5 else 9 for word in question.split())
+
+    assert [tokens(question_of(n, tokens)) for n in (3, 6, 8, 14, 30, 60)] == [6, 6, 8, 14, 30, 60]

@@ -120,12 +120,13 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
         patches = sum(frames * height * width for frames, height, width in prompt.images)
         pixels = {"pixel_values": noise(many * patches, values)}
         pixels["image_grid_thw"] = torch.tensor([list(grid) for grid in prompt.images] * many)
-    words = torch.randint(3, 900, (batch, max(2, prompt.text)), generator=generator)
+    between = images if images > 1 else 0  # images of one prompt are told apart by what stands between
+    words = torch.randint(3, 900, (batch, max(2, round(prompt.text) - between)), generator=generator)
     blocks = []
     for _ in range(images):
-        blocks.append(torch.full((batch, prompt.visual), config.image_token_id))
-        if images > 1:
-            blocks.append(torch.full((batch, 1), 3))  # images of one prompt are told apart by what stands between
+        blocks.append(torch.full((batch, round(prompt.visual)), config.image_token_id))
+        if between:
+            blocks.append(torch.full((batch, 1), 3))
     half = words.shape[1] // 2
     ids = torch.cat([words[:, :half], *blocks, words[:, half:]], 1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
