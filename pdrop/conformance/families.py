@@ -160,13 +160,20 @@ TILED = ("llava_next", "llava_onevision")
 READ_TOWERS = ("llava", "llava_mistral", "llava_next", "llava_onevision")  # by methods that look at the vision tower
 
 
-def fresh(family: str, backend: str = "sdpa", dtype: torch.dtype = torch.float64, **text: Any) -> Any:
-    """A new tiny model in eval mode; `text` overrides its language model's config.
+def llava_of(kind: str, **text: Any) -> Any:
+    """A LLaVA around a language model of another kind of transformers'; `text` overrides its config."""
+    config = transformers.LlavaConfig(text_config=_text(kind, **text), **LLAVA)
+    return transformers.LlavaForConditionalGeneration(config)
 
-    Weights are drawn ten times wider than an initialisation would, so that rankings are far from ties.
-    """
+
+def fresh(family: str, backend: str = "sdpa", dtype: torch.dtype = torch.float64, **text: Any) -> Any:
+    """A new tiny model in eval mode; `text` overrides its language model's config."""
     torch.manual_seed(0)
-    model = FAMILIES[family](**text)
+    return ready(FAMILIES[family](**text), backend, dtype)
+
+
+def ready(model: Any, backend: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
+    """The model with its weights drawn ten times wider than an initialisation would: rankings are far from ties."""
     model.set_attn_implementation(backend)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -25,11 +25,12 @@ from pdrop.engine import callers, deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layout import read_layout
 from pdrop.engine.prefill import Prefill
+from pdrop.engine.probe import probe
 from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
-from pdrop.engine.threads import Ended, Running, Threads
+from pdrop.engine.threads import Running, Threads
 from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
@@ -45,6 +46,7 @@ class Attachment:
     def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule, tokenizer: Any = None):
         self.architecture = read_architecture(model)
         check_fit(self.architecture, model, method, schedule)
+        self.turns = probe(self.architecture.decoder, self.architecture.layers) if schedule else ()
         self.method, self.schedule, self.tokenizer = method or Method(), schedule, tokenizer
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
@@ -154,7 +156,7 @@ class Attachment:
         if self.boundaries and (droppable or past is not None):
             padded = prompts is not None and prompts.padded
             alive = Alive.all_of(prompts) if prompts is not None else None
-            run = Forward(prompts if droppable else None, alive, mask, padded, self.trace.samples)
+            run = Forward(prompts if droppable else None, alive, mask, padded, self.turns, self.trace.samples)
             if prompts is not None:
                 run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
                 if self.tower is not None:
@@ -362,3 +364,26 @@ def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
         [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
     )
     return rows
+
+
+class Ended:
+    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
+
+    def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
+        self.generating, self.words = generating, words
+        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
+
+    def refuse(self, module: nn.Module, args: Any) -> None:
+        """In front of a forward of any thread.
+
+        Raises:
+            RuntimeError: If it is one of those.
+        """
+        now, own = callers.running(callers.GENERATE), threading.get_ident()
+        self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
+        late = self.generating.pop(own, None) is not None
+        if not self.generating:
+            for handle in self.handles:
+                handle.remove()
+        if late:
+            raise RuntimeError(self.words)

@@ -19,7 +19,7 @@ from pdrop.engine import deepstack
 from pdrop.engine.architecture import Rotary
 from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
-from pdrop.engine.state import Forward
+from pdrop.engine.state import Forward, Turns
 from pdrop.methods.base import AttentionRows, Method, Ranking, View
 from pdrop.schedule import Stage
 
@@ -41,15 +41,15 @@ def view(
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
     cos, sin = (x.to(hidden.device) for x in rotary)
+    turns = run.turns[number]
 
     def attention(rows: Tensor | None, most: int | None, rotated: bool) -> AttentionRows:
         asking = alive.query if rows is None else rows & alive.valid
         if most is None:
             most = prompts.max_queries if rows is None else int(asking.sum(1).max())
         if rotated:
-            return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys)
-        still = (torch.ones_like(cos), torch.zeros_like(sin))  # turned by no angle
-        return attention_rows(layer, hidden, still, alive.valid, asking, most)
+            return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, turns)
+        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, None, "nothing")
 
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
@@ -74,7 +74,7 @@ def view(
         attention,
         draw,
         run.images,
-        lambda: keys if keys is not None else layer_keys(layer, hidden, (cos, sin)),
+        lambda: keys if keys is not None else layer_keys(layer, hidden, (cos, sin), turns),
         run.norm,
         run.tower,
         run.texts,
@@ -89,15 +89,10 @@ def with_plan(run: Forward, method: Method, seen: View) -> View:
     return replace(seen, stays=[stay for stay, _ in planned(run.prompts, method, seen, None)])
 
 
-def layer_keys(layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
+def layer_keys(layer: nn.Module, hidden: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
     """The keys of `layer`, rotated, [B, kv heads, T, head size], where no cache keeps them."""
-    attention: Any = layer.self_attn
-    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     norm: Any = layer.input_layernorm
-    keys = attention.k_proj(norm(hidden)).unflatten(-1, (-1, attention.head_dim))
-    own = getattr(attention, "k_norm", None)
-    keys = own(keys) if own is not None else keys
-    return rope(keys, keys[:, :, :0], *rotary, unsqueeze_dim=2)[0].transpose(1, 2)
+    return projected(layer, "k", norm(hidden), rotary, turns)
 
 
 def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> tuple[Tensor, Ranked]:
@@ -177,6 +172,7 @@ def attention_rows(
     asking: Tensor,
     most: int,
     keys: Tensor | None = None,
+    turns: Turns = "all",
 ) -> AttentionRows:
     """What the asking tokens attend to in `layer`.
 
@@ -185,35 +181,23 @@ def attention_rows(
 
     Args:
         hidden: What enters the layer, [B, T, D].
-        rotary: (cos, sin), each [B or 1, T, head size].
+        rotary: (cos, sin), each [B or 1, T, head size or the part of it that is turned].
         valid: Which are tokens, not padding, [B, T] bool.
         asking: Which tokens ask, [B, T] bool.
         most: The most tokens of a prompt that ask, or more.
         keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
+        turns: What of each head the layer turns: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
-    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = rotary
-
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, heads, head size] -> [B, heads, T, head size]."""
-        # the function rotates queries and keys at once: hand it no second half to rotate
-        return rope(x, x[:, :, :0], cos, sin, unsqueeze_dim=2)[0].transpose(1, 2)
-
-    def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
-        x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
-        norm = getattr(attention, f"{name}_norm", None)
-        return rotate(norm(x) if norm is not None else x, cos, sin)
-
     at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
     asks = (take(cos, at), take(sin, at))
     norm: Any = layer.input_layernorm  # of each token alone: those that ask suffice where the keys are there
     if keys is None:
         hidden = norm(hidden)
-        q, k = project("q", take(hidden, at), *asks), project("k", hidden, cos, sin)
+        q, k = projected(layer, "q", take(hidden, at), asks, turns), projected(layer, "k", hidden, rotary, turns)
     else:
-        q, k = project("q", norm(take(hidden, at)), *asks), keys
+        q, k = projected(layer, "q", norm(take(hidden, at)), asks, turns), keys
     # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
     q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)
@@ -224,11 +208,32 @@ def attention_rows(
     probabilities = logits.softmax(-1).flatten(1, 2)
 
     def rotation() -> Tensor:
-        ones = (torch.ones_like(x.float())[:, :, None] for x in (asks[0], cos))
-        q, k = (rotate(x, *angles)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
+        ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
+        q, k = (rotate(layer, x, angles, turns)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
         return q @ k.transpose(1, 2) * attention.scaling
 
     return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
+
+
+def rotate(layer: nn.Module, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
+    """[B, heads, T, head size], as the layer turns it."""
+    if turns == "nothing":
+        return x
+    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
+    reach = rotary[0].shape[-1] if turns == "part" else x.shape[-1]
+    # the function rotates queries and keys at once: hand it no second half to rotate
+    turned = rope(x[..., :reach], x[:, :0, :, :reach], *rotary)[0]
+    return torch.cat([turned, x[..., reach:]], -1) if turns == "part" else turned
+
+
+def projected(layer: nn.Module, name: str, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
+    """Queries ("q") or keys ("k") with the model's own norms and rotation, [B, T, D] -> [B, heads, T, head size]."""
+    attention: Any = layer.self_attn
+    x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    x = (norm(x) if norm is not None else x).transpose(1, 2)
+    norm = getattr(attention, f"{name}_layernorm", None)  # head by head, where there is one
+    return rotate(layer, norm(x) if norm is not None else x, rotary, turns)
 
 
 def floats(rotary: Rotary) -> Rotary:

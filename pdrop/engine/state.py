@@ -5,9 +5,9 @@ Shapes: B prompts, T tokens alive in the current stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from pdrop.methods.base import Ranking
 from pdrop.methods.layout import Grid
 from pdrop.methods.tower import Tower
 from pdrop.schedule import Schedule
+
+# what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
+# part alone (as far as the angles reach), nothing
+Turns = Literal["all", "part", "nothing"]
 
 
 def no_tower() -> Tower:
@@ -66,6 +70,7 @@ class Forward:
     alive: Alive | None
     mask: Tensor | None  # [B, past + new] attention mask as handed to the model
     padded: bool  # is there padding among the new tokens that came in?
+    turns: Sequence[Turns]  # per layer: see pdrop.engine.probe
     samples: list[str] | None = None  # names of the prompts, mixed into what is drawn for them
     study: bool = False  # is the attention of the query tokens to be noted?
     dropped: bool = False  # has this forward dropped anything yet?

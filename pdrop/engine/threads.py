@@ -7,7 +7,6 @@ on without dropping, on a cache whose keys were dropped: its next forward is ref
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from torch import nn
 
@@ -88,26 +87,3 @@ class Threads:
         """The other threads that have used the attachment and are in a call of `generate`: see callers.running."""
         own = threading.get_ident()
         return {thread: call for thread, call in running(GENERATE).items() if thread in self.seen and thread != own}
-
-
-class Ended:
-    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
-
-    def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
-        self.generating, self.words = generating, words
-        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
-
-    def refuse(self, module: nn.Module, args: Any) -> None:
-        """In front of a forward of any thread.
-
-        Raises:
-            RuntimeError: If it is one of those.
-        """
-        now, own = running(GENERATE), threading.get_ident()
-        self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
-        late = self.generating.pop(own, None) is not None
-        if not self.generating:
-            for handle in self.handles:
-                handle.remove()
-        if late:
-            raise RuntimeError(self.words)

@@ -79,7 +79,7 @@ class Respondent:
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked = done = 0
-        with attach(self.model, self.method, self.schedule) as trace:
+        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in batches(questions, self.batch_size):
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
