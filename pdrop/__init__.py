@@ -37,6 +37,7 @@ _HOMES = {
     "SCOPE": "pdrop.methods.scope",
     "HiRED": "pdrop.methods.hired",
     "PruMerge": "pdrop.methods.prumerge",
+    "Composed": "pdrop.methods.composed",
     "CDPruner": "pdrop.methods.cdpruner",
     "CDPrunerEmbeddings": "pdrop.methods.cdpruner_embeddings",
     "PyramidDrop": "pdrop.methods.pyramiddrop",

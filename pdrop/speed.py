@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ def one_prompt(
     from pdrop import attach
     from pdrop.scoring.crops import seen
 
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
+    with torch.inference_mode(), attach(checkpoint.model, method, schedule, tokenizer=checkpoint.processor.tokenizer) as trace:
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual, rows = trace.visual[0], len(trace.visual)
     crops = seen(inputs, [images] * rows, trace.visual)[0]
@@ -157,9 +157,11 @@ def time_cell(
             cost.timing = in_fresh_processes(settings, method, schedule)
     elif protocol.new_tokens or protocol.memory:
         make = preprocessing(checkpoint, settings)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
+        tokenizer = checkpoint.processor.tokenizer
+        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, tokenizer)
     else:
-        timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
+        tokenizer = checkpoint.processor.tokenizer
+        timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
     lane = cost.timing["stages"]["prefill"]
@@ -194,6 +196,23 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
 # ---------------------------------------------------------------------- fresh processes
 
 
+def described(method: Method) -> dict[str, Any]:
+    """A method, and those it is made with, as plain values."""
+    found: dict[str, Any] = {"kind": [type(method).__module__, type(method).__qualname__]}
+    for one in fields(method):
+        value = getattr(method, one.name)
+        found[one.name] = described(value) if is_dataclass(value) else value
+    return found
+
+
+def made_again(values: Mapping[str, Any]) -> Method:
+    """What was described."""
+    module, name = values["kind"]
+    arguments = {key: made_again(v) if isinstance(v, dict) else v for key, v in values.items() if key != "kind"}
+    method: Method = getattr(import_module(module), name)(**arguments)
+    return method
+
+
 def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -> dict[str, Any]:
     """Measure a cell in `repeats` processes, one behind the other.
 
@@ -202,10 +221,9 @@ def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -
     """
     from pdrop.measure import pooled
 
-    kind = type(method)
     request = {
         "settings": {**asdict(settings), "results": str(settings.results)},
-        "method": [kind.__module__, kind.__qualname__, asdict(method)],
+        "method": described(method),
         "schedule": str(schedule),
         "threads": threads(),
     }
@@ -261,11 +279,11 @@ def answer_request(question: Path, found: Path) -> None:
     for name in ("tasks", "task_folders", "layers"):
         given[name] = None if given[name] is None else tuple(given[name])
     settings = Settings(**{**given, "results": Path(given["results"]), "latency": Protocol(**given["latency"])})
-    module, name, arguments = request["method"]
-    method = getattr(import_module(module), name)(**arguments)
+    method = made_again(request["method"])
     checkpoint = load(settings)
     inputs, make = timing_inputs(checkpoint, settings), preprocessing(checkpoint, settings)
-    cell = measure(checkpoint.model, inputs, method, Schedule.parse(request["schedule"]), settings.latency, make)
+    schedule, tokenizer = Schedule.parse(request["schedule"]), checkpoint.processor.tokenizer
+    cell = measure(checkpoint.model, inputs, method, schedule, settings.latency, make, tokenizer)
     found.write_text(json.dumps(cell, allow_nan=False))
 
 

@@ -240,7 +240,7 @@ def detaches(subject: Subject, family: str, backend: str) -> None:
         raise RuntimeError("on purpose")
 
     kind = type(subject.method)
-    failing: Any = object.__new__(type("Failing", (kind,), {"score": fails}))
+    failing: Any = object.__new__(type("Failing", (kind,), {"score": fails, "at": Method.at}))
     failing.__dict__.update(vars(subject.method))
     with contextlib.suppress(RuntimeError), replace(subject, method=failing).attached(model):
         model(**batch)

@@ -50,7 +50,7 @@ class Attachment:
         self.method, self.schedule, self.tokenizer = method or Method(), schedule, tokenizer
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
-        self.observed = {stage.layer + self.method.observe for stage in schedule}
+        self.observed = {stage.layer + self.method.at(stage).observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         looks = self.method.looks_at() if schedule else None
@@ -106,7 +106,8 @@ class Attachment:
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
-                if self.method.observe < 0 and number in self.observed:  # after it: its output enters the boundary
+                # after it: its output enters the boundary
+                if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                     watch = partial(self.watch, number)
                     self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
@@ -259,10 +260,11 @@ class Attachment:
             return
         hidden = args[0]
         keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
-        stage = self.boundaries[number - self.method.observe]
+        stage = self.boundaries[number + 1]
         rotary = kwargs["position_embeddings"]
         seen = view(run, number, layer, hidden, rotary, stage, keys, output)
-        run.pending = self.method.score(with_plan(run, self.method, seen))
+        method = self.method.at(stage)
+        run.pending = method.score(with_plan(run, method, seen))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -273,10 +275,11 @@ class Attachment:
         if stage is None:
             return hidden
         seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
-        scores = run.pending if self.method.observe < 0 else self.method.score(with_plan(run, self.method, seen))
+        method = self.method.at(stage)
+        scores = run.pending if method.observe < 0 else method.score(with_plan(run, method, seen))
         assert scores is not None
         run.pending = None
-        hidden, ranked = cut(run, self.method, seen, scores)
+        hidden, ranked = cut(run, method, seen, scores)
         self.prefill.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 

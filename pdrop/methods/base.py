@@ -94,6 +94,10 @@ class Method:
         if not self.adaptive and any(stage.adaptive for stage in schedule):
             raise ValueError(f"{name} does not find its own numbers of tokens: give it fractions, not {schedule}")
 
+    def at(self, stage: Stage) -> Method:
+        """Whose boundary a stage is, where a method is made of several."""
+        return self
+
     def looks_at(self) -> tuple[int, ...] | None:
         """`tower_layers`; of a random twin, what its numbers need."""
         return self.tower_layers

@@ -99,10 +99,12 @@ class DART(Method):
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Likeness of the visual tokens to the pivots."""
-        if min(prompt.visual_per_layer) >= prompt.visual:
+        (layer,) = schedule.layers
+        before, after = (prompt.visual, *prompt.visual_per_layer)[layer : layer + 2]
+        if after >= before:
             return 0.0
-        pivots = min(self.image_pivots, prompt.visual) + min(self.text_pivots, prompt.text)
-        return prompt.visual * sizes.hidden * pivots
+        pivots = min(self.image_pivots, before) + min(self.text_pivots, prompt.text)
+        return before * sizes.hidden * pivots
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One boundary in front of layer 2."""

@@ -94,6 +94,13 @@ class RandomAdaptive(RandomDrop):
     adaptive: ClassVar[bool] = True
     observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
 
+    def at(self, stage: Stage) -> Method:
+        """The twin of the part whose boundary it is."""
+        part = self.like if self.like is None else self.like.at(stage)
+        if part is self.like or part is None:
+            return self
+        return twin_of(part, self.seed)
+
     def looks_at(self) -> tuple[int, ...] | None:
         """The method's own."""
         return None if self.like is None else self.like.looks_at()
