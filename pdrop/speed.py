@@ -136,7 +136,10 @@ def one_prompt(
     from pdrop import attach
     from pdrop.scoring.crops import seen
 
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule, tokenizer=checkpoint.processor.tokenizer) as trace:
+    with (
+        torch.inference_mode(),
+        attach(checkpoint.model, method, schedule, tokenizer=checkpoint.processor.tokenizer) as trace,
+    ):
         checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
     visual, rows = trace.visual[0], len(trace.visual)
     crops = seen(inputs, [images] * rows, trace.visual)[0]

@@ -49,6 +49,7 @@ FLOORS = {
     "pdrop.latency": CORE,
     "pdrop.flops": CORE,
     "pdrop.counters": set(),
+    "pdrop.calibrate": CORE,
     "pdrop.conformance": CORE | {"pdrop.flops", "pdrop.counters", "pdrop.scoring"},
     "pdrop.shapes": {"pdrop.schedule"},
     "pdrop.sizes": {"pdrop.shapes"},  # its old name

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from official import IMAGE, names, read
-from test_vectors import CACHE, LOGITS, SCORES, single_row
+from test_vectors import CACHE, LOGITS, SCORES, read_model, single_row
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pdrop import DART, FEATHER, VTW, FitPrune, Method, Schedule, Stage, V2Drop, attach, single
+from pdrop.calibrate import fitprune as fit
+from pdrop.calibrate import withdrawal_layer
 from pdrop.lists import FITPRUNE, fitprune
 
 FIRST = {
@@ -163,3 +165,53 @@ def test_darts_number_is_its_own() -> None:
         assert DART().tokens_per_layer(Schedule((Stage(2, tokens=tokens),)), 576, 32)[2] == stay
     for keep, stay in ((1 - 0.667, 188), (1 - 0.778, 124), (1 - 0.889, 60)):
         assert DART().tokens_per_layer(single(2, keep), 576, 32)[2] == stay
+
+
+# ---------------------------------------------------------------- what is found on samples
+
+
+def samples_of(case: dict[str, Any]) -> tuple[Any, list[dict[str, Tensor]]]:
+    """The model, and each sample as a batch: ids of the text are those whose embeddings it has."""
+    count, start = case["image_tokens"], case["image_start"]
+    rows = [case["arrays"][f"sample{number}_embeds"].float() for number in range(case["samples"])]
+    model = read_model(case, rows[0][start : start + count])
+    table = model.get_input_embeddings().weight
+    batches, pictures = [], []
+    for embedded in rows:
+        ids = torch.cdist(embedded, table).argmin(1)
+        ids[start : start + count] = IMAGE
+        batches.append({"input_ids": ids[None], "pixel_values": torch.full((1, 3, 28, 28), float(len(pictures)))})
+        pictures.append(embedded[start : start + count])
+
+    def image_features(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(pooler_output=[pictures[int(pixel_values.flatten()[0])]])
+
+    model.model.get_image_features = image_features
+    return model, batches
+
+
+def test_fitprunes_table_is_fitted_as_its_authors_fit_it() -> None:
+    case = read("in_decoder", "fitcal", "c01")
+    model, batches = samples_of(case)
+    found = fit(model, batches, case["reduction_ratio"])
+    tried = case["arrays"]["tried"].tolist()
+    assert [alpha for alpha, _, _ in found.tried] == [row[0] for row in tried]
+    assert [float(fits) for _, fits, _ in found.tried] == [row[1] for row in tried]
+    # what goes in the last layer is on its output, which no boundary names
+    assert [table[:-1] for _, _, table in found.tried] == [[int(n) for n in row[2:-1]] for row in tried]
+    assert found.gone == [38, 14, 7, 2, 0, 0, 0, 0], "the last table that keeps the FLOPs, not the last that was tried"
+    assert FitPrune().tokens_per_layer(found.schedule(), 100, 8) == [100, 62, 48, 41, 39, 39, 39, 39]
+    with pytest.raises(ValueError, match="no table saves 100%"):
+        fit(model, batches[:1], 1.0)
+
+
+def test_the_layer_of_vtw_is_searched_as_its_authors_search_it() -> None:
+    case = read("in_decoder", "vtw", "w05")
+    model, batch = single_row(dict(case, image_tokens=case["image_tokens"][0]), "sdpa")
+    layer, divergences = withdrawal_layer(model, [batch], threshold=-1.0)
+    assert layer is None and list(divergences) == [5, 6, 7]
+    torch.testing.assert_close(
+        torch.tensor([*divergences.values()]), case["arrays"]["findk_kl"].float(), rtol=1e-3, atol=1e-6
+    )
+    enough = max(divergences.values())
+    assert withdrawal_layer(model, [batch], threshold=enough)[0] == 5

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pdrop.conformance import behaviour, numbers
+from pdrop.conformance import behaviour, numbers, views
 from pdrop.conformance.families import CORE, FAMILIES, READ_TOWERS
 from pdrop.conformance.subject import NotApplicable, Subject, Unmet
 from pdrop.engine.tower import UnknownTower
@@ -39,6 +39,8 @@ BOTH = ("sdpa", "eager")
 CHECKS = (
     Check("nothing dropped at keep 1, to the bit", behaviour.identity, "core", BOTH),
     Check("as many tokens as it says, in every layer and in the cache", numbers.counts, "all", BOTH),
+    Check("it is shown what the model computes", views.shown, "core"),
+    Check("made tokens stand where it says", views.placed, "core"),
     Check("text is never dropped", numbers.text_stays, "all"),
     Check("the best of its own ranking, in their order", numbers.order, "all"),
     Check("no token sees a later one", behaviour.causal, "core", BOTH),

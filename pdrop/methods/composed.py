@@ -1,7 +1,7 @@
 """Two methods, one after the other: one in front of the decoder and one inside it (VisionZip, then PyramidDrop).
 
-The stage at boundary 0 is the first one's, all others are the second one's. Fractions are of the prompt's ORIGINAL visual
-tokens for both; tokens that the first one made can be dropped or merged by the second.
+The stage at boundary 0 is the first one's, all others are the second one's. Fractions are of the prompt's ORIGINAL
+visual tokens for both; tokens that the first one made can be dropped or merged by the second.
 """
 
 from __future__ import annotations

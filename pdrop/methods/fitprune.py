@@ -45,16 +45,23 @@ class FitPrune(Method):
 
     def score(self, view: View) -> Tensor:
         """Mean over the visual rows times the sum over the question's, [B, T]."""
+        own, question = self.attention(view)
+        words = (view.question() | view.query).sum(1, keepdim=True)
+        return own * question * words
+
+    def attention(self, view: View) -> tuple[Tensor, Tensor]:
+        """The largest head's attention from the picture and from the question, means over the rows, [B, T] each."""
         words = view.question() | view.query
         asking = view.visual | words
         most = max(visual + text for visual, text in zip(view.visual_counts, view.text_counts))
         rows = view.attention_rows(asking, most)
         order = asking.int().argsort(dim=1, descending=True, stable=True)[:, : rows.asks.shape[1]]
-        image = view.visual.gather(1, order) & rows.asks
-        text = words.gather(1, order) & rows.asks
         largest = rows.probabilities.amax(1)  # [B, Q, T]
-        seen = (largest * image[..., None]).sum(1) / view.visual.sum(1, keepdim=True).clamp(min=1)
-        return seen * (largest * text[..., None]).sum(1)
+        found = []
+        for part in (view.visual, words & ~view.visual):
+            weight = (part.gather(1, order) & rows.asks)[..., None]
+            found.append((largest * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return found[0], found[1]
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """Rows of all tokens at every boundary."""
