@@ -352,7 +352,7 @@ class Attachment:
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
-        if self.run is None or not deepstack.take_over(self.run, min(self.boundaries), kwargs):
+        if self.run is None or not deepstack.take_over(self.run, min(self.observed), kwargs):
             return None
         return args, kwargs | {"deepstack_visual_embeds": None}
 
