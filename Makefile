@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test walk check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,10 +47,23 @@ test: $(STAMP) ## Run the tests (no network, no GPU)
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk
 
-check: $(STAMP) ## Format and lint with ruff, check the types with mypy
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
+check: $(STAMP) ## Format and lint, look for large files and broken YAML (the checks before a commit); check the types
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+		PATH="$(abspath $(BIN)):$$PATH" PRE_COMMIT_HOME=build/pre-commit $(BIN)/pre-commit run --all-files; \
+	else echo "not a git checkout: ruff alone"; $(BIN)/ruff format --check . && $(BIN)/ruff check .; fi
 	@$(BIN)/mypy
+
+docs: $(STAMP) ## Build the site in build/docs, strictly; no network
+	@$(BIN)/sphinx-build -W --keep-going -n -q -E -d build/doctrees docs build/docs
+	@echo "== build/docs/index.html"
+
+wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
+	@rm -rf build/lib build/bdist* dist
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel . --no-deps --no-build-isolation --wheel-dir dist
+	@ls dist/*.whl
+
+release-check: check docs wheel ## What a release checks beside make test: see docs/releasing.md
+	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/test_package.py tests/*/test_package.py)
 
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
 	@$(BIN)/python bench.py
@@ -89,7 +102,7 @@ repro: ## Put our numbers beside those that papers printed: results/tables/repro
 embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on 2 cores with bfloat16, 2 h 10 min without; resumes; DEVICE=cuda for a GPU)
 	@$(BIN)/python -m pdrop.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
 
-reference: $(STAMP) ## Renew results/reference and the README's numbers (half an hour on 2 cores)
+reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
 	@$(ANALYSIS) tables --results results/reference
 	@$(ANALYSIS) figures --results results/reference
@@ -99,4 +112,4 @@ lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
 
 clean: ## Remove logs and caches; results, .venv and a training in build/embedded stay
-	@rm -rf outputs multirun build/lib build/bdist* dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	@rm -rf outputs multirun build/lib build/bdist* build/docs build/doctrees build/pre-commit dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -56,9 +56,10 @@ from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
 from pdrop.methods.sparsevlm import SparseVLM
-from pdrop.record import Interval, write_atomically
+from pdrop.record import Interval
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
+from pdrop.store import write_atomically
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999
 # CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once

@@ -44,9 +44,9 @@ from pdrop.environment import environment
 from pdrop.latency import ClockedAttachment, Protocol, Sample, model_device, take_turns, time_call
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
-from pdrop.record import write_atomically
 from pdrop.schedule import pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
+from pdrop.store import write_atomically
 from pdrop.training.parts import checkpoint_activations
 from pdrop.training_flops import training_step_flops
 
@@ -151,9 +151,9 @@ class Steps:
     def selection_share(self, case: Case) -> float:
         """Share of a step inside the attached hooks: reading the batch, ranking, gathering, masks."""
         with (attachment := ClockedAttachment(self.model, case.method, case.schedule)):
-            begin = attachment.now()
+            begin = attachment.seconds()
             self.step()
-            return attachment.spent / (attachment.now() - begin)
+            return attachment.spent / (attachment.seconds() - begin)
 
 
 def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:

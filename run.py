@@ -1,4 +1,4 @@
-"""The door: python run.py --help. One call is one run, `-m` sweeps; see pdrop/run.py for what happens behind it."""
+"""The door: python run.py --help. One call is one run, `-m` sweeps; see pdrop/run.py."""
 
 from pdrop.run import main
 

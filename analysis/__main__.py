@@ -5,13 +5,15 @@
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
-    python -m analysis readme                README.md: its table, figures and findings, from this store
+    python -m analysis readme                README.md, docs/results.md: tables, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
+    python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
+    python -m analysis condense              bring samples of the older form into the compact one; nothing is lost
 
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
@@ -27,15 +29,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import bench, break_even, fresh, readme, repro, trainings, words
-from analysis.comparable import parts, refuse_mixtures
-from analysis.compare import compare
-from analysis.frame import csv
-from analysis.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
-from analysis.notes import warnings
-from analysis.publish import publish
-from analysis.rows import Table
-from analysis.table import grids, latex, markdown
+from pdrop.names import printable
+from pdrop.samples import condense, read_samples, sample_lines, samples_files
+
+from .comparison.comparable import parts, refuse_mixtures
+from .comparison.compare import compare
+from .comparison.table_model import Table
+from .report import explain as words
+from .report import readme
+from .store import up_to_date as fresh
+from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
+from .store.publish import publish
+from .studies import bench, break_even, repro, trainings
+from .tables.csv_export import csv
+from .tables.footnotes import warnings
+from .tables.table import grids, latex, markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,14 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "diff":
             runs = load_runs(results)
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
+        elif options.command == "samples":
+            run = words.find(load_runs(results), options.run)
+            say(sample_lines(read_samples(run.path, options.task)))
+        elif options.command == "condense":
+            write_condensed(results)
         elif options.command == "overlay":
             write_overlays(named_runs(results, options.runs), options, results / "figures")
         elif options.command == "report":
-            from analysis.report import page
+            from .report.page import page
 
             report(results / "report.html", page(results, options.images, options.samples).encode())
         elif options.command == "readme":
-            report(options.readme, readme.written(options.readme, results).encode())
+            pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+            for path, text in pages:
+                report(path, text.encode())
         elif options.command == "hard":
             write_hard(results, options.name, options.control)
         elif options.command == "repro":
@@ -65,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "bench":
             write_page(bench.page(bench.newest(results)), results / "tables" / "bench.md")
         elif options.command == "trainings":
-            from analysis import trained_figure
+            from .studies import trained_figure
 
             write_page(trainings.page(results), results / "tables" / "trainings.md")
             for name, content in trained_figure.files(results):
@@ -73,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n"))
         return 1
     return 0
 
@@ -81,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__, formatter_class=as_written)
+    prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=as_written)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,8 +119,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
     command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
-    command = commands.add_parser("readme", parents=[common], help="renew the README's results")
-    command.add_argument("--readme", type=Path, default=Path("README.md"), metavar="PATH", help="default: README.md")
+    command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
+    where = f"a page that holds results; default: {', '.join(map(str, readme.PAGES))}"
+    command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
     command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
@@ -116,6 +133,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("diff", parents=[common], help="why two runs differ")
     command.add_argument("run", metavar="RUN_A")
     command.add_argument("other", metavar="RUN_B")
+    command = commands.add_parser("samples", parents=[common], help="a run's samples of a task as JSON lines")
+    command.add_argument("run", metavar="RUN_ID")
+    command.add_argument("task", metavar="TASK")
+    commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
     return parser.parse_args(arguments)
 
 
@@ -139,10 +160,10 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
                     refuse_mixtures(experiment, part.runs, times=part.times, strict=strict)
                     tables.append(compare(part, experiment.superseded))
                 except ValueError as error:
-                    sys.stderr.write(f"{part.title}: {error}\n")
+                    sys.stderr.write(printable(f"{part.title}: {error}\n"))
                     refused = 1
         except ValueError as error:
-            sys.stderr.write(f"{name}: {error}\n")
+            sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
@@ -171,7 +192,7 @@ def write_hard(results: Path, name: str, control: str) -> None:
     Raises:
         ValueError: If the experiment's runs cannot stand in one table, or there is no control among them.
     """
-    from analysis import hard
+    from .studies import hard_subset as hard
 
     experiment = load_experiment(results, name)
     for part in parts(experiment, times=False):
@@ -186,13 +207,8 @@ def write_hard(results: Path, name: str, control: str) -> None:
 
 def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from analysis import (
-        attention_figure,
-        figure,
-        models_figure,
-        overlap_figure,
-        redundancy_figure,
-    )  # matplotlib takes a second: only where something is drawn
+    from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
+    from .studies import tradeoff_figure as figure
 
     kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = [one for kind in kinds for one in kind.files(table)]
@@ -208,7 +224,7 @@ def write_break_even(experiment: Experiment, command: str, results: Path) -> str
     if command == "tables":
         text = break_even.page(experiment)
         return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
-    from analysis import break_even_figure
+    from .studies import break_even_figure
 
     drawn = break_even_figure.files(experiment)
     return "".join(written_or_not(results / "figures" / name, content) for name, content in drawn)
@@ -216,10 +232,24 @@ def write_break_even(experiment: Experiment, command: str, results: Path) -> str
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
     """Write the overlays."""
-    from analysis import overlay
+    from .overlays import overlay
 
     for name, content in overlay.files(runs, options.sample, options.images):
         report(folder / name, content)
+
+
+def write_condensed(results: Path) -> None:
+    """Condense the samples of every run, and say what that came to.
+
+    Raises:
+        ValueError: If a file is no samples file; those before it are condensed already.
+    """
+    before = sum(path.stat().st_size for run in load_runs(results) for path in samples_files(run.path))
+    replaced = [path for run in load_runs(results) for path in condense(run.path)]
+    questions = list((results / "questions").glob("*.jsonl.gz"))
+    after = [*questions, *(path for run in load_runs(results) for path in samples_files(run.path))]
+    size = sum(path.stat().st_size for path in after)
+    say(f"{len(replaced)} files condensed: {before / 1e6:.1f} MB of samples became {size / 1e6:.1f}\n")
 
 
 def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
@@ -262,7 +292,7 @@ def written_or_not(path: Path, content: bytes) -> str:
 
 def say(text: str) -> None:
     """Put text on standard output."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
 
 
 def command_line() -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from pdrop.names import printable
+
+from .neutral import in_page
 
 DASH = "–"
 LATEX = {
@@ -41,7 +46,7 @@ class Text:
 
     def markdown(self) -> str:
         """For a Markdown table."""
-        text = self.text.replace("|", "\\|").replace("\n", " ")
+        text = in_page(printable(self.text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " "))
         return {"": text, "best": f"**{text}**", "second": f"*{text}*"}[self.mark]
 
     def latex(self) -> str:
@@ -89,7 +94,7 @@ class Grid:
             r"\begin{table*}[t]",
             r"\centering",
             rf"\caption{{{escape_latex(self.title)}. {caption}}}",
-            rf"\label{{tab:{label}}}",
+            rf"\label{{tab:{re.sub('[^A-Za-z0-9_.:+-]', '-', label)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -105,4 +110,4 @@ class Grid:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(LATEX.get(character, character) for character in text.replace("\n", " "))
+    return "".join(LATEX.get(character, character) for character in printable(text).replace("\n", " "))

@@ -54,6 +54,7 @@ _HOMES = {
     "RunRecord": "pdrop.record",
 }
 
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it, CITATION.cff repeats it
 __all__ = list(_HOMES)
 
 

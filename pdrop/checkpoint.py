@@ -8,8 +8,8 @@ package. `weights="random"` builds the same architecture from its config alone, 
 the weights. Code that comes with a checkpoint is never executed.
 
 What would silently change a number is refused or pinned: weights that do not cover the model (transformers would fill
-the gaps with random values), a text-only checkpoint, and the image processor's backend (torchvision and PIL resize
-differently; published numbers were made with PIL).
+the gaps with random values), weights that are no numbers, a text-only checkpoint, and the image processor's backend
+(torchvision and PIL resize differently; published numbers were made with PIL).
 """
 
 from __future__ import annotations
@@ -21,12 +21,25 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from pdrop.record import Dtype
+from pdrop.weights import (
+    DEEPEST,
+    deepest_of,
+    first_line,
+    headers,
+    read_json,
+    refuse_depths,
+    refuse_misfit,
+    refuse_not_finite,
+    weight_files,
+)
 
 log = logging.getLogger(__name__)
 
 Weights = Literal["pretrained", "random"]
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = get_args(Dtype)
 IMAGE_BACKEND = "pil"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 OTHER_FILES = (
@@ -48,6 +61,11 @@ class Checkpoint:
     fingerprint: str
     model: Any  # transformers PreTrainedModel, in eval mode
     processor: Any  # transformers ProcessorMixin
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's; None where there is no processor."""
+        return getattr(self.processor, "tokenizer", None)
 
     @property
     def num_layers(self) -> int:
@@ -81,26 +99,35 @@ def load(
     Raises:
         ValueError: If any of these cannot be had, with the remedy in the message.
     """
-    if weights not in ("pretrained", "random"):
-        raise ValueError(f"weights is pretrained or random, not {weights!r}")
+    check_weights(weights)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     import torch
 
     check_device(device)
     folder = locate(path, revision=revision, weights=weights)
+    check_json(folder, path)
+    tensors = headers(folder, path) if weights == "pretrained" else None
+    if tensors is not None:
+        refuse_depths(read_json(folder / "config.json", path), path, deepest_of(tensors))
     config = read_config(folder, path)
+    if tensors is not None:
+        from transformers import AutoModelForImageTextToText
+
+        refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
+    processor = _processor(folder, path)
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     try:
         model = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options, path)
     except (ImportError, ValueError) as error:
         if "attn" in str(error).lower() or "attention" in str(error).lower():
             raise ValueError(
-                f"attn_implementation={attn_implementation!r} cannot be had here ({_first_line(error)}): "
+                f"attn_implementation={attn_implementation!r} cannot be had here ({first_line(error)}): "
                 "use sdpa or eager"
             ) from error
+        if isinstance(error, ImportError):  # of a package that its config asks for, such as one that quantises
+            raise ValueError(f"{path}: {first_line(error)}") from error
         raise
-    processor = _processor(folder, path)
     identity = fingerprint(folder, weights=weights, seed=seed)
     return Checkpoint(name, path, revision, weights, identity, model.to(device).eval(), processor)
 
@@ -125,10 +152,10 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
         raise ValueError(f"{path}: no such folder, and no name of a Hub repository (owner/name) either")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{path}: no config.json in this folder, so it is no Hugging Face checkpoint")
-    if weights == "pretrained" and not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{path}: no *.safetensors weights in this folder; weights=random builds the architecture without them"
-        )
+    if (folder / "adapter_config.json").is_file():  # transformers would load another model, the one it names
+        raise ValueError(f"{path}: an adapter lies in this folder: merge it into its model (merge_and_unload) and save")
+    if weights == "pretrained":
+        weight_files(folder, path)
     return folder
 
 
@@ -140,7 +167,7 @@ def _download(path: str, revision: str | None, weights: Weights) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: no such folder, and it cannot be fetched from the Hub ({_first_line(error)}); "
+            f"{path}: no such folder, and it cannot be fetched from the Hub ({first_line(error)}); "
             "give a folder with the checkpoint, or check name, revision, network and login"
         ) from error
 
@@ -167,16 +194,53 @@ def read_config(folder: Path, path: str) -> Any:
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    refuse_depths(read_json(folder / "config.json", path), path, DEEPEST)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path}: transformers cannot read its config.json ({_first_line(error)})") from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a field of a wrong kind raises whatever its use raises
+        refuse_own_code(error, path)
+        raise ValueError(f"{path}: transformers cannot read its config.json ({first_line(error)})") from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
             f"{path} is no vision-language model: its config.json says model_type {config.model_type!r}; "
             "give a checkpoint that transformers loads as image-text-to-text"
         )
     return config
+
+
+def refuse_own_code(error: BaseException, path: str) -> None:
+    """Raise in our words what transformers raises for a checkpoint that needs code of its own.
+
+    Raises:
+        ValueError: If that is what the error is about.
+    """
+    if "trust_remote_code" in str(error):
+        raise ValueError(
+            f"{path} can be loaded by code that comes with it alone (auto_map), which is never executed here: give a "
+            "checkpoint whose architecture transformers has itself"
+        ) from error
+
+
+def check_json(folder: Path, path: str) -> None:
+    """Refuse configs and tokenizer files that are no valid JSON; transformers passes over some and misnames others.
+
+    Raises:
+        ValueError: Naming file and place.
+    """
+    for pattern in OTHER_FILES:
+        for file in sorted(folder.glob(pattern)):
+            if file.suffix == ".json":
+                read_json(file, path)
+
+
+def check_weights(weights: str) -> None:
+    """Refuse weights of a kind that is none.
+
+    Raises:
+        ValueError: Naming the two.
+    """
+    if weights not in get_args(Weights):
+        raise ValueError(f"model.weights is {' or '.join(get_args(Weights))}, not {weights!r}")
 
 
 def check_device(device: str) -> None:
@@ -199,15 +263,13 @@ def check_device(device: str) -> None:
 def _pretrained(folder: Path, options: dict[str, Any], path: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False, **options
+    )
     model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{path}: its weights do not fit its config.json: {len(missing)} are missing (such as {missing[0]}) and "
-            "would be random; use a checkpoint in the Hugging Face format"
-        )
-    if unexpected := sorted(loading["unexpected_keys"]):
-        log.warning("%s: %d weights are not used (such as %s)", path, len(unexpected), unexpected[0])
+    if missing := sorted(loading["missing_keys"]):  # of weights whose headers tell nothing, such as quantised ones
+        raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
+    refuse_not_finite(model, path)
     return model
 
 
@@ -217,20 +279,23 @@ def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> Any
 
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForImageTextToText.from_config(config, **options)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **options)
 
 
 def _processor(folder: Path, path: str) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         if not hasattr(processor, "image_processor"):
             raise ValueError("it has a tokenizer, but no preprocessor_config.json")
         # pinned on its own: video processors know no other backend than torchvision
-        processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=IMAGE_BACKEND)
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        raise ValueError(f"{path}: transformers cannot load its processor ({_first_line(error)})") from error
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            folder, backend=IMAGE_BACKEND, trust_remote_code=False
+        )
+    except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
+        refuse_own_code(error, path)
+        raise ValueError(f"{path}: transformers cannot load its processor ({first_line(error)})") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     log.info("%s: image processor %s", path, type(processor.image_processor).__name__)
@@ -266,8 +331,3 @@ def _content(path: Path) -> bytes:
             file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
             parts.append(file.read(BLOCK))
     return b"".join(parts)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

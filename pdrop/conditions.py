@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 
-# What must be equal for two times to be compared
-EQUAL = (
-    "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
-)  # fmt: skip
+from pdrop.record import EQUAL_CONDITIONS
+
 OTHERS_GIB = 2.0  # of the GPU's memory outside this process: a driver's contexts take less
 
 
@@ -50,7 +48,11 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What forbids a comparison, in words; empty where it may be made."""
-    return [f"{name}: {one.get(name)} and {other.get(name)}" for name in EQUAL if one.get(name) != other.get(name)]
+    return [
+        f"{name}: {one.get(name)} and {other.get(name)}"
+        for name in EQUAL_CONDITIONS
+        if one.get(name) != other.get(name)
+    ]
 
 
 def refuse_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

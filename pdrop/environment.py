@@ -1,20 +1,21 @@
-"""Where a run is made: code, packages, machine. Standard library only; what only torch knows, the caller adds."""
+"""Where a run is made: code, packages, machine. Standard library only; torch is asked where a run has loaded it."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pdrop.identity import code_digest
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ def versions(packages: Sequence[str] = VERSIONS_THAT_MATTER) -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, Any]:
-    """Code, packages and machine of this process, for a record."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Code, packages and machine of this process, for a record of what it does on `device`."""
     packages = (
         "pdrop",
         "torch",
@@ -52,7 +53,17 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         **git_state(),
         "sources": code_digest(),
+        **accelerator(device),
     }
+
+
+def accelerator(device: str) -> dict[str, Any]:
+    """The device's name and torch's threads. A ledger in closed form loads no torch: there both are None."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {"device_name": None, "threads": None}
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {"device_name": name, "threads": torch.get_num_threads()}
 
 
 def processor() -> str:
@@ -86,22 +97,3 @@ def git_state() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError) as error:
         log.warning("no git state recorded: %s", error)
         return {"git_commit": None, "git_dirty": None}
-
-
-@functools.cache
-def code_digest(*others: Path) -> str:
-    """12 hex digits over the sources that make numbers: this package without corpus and checks, and `others`.
-
-    Comments, docstrings and layout do not count.
-    """
-    package = Path(__file__).resolve().parent
-    idle = {"embedded", "conformance"}
-    own = [path for path in package.rglob("*.py") if not idle & set(path.relative_to(package).parts)]
-    digest = hashlib.sha256()
-    for path in [*sorted(own), *sorted(set(others) - set(own))]:
-        tree = ast.parse(path.read_text(encoding="utf8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-                node.body = node.body[1:]
-        digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:12]

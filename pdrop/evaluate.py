@@ -5,10 +5,11 @@ images of tasks asked together, score a crashed generation as an empty answer, a
 its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call a task,
 fresh task objects, answers stored after every batch.
 
-    evaluation = evaluate(checkpoint, PyramidDrop(), pyramid(num_layers=32), tasks=["pope"], folder=Path("out"))
-    evaluation.results["pope"].scores["pope_f1_score"].value
+    settings = compose.settings({"model": "llava_1_5_7b", "method": "pyramiddrop", "tasks": ["pope"]})
+    found = evaluate(settings.load(), settings.method, settings.schedule, settings.spec, Path("out"))
+    found.results["pope"].scores["pope_f1_score"].value
 
-The same adapter serves lmms-eval's own command line (see pdrop/scoring/lmms_command.py):
+The same adapter serves lmms-eval's own command line (see pdrop/lmms_command.py):
 
     python -m lmms_eval --model pdrop --model_args pretrained=...,method=pyramiddrop,ratio=0.5 --tasks pope
 """
@@ -17,70 +18,64 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop.record import write_atomically
-from pdrop.scoring import task_index
+from pdrop.names import check as check_name
+from pdrop.samples import write_samples
+from pdrop.scoring import generation_arguments, task_index
 from pdrop.scoring.answers import Answer, AnswerStore, Question
 from pdrop.scoring.containment import contained_import, random_state_kept, task_code
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.progress import Progress, progress_line
 from pdrop.scoring.requests import Translator
-from pdrop.scoring.results import Evaluation, sample_lines, task_result
+from pdrop.scoring.results import Evaluation, task_result
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
     from pdrop.methods.base import Method
+    from pdrop.record import RunSpec
     from pdrop.schedule import Schedule
 
 __all__ = ["Evaluation", "check_tasks", "evaluate", "manifest"]
+
+log = logging.getLogger(__name__)
 
 Ask = Callable[[list[Question]], list[Answer]]
 
 
 def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
-    """Refuse unknown tasks, before any model is loaded.
+    """Refuse unknown tasks and generation arguments, before any model is loaded.
 
     Raises:
         ValueError: Naming the unknown ones and close matches.
     """
-    task_index.find(tasks, task_dirs)
+    generation_arguments.check(tasks, task_dirs)
 
 
 def evaluate(
     checkpoint: Checkpoint,
     method: Method | None,
     schedule: Schedule,
-    *,
-    tasks: Sequence[str],
+    spec: RunSpec,
     folder: Path,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 1,
-    prompt: str = "chat",
-    image_mode: str = "crop",
-    max_new_tokens: int = 16,
+    *,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped. One process, one device.
 
     Args:
-        checkpoint: From pdrop.checkpoint.load.
+        checkpoint: From ModelSource.load or pdrop.checkpoint.load.
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
-        tasks: lmms-eval tasks or groups; each task of a group gets its own result.
-        folder: The run's own folder: answers.jsonl and samples/<task>.jsonl are written there.
-        limit: First n samples of each task (never splitting samples that are scored together); None: all.
-        seed: Of sampling and of whatever a task draws.
-        batch_size: Prompts in a forward.
-        prompt: "chat" or "vicuna_v1" (pdrop/scoring/prompts.py).
-        image_mode: "crop" or "pad".
-        max_new_tokens: For tasks that set none.
+        spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
+            limit never splits samples that are scored together.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
 
@@ -89,20 +84,15 @@ def evaluate(
         RuntimeError: If anything goes wrong with a question (naming task and doc_id) or in a task's own code.
     """
     from pdrop.scoring.generation import Respondent
-    from pdrop.scoring.prompts import Prompter
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is a number of samples from 1 on, not {limit}; leave it out for all")
+    spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
-    text_config = checkpoint.model.config.get_text_config(decoder=True)
-    prompter = Prompter(checkpoint.processor, prompt, image_mode, text_config.max_position_embeddings)  # type: ignore[arg-type]
-    respondent = Respondent(
-        checkpoint, method, schedule, prompter, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
-    )
+    respondent = Respondent(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
     evaluation = Evaluation()
-    for name, task in load_tasks(tasks, task_dirs).items():
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for name, task in load_tasks(spec.tasks, task_dirs).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
@@ -115,25 +105,31 @@ def evaluate(
 
         with task_code(name, "its documents cannot be read"):
             documents = Documents(task.eval_docs)
-        first = documents.whole_groups(limit)
+        first = documents.whole_groups(spec.limit)
         with progress_line(name, progress) as line:
-            output = score(task, functools.partial(ask, line=line), limit=first, seed=seed, folder=folder)
-        result, samples = task_result(output, name, documents, asked)
+            output = score(task, functools.partial(ask, line=line), limit=first, seed=spec.seed, folder=folder)
+        result, scored = task_result(output, name, documents, asked)
         result.wall_s = time.perf_counter() - started
-        write_atomically(folder / "samples" / f"{name}.jsonl", sample_lines(samples))
+        samples[name] = scored
         evaluation.results[name] = result
         evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+    write_samples(folder, samples)
     return evaluation
 
 
 def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
 
+    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is said.
+
     Raises:
-        ValueError: For unknown names.
+        ValueError: For unknown names, and generation arguments that cannot be honoured.
         RuntimeError: If a task's data cannot be loaded.
     """
     found = task_index.find(names, task_dirs)
+    for folder in sorted({path.parent for paths in found.values() for path in paths}):
+        if not task_index.is_shipped(folder):
+            warn_of_code(folder)
     evaluator = import_lmms_eval()
     managers: dict[tuple[str, ...], Any] = {}
     tasks: dict[str, Any] = {}
@@ -143,7 +139,22 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
             if folders not in managers:
                 managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
             tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+    for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
+        check_name("a task", name)
+        if "generate" in str(task.OUTPUT_TYPE):
+            arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
+            if arguments.contradiction is not None:
+                log.warning("task %s: %s", name, arguments.contradiction)
     return tasks
+
+
+@functools.cache
+def warn_of_code(folder: Path) -> None:
+    """Say, once a process, that the tasks of a folder are programs."""
+    log.warning(
+        "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
+        folder,
+    )
 
 
 def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:
@@ -207,13 +218,8 @@ def adapter() -> type:
         is_simple = True  # requests carry the task's text and images; the chat kind cannot ask for likelihoods
         accelerator = None  # one process: none is needed
 
-        def __init__(self, ask: Ask | None = None, **arguments: Any) -> None:
+        def __init__(self, ask: Ask) -> None:
             super().__init__()
-            if ask is None:
-                from pdrop.scoring.lmms_command import from_arguments
-
-                respondent = from_arguments(**arguments)
-                ask = lambda questions: respondent.answer(questions).answers  # noqa: E731
             self._ask = ask
             self._translator = Translator()
 
@@ -245,10 +251,4 @@ def manifest() -> Any:
     """Entry point of lmms-eval's group `lmms_eval.models`: makes `--model pdrop` known."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="pdrop", simple_class_path="pdrop.evaluate.PdropModel")
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PdropModel":
-        return adapter()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return ModelManifest(model_id="pdrop", simple_class_path="pdrop.lmms_command.PdropModel")

@@ -217,8 +217,8 @@ class ClockedAttachment(Attachment):
 
     spent = 0.0
 
-    def now(self) -> float:
-        """Seconds."""
+    def seconds(self) -> float:
+        """The clock that hooks are timed by."""
         device = model_device(self.architecture.vlm)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -227,11 +227,11 @@ class ClockedAttachment(Attachment):
 
     def clock(self, hook: Callable[..., Any], *given: Any) -> Any:
         """Call one of the hooks."""
-        begin = self.now()
+        begin = self.seconds()
         try:
             return hook(*given)
         finally:
-            self.spent += self.now() - begin
+            self.spent += self.seconds() - begin
 
     def open(self, *given: Any) -> Any:
         return self.clock(super().open, *given)
@@ -249,9 +249,9 @@ class ClockedAttachment(Attachment):
 def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
     """Share of one prefill that is spent on dropping. Not a way to time a prefill: the clocks cost something."""
     with (attachment := ClockedAttachment(model, method, schedule)):
-        begin = attachment.now()
+        begin = attachment.seconds()
         prefill(model, inputs)
-        return attachment.spent / (attachment.now() - begin)
+        return attachment.spent / (attachment.seconds() - begin)
 
 
 def model_device(model: torch.nn.Module) -> torch.device:

@@ -4,24 +4,35 @@ A run's folder is `results/runs/<model>-<method>-<run_id>/`:
 
     record.json                 the RunRecord: spec, status, scores, cost, environment
     answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
-    samples/<task>.jsonl        one line a sample: answer, target, scores, kept counts
+    samples.zip                 one line per sample: answer, scores, kept tokens (pdrop/samples.py)
 
-Two runs are the same run exactly when their specs are equal, and then they share `run_id`. Standard library only.
+Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
+stranger: names that are no names (pdrop/names.py) are refused on reading. Standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pdrop import names
+from pdrop.store import write_atomically
 
 FORMAT = 1
+# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+EQUAL_CONDITIONS = (
+    "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+)  # fmt: skip
+# what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
+TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
+ImageMode = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True)
@@ -46,17 +57,34 @@ class RunSpec:
     limit: int | None  # first n samples of each task; None = all
     seed: int
     batch_size: int
-    dtype: str
+    dtype: Dtype
     attn_implementation: str
     device: str  # "cpu" | "cuda" | "mps"
-    prompt: str  # prompt style: "chat" (the checkpoint's template) | "vicuna_v1"
-    image_mode: str  # "crop" (the checkpoint's own processing) | "pad"
+    prompt: PromptStyle  # "chat": the checkpoint's template
+    image_mode: ImageMode  # "crop": the checkpoint's own processing
     max_new_tokens: int  # for tasks that set none
     latency: str  # the timing protocol: "off", or name and numbers such as "quick 2/10/1.5"
     versions: str  # canonical JSON {package: version} of those that matter (pdrop/environment.py)
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+
+    def check(self, called: Mapping[str, str] | None = None) -> None:
+        """Refuse a word that is none of its field's, and a count below 1.
+
+        Args:
+            called: What the user calls a field, where that is not its name.
+
+        Raises:
+            ValueError: Naming the field and what it takes.
+        """
+        for name, hint in get_type_hints(RunSpec).items():
+            value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in options:
+                raise ValueError(f"{told} is {', '.join(options[:-1])} or {options[-1]}, not {value!r}")
+            if isinstance(value, int) and value < 1 and name != "seed":
+                null = ", or null" if type(None) in options else ""
+                raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
 
     @property
     def run_id(self) -> str:
@@ -180,9 +208,21 @@ class RunRecord:
             timed = ("prefill_ms", "baseline_prefill_ms", "prefill_time_ratio")
             cost = build(Cost, cost | {k: build(Interval, cost[k]) for k in timed if cost.get(k) is not None})
         record = build(cls, data | {"spec": build(RunSpec, spec), "results": results, "cost": cost})
+        record.check_names()
         if run_id != record.run_id:
             raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
         return record
+
+    def check_names(self) -> None:
+        """Refuse names that would lead a path elsewhere: of model, method and tasks.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        names.check("spec.model", self.spec.model)
+        names.check("spec.method", self.spec.method)
+        for task in (*self.spec.tasks, *self.results):
+            names.check("a task", task)
 
     def write(self, folder: Path) -> Path:
         """Write record.json into `folder` in one step: a reader sees the old one or the new one, never half."""
@@ -234,18 +274,10 @@ def canonical_json(value: Any) -> str:
     return json.dumps(round_floats(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is never seen half-written, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a store is shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def read_lines(path: Path) -> list[str]:
+    """The lines of a JSONL file without their ends. Only "\\n" ends one: U+2028, U+2029 and U+0085 are text."""
+    lines = path.read_bytes().decode("utf8").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_records(store: Path) -> Iterator[RunRecord]:

@@ -1,33 +1,28 @@
 """What is timed in a run, and where: in this process, or in fresh ones that hold nothing else.
 
 A sweep's process has warm caches, leftovers on the device and threads of libraries; `latency=full` therefore measures
-each cell in processes of its own. What such a process needs goes to it as JSON, and what it found comes back as JSON;
-the model is built there again.
+each run in processes of its own. Such a process gets the settings as they are, pickled, builds the model again, and
+gives back what it found as JSON.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import functools
-import itertools
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrop import architectures
-from pdrop.inputs import known_prompt, load, one_image
+from pdrop import timed_prompt
 from pdrop.record import Cost, Interval
 from pdrop.schedule import Schedule
 from pdrop.settings import Settings
-from pdrop.shapes import PromptSize
+from pdrop.timed_prompt import preprocessing, timed_batch
 
 if TYPE_CHECKING:
     from pdrop.checkpoint import Checkpoint
@@ -35,135 +30,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed, where the model's prompt does not say its size
 
-
-def timing_inputs(checkpoint: Checkpoint, settings: Settings) -> Any:
-    """What is timed, the same in every run: the model's prompt of noise pictures and a question, `batch_size` times."""
-    if (make := preprocessing(checkpoint, settings)) is not None:
-        inputs = make()
-    else:
-        prompt = one_image(settings)
-        assert prompt is not None  # only shipped architectures come without a processor
-        config = checkpoint.model.config
-        inputs = architectures.noise_prompt(config, prompt, batch=settings.batch_size, images=settings.latency.images)
-    device, dtype = checkpoint.model.device, checkpoint.model.dtype
-    return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
-
-
-def preprocessing(checkpoint: Checkpoint, settings: Settings) -> Callable[[], Any] | None:
-    """Makes the timed inputs from pictures and text; None where there is no processor."""
-    if checkpoint.processor is None:
-        return None
-    import numpy as np
-    from PIL import Image
-
-    from pdrop.scoring.prompts import Prompter
-
-    images = settings.latency.images
-    known = one_image(settings)
-    size = (NOISE_SIDE, NOISE_SIDE) if known is None else picture_size(known, checkpoint.model.config)
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    prompter = Prompter(checkpoint.processor, settings.prompt, settings.image_mode)  # type: ignore[arg-type]
-
-    def encode(question: str, prompts: int) -> Any:
-        pictures = [[Image.fromarray(pixels)] * images] * prompts
-        return prompter.encode([prompter.render(question, images)] * prompts, pictures)
-
-    def tokens(question: str) -> int:
-        return round(timed_size(encode(question, 1), checkpoint.model.config).text)
-
-    question = QUESTION if known is None else question_of(known.text, tokens)
-    return functools.partial(encode, question, settings.batch_size)
-
-
-def picture_size(prompt: PromptSize, config: Any) -> tuple[int, int]:
-    """Height and width in pixels of a picture that makes the prompt's visual tokens."""
-    if prompt.picture is not None:
-        return prompt.picture
-    if isinstance(prompt.images, int) or not prompt.images:
-        return NOISE_SIDE, NOISE_SIDE  # scaled by the processor to what the tower takes
-    _, height, width = prompt.images[0]
-    patch = config.vision_config.patch_size
-    return height * patch, width * patch
-
-
-def question_of(text: float, tokens: Callable[[str], int]) -> str:
-    """A question that makes a prompt of so many tokens of text: words of QUESTION, filled up with a short one.
-
-    Args:
-        text: Tokens of text in the whole prompt.
-        tokens: How many a question makes.
-
-    Returns:
-        The longest that makes at most so many; one word where the template alone makes more.
-    """
-    question = ""
-    for words in (QUESTION.split(), ["is"]):
-        longer = [" ".join([question, *itertools.islice(itertools.cycle(words), n)]) for n in range(round(text) + 1)]
-        question = longer[max(0, bisect.bisect_right(longer, text, key=tokens) - 1)].strip()
-    return question or QUESTION.split()[0]
-
-
-def timed_size(inputs: Any, config: Any) -> PromptSize:
-    """Text and visual tokens of the first of the timed prompts."""
-    ids = inputs["input_ids"][0]
-    visual = int((ids == config.image_token_id).sum())
-    return PromptSize(len(ids) - visual, visual)
-
-
-def model_prompt(
-    checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, settings: Settings
-) -> PromptSize:
-    """Where nothing is scored: the model's prompt as the schedule leaves it.
-
-    Where only a forward knows its size, or how many tokens stay, it is the timed prompt as one forward sees it.
-    """
-    known = known_prompt(settings)
-    if known is None or any(stage.adaptive for stage in schedule):
-        return one_prompt(checkpoint, inputs, method, schedule, settings.latency.images)
-    layers = checkpoint.model.config.get_text_config(decoder=True).num_hidden_layers
-    return known.under(method, schedule, layers)
-
-
-def one_prompt(
-    checkpoint: Checkpoint, inputs: Any, method: Method | None, schedule: Schedule, images: int
-) -> PromptSize:
-    """The tokens of the timed prompt, seen in one forward."""
-    import torch
-
-    from pdrop import attach
-    from pdrop.scoring.crops import seen
-
-    with (
-        torch.inference_mode(),
-        attach(checkpoint.model, method, schedule, tokenizer=checkpoint.processor.tokenizer) as trace,
-    ):
-        checkpoint.model(**inputs, use_cache=True, logits_to_keep=1)
-    visual, rows = trace.visual[0], len(trace.visual)
-    crops = seen(inputs, [images] * rows, trace.visual)[0]
-    entering = [row[0] for row in trace.visual_tokens]
-    return PromptSize(trace.tokens[0][0] - entering[0], visual, tuple(entering), crops)  # type: ignore[arg-type]
-
-
-def time_cell(
-    cost: Cost, settings: Settings, method: Method, schedule: Schedule, checkpoint: Checkpoint, inputs: Any
-) -> None:
-    """Time a cell under its protocol; fills in the times of `cost`."""
+def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
+    """Time a run under its protocol; fills in the times of `cost`."""
     from pdrop import latency
     from pdrop.measure import measure
 
-    protocol = settings.latency
+    method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
+    assert method is not None
+    if (batch := timed_batch(spec.batch_size)) < spec.batch_size:
+        log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
+    one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
+    cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
+    tokenizer = checkpoint.tokenizer
     if protocol.fresh:
         with off_the_device(checkpoint.model):
-            cost.timing = in_fresh_processes(settings, method, schedule)
+            cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
-        make = preprocessing(checkpoint, settings)
-        tokenizer = checkpoint.processor.tokenizer
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+        make = preprocessing(checkpoint, settings.source, spec, protocol.images)
         cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, tokenizer)
     else:
-        tokenizer = checkpoint.processor.tokenizer
+        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         timed = latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
@@ -184,14 +72,15 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
     """What a schedule's prefill takes, by measuring: for budgets in milliseconds. Medians of interleaved pairs."""
     from pdrop import latency
 
-    checkpoint = load(settings)
-    inputs = timing_inputs(checkpoint, settings)
-    protocol = latency.Protocol("budget", warmup=2, pairs=max(7, settings.latency.pairs))
+    checkpoint = settings.load()
+    inputs = timed_prompt.inputs(checkpoint, settings.source, settings.spec, settings.protocol.images)
+    protocol = latency.Protocol("budget", warmup=2, pairs=max(7, settings.protocol.pairs))
 
     def measured(schedule: Schedule) -> float:
         if not schedule.stages:
             return latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[1].median
-        return latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[0].median
+        tokenizer = checkpoint.tokenizer
+        return latency.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)[0].median
 
     return measured
 
@@ -199,50 +88,27 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
 # ---------------------------------------------------------------------- fresh processes
 
 
-def described(method: Method) -> dict[str, Any]:
-    """A method, and those it is made with, as plain values."""
-    found: dict[str, Any] = {"kind": [type(method).__module__, type(method).__qualname__]}
-    for one in fields(method):
-        value = getattr(method, one.name)
-        found[one.name] = described(value) if is_dataclass(value) else value
-    return found
-
-
-def made_again(values: Mapping[str, Any]) -> Method:
-    """What was described."""
-    module, name = values["kind"]
-    arguments = {key: made_again(v) if isinstance(v, dict) else v for key, v in values.items() if key != "kind"}
-    method: Method = getattr(import_module(module), name)(**arguments)
-    return method
-
-
-def in_fresh_processes(settings: Settings, method: Method, schedule: Schedule) -> dict[str, Any]:
-    """Measure a cell in `repeats` processes, one behind the other.
+def in_fresh_processes(settings: Settings) -> dict[str, Any]:
+    """Measure a run in `repeats` processes, one after the other.
 
     Raises:
         RuntimeError: If one of them fails; with the end of what it said.
     """
     from pdrop.measure import pooled
 
-    request = {
-        "settings": {**asdict(settings), "results": str(settings.results)},
-        "method": described(method),
-        "schedule": str(schedule),
-        "threads": threads(),
-    }
-    cells = []
-    for number in range(settings.latency.repeats):
-        log.info("timing        process %d of %d", number + 1, settings.latency.repeats)
+    found, repeats = [], settings.protocol.repeats
+    for number in range(repeats):
+        log.info("timing        process %d of %d", number + 1, repeats)
         with tempfile.TemporaryDirectory() as folder:
-            question, found = Path(folder) / "request.json", Path(folder) / "found.json"
-            question.write_text(json.dumps(request))
-            command = [sys.executable, "-m", "pdrop.speed", str(question), str(found)]
+            question, answer = Path(folder) / "request.pickle", Path(folder) / "found.json"
+            question.write_bytes(pickle.dumps((settings, threads())))
+            command = [sys.executable, "-m", "pdrop.speed", str(question), str(answer)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = " ".join(done.stderr.strip().splitlines()[-1:])
-                raise RuntimeError(f"the process that measured this cell failed: {said}")
-            cells.append(json.loads(found.read_text()))
-    return pooled(cells)
+                raise RuntimeError(f"the process that measured this run failed: {said}")
+            found.append(json.loads(answer.read_text()))
+    return pooled(found)
 
 
 @contextlib.contextmanager
@@ -269,25 +135,19 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def answer_request(question: Path, found: Path) -> None:
+def answer_request(question: Path, answer: Path) -> None:
     """The other side: read a request, measure, write what was found."""
     import torch
 
-    from pdrop.latency import Protocol
     from pdrop.measure import measure
 
-    request = json.loads(question.read_text())
-    torch.set_num_threads(request["threads"])
-    given = request["settings"]
-    for name in ("tasks", "task_folders", "layers"):
-        given[name] = None if given[name] is None else tuple(given[name])
-    settings = Settings(**{**given, "results": Path(given["results"]), "latency": Protocol(**given["latency"])})
-    method = made_again(request["method"])
-    checkpoint = load(settings)
-    inputs, make = timing_inputs(checkpoint, settings), preprocessing(checkpoint, settings)
-    schedule, tokenizer = Schedule.parse(request["schedule"]), checkpoint.processor.tokenizer
-    cell = measure(checkpoint.model, inputs, method, schedule, settings.latency, make, tokenizer)
-    found.write_text(json.dumps(cell, allow_nan=False))
+    settings, torch_threads = pickle.loads(question.read_bytes())
+    torch.set_num_threads(torch_threads)
+    checkpoint, spec, protocol = settings.load(), settings.spec, settings.protocol
+    inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+    make = preprocessing(checkpoint, settings.source, spec, protocol.images)
+    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make, checkpoint.tokenizer)
+    answer.write_text(json.dumps(found, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparable import parts, refuse_mixtures
-from analysis.compare import compare
-from analysis.load import Run, load_experiment, load_runs
+from analysis.comparison.comparable import parts, refuse_mixtures
+from analysis.comparison.compare import compare
+from analysis.store.load import Run, load_experiment, load_runs
 from pdrop.record import Cost, Interval, RunRecord, RunSpec, Score, TaskResult
 from pdrop.schedule import Schedule, pyramid, single
 

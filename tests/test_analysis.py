@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from records import TASKS, answers, fill, make_record, put, rewrite, run_of, standard, table_of
 
-from analysis import words
 from analysis.__main__ import main
+from analysis.comparison.table_model import Cell
 from analysis.grid import escape_latex
-from analysis.load import load_runs
-from analysis.rows import Cell
+from analysis.report import explain as words
 from analysis.statistics import Estimate
-from analysis.table import by_layer, grids, markdown, papers_average, percent
+from analysis.store.load import load_runs
+from analysis.tables.table import by_layer, grids, markdown, papers_average, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from records import TASKS, VISUAL, make_record, put, run_of, table_of
 
-from analysis import attention_figure, figure
 from analysis.__main__ import main
-from analysis.attention import attention_studies, stability, top_sets
-from analysis.kept import samples_of
+from analysis.store.load import samples_of
+from analysis.studies import attention_figure
+from analysis.studies import tradeoff_figure as figure
+from analysis.studies.attention import attention_studies, stability, top_sets
 
 LAYERS, HEADS = 4, 3
 

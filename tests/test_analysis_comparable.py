@@ -17,8 +17,8 @@ import pytest
 from records import fill, grid, make_record, put, standard, table_of
 
 from analysis.__main__ import main
-from analysis.comparable import parts, refuse_mixtures
-from analysis.load import load_experiment, load_runs
+from analysis.comparison.comparable import parts, refuse_mixtures
+from analysis.store.load import load_experiment, load_runs
 from pdrop.record import RunRecord
 from pdrop.schedule import Schedule, pyramid, single
 

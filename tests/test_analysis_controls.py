@@ -13,8 +13,8 @@ import pytest
 from records import STRENGTH, TASKS, make_record, put, table_of
 
 from analysis.__main__ import main
-from analysis.load import load_runs
 from analysis.statistics import Flips, flips, mcnemar, sign_flips, twice_the_median
+from analysis.store.load import load_runs
 
 
 def test_sign_flips_of_single_samples_are_mcnemar() -> None:

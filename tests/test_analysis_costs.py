@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from records import fill, make_record, put, table_of
 
-from analysis import bench, break_even
 from analysis.__main__ import main
-from analysis.load import load_experiment
-from pdrop.record import RunRecord
+from analysis.store.load import load_experiment
+from analysis.studies import bench, break_even
+from pdrop.record import EQUAL_CONDITIONS, RunRecord
 
-CONDITIONS = {name: None for name in break_even.EQUAL} | {"device": "cpu", "threads": 1, "load": 0.3}
+CONDITIONS = {name: None for name in EQUAL_CONDITIONS} | {"device": "cpu", "threads": 1, "load": 0.3}
 
 
 def lane(ratio: float, values: int = 5) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_times_of_other_conditions_are_refused(store: Path, capsys: pytest.Captu
 
 
 def test_a_table_says_what_enters_each_layer(tmp_path: Path) -> None:
-    from analysis.table import grids
+    from analysis.tables.table import grids
 
     fill(tmp_path, ratios=(0.5,), seeds=1)
     costs = grids(table_of(tmp_path))[-1]
@@ -90,8 +90,8 @@ def test_a_table_says_what_enters_each_layer(tmp_path: Path) -> None:
 
 
 def test_invalid_times_are_marked(tmp_path: Path) -> None:
-    from analysis.notes import warnings
-    from analysis.table import grids
+    from analysis.tables.footnotes import warnings
+    from analysis.tables.table import grids
 
     put(tmp_path, make_record("none", 1.0))
     record = make_record("fastv", 0.5)

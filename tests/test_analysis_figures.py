@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from records import make_record, put, standard, table_of
 
-from analysis import figure, style
+from analysis import style
 from analysis.__main__ import main
-from analysis.load import load_runs
 from analysis.statistics import Estimate
+from analysis.store.load import load_runs
+from analysis.studies import tradeoff_figure as figure
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from records import grid, make_record, put, run_of, table_of
 
-from analysis import overlap_figure, words
-from analysis.load import load_runs
-from analysis.overlap import chance, kept_sets, overlap
-from analysis.redundancy import studies
+from analysis.report import explain as words
+from analysis.store.load import load_runs
+from analysis.studies import overlap_figure
+from analysis.studies.overlap import chance, kept_sets, overlap
+from analysis.studies.redundancy import studies
 
 
 @pytest.fixture(scope="module")

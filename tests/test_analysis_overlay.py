@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from records import make_record, masks, put, rewrite, run_of, standard
 
-from analysis import overlay, pictures
 from analysis.__main__ import main
-from analysis.kept import Sample, samples_of, unpack
-from analysis.pictures import views
+from analysis.overlays import overlay, pictures
+from analysis.overlays.pictures import views
+from analysis.store.load import samples_of
+from analysis.store.samples import Sample, unpack
 
 RED = np.array([1.0, 0.0, 0.0])
 
@@ -42,7 +43,7 @@ def shown(tmp_path: Path) -> Path:
 def test_masks_are_read_bit_by_bit() -> None:
     assert unpack("5", 4).tolist() == [True, False, True, False]
     assert unpack("0", 3).sum() == 0
-    with pytest.raises(ValueError, match="behind the last of 4"):
+    with pytest.raises(ValueError, match="after the last of 4"):
         unpack("10", 4)
 
 
@@ -183,5 +184,5 @@ def test_images_come_from_parquet_too(tmp_path: Path) -> None:
 def test_a_sample_without_masks_is_refused(tmp_path: Path) -> None:
     path = put(tmp_path, make_record("pyramiddrop", 0.5)) / "samples" / "toy_ocr.jsonl"
     path.write_text(json.dumps({"doc_id": 0, "scores": {"acc": 1.0}}) + "\n")
-    with pytest.raises(ValueError, match="line 1 does not say which tokens were kept"):
+    with pytest.raises(ValueError, match="sample 1 does not say what was answered, or which tokens were kept"):
         samples_of(run_of(tmp_path, "pyramiddrop"), "toy_ocr")

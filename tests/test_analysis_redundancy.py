@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from records import TASKS, answers, grid, make_record, put, standard, table_of
 
-from analysis import figure, models_figure, redundancy_figure, style
+from analysis import style
 from analysis.__main__ import main
-from analysis.redundancy import studies
+from analysis.studies import models_figure, redundancy_figure
+from analysis.studies import tradeoff_figure as figure
+from analysis.studies.redundancy import studies
 
 LAYERS, KEEPS = [1, 3, 6, 9], [0.0, 0.1, 0.25, 0.5]
 

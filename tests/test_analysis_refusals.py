@@ -13,8 +13,8 @@ import pytest
 from records import rewrite, run_of, standard, table_of
 
 from analysis.__main__ import main
-from analysis.comparable import refuse_mixtures
-from analysis.load import load_experiment, load_runs
+from analysis.comparison.comparable import refuse_mixtures
+from analysis.store.load import load_experiment, load_runs
 
 
 @pytest.fixture(scope="module")

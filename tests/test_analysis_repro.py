@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from records import make_record, put
 
-from analysis import repro
 from analysis.__main__ import main
-from analysis.load import load_runs
-from analysis.repro import Published, compare, read_published
+from analysis.store.load import load_runs
+from analysis.studies import repro
+from analysis.studies.repro import Published, compare, read_published
 from pdrop.record import RunRecord, Score
 from pdrop.schedule import Schedule
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from records import TASKS, run_of, standard, table_of
 
-from analysis.load import load_runs
 from analysis.statistics import counts, flips, interval, mcnemar, replicates
+from analysis.store.load import load_runs
 
 
 def test_bootstrap_matches_the_closed_form_for_a_mean() -> None:

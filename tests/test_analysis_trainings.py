@@ -5,6 +5,7 @@ pytest tests/test_analysis_trainings.py
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from statistics import fmean
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 import records
 
-from analysis import trained_figure, trainings
 from analysis.__main__ import main
 from analysis.statistics import Estimate, interval, over_seeds
-from analysis.trained import START, WHOLE, Outcome, Way
-from pdrop.training.record import VARIES
+from analysis.studies import trained_figure
+from analysis.studies.trained import START, WHOLE, Outcome, Way
+from pdrop.record import TRAINING_VARIES
+from pdrop.training.record import TrainingSpec
 
 
 def put(results: Path, name: str, seconds: float, loss: float, minute: int = 0, **spec: Any) -> None:
@@ -167,8 +169,8 @@ def test_models_that_answered_other_questions_or_twice_are_not_held_against_each
     assert folder.name in said and twice.name in said and "score one model in one way" in said
 
 
-def test_a_study_is_the_same_thing_where_it_is_scored_and_where_it_is_shown() -> None:
-    assert trainings.VARIES == VARIES
+def test_what_varies_in_a_study_are_fields_of_a_training() -> None:
+    assert set(TRAINING_VARIES) < {field.name for field in dataclasses.fields(TrainingSpec)}
 
 
 def test_intervals_cover_the_choice_of_seeds() -> None:

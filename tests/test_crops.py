@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
+from specs import spec_of
 from synthetic_tasks import picture
 
 from pdrop.checkpoint import load
@@ -50,7 +51,7 @@ def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: b
             counted.append(counted_prefill_flops(checkpoint.model, inputs)["total"])
     arch = ModelSizes.from_config(checkpoint.model.config)
     for batch_size in (1, 3):
-        respondent = Respondent(checkpoint, method, schedule, prompter, batch_size=batch_size, max_new_tokens=1)
+        respondent = Respondent(checkpoint, method, schedule, spec_of(batch_size=batch_size, max_new_tokens=1))
         answers = respondent.answer(questions).answers
         assert [answer.images for answer in answers] == expected
         for answer, flops in zip(answers, counted):

@@ -15,17 +15,19 @@ import pytest
 import torch
 import yaml
 from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
+from specs import spec_of
 from synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
 from pdrop.checkpoint import load
-from pdrop.evaluate import check_tasks, evaluate
+from pdrop.evaluate import check_tasks, evaluate, load_tasks
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import RandomDrop
-from pdrop.record import write_atomically
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.scoring.answers import QuestionError, unpack
 from pdrop.scoring.containment import task_code
+from pdrop.store import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 METHOD = PyramidDrop(positions="compact")
@@ -65,14 +67,15 @@ def run(checkpoint, tasks, tmp_path):
     """evaluate() with this file's defaults; `folder` is a name under tmp_path."""
 
     def call(names, *, folder="run", method=METHOD, schedule=SCHEDULE, **more):
-        options = {"max_new_tokens": 4, "batch_size": 3, "task_dirs": [tasks]} | more
-        return evaluate(checkpoint, method, schedule, tasks=names, folder=tmp_path / folder, **options)
+        said = {name: more.pop(name) for name in list(more) if name not in ("task_dirs", "progress")}
+        spec = spec_of(tasks=tuple(names), **{"max_new_tokens": 4, "batch_size": 3} | said)
+        return evaluate(checkpoint, method, schedule, spec, tmp_path / folder, **{"task_dirs": [tasks]} | more)
 
     return call
 
 
 def samples(folder: Path, task: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / "samples" / f"{task}.jsonl").read_text().splitlines()]
+    return read_samples(folder, task)
 
 
 def stored(folder: Path) -> list[dict]:
@@ -128,6 +131,15 @@ def test_a_group_expands_to_its_tasks(run, tasks, tmp_path):
         write_atomically(own / f"{name}.yaml", (tasks / f"{name}.yaml").read_text())
     evaluation = run(["mine"], task_dirs=[own], limit=2)
     assert set(evaluation.results) == {"pope", "gqa"}
+
+
+def test_a_folder_of_tasks_is_a_program_and_that_is_said_once(tasks, tmp_path, caplog):
+    own = tmp_path / "own"
+    write_atomically(own / "mine.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_mine"))
+    for name in ("pope_mine", "pope_mine", "embedded_chart"):
+        assert load_tasks([name], [own])
+    said = [record.getMessage() for record in caplog.records if "!function" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{own}: lmms-eval runs the Python code")
 
 
 def test_unknown_tasks_are_named_with_close_matches():
@@ -226,9 +238,7 @@ def test_an_interrupted_run_goes_on(run, tmp_path):
     resumed = run(["mme", "scienceqa_img"], folder="broken")
     assert (resumed.asked, resumed.reused) == (whole.asked - kept, kept)
     assert comparable(resumed) == comparable(whole)
-    for task in whole.results:
-        name = f"samples/{task}.jsonl"
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "broken/samples.zip").read_bytes() == (tmp_path / "whole/samples.zip").read_bytes()
     again = run(["mme", "scienceqa_img"], folder="broken")
     assert (again.asked, again.reused) == (0, whole.asked) and comparable(again) == comparable(whole)
 
@@ -258,6 +268,8 @@ def test_a_foreign_answers_file_is_refused(run, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+sys.path.append("tests")
+from specs import spec_of
 from pdrop.checkpoint import load
 from pdrop.evaluate import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
@@ -271,8 +283,9 @@ def hook(task, done, total):
     if len(batches) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), tasks=["gqa", "pope"],
-         folder=Path(folder), batch_size=3, max_new_tokens=4, task_dirs=[tasks], progress=hook)
+spec = spec_of(tasks=("gqa", "pope"), batch_size=3, max_new_tokens=4)
+evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), spec, Path(folder),
+         task_dirs=[tasks], progress=hook)
 """
 
 
@@ -304,7 +317,7 @@ def test_an_exception_names_the_documents(run, tmp_path):
     with pytest.raises(RuntimeError, match=r"task pope, doc_id \d, \d, \d: IndexError: a bug of the method") as error:
         run(["pope"], method=Broken(positions="compact"))
     assert isinstance(error.value.__cause__, IndexError)
-    assert not (tmp_path / "run" / "samples").exists()
+    assert not (tmp_path / "run" / "samples.zip").exists()
     run(["pope"], folder="after")  # nothing stays attached
 
 
@@ -331,7 +344,7 @@ def test_a_picture_that_is_cut_short_is_no_picture(run, tmp_path):
 def test_a_prompt_that_does_not_fit_is_not_cut(tasks, tmp_path):
     short = load(str(save_llava(tmp_path / "short", positions=40)), name="short")
     with pytest.raises(RuntimeError, match=r"task pope, doc_id .*the model takes 40: cutting it would cut the image"):
-        evaluate(short, None, Schedule(), tasks=["pope"], folder=tmp_path / "run", task_dirs=[tasks])
+        evaluate(short, None, Schedule(), spec_of(tasks=("pope",)), tmp_path / "run", task_dirs=[tasks])
 
 
 def test_several_processes_are_refused(run, monkeypatch):
@@ -371,21 +384,45 @@ def override(folder: Path, task: str, **config) -> None:
     write_atomically(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | config))
 
 
-def test_sampling_is_seeded_and_asked_for_by_the_task_alone(run, tmp_path):
-    own = write_tasks(tmp_path / "own", ["pope"])
-    greedy = run(["pope"], folder="greedy", task_dirs=[own])
-    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 0.9, "do_sample": False})
-    run(["pope"], folder="cold", task_dirs=[own])
-    override(own, "pope", generation_kwargs={"max_new_tokens": 6, "temperature": 5.0, "do_sample": True})
-    for folder, seed in (("first", 0), ("second", 0), ("third", 1)):
-        run(["pope"], folder=folder, task_dirs=[own], seed=seed)
-    answers = {
-        name: [sample["answer"] for sample in samples(tmp_path / name, "pope")]
-        for name in ("greedy", "cold", "first", "second", "third")
-    }
-    assert all(long.startswith(short) for long, short in zip(answers["greedy"], answers["cold"])), "temperature alone"
-    assert answers["first"] == answers["second"] != answers["third"]
-    assert greedy.results["pope"].data_hash
+def answers_with(run, tmp_path, own, folder, arguments, **options):
+    override(own, "pope", generation_kwargs={"max_new_tokens": 6, **arguments})
+    run(["pope"], folder=folder, task_dirs=[own], **options)
+    return [sample["answer"] for sample in samples(tmp_path / folder, "pope")]
+
+
+def test_temperature_alone_samples_and_the_seed_decides_what(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"], count=4)
+    greedy = answers_with(run, tmp_path, own, "greedy", {})
+    for number, arguments in enumerate(({"do_sample": True, "temperature": 0}, {"do_sample": False, "top_p": 0})):
+        assert answers_with(run, tmp_path, own, f"cold {number}", arguments) == greedy
+    for number, sampling in enumerate(({}, {"do_sample": True}, {"do_sample": False})):
+        arguments = {"temperature": 5.0, **sampling}
+        first, again, other = (
+            answers_with(run, tmp_path, own, f"hot {number} {turn}", arguments, seed=seed)
+            for turn, seed in enumerate((0, 0, 1))
+        )
+        assert first == again, "the same seed draws the same"
+        assert greedy != first != other != greedy
+
+
+def test_other_arguments_do_what_they_say(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope"], count=4)
+    plain = answers_with(run, tmp_path, own, "plain", {"max_new_tokens": 24})
+    never_again = answers_with(run, tmp_path, own, "never", {"max_new_tokens": 24, "repetition_penalty": 1e9})
+    assert all(len(set(answer)) < len(answer) for answer in plain)
+    assert all(len(set(answer)) == len(answer) > 0 for answer in never_again)
+    answers_with(run, tmp_path, own, "long", {"max_new_tokens": 24, "min_new_tokens": 24})
+    assert {line["answer_tokens"] for line in stored(tmp_path / "long")} == {24}
+    drawn = [answers_with(run, tmp_path, own, f"seed {seed}", {"temperature": 5.0, "seed": seed}) for seed in (1, 2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_arguments_that_cannot_be_honoured_stop_before_the_first_question(run, tmp_path):
+    own = write_tasks(tmp_path / "own", ["pope", "gqa"], count=2)
+    override(own, "gqa", generation_kwargs={"max_new_tokens": 6, "presence_penalty": 1.5})
+    with pytest.raises(ValueError, match="task gqa: generation_kwargs: presence_penalty is not known"):
+        run(["pope", "gqa"], task_dirs=[own])
+    assert not (tmp_path / "run").exists()
 
 
 def test_until_cuts_the_answer(run, tmp_path):

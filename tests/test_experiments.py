@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pdrop.run import CONF, check_dials, choices, instantiate
+from pdrop.compose import CONF, choices, instantiate
+from pdrop.run import check_dials
 from pdrop.schedule import Schedule
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"

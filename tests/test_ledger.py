@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-
 from analysis.load import Run
 from analysis.notes import prompts
+
 from pdrop import FastV, Schedule, SparseVLM, pyramid, run, single, sparsevlm
 from pdrop import architectures as shipped
 from pdrop.flops import SUMMED, fastv_macs_visual, fastv_reduction, prefill_flops, sparsevlm_macs
 from pdrop.ledger import lines
 from pdrop.record import read_records
 from pdrop.shapes import ModelSizes
-from pdrop.speed import question_of
+from pdrop.timed_prompt import question_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_7B = (4096, 11008)
@@ -52,7 +52,7 @@ def test_every_shipped_architecture_adds_up(name: str) -> None:
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(shipped.read(name))
+        model: Any = AutoModelForImageTextToText.from_config(shipped.read(name), trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
     assert parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.005)
     sizes, prompt = ModelSizes.from_config(shipped.read(name)), shipped.reference_prompt(name)

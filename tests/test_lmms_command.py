@@ -5,7 +5,6 @@ pytest tests/test_lmms_command.py
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +13,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from saved_checkpoints import save_llava
 
+from pdrop.compose import CONF, choices, choose, default_device, instantiate
+from pdrop.compose import compose as composed
+from pdrop.lmms_command import from_arguments
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import twin_of
 from pdrop.methods.sparsevlm import SparseVLM
-from pdrop.run import CONF, choices, instantiate
 from pdrop.schedule import Schedule
-from pdrop.scoring import method_choice
-from pdrop.scoring.lmms_command import default_device, from_arguments
-from pdrop.scoring.method_choice import choose
 
 GIVEN: list[dict[str, Any]] = [
     {},
@@ -69,8 +67,9 @@ def test_every_method_is_run_pys(name: str) -> None:
 def test_the_default_method_and_the_choices_are_run_pys() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = compose("run", return_hydra_config=True).hydra.runtime.choices["method"]
-    assert method_choice.defaults()["method"] == chosen
-    assert method_choice.choices() == choices("method")
+    assert composed({})[1] == chosen
+    with pytest.raises(ValueError, match=f"unknown method 'x': choose {', '.join(choices('method'))}$"):
+        choose("x", {})
 
 
 def test_parts_of_a_file_can_be_set() -> None:
@@ -83,13 +82,10 @@ def test_parts_of_a_file_can_be_set() -> None:
         choose("none", {"method.seed": 1})
 
 
-def test_more_of_hydras_language_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "own.yaml").write_text("method: null\nschedule: {_target_: x.y, layer: '${oc.env:K}'}\n")
-    (tmp_path / "run.yaml").write_text((CONF / "run.yaml").read_text())
-    monkeypatch.setattr(method_choice, "CONF", tmp_path)
-    with pytest.raises(ValueError, match=r"own\.yaml: \$\{oc\.env:K\} is not a dial of run\.yaml"):
-        choose("own", {})
+def test_a_file_may_use_all_of_hydras_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDROP_TEST_LAYER", "5")
+    _, schedule = choose("fastv", {"schedule.layer": "${oc.decode:${oc.env:PDROP_TEST_LAYER}}"})
+    assert schedule(32) == Schedule.parse("5:0.5")
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +103,11 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
     fastv = respond("method=fastv,ratio=0.5")
     assert (fastv.method, fastv.schedule) == (FastV(), Schedule.parse("2:0.5"))
     random = respond("method=random,seed=3,layers=[1,3],ratio=1,positions=null")
-    assert (random.method, random.seed) == (twin_of(PyramidDrop(), 3), 3)
+    assert (random.method, random.spec.seed) == (twin_of(PyramidDrop(), 3), 3)
     assert random.schedule == Schedule.parse("1:1 3:1")
     assert respond("method=random_fastv,seed=-1").method == twin_of(FastV(), -1)
     none = respond("method=none,prompt=vicuna_v1,image_mode=pad,max_new_tokens=5,dtype=bfloat16")
-    assert none.method is None and not none.schedule and none.max_new_tokens == 5
+    assert none.method is None and not none.schedule and none.spec.max_new_tokens == 5
     assert (none.prompter.style, none.prompter.image_mode) == ("vicuna_v1", "pad")
     assert none.model.dtype == torch.bfloat16
 
@@ -129,7 +125,7 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
         ),
         ({"layers": 8}, r"layers is a list such as layers=\[8,16,24\], not 8"),
         ({"stages": 2.5}, "stages is a whole number, not 2.5"),
-        ({"seed": "x"}, "seed is a number, not 'x'"),
+        ({"seed": "x"}, "seed is a whole number, not 'x'"),
         ({"ratio": 1.2}, "between 0 and 1, not 1.2"),
         ({"ratio": float("nan")}, "between 0 and 1, not nan"),
         ({"method": "fastv", "positions": "somewhere"}, "positions"),

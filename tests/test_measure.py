@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from families import CORE, build, fresh
 from prompts import sample, single
 
-from pdrop import PyramidDrop, Schedule, attach, pyramid
-from pdrop.conditions import EQUAL, conditions, differences, invalid, refuse_differences
+from pdrop import Method, PyramidDrop, Schedule, attach, compose, pyramid
+from pdrop.conditions import conditions, differences, invalid, refuse_differences
 from pdrop.flops import kv_bytes
 from pdrop.latency import Protocol, Sample, prefill, warm_up
 from pdrop.measure import measure, pooled
 from pdrop.memory import cache_bytes, peak, weight_bytes
-from pdrop.settings import Settings
+from pdrop.methods.random_drop import twin_of
+from pdrop.record import EQUAL_CONDITIONS
+from pdrop.settings import Settings, scheduled
 from pdrop.shapes import ModelSizes
 from pdrop.speed import answer_request, in_fresh_processes
 from pdrop.timeline import Timeline, answer
@@ -101,7 +104,7 @@ def test_backends_are_noted_of_tower_and_decoder_apart() -> None:
     assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "float32", torch.get_num_threads())
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", EQUAL_CONDITIONS)
 def test_what_may_not_be_compared_is_refused(name: str) -> None:
     here = conditions(build("llava", "sdpa", torch.float32))
     assert differences(here, dict(here, load=99.0)) == []
@@ -112,10 +115,10 @@ def test_what_may_not_be_compared_is_refused(name: str) -> None:
 
 
 def test_a_device_that_others_use_gives_no_result() -> None:
-    gpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cuda", "others_gib": 0.4}
+    gpu: dict[str, Any] = dict.fromkeys(EQUAL_CONDITIONS) | {"device": "cuda", "others_gib": 0.4}
     assert invalid(gpu, gpu) == []
     assert invalid(gpu, gpu | {"others_gib": 30.0}) == ["others hold 30.0 GiB of the GPU"]
-    cpu: dict[str, Any] = dict.fromkeys(EQUAL) | {"device": "cpu", "threads": 1, "cores": 4, "load": 2.0}
+    cpu: dict[str, Any] = dict.fromkeys(EQUAL_CONDITIONS) | {"device": "cpu", "threads": 1, "cores": 4, "load": 2.0}
     assert invalid(cpu, cpu) == []
     assert "a load of 9.0 on 4 cores" in invalid(cpu | {"load": 9.0}, cpu)[0]
 
@@ -151,40 +154,41 @@ def test_bytes_of_a_cache_and_of_a_peak() -> None:
 
 # ------------------------------------------------------------------ fresh processes
 
-EMBEDDED: dict[str, Any] = dict(
-    model="embedded", path="package://pdrop.embedded/model", revision=None, weights="pretrained", dtype="float32",
-    attn_implementation="sdpa", device="cpu", batch_size=1, prompt="chat", image_mode="crop", tasks=(),
-    task_folders=(), limit=None, seed=0, max_new_tokens=16, results=Path("results"),
-)  # fmt: skip
+
+def of_embedded(protocol: Protocol, method: Method = METHOD) -> Settings:
+    """The embedded model on the CPU, nothing asked."""
+    dials = {"tasks": [], "method": "none", "device": "cpu", "batch_size": 1}
+    settings = replace(compose.settings(dials), method=method, protocol=protocol)
+    return scheduled(settings, pyramid(12, ratio=0.3))
 
 
 @pytest.mark.slow
-def test_a_fresh_process_measures_the_same_cell() -> None:
+def test_a_fresh_process_measures_the_same_run() -> None:
     protocol = Protocol("full", warmup=1, pairs=2, new_tokens=(1, 2), images=2, fresh=True, repeats=1)
-    found = in_fresh_processes(Settings(**EMBEDDED, latency=protocol), PyramidDrop(), pyramid(12, ratio=0.3))
+    settings = of_embedded(protocol, PyramidDrop())
+    found = in_fresh_processes(settings)
     assert len(found["end_to_end"]["2"]["ratio"]["values"]) == 2 and found["images"] == 2
     assert found["conditions"]["before"]["threads"] == torch.get_num_threads()
     assert "preprocess" in found["stages"]
     with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
-        in_fresh_processes(Settings(**{**EMBEDDED, "path": "/no/where"}, latency=protocol), PyramidDrop(), pyramid(12))
+        in_fresh_processes(replace(settings, source=replace(settings.source, path="/no/where")))
 
 
-def test_a_request_holds_all_that_a_process_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [METHOD, twin_of(METHOD, seed=3)], ids=["method", "twin"])
+def test_a_request_holds_all_that_a_process_needs(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pdrop import measure as module
 
     protocol = Protocol("full", warmup=1, pairs=2, new_tokens=(1, 2), fresh=True)
-    settings = Settings(**EMBEDDED, latency=protocol)
+    settings = of_embedded(protocol, method)
     seen: list[Any] = []
     monkeypatch.setattr(module, "measure", lambda *given: seen.append(given) or {"found": 1})
-    request = {
-        "settings": {**asdict(settings), "results": "results"}, "schedule": "3:0.5", "threads": 1,
-        "method": ["pdrop.methods.pyramiddrop", "PyramidDrop", {"positions": "original"}],
-    }  # fmt: skip
-    (tmp_path / "question").write_text(json.dumps(request))
+    (tmp_path / "question").write_bytes(pickle.dumps((settings, 1)))
     answer_request(tmp_path / "question", tmp_path / "found")
     assert json.loads((tmp_path / "found").read_text()) == {"found": 1}
-    _, inputs, method, schedule, told, make = seen[0]
-    assert method == METHOD and str(schedule) == "3:0.5" and told == protocol and make is not None
+    _, inputs, asked, schedule, told, make = seen[0]
+    assert asked == method and schedule == settings.schedule and told == protocol and make is not None
     assert inputs["input_ids"].shape[0] == 1
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
+from specs import spec_of
 from synthetic_tasks import picture, write_tasks
 
 from pdrop.checkpoint import load
 from pdrop.evaluate import evaluate
 from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.samples import read_samples, sample_lines
 from pdrop.schedule import pyramid
 from pdrop.scoring.prompts import Prompter
 
@@ -100,9 +102,9 @@ def test_other_families(save, positions, tmp_path):
     checkpoint, method = load(str(save(tmp_path / "model")), name="other"), PyramidDrop(positions=positions)
     seen = []
     for size in (1, 5):
-        options = {"tasks": ["scienceqa_img", "seedbench"], "task_dirs": [tasks], "max_new_tokens": 4}
-        evaluate(checkpoint, method, pyramid(LAYERS), folder=tmp_path / str(size), batch_size=size, **options)
-        seen.append([(tmp_path / str(size) / "samples" / f"{task}.jsonl").read_text() for task in options["tasks"]])
+        spec = spec_of(tasks=("scienceqa_img", "seedbench"), max_new_tokens=4, batch_size=size)
+        evaluate(checkpoint, method, pyramid(LAYERS), spec, tmp_path / str(size), task_dirs=[tasks])
+        seen.append([sample_lines(read_samples(tmp_path / str(size), task)) for task in spec.tasks])
     assert seen[0] == seen[1]
     for text in seen[0]:
         for line in map(json.loads, text.splitlines()):

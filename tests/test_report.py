@@ -17,8 +17,8 @@ from PIL import Image
 from records import VISUAL, make_record, masks, put, run_of, standard
 
 from analysis.__main__ import main
-from analysis.report import fill, page
-from analysis.report_data import shortened
+from analysis.report.data import shortened
+from analysis.report.page import fill, page
 from pdrop.schedule import single
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & 'q' \u2028"

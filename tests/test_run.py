@@ -1,9 +1,7 @@
 """run.py as a user calls it, in one process: finished, skipped, failed, refused, swept."""
 
-import json
 import shutil
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +9,14 @@ import pytest
 from command_line import called
 from omegaconf import OmegaConf
 
-from pdrop import cell, inputs, run
+from pdrop import compose as conf
+from pdrop import run, store
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
+from pdrop.runs import run as run_module
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
+from pdrop.scoring import task_index
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["tasks=embedded_chart", "limit=4", "batch_size=2", "latency=off"]
@@ -62,7 +64,7 @@ def test_a_run_leaves_one_truthful_record(command):
         "experiment=first",
     ]
     folder = store / "runs" / spec.folder
-    samples = [json.loads(line) for line in (folder / "samples/embedded_chart.jsonl").read_text().splitlines()]
+    samples = read_samples(folder, "embedded_chart")
     assert [s["doc_id"] for s in samples] == [0, 1, 2, 3]
     assert (store / "experiments/first" / spec.folder).exists()
 
@@ -104,7 +106,7 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(command, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell, "measure", interrupted)
+        patch.setattr(run_module, "measure", interrupted)
         code, said, store = command(*QUICK, "method=fastv")
     assert code == 130 and "goes on from here" in said and "Traceback" not in said
     assert [record.status for record in read_records(store / "runs")] == ["failed"]
@@ -112,18 +114,25 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(command, mon
     assert code == 0 and [record.status for record in read_records(store / "runs")] == ["done"]
 
 
-def test_jobs_that_share_a_store_take_turns_at_one_run(command):
+def test_jobs_that_share_a_store_take_turns_at_one_run(command, monkeypatch):
     command(*QUICK, "method=fastv")
     folder = next((Path("results") / "runs").iterdir())
     finished = (folder / "record.json").read_text()
     (folder / "record.json").unlink()
     (folder / "answers.jsonl").unlink()
-    holding = threading.Event()
+    holding, waited, say = threading.Event(), threading.Event(), store.log.info
+
+    def said_so(text: str, *more: object) -> None:
+        say(text, *more)
+        if text.startswith("waiting"):
+            waited.set()
+
+    monkeypatch.setattr(store.log, "info", said_so)
 
     def other_job() -> None:
-        with cell.only_one(folder):
+        with store.locked(folder):
             holding.set()
-            time.sleep(3)
+            waited.wait(timeout=60)
             (folder / "record.json").write_text(finished)
 
     job = threading.Thread(target=other_job)
@@ -149,7 +158,7 @@ def test_what_changes_numbers_changes_the_identity(command, tmp_path):
     assert len(shipped) == 1, "the same files in another folder are the same tasks"
     template = tasks / "_embedded_template_yaml"
     template.write_text(template.read_text() + "\n# changed\n")
-    inputs.task_digest.cache_clear()  # read once a process
+    task_index.digest.cache_clear()  # read once a process
     code, said, _ = command(*call)
     assert code == 0 and len(run_ids()) == 2, said
     command(*QUICK[:-1], "latency=quick", "latency.pairs=1", "latency.min_seconds=0")
@@ -228,25 +237,25 @@ def test_every_shipped_choice_says_what_it_is(path):
     assert OmegaConf.load(path) is not None
 
 
-@pytest.mark.parametrize("name", run.choices("method"))
+@pytest.mark.parametrize("name", conf.choices("method"))
 def test_every_method_composes_for_every_depth(name):
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.CONF), version_base="1.3"):
         for layers in (12, 28, 32, 40):
             cfg = compose("run", [f"method={name}", "ratio=0.3"])
             config = OmegaConf.to_object(cfg)
-            schedule = run.instantiate(config.schedule, num_layers=layers)
+            schedule = conf.instantiate(config.schedule, num_layers=layers)
             assert isinstance(schedule, Schedule)
             assert (config.method is None) == (not schedule)
             if config.method is not None:
-                assert isinstance(run.instantiate(config.method), Method)
+                assert isinstance(conf.instantiate(config.method), Method)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path):
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("run", [f"experiments={path.stem}"]))
     assert config.experiment and path.stem.startswith(config.experiment), "parts of an experiment share its name"

@@ -18,6 +18,7 @@ import torch
 from families import LAYERS, build
 from prompts import collate, sample
 from saved_checkpoints import save_llava, save_llava_next, save_qwen2_5_vl
+from specs import spec_of
 from synthetic_tasks import picture
 
 from pdrop import PyramidDrop, attach, pyramid
@@ -25,7 +26,6 @@ from pdrop.checkpoint import load
 from pdrop.scoring.answers import AnswerStore, Question
 from pdrop.scoring.generation import Respondent
 from pdrop.scoring.layout import squares, tokens
-from pdrop.scoring.prompts import Prompter
 
 EVERYWHERE = pyramid(LAYERS, stages=LAYERS, ratio=1.0)
 
@@ -105,9 +105,7 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
         )
         for number, row in enumerate(SIZES)
     ]
-    respondent = Respondent(
-        checkpoint, method, schedule, Prompter(checkpoint.processor), batch_size=2, max_new_tokens=1
-    )
+    respondent = Respondent(checkpoint, method, schedule, spec_of(batch_size=2, max_new_tokens=1))
     store = AnswerStore(tmp_path / "answers.jsonl")
     for answer, row, wanted in zip(respondent.answer(questions, store).answers, SIZES, expected):
         assert answer.layout is not None and len(answer.layout) == len(row)

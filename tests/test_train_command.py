@@ -21,9 +21,9 @@ from conversations import captions, records, write_conversations
 from safetensors.torch import load_file
 from saved_checkpoints import save_llava, save_llava_next
 
-import train
+from pdrop import train
 from pdrop.checkpoint import load
-from pdrop.run import CONF, choices
+from pdrop.compose import CONF, choices
 from pdrop.training.loop import Curve, TrainingFailed
 from pdrop.training.parts import part_of
 from pdrop.training.record import TrainingRecord

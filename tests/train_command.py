@@ -9,7 +9,7 @@ from command_line import called
 from conversations import write_conversations
 from saved_checkpoints import save_llava
 
-import train
+from pdrop import train
 
 
 @pytest.fixture(scope="module")

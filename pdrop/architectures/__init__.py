@@ -81,7 +81,10 @@ def build(name: str, *, dtype: str, attn_implementation: str, device: str, seed:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(
-                read(name), dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+                read(name),
+                dtype=getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                trust_remote_code=False,
             )
     except ImportError as error:
         raise ValueError(
@@ -103,6 +106,7 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
 
     generator = torch.Generator().manual_seed(0)
     vision, many = config.vision_config, batch * images
+    text, visual = round(prompt.text), round(prompt.visual)
 
     def noise(*shape: int) -> Any:
         return torch.randn(shape, generator=generator)
@@ -116,15 +120,16 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
             pixels = {"pixel_values": noise(many, prompt.images, 3, side, side)}
             pixels["image_sizes"] = torch.tensor([prompt.picture] * many)
     else:
+        grids = [] if prompt.images is None else [list(grid) for grid in prompt.images]
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
-        patches = sum(frames * height * width for frames, height, width in prompt.images)
+        patches = sum(frames * height * width for frames, height, width in grids)
         pixels = {"pixel_values": noise(many * patches, values)}
-        pixels["image_grid_thw"] = torch.tensor([list(grid) for grid in prompt.images] * many)
+        pixels["image_grid_thw"] = torch.tensor(grids * many)
     between = images if images > 1 else 0  # images of one prompt are told apart by what stands between
-    words = torch.randint(3, 900, (batch, max(2, round(prompt.text) - between)), generator=generator)
+    words = torch.randint(3, 900, (batch, max(2, text - between)), generator=generator)
     blocks = []
     for _ in range(images):
-        blocks.append(torch.full((batch, round(prompt.visual)), config.image_token_id))
+        blocks.append(torch.full((batch, visual), config.image_token_id))
         if between:
             blocks.append(torch.full((batch, 1), 3))
     half = words.shape[1] // 2

@@ -16,17 +16,17 @@ from importlib import import_module
 import torch
 import yaml
 
+from pdrop.compose import choices, choose
 from pdrop.conformance.families import FAMILIES, LAYERS
 from pdrop.conformance.suite import CHECKS, Result, Subject, run
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule, Stage
-from pdrop.scoring.method_choice import choices, choose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, make the checks, say what came out; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pdrop.conformance", description=__doc__, formatter_class=Raw)
-    parser.add_argument("method", metavar="METHOD", help=f"{', '.join(choices())}, or package.module.Class")
+    parser.add_argument("method", metavar="METHOD", help=f"{', '.join(choices('method'))}, or package.module.Class")
     parser.add_argument("dials", nargs="*", metavar="dial=value")
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this kind of model")
     options = parser.parse_args(arguments)
@@ -77,7 +77,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
     Raises:
         ValueError: If there is no such method, or it drops nothing.
     """
-    if name in choices():
+    if name in choices("method"):
         pairs = [dial.partition("=") for dial in dials]
         if odd := [dial for dial, (_, sign, _) in zip(dials, pairs) if not sign]:
             raise ValueError(f"{odd[0]!r} is no dial: write dial=value")
@@ -87,7 +87,9 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
         return Subject(" ".join([name, *dials]), method, schedule)
     module, dot, kind = name.rpartition(".")
     if not dot or dials:
-        raise ValueError(f"unknown method {name!r}: choose {', '.join(choices())}, or give a class by its dotted name")
+        raise ValueError(
+            f"unknown method {name!r}: choose {', '.join(choices('method'))}, or give a class by its dotted name"
+        )
     try:
         method = getattr(import_module(module), kind)()
     except (ImportError, AttributeError, TypeError) as error:

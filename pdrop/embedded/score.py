@@ -48,7 +48,7 @@ class Scorer:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
         self.processor.tokenizer.padding_side = "left"
         self.image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE)

@@ -13,7 +13,8 @@ class Grid:
 
     Attributes:
         first: The number of its first token among the prompt's visual ones.
-        height, width: Rows and columns.
+        height: Rows.
+        width: Columns.
         stride: From a row's first token to the next row's; more than `width` where something stands between the rows.
     """
 

@@ -58,8 +58,9 @@ class RandomDrop(Method):
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
         """As many as enter each layer under `like`."""
-        like = self.like
-        return (super() if like is None else like).entering(schedule, prompt, num_layers)
+        if self.like is None:
+            return super().entering(schedule, prompt, num_layers)
+        return self.like.entering(schedule, prompt, num_layers)
 
     @property
     def priced_as(self) -> Method:

@@ -27,7 +27,8 @@ class SparseVLMV1(SparseVLM):
     """SparseVLM v1. At adaptive stages min(int(rank * scale + bias), tokens - 1) stay, prompt by prompt.
 
     Attributes:
-        scale, bias: Tokens kept for each unit of rank, and beside them.
+        scale: Tokens kept for each unit of rank.
+        bias: Tokens kept beside those.
     """
 
     scale: float = 13.5

@@ -28,6 +28,7 @@ from typing import Any
 
 from pdrop.record import canonical_json
 from pdrop.shapes import PromptSize
+from pdrop.store import open_in_place
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,13 @@ class Question:
         """24 hex digits: equal exactly when the same is asked."""
         asked = [self.task, self.doc_id, self.idx, self.text, dict(self.arguments), self.continuation, self.data]
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
+
+
+def described(error: BaseException | None) -> str:
+    """An exception in a line: its kind and what it says, or that a program meant to end."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
 
 
 class QuestionError(RuntimeError):
@@ -185,8 +193,8 @@ class AnswerStore:
             self._answers[question.key] = answer
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
             lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+        handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(handle, "a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut_short = size > 0 and file.read(1) != b"\n"

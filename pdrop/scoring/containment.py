@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from pdrop.scoring.answers import QuestionError
+from pdrop.scoring.answers import QuestionError, described
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ def task_code(name: str, trouble: str) -> Iterator[None]:
             yield
     except RetryError as error:  # tasks retry their own bugs five times and then hide them
         cause = error.last_attempt.exception()
-        raise RuntimeError(f"task {name}: {trouble}: {type(cause).__name__}: {cause}") from cause
-    except QuestionError:
+        raise RuntimeError(f"task {name}: {trouble}: {described(cause)}") from cause
+    except (QuestionError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
-        raise RuntimeError(f"task {name}: {trouble}: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # also sys.exit, which would end the run as if all were well
+        raise RuntimeError(f"task {name}: {trouble}: {described(error)}") from error
     finally:
         lines = [line for line in re.split(r"[\r\n]+", printed.getvalue()) if line.strip() and not BAR.search(line)]
         if lines:

@@ -20,10 +20,12 @@ from torch import Tensor
 from pdrop.checkpoint import Checkpoint
 from pdrop.engine import attach
 from pdrop.methods.base import Method
-from pdrop.record import canonical_json
+from pdrop.pictures import as_shown
+from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
-from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, pack, pack_attention
+from pdrop.scoring.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
 from pdrop.scoring.crops import seen
+from pdrop.scoring.generation_arguments import GenerationArguments
 from pdrop.scoring.layout import layouts
 from pdrop.scoring.progress import Progress
 from pdrop.scoring.prompts import Prompter
@@ -39,34 +41,20 @@ class Answered:
 
 
 class Respondent:
-    """One checkpoint under one method and schedule, with a prompt style.
+    """One checkpoint under one method and schedule, asked as a spec says.
 
     Args:
         checkpoint: Loaded model and processor.
         method: What ranks the visual tokens; None with an empty schedule.
         schedule: Where and how many.
-        prompter: Renders and encodes.
-        batch_size: Prompts in a forward.
-        max_new_tokens: For tasks that set none.
-        seed: Of sampling, where a task asks for it.
+        spec: How: the fields of RunSpec that its use here names.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        method: Method | None,
-        schedule: Schedule,
-        prompter: Prompter,
-        *,
-        batch_size: int = 1,
-        max_new_tokens: int = 16,
-        seed: int = 0,
-    ) -> None:
-        if batch_size < 1 or max_new_tokens < 1:
-            raise ValueError(f"batch_size and max_new_tokens start at 1, not {batch_size} and {max_new_tokens}")
+    def __init__(self, checkpoint: Checkpoint, method: Method | None, schedule: Schedule, spec: RunSpec) -> None:
+        longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
-        self.method, self.schedule, self.prompter = method, schedule, prompter
-        self.batch_size, self.max_new_tokens, self.seed = batch_size, max_new_tokens, seed
+        self.method, self.schedule, self.spec = method, schedule, spec
+        self.prompter = Prompter(checkpoint.processor, spec.prompt, spec.image_mode, longest)
 
     @torch.inference_mode()
     def answer(
@@ -78,10 +66,13 @@ class Respondent:
             QuestionError: If anything goes wrong with a question; it names the task and the documents.
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
-        asked = done = 0
+        asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
+        for batch in planned:  # what cannot be honoured is refused before anything is asked
+            with blame(batch):
+                GenerationArguments.parse(batch[0].arguments)
         with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
-            for batch in batches(questions, self.batch_size):
+            for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
                 # answers of a part, all of it is asked again
                 known = all(question.key in answers for question in batch)
@@ -108,7 +99,7 @@ class Respondent:
         split: dict[bool, list[tuple[Question, str, list[Any]]]] = defaultdict(list)
         for question in questions:
             with blame([question]):
-                images = list(question.images())
+                images = [as_shown(image) for image in question.images()]
                 split[not images].append((question, self.prompter.render(question.text, len(images)), images))
         for _, rows in sorted(split.items()):
             yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
@@ -120,28 +111,18 @@ class Respondent:
     def _generate(
         self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
     ) -> list[Answer]:
-        arguments, before = dict(questions[0].arguments), trace.prefills
+        arguments, before = GenerationArguments.parse(questions[0].arguments), trace.prefills
         inputs = self._inputs(prompts, images)
-        sampling = bool(arguments.get("do_sample", False))
-        if sampling:
-            torch.manual_seed(int(questions[0].key[:12], 16) ^ self.seed)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=arguments.get("max_new_tokens") or self.max_new_tokens,
-            num_beams=arguments.get("num_beams") or 1,
-            do_sample=sampling,
-            temperature=arguments.get("temperature") if sampling else None,
-            top_p=arguments.get("top_p") if sampling else None,
-            top_k=arguments.get("top_k") if sampling else None,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )[:, inputs["input_ids"].shape[1] :]
+        if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
+            torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
+        options = arguments.options(self.spec.max_new_tokens)
+        output = self.model.generate(**inputs, **options, pad_token_id=self.tokenizer.pad_token_id)
+        output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
-        until = arguments.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
         answers = []
         for prompt, tokens, prefill in zip(prompts, self._cut(output), self._observed(trace, inputs, images)):
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            for stop in stops:
+            text = self.tokenizer.decode(tokens, skip_special_tokens=arguments.skip_special_tokens)
+            for stop in arguments.until:
                 text = text.split(stop)[0] if stop else text
             answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **prefill))
         return answers
@@ -229,9 +210,9 @@ def blame(questions: Sequence[Question]) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a task that calls sys.exit has failed, too
         documents = ", ".join(str(question.doc_id) for question in questions)
         advice = "; use a smaller batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
-        raise QuestionError(
-            f"task {questions[0].task}, doc_id {documents}: {type(error).__name__}: {error}{advice}"
-        ) from error
+        raise QuestionError(f"task {questions[0].task}, doc_id {documents}: {described(error)}{advice}") from error

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from PIL import Image
 
-PromptStyle = Literal["chat", "vicuna_v1"]
-ImageMode = Literal["crop", "pad"]
+from pdrop.pictures import as_shown
+from pdrop.record import ImageMode, PromptStyle
 
 VICUNA_V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -47,9 +47,9 @@ class Prompter:
     def __init__(
         self, processor: Any, style: PromptStyle = "chat", image_mode: ImageMode = "crop", max_tokens: int | None = None
     ) -> None:
-        if style not in ("chat", "vicuna_v1"):
+        if style not in get_args(PromptStyle):
             raise ValueError(f"unknown prompt style {style!r}: choose chat or vicuna_v1")
-        if image_mode not in ("crop", "pad"):
+        if image_mode not in get_args(ImageMode):
             raise ValueError(f"unknown image mode {image_mode!r}: choose crop or pad")
         if style == "chat" and not (processor.chat_template or processor.tokenizer.chat_template):
             raise ValueError("this checkpoint has no chat template: use prompt=vicuna_v1")
@@ -128,10 +128,8 @@ class Prompter:
         return len(both) - shared
 
     def prepare(self, image: Image.Image, pixels: float = 1.0) -> Image.Image:
-        """RGB, with that share of its pixels left, and padded to a square if that is the image mode."""
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
-        image = image.convert("RGB")
+        """As it is shown, with that share of its pixels left, and padded to a square if that is the image mode."""
+        image = as_shown(image)
         if pixels < 1:
             width, height = (max(1, round(side * math.sqrt(pixels))) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)

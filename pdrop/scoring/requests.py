@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrop.pictures import read, scaled
 from pdrop.scoring.answers import Question
 from pdrop.scoring.documents import Documents
 from pdrop.scoring.frames import frames
@@ -61,11 +62,13 @@ class Translator:
 
 
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
-    """The document's pictures; a video, which tasks name by its file, as its frames."""
+    """The document's pictures; what a task names by its file is a picture, or a video's frames."""
     found: list[Any] = []
-    for shown in (visual(document()) if visual else None) or []:
-        if isinstance(shown, (str, Path)):
-            found += frames(Path(shown))
-        elif shown is not None:
-            found.append(shown)
+    for given in (visual(scaled(document())) if visual else None) or []:
+        if isinstance(given, (str, Path)):
+            if not (path := Path(given)).is_file():
+                raise ValueError(f"no picture or video {path}: the task's data is not all here")
+            found += frames(path) if (picture := read(path)) is None else [picture]
+        elif given is not None:
+            found.append(given)
     return found

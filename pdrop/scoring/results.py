@@ -1,6 +1,6 @@
 """From what lmms-eval returns for a task to our results and per-sample lines. No torch, no lmms-eval.
 
-A line of samples/<task>.jsonl:
+A sample, which pdrop/samples.py keeps on disk:
 
     doc_id, question, prompt, target, answer    what was asked, rendered, expected and given
     scores       {metric: number}, one entry for each metric that a single sample has a number for
@@ -15,7 +15,6 @@ A line of samples/<task>.jsonl:
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -85,11 +84,6 @@ def task_result(
         main_metric=next((metric for metric in first if metric in REPORTED), first[0]),
     )
     return result, samples
-
-
-def sample_lines(samples: Sequence[Mapping[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
 
 
 def _sample(

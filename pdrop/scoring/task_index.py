@@ -9,16 +9,21 @@ folders shadow lmms-eval's (its own rule is the reverse: there a project's `mme`
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+from pdrop.names import check
+from pdrop.scoring.answers import described
+
 EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
+_DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
 
@@ -31,19 +36,21 @@ class Entry:
     members: list[str] = field(default_factory=list)
 
 
-def find(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, list[Path]]:
+def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Sequence[str] = ()) -> dict[str, list[Path]]:
     """For each name the YAML files that it and, if it is a group or a tag, its members are defined in.
 
     Args:
         names: Tasks, groups or tags.
         task_dirs: Folders with tasks of one's own ("package://module/folder" too), the first ones win.
+        also: Other names that the user may have meant, such as those of sets of tasks.
 
     Raises:
-        ValueError: If a name is unknown; close matches are named.
+        ValueError: If a name is unknown (close matches are named), or no name at all.
     """
     entries = index(task_dirs)
     if unknown := [name for name in names if name not in entries]:
-        raise ValueError("; ".join(f"unknown task {name!r}{_suggest(name, entries)}" for name in unknown))
+        known = [*also, *entries]
+        raise ValueError("; ".join(f"unknown task {name!r}{_suggest(name, known)}" for name in unknown))
     return {name: list(dict.fromkeys(_files(name, entries, ()))) for name in names}
 
 
@@ -53,6 +60,32 @@ def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     for directory in (*map(_folder, task_dirs), _folder(EMBEDDED_TASKS)):
         entries = _scan(directory) | entries
     return _installed() | entries
+
+
+@functools.cache
+def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
+
+    Raises:
+        ValueError: If a task is unknown; close matches are named.
+    """
+    installed = installed_folder()
+    found = {path for paths in find(tasks, folders).values() for path in paths}
+    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
+    if not own:
+        return ""
+    content = hashlib.sha256()
+    for folder in sorted(own):
+        files = {path for path in folder.iterdir() if path.is_file()}
+        named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
+        for path in sorted({path.resolve() for path in files | named if path.is_file()}):
+            content.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return content.hexdigest()[:12]
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder of tasks comes with lmms-eval or with this project."""
+    return any(home == folder or home in folder.parents for home in (installed_folder(), _folder(EMBEDDED_TASKS)))
 
 
 def installed_folder() -> Path:
@@ -67,7 +100,7 @@ def installed_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "tasks"
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _installed() -> dict[str, Entry]:
     return _scan(installed_folder())
 
@@ -76,8 +109,12 @@ def _folder(directory: str | Path) -> Path:
     text = str(directory)
     if text.startswith("package://"):
         module, _, inside = text.removeprefix("package://").partition("/")
-        return Path(str(files(module))) / inside
-    folder = Path(text).expanduser()
+        try:
+            folder = Path(str(files(module))) / inside
+        except (ImportError, SystemExit) as error:  # finding a package runs its __init__.py
+            raise ValueError(f"task_dirs: {text}: {described(error)}") from error
+    else:
+        folder = Path(text).expanduser()
     if not folder.is_dir():
         raise ValueError(f"task_dirs: no folder {text}")
     return folder
@@ -120,7 +157,7 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
     if inline:
         return [part.strip().strip("\"'") for part in inline.strip("[]").split(",") if part.strip()]
     values = []
-    for line in text[match.end() :].splitlines()[1:]:
+    for line in text[match.end() :].split("\n")[1:]:
         if line and not line[0].isspace() and not line.startswith(("-", "#")):
             break
         if item := _ITEM.match(line):
@@ -130,13 +167,14 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
 
 def _files(name: str, entries: dict[str, Entry], seen: tuple[str, ...]) -> Iterator[Path]:
     entry = entries[name]
+    check(f"a task of {entry.path}", name)  # its samples go into a file of this name
     yield entry.path
     for member in entry.members:
         if member in entries and member not in seen:
             yield from _files(member, entries, (*seen, name))
 
 
-def _suggest(name: str, entries: dict[str, Entry]) -> str:
+def _suggest(name: str, entries: Sequence[str]) -> str:
     close = get_close_matches(name, entries, n=4, cutoff=0.6)
     close += [other for other in sorted(entries) if name.lower() in other.lower() and other not in close][
         : 4 - len(close)

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pdrop.record import canonical_json
-from pdrop.training.record import FILE, VARIES, TrainingRecord
+from pdrop.record import TRAINING_VARIES, canonical_json
+from pdrop.training.record import FILE, TrainingRecord
 
 Done = list[tuple[Path, TrainingRecord]]  # finished trainings, each with its own folder
 
@@ -62,7 +62,7 @@ def studies(done: Done) -> list[Done]:
     """Those together that differ in dropping and seed alone."""
     found: dict[str, Done] = {}
     for path, record in done:
-        same = {name: value for name, value in asdict(record.spec).items() if name not in VARIES}
+        same = {name: value for name, value in asdict(record.spec).items() if name not in TRAINING_VARIES}
         found.setdefault(canonical_json(same), []).append((path, record))
     return list(found.values())
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from pdrop.pictures import check
 from pdrop.scoring.prompts import PLACEHOLDER
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
@@ -106,7 +107,7 @@ def read(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; train.data is a .json or .jsonl file in LLaVA's conversation format")
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf8") as file:
+        with path.open(encoding="utf8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _decode(line, f"{path}, line {number}")
@@ -182,11 +183,12 @@ def _to_front(question: str) -> str:
 
 
 def _checked_size(image: Path, name: str, folder: Path) -> int:
-    """Bytes of the file, which begins as an image does: its header is read, its pixels are not."""
+    """Bytes of the file, which begins as an image that can be shown: its header is read, its pixels are not."""
     if not image.is_file():
         raise ValueError(f"{name}: there is no image {image}; train.images is the folder of images (now {folder})")
     try:
-        with Image.open(image):
+        with Image.open(image) as opened:
+            check(opened)
             return image.stat().st_size
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {image} cannot be read ({error}); replace it or leave the record out") from error

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pdrop.pictures import as_shown
 from pdrop.scoring.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, ImageMode, Prompter
 from pdrop.training.conversations import Conversations, Record
 
@@ -177,8 +178,8 @@ class Encoder:
     def _open(path: Path, record: Record) -> Image.Image:
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                return as_shown(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{record.name}: {path} cannot be read as an image ({error}); mend or replace it"
             ) from error

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pdrop.cell import only_one
+from pdrop import names
 from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
-from pdrop.inputs import accelerator
 from pdrop.memory import peak_since, restart_peak
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
+from pdrop.store import locked, refuse_links
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -74,6 +74,7 @@ def train(
         TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
     """
     settings.check()
+    names.check("method", method_name)
     refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
     checkpoint = load(
@@ -102,9 +103,10 @@ def train(
         method_name, method, schedule, checkpoint.fingerprint, records.fingerprint, len(records), started
     )
     folder, code = settings.output / spec.folder, code_of(method)
+    refuse_links(folder)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
-    with only_one(folder) if main else contextlib.nullcontext():
+    with locked(folder) if main else contextlib.nullcontext():
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             log.warning(
@@ -118,7 +120,7 @@ def train(
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
-        record.environment = environment() | accelerator(settings.device)
+        record.environment = environment(settings.device)
         if main:
             if settings.force:  # what an earlier training left would be gone on from after a kill
                 for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
@@ -191,11 +193,7 @@ def run(
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
-    drops = (
-        attach(model, method, schedule, tokenizer=checkpoint.processor.tokenizer)
-        if schedule
-        else contextlib.nullcontext()
-    )
+    drops = attach(model, method, schedule, tokenizer=checkpoint.tokenizer) if schedule else contextlib.nullcontext()
     with drops:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()

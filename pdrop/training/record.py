@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pdrop.record import build, canonical_json, write_atomically
+from pdrop import names
+from pdrop.record import build, canonical_json
+from pdrop.store import write_atomically
 
 FILE = "training.json"
 FORMAT = 1
-# what may differ inside one study; analysis/trainings.py has them too, since it imports nothing that loads torch
-VARIES = ("method", "method_args", "schedule", "positions", "seed")
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ class TrainingRecord:
             record = build(cls, data | {"spec": spec, "cost": None if cost is None else build(TrainingCost, cost)})
             if claimed != spec.training_id:
                 raise ValueError(f"it says training_id {claimed}, but its spec hashes to {spec.training_id}")
+            for part in ("recipe", "model", "method"):
+                names.check(f"spec.{part}", getattr(spec, part))
             return record
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

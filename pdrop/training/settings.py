@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pdrop.environment import code_digest, versions
+from pdrop import names
+from pdrop.environment import versions
+from pdrop.identity import TRAINED, code_digest
 from pdrop.record import canonical_json
 from pdrop.training.parts import Lora, Rates
 from pdrop.training.record import TrainingSpec
@@ -102,8 +103,8 @@ class TrainingSettings:
                 f"{self.micro_batch} on {self.processes} processes: choose a multiple of {self.micro_batch} x "
                 f"{self.processes}"
             )
-        if not re.fullmatch(r"[\w.-]+", self.model):
-            raise ValueError(f"model.name is part of a folder's name: letters, digits, . _ - only, not {self.model!r}")
+        names.check("model.name", self.model)
+        names.check("train.name", self.recipe)
         if self.lora is not None and self.parallel in ("fsdp", "deepspeed_zero3"):
             raise ValueError(
                 f"LoRA's adapters are merged at the end, which needs whole weights: parallel=ddp, not {self.parallel}"
@@ -184,5 +185,6 @@ class TrainingSettings:
 
 def code_of(method: Method | None) -> str:
     """Digest of the sources that make the weights, the method's own file included."""
-    source = inspect.getsourcefile(type(method)) if method is not None else None
-    return code_digest(*([Path(source).resolve()] if source else []))
+    parts = [] if method is None else method.parts
+    files = [Path(source) for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
+    return code_digest(files, TRAINED)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pdrop.checkpoint import Checkpoint, fingerprint, locate
+from pdrop.checkpoint import Checkpoint, fingerprint, locate, refuse_own_code
 from pdrop.training.parts import part_of
+from pdrop.weights import first_line, headers, refuse_misfit, refuse_not_finite
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
         from transformers import AutoModelForCausalLM
 
         folder = locate(start.language_model)
-        other: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        other = read_part(AutoModelForCausalLM, folder, start.language_model, model.dtype)
         taken["language_model"] = f"{start.language_model} {fingerprint(folder)}"
         _copy(other.get_decoder(), model.get_decoder(), start.language_model)
         _copy(other.get_output_embeddings(), model.get_output_embeddings(), start.language_model)
@@ -51,7 +53,7 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
         from transformers import AutoModel
 
         folder = locate(start.vision_tower)
-        loaded: Any = AutoModel.from_pretrained(folder, dtype=model.dtype)
+        loaded = read_part(AutoModel, folder, start.vision_tower, model.dtype)
         taken["vision_tower"] = f"{start.vision_tower} {fingerprint(folder)}"
         tower = model.model.vision_tower
         _copy(getattr(loaded, "vision_model", loaded), getattr(tower, "vision_model", tower), start.vision_tower)
@@ -67,6 +69,25 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
         taken["projector"] = f"random, seed {seed}"
         log.info("the projector begins with random weights (seed %d)", seed)
     return taken
+
+
+def read_part(auto: Any, folder: Path, path: str, dtype: torch.dtype) -> Any:
+    """A model that a part is taken from.
+
+    Raises:
+        ValueError: If it cannot be read whole, or its weights are no numbers.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a field of a wrong kind raises whatever its use raises
+        refuse_own_code(error, path)
+        raise ValueError(f"{path}: transformers cannot read its config.json ({first_line(error)})") from error
+    refuse_misfit(auto, config, headers(folder, path), path)
+    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    refuse_not_finite(model, path)
+    return model
 
 
 @torch.no_grad()

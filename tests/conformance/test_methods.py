@@ -22,14 +22,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from pdrop import attach
+from pdrop.compose import choices
 from pdrop.conformance import behaviour, numbers
 from pdrop.conformance.__main__ import main, subject_of
 from pdrop.conformance.families import CLIP, CORE
 from pdrop.conformance.suite import CHECKS, Check, run
-from pdrop.scoring.method_choice import choices
 
 ASKS_FOR_A_FOLDER = "cdpruner"  # see test_cdpruner_conforms
-METHODS = [name for name in choices() if name not in ("none", ASKS_FOR_A_FOLDER)]
+METHODS = [name for name in choices("method") if name not in ("none", ASKS_FOR_A_FOLDER)]
 TWINS = [name for name in METHODS if not name.startswith("random") and name != "downsample"]
 MORE = [
     ("sparsevlm_v1", ("method.scale=1",)),

@@ -1,0 +1,98 @@
+"""Rows against their random twins: as many tokens at the same layers, under the same position policy, but blindly.
+
+A method that cannot be told from its twin has shown nothing by its ranking. Several seeds of the twin are a band: the
+difference is taken to their mean, and its interval covers the choice of images AND of seeds, both drawn anew in each
+draw of the bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, replicates, twice_the_median
+from ..store.load import Run
+from .table_model import Row, Table
+
+
+def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatArray | None]) -> None:
+    """Fill in, for the finished rows of one model, what the comparison with the random twin says.
+
+    Args:
+        averages: Each row's average under resampling of the images [draws]; None where it has no interval.
+    """
+    for row, own in zip(rows, averages):
+        twin = twin_of(row, rows)
+        if twin is None or row.average is None or twin.average is None:
+            continue
+        means = [fmean(score_of(run, task) for task in table.averaged) for run in twin.runs]
+        row.random_seeds, row.random_band = len(means), (min(means), max(means))
+        value = row.average.score.value - fmean(means)
+        band = band_draws(twin, table.averaged) if own is not None else None
+        row.against_random = Estimate(value)
+        if band is not None and own is not None:
+            row.against_random = Estimate(value, *interval(own - band))
+        row.random_p = against_each(row, twin, table.averaged)
+
+
+def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row's random twin: one that was made as such (twin=true) before one that happens to be."""
+    found = [other for other in rows if is_random_twin(other, row)]
+    return min(found, key=lambda other: other.spec.method != f"random_{row.spec.method}", default=None)
+
+
+def is_random_twin(other: Row, row: Row) -> bool:
+    """Whether `other` drops as many tokens at the same layers, under the same position policy, but blindly."""
+    names = ("schedule", "positions", "tasks")
+    same = row.drops and all(getattr(other.spec, name) == getattr(row.spec, name) for name in names)
+    return same and is_random(other) and not is_random(row)
+
+
+def is_random(row: Row) -> bool:
+    """Whether the row is a control: random, random_fastv, ..."""
+    return row.spec.method.split("_")[0] == "random"
+
+
+def score_of(run: Run, task: str) -> float:
+    """The task's main metric, as its aggregation gives it."""
+    result = run.record.results[task]
+    return result.scores[result.main_metric].value
+
+
+def columns(runs: Sequence[Run], task: str) -> FloatArray | None:
+    """Per-sample values [samples, runs]; None where a score is not the mean over its samples."""
+    values = [run.samples(task).values for run in runs]
+    there = [v for v, run in zip(values, runs) if v is not None and abs(v.mean() - score_of(run, task)) <= 1e-6]
+    return np.stack(there, axis=1) if len(there) == len(runs) else None
+
+
+def band_draws(twin: Row, tasks: Sequence[str]) -> FloatArray | None:
+    """Average of the twin under resampling of images and of seeds [draws]; None if a task has no draws."""
+    by_task = []
+    for task in tasks:
+        values = columns(twin.runs, task)
+        if values is None:
+            return None
+        by_task.append(replicates(task, values, twin.runs[0].samples(task).clusters))
+    if not by_task:
+        return None
+    return over_seeds(np.mean(by_task, axis=0))
+
+
+def against_each(row: Row, twin: Row, tasks: Sequence[str]) -> float | None:
+    """McNemar's p on flips against each seed of the twin, put together; None for pooled rows and other metrics."""
+    if len(row.runs) > 1:
+        return None
+    values = []
+    for run in twin.runs:
+        total = Flips(0, 0, {})
+        for task in tasks:
+            before, after = run.samples(task).values, row.runs[0].samples(task).values
+            found = None if before is None or after is None else flips(before, after, run.samples(task).clusters)
+            if found is None:
+                return None
+            total += found
+        values.append(total.p)
+    return twice_the_median(values)

@@ -1,0 +1,195 @@
+"""What a table is made of: columns (tasks), rows (runs that differ in the seed alone), cells. Missing stays None.
+
+`analysis.compare` fills the cells; `analysis.table` and `analysis.figure` show them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from pdrop.record import RunSpec
+
+from ..statistics import Estimate, Flips
+from ..store.load import AGES, Run, by_task, without
+from .budgets import budgets
+
+Mark = Literal["", "best", "second"]
+
+
+@dataclass
+class Cell:
+    """A row's score on one task, or its average: fractions 0..1 for most metrics, points for some (MME)."""
+
+    score: Estimate
+    delta: Estimate | None = None  # to the row that drops nothing
+    flips: Flips | None = None  # to the same; None for metrics that are not right or wrong, and for pooled seeds
+    mark: Mark = ""
+
+
+@dataclass
+class Row:
+    """One row: the runs it pools and what they say. Cost fields are means over the pooled runs."""
+
+    runs: list[Run]
+    budget: str  # "" where nothing is dropped
+    status: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+    average: Cell | None = None
+    spread: float | None = None  # standard deviation of the average over seeds
+    against_random: Estimate | None = None  # difference to the average of its random twin's seeds, which are drawn too
+    random_seeds: int = 0  # how many those are
+    random_band: tuple[float, float] | None = None  # their lowest and highest average
+    random_p: float | None = None  # McNemar on flips against them: twice the median over the seeds
+    share_of_none: float | None = None  # average / average of the row that drops nothing
+    floor_to_full: float | None = None  # 0: no image (or else the blind guess), 1: nothing dropped
+    time: Estimate | None = None  # prefill time ratio
+
+    @property
+    def spec(self) -> RunSpec:
+        """The first run's; the others differ in the seed alone."""
+        return self.runs[0].record.spec
+
+    @property
+    def drops(self) -> bool:
+        """Whether visual tokens are dropped."""
+        return self.runs[0].drops
+
+    @property
+    def told_from_random(self) -> Literal["", "above", "below", "not distinguishable"]:
+        """What the interval of the difference to its random twin says; empty without a twin, or without an interval."""
+        if self.against_random is None or self.against_random.low is None:
+            return ""
+        words: dict[int, Literal["above", "below", "not distinguishable"]]
+        words = {1: "above", -1: "below", 0: "not distinguishable"}
+        return words[self.against_random.sign]
+
+    @property
+    def blind(self) -> bool:
+        """Whether no visual token enters the decoder: the floor that is measured."""
+        return self.spec.schedule in ("0:0", "0:0t")
+
+    def cost(self, name: str) -> float | None:
+        """Mean over the pooled runs of a field of `pdrop.record.Cost`; None if a run has no cost."""
+        values = [getattr(run.record.cost, name) for run in self.runs if run.record.cost is not None]
+        return fmean(values) if len(values) == len(self.runs) else None
+
+    @property
+    def visual_tokens(self) -> float | None:
+        """Mean over the layers of the visual tokens that enter them."""
+        layers = [run.record.cost.visual_tokens_per_layer for run in self.runs if run.record.cost is not None]
+        return fmean(fmean(tokens) for tokens in layers) if layers and all(layers) else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column: one task, one metric, over `n` samples of `n_total`."""
+
+    name: str
+    metric: str
+    n: int
+    n_total: int
+    fraction: bool  # every score lies in 0..1, hence is shown in %
+    higher_is_better: bool
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the task enters the average: points and errors do not mix with fractions."""
+        return self.fraction and self.higher_is_better
+
+
+@dataclass
+class Table:
+    """An experiment, or a part of one, ready to be shown. `name` is the stem of its files."""
+
+    name: str
+    rows: list[Row]
+    tasks: dict[str, Task]
+    floors: dict[str, float]  # blind guesses, of those tasks that have one
+    missing: list[str]  # folders the experiment asked for, without a record
+    times: bool
+    title: str = ""
+    superseded: int = 0  # runs left out because they were made again
+
+    @property
+    def averaged(self) -> list[str]:
+        """Tasks in the average."""
+        return [name for name, task in self.tasks.items() if task.averaged]
+
+    @property
+    def floor(self) -> float | None:
+        """The average of the blind guesses; None unless every averaged task has one."""
+        return mean_or_none([self.floors.get(task) for task in self.averaged])
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any row is placed between floor and full."""
+        return any(row.floor_to_full is not None for row in self.rows)
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order of the rows."""
+        return list(dict.fromkeys(row.spec.model for row in self.rows))
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of the rows."""
+        return [run for row in self.rows for run in row.runs]
+
+
+def pool(runs: Sequence[Run]) -> list[Row]:
+    """Rows, seeds pooled: nothing dropped first, then the mildest budget to the hardest, methods by name.
+
+    Runs are pooled where nothing but the seed was asked differently.
+    """
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.record.spec.seed):
+        spec = run.record.spec
+        asked = without(spec, {"seed", "method_args", *AGES})
+        groups.setdefault((asked, seedless(spec), "" if run.done else run.folder), []).append(run)
+    rows = []
+    for model in sorted({run.record.spec.model for run in runs}):
+        those = [pooled for pooled in groups.values() if pooled[0].record.spec.model == model]
+        rows += in_order(those)
+    return rows
+
+
+def in_order(pooled: Sequence[list[Run]]) -> list[Row]:
+    """The rows of one model."""
+    named = [(Row(runs, budget, runs[0].record.status), at) for runs, (budget, at) in zip(pooled, budgets(pooled))]
+    mildness: dict[str, float] = {}
+    for row, _ in named:
+        mildness[row.budget] = max(mildness.get(row.budget, 0.0), row.cost("mean_keep") or 0.0)
+
+    def order(entry: tuple[Row, tuple[int, ...]]) -> tuple[object, ...]:
+        row, at = entry
+        ratio = float(row.budget) if row.budget.replace(".", "", 1).isdigit() else -1.0
+        return (row.drops, at, -ratio, -mildness[row.budget], row.budget, row.spec.method, str(row.runs[0].path))
+
+    return [row for row, _ in sorted(named, key=order)]
+
+
+def seedless(spec: RunSpec) -> str:
+    """The method's arguments without its seed, as JSON."""
+    arguments = json.loads(spec.method_args or "{}")
+    return json.dumps({name: value for name, value in arguments.items() if name != "seed"}, sort_keys=True)
+
+
+def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
+    """The columns, in the order the runs asked for them."""
+    found = {}
+    for name, having in by_task(runs).items():
+        result = having[0].record.results[name]
+        scores = [run.record.results[name].scores[result.main_metric] for run in having]
+        fraction = all(0 <= score.value <= 1 for score in scores)
+        found[name] = Task(name, result.main_metric, result.n, result.n_total, fraction, scores[0].higher_is_better)
+    return found
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean; None if there is no value or one is missing: a mean over fewer tasks is another quantity."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there and len(there) == len(values) else None

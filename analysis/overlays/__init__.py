@@ -1,0 +1,1 @@
+"""Pictures with the patches that stayed or that are attended to."""

@@ -1,0 +1,185 @@
+"""Overlays: the image with the patches that stayed, after each boundary, several runs below each other; attention maps.
+
+    python -m analysis overlay RUN_ID [RUN_ID ...] [--sample TASK:DOC_ID ...] [--images PATH]
+
+The style of PyramidDrop's Fig. 4 (arXiv 2410.17247); of a run whose layers all rank without dropping, the map of each
+layer instead, as in its Fig. 1 (right). An experiment's name stands for its runs. Without --sample, each task shows its
+first sample that the runs answer differently, or else its first. Where images come from, and how tiles, several images
+and frames are laid out: analysis/pictures.py.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from pdrop.names import as_name
+from pdrop.schedule import Schedule
+
+from ..statistics import FloatArray
+from ..store.load import Run, samples_of
+from ..store.samples import Sample
+from ..studies.attention import ranks_only
+from ..studies.tradeoff_figure import PAGE, SETTINGS, saved
+from ..style import method_name
+from .pictures import View, heat_panel, kept_panel, read_images, views
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL = 1.15  # inches
+MOST_RUNS = 8
+MAPS_ACROSS = 7
+
+
+def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> Iterator[tuple[str, bytes]]:
+    """One figure a sample as (file name, content), PDF and PNG.
+
+    Args:
+        runs: Finished runs of one model, drawn below each other in this order.
+        wanted: Samples as "TASK:DOC_ID"; none: one of each task that all runs have.
+        images: Where the images are; None: the embedded test split.
+
+    Raises:
+        ValueError: If the runs or the sample cannot be shown so; the message says why.
+    """
+    check(runs)
+    dropping = [run for run in runs if not ranks_only(run)]
+    for task, doc_id in choose(runs, wanted):
+        held = {run.folder: samples_of(run, task)[doc_id] for run in runs}
+        first = held[runs[0].folder]
+        number = len(first.layout) if first.layout else 1
+        pictures = read_images(images, first.image, f"{task}:{doc_id}", number)
+        seen = views(first, pictures, runs[0].record.spec.image_mode)
+        if dropping:
+            figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
+            yield from saved(
+                figure, "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)])
+            )
+        for run in runs:
+            if ranks_only(run) and held[run.folder].attention is not None:
+                figure = maps(held[run.folder], seen)
+                yield from saved(figure, "-".join(["attention", task, as_name(doc_id), run.record.run_id[:6]]))
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Refuse runs that do not belong into one figure.
+
+    Raises:
+        ValueError: Saying which.
+    """
+    if len(runs) > MOST_RUNS:
+        raise ValueError(f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}")
+    for run in runs:
+        if not run.done:
+            raise ValueError(f"{run.folder} is {run.record.status}: only finished runs can be shown")
+        for name in ("model", "model_fingerprint", "image_mode"):
+            ours, first = getattr(run.record.spec, name), getattr(runs[0].record.spec, name)
+            if ours != first:
+                raise ValueError(f"{run.folder} and {runs[0].folder} differ in {name}: {ours} and {first}")
+
+
+def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
+    """(task, doc_id) of the samples to show.
+
+    Raises:
+        ValueError: If a sample is not there, or the runs scored other data.
+    """
+    shared = [task for task in runs[0].record.results if all(task in run.record.results for run in runs)]
+    pairs = [(task, doc_id) for task, _, doc_id in (text.rpartition(":") for text in wanted)]
+    chosen: list[tuple[str, str]] = []
+    for task, doc_id in pairs or [(task, "") for task in shared]:
+        held = [samples_of(run, task) for run in runs]
+        for run in runs[1:]:
+            if run.record.results[task].data_hash != runs[0].record.results[task].data_hash:
+                raise ValueError(f"{task}: {run.folder} and {runs[0].folder} were scored on other data")
+        if pairs and not all(doc_id in samples for samples in held):
+            raise ValueError(f"{task} has no sample {doc_id!r}; it has {', '.join(list(held[0])[:5])}, ...")
+        apart = (key for key in held[0] if len({samples[key].answer for samples in held}) > 1)
+        chosen.append((task, doc_id if pairs else next(apart, next(iter(held[0])))))
+    if not chosen:
+        raise ValueError("the runs share no task")
+    return chosen
+
+
+def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]) -> Figure:
+    """The figure of one sample: a row a run, the image and then a column a boundary."""
+    across = 1 + max(len(sample.kept) for sample in samples)
+    width = min(PAGE, PANEL * across + 1.2)
+    head = heading(samples[0], width)
+    with plt.rc_context({**SETTINGS, "axes.titlesize": 7}):
+        figure, grid = plt.subplots(
+            len(runs),
+            across,
+            figsize=(width, (width - 1.2) / across * 1.22 * len(runs) + 0.14 * len(head) + 0.1),
+            squeeze=False,
+            layout="constrained",
+        )
+        for row, run, sample in zip(grid, runs, samples):
+            everything = np.ones(sample.visual_tokens, dtype=np.bool_)
+            show(row[0], kept_panel(seen, everything), f"all {sample.visual_tokens}")
+            label = f"{method_name(run.record.spec.method)}\n{textwrap.shorten(sample.answer, 24)}\n{verdict(sample)}"
+            row[0].set_ylabel(label, rotation=0, ha="right", va="center", parse_math=False)
+            layers = Schedule.parse(run.record.spec.schedule).layers
+            for axes, layer, kept in zip(row[1:], layers, sample.kept):
+                title = f"from layer {layer}: {kept.sum()} of {len(kept)}"
+                show(axes, kept_panel(seen, kept), title)
+            for axes in row[1 + len(sample.kept) :]:
+                axes.set_visible(False)
+        figure.suptitle("\n".join(head), fontsize=8, parse_math=False)
+    return figure
+
+
+def maps(sample: Sample, seen: Sequence[View]) -> Figure:
+    """One sample of a study of attention: the image, then each layer's map, its largest value
+    brightest, with the share of attention that the image gets."""
+    held = sample.attention
+    assert held is not None
+    panels = 1 + len(held.layers)
+    across = min(MAPS_ACROSS, panels)
+    down = math.ceil(panels / across)
+    head = heading(sample, PAGE)
+    with plt.rc_context({**SETTINGS, "axes.titlesize": 7}):
+        figure, grid = plt.subplots(
+            down,
+            across,
+            figsize=(PAGE, PAGE / across * 1.18 * down + 0.14 * len(head) + 0.1),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes in grid.flat[panels:]:
+            axes.set_visible(False)
+        show(grid.flat[0], kept_panel(seen, np.ones(sample.visual_tokens, dtype=np.bool_)), "image")
+        for axes, layer, weights, mass in zip(grid.flat[1:], held.layers, held.maps, held.mass):
+            show(axes, heat_panel(seen, weights), f"layer {layer}: {100 * mass.mean():.0f} %")
+        figure.suptitle("\n".join(head), fontsize=8, parse_math=False)
+    return figure
+
+
+def heading(sample: Sample, width: float) -> list[str]:
+    """Question and expected answer, in lines of a figure `width` inches wide."""
+    return textwrap.wrap(f"{sample.question.strip()}  (right: {sample.target})", int(15 * width))
+
+
+def show(axes: Axes, pixels: FloatArray, title: str) -> None:
+    """One panel."""
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_title(title, pad=2)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def verdict(sample: Sample) -> str:
+    """Right, wrong, or the sample's score."""
+    if sample.score in (0.0, 1.0):
+        return "(right)" if sample.score else "(wrong)"
+    return "" if sample.score is None else f"(score {sample.score:.2f})"

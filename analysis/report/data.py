@@ -1,0 +1,224 @@
+"""What the report's page knows of runs and experiments, as plain data for JSON (analysis/report.js shows it)."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pdrop.schedule import Schedule
+
+from ..comparison.comparable import parts, refuse_mixtures
+from ..comparison.compare import compare
+from ..comparison.table_model import Row, Table
+from ..grid import DASH, Grid
+from ..store.load import Experiment, Run, load_experiment
+from ..studies.attention import ranks_only
+from ..style import method_name, task_names
+from ..tables import footnotes as notes
+from ..tables.table import grids, percent
+
+LINE_HEAD = [
+    "experiment",
+    "models",
+    "runs",
+    "not done",
+    "tasks",
+    "questions a run",
+    "average of none",
+    "best that drops",
+]
+RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
+RUN_HEAD += ["FLOPs %", "started", "code"]
+CAPTIONS = {  # by how a figure's name ends; the longest that fits
+    "tradeoff": "Average score against prefill FLOPs",
+    "tradeoff-tasks": "Score of each task against prefill FLOPs",
+    "redundancy": "One cut at layer k: average score against what is kept there",
+    "redundancy-tasks": "One cut at layer k: score of each task against what is kept there",
+    "redundancy-map": "One cut at layer k: what is lost, and what the ranking is worth",
+    "redundancy-models": "One cut at layer k: models side by side",
+    "overlap": "Do layers keep the same tokens?",
+    "attention": "Attention on the image by layer",
+    "attention-heads": "Attention on the image by layer and head",
+    "attention-tasks": "Attention on the image by task and layer",
+    "attention-stability": "Do layers attend to the same tokens?",
+}
+WIDE = 1300  # pixels of a PNG that takes the page's width
+Cells = list[tuple[str, str]]
+
+
+@dataclass
+class Shown:
+    """An experiment on the page: its tables, and why others were refused."""
+
+    name: str
+    experiment: Experiment | None
+    tables: list[Table]
+    refused: list[str]
+
+
+def show(results: Path, name: str) -> Shown:
+    """The tables of an experiment; what may not stand in one is said, not shown."""
+    found = Shown(name, None, [], [])
+    try:
+        found.experiment = load_experiment(results, name)
+    except ValueError as error:
+        found.refused.append(f"{name}: {error}")
+        return found
+    for part in parts(found.experiment):
+        try:
+            refuse_mixtures(found.experiment, part.runs, times=part.times)
+            found.tables.append(compare(part, found.experiment.superseded))
+        except ValueError as error:
+            found.refused.append(f"{part.title}: {error}")
+    return found
+
+
+def totals(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, str]]:
+    """(number, what it counts) at the top of the page."""
+    done = [run for run in runs if run.done]
+    counts = [
+        (len(done), "finished runs"),
+        (len(runs) - len(done), "failed or unfinished"),
+        (len(shown), "experiments"),
+        (len({run.record.spec.model for run in runs}), "models"),
+        (len({run.record.spec.method for run in runs}), "methods"),
+        (len({task for run in done for task in run.record.results}), "tasks"),
+        (sum(result.n for run in done for result in run.record.results.values()), "answers scored"),
+    ]
+    return [(f"{number:,}", name) for number, name in counts]
+
+
+def failures(runs: Sequence[Run]) -> list[str]:
+    """A line for each run that is not done, and one for uncommitted changes."""
+    lines = []
+    for run in runs:
+        if not run.done:
+            error = (run.record.error or "no error recorded").strip().split("\n")[-1]
+            lines.append(f"{run.record.status}: {run.folder}: {error}")
+    dirty = sum(1 for run in runs if run.done and run.record.environment.get("git_dirty"))
+    if dirty:
+        lines.append(f"{dirty} of {len(runs)} runs were made with uncommitted changes")
+    return lines
+
+
+def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str, Any]:
+    """An experiment for the page; its runs in the order of its tables, those without a table behind."""
+    runs = one.experiment.runs if one.experiment else []
+    ordered = [run for table in one.tables for run in table.runs]
+    meaning = notes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
+    return {
+        "name": one.name,
+        "line": line(one, runs),
+        "runs": list(dict.fromkeys(run.record.run_id for run in [*ordered, *runs])),
+        "tables": [table_data(table) for table in one.tables],
+        "refused": one.refused,
+        "meaning": [text.removeprefix("- ").replace("**", "").replace("*", "") for text in meaning],
+        "figures": figure_data(one.name, figures, names),
+    }
+
+
+def shortened(words: Iterable[str], most: int = 3) -> str:
+    """The first of them, and how many more there are: a line of the summary has little room."""
+    listed = list(words)
+    more = [f"and {len(listed) - most} more"] if len(listed) > most else []
+    return ", ".join([*listed[:most], *more]) or DASH
+
+
+def line(one: Shown, runs: Sequence[Run]) -> list[str]:
+    """The experiment in a line of the summary, LINE_HEAD its columns."""
+    rows = [row for table in one.tables for row in table.rows]
+    done = [run for run in runs if run.done]
+    whole = [row for row in rows if not row.drops and row.average]
+    dropping = [row for row in rows if row.drops and row.average and not ranks_only(row.runs[0])]
+    best = max(dropping, key=lambda row: row.average.score.value if row.average else 0.0, default=None)
+    tasks = {task for run in done for task in run.record.results}
+    questions = [sum(result.n for result in run.record.results.values()) for run in done]
+    return [
+        one.name,
+        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
+        str(len(runs)),
+        str(len(runs) - len(done)),
+        str(len(tasks)),
+        f"{fmean(questions):.0f}" if questions else DASH,
+        shortened([average(row) for row in whole]),
+        f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
+    ]
+
+
+def average(row: Row) -> str:
+    """The average of a row in %."""
+    return percent(row.average.score.value if row.average else None)
+
+
+def table_data(table: Table) -> dict[str, Any]:
+    """The grids of a table for the page."""
+    return {
+        "title": table.title,
+        "warnings": notes.warnings(table),
+        "grids": [grid_data(table, grid) for grid in grids(table)],
+    }
+
+
+def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
+    """A grid: each row with the runs behind it; lines that are no run (the blind guess) have none."""
+    names = task_names(list(table.tasks))
+    rows = []
+    for number, cells in enumerate(grid.rows):
+        runs = [run.record.run_id for run in table.rows[number].runs] if number < len(table.rows) else []
+        texts = [(cell.text, cell.mark) for cell in cells]
+        rows.append({"cells": texts, "runs": runs, "rule": number in grid.rules})
+    by_head = {head: task for task, head in names.items() if head in grid.head}
+    return {"title": grid.title, "head": list(grid.head), "left": grid.left, "rows": rows, "tasks": by_head}
+
+
+def run_data(run: Run) -> dict[str, Any]:
+    """A run for the page: its whole record, what to call it, and the layers behind its slider."""
+    spec = run.record.spec
+    study = ranks_only(run)
+    layers = list(Schedule.parse(spec.schedule).layers)
+    extra = [spec.schedule or "nothing dropped", *([spec.positions] if spec.schedule else [])]
+    extra += [f"seed {spec.seed}"] if spec.seed else []
+    return {
+        "id": run.record.run_id,
+        "folder": run.folder,
+        "label": f"{method_name(spec.method)}, {'attention by layer' if study else ', '.join(extra)}",
+        "layers": layers,
+        "study": [0, *layers] if study else [],
+        "record": {"run_id": run.record.run_id, **asdict(run.record)},
+    }
+
+
+def overview(runs: Sequence[Run]) -> dict[str, Any]:
+    """Every run in a line, newest first."""
+    rows = []
+    for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder), reverse=True):
+        spec, cost = run.record.spec, run.record.cost
+        scores = [result.scores[result.main_metric].value for result in run.record.results.values()]
+        mean = fmean(scores) if run.done and scores and all(0 <= score <= 1 for score in scores) else None
+        texts = [run.record.run_id, run.record.status, spec.model, method_name(spec.method), spec.schedule or DASH]
+        texts += [spec.positions, str(spec.seed), str(len(spec.tasks)), percent(mean)]
+        texts += [percent(cost.mean_keep if cost else None), percent(cost.prefill_flops_ratio if cost else None)]
+        texts += [run.record.started_at, notes.commit(run)]
+        rows.append({"cells": [(text, "") for text in texts], "runs": [run.record.run_id], "rule": False})
+    return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
+
+
+def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The experiment's PNGs, the narrow ones first. A figure belongs to the longest name that its own begins with."""
+    found = []
+    for path in sorted(folder.glob(f"{name}*.png")):
+        owners = [other for other in names if path.stem == other or path.stem.startswith(f"{other}-")]
+        if max(owners, key=len, default="") != name:
+            continue
+        content = path.read_bytes()
+        (width,) = struct.unpack(">I", content[16:20])  # of the PNG's first chunk
+        fitting = [ending for ending in CAPTIONS if path.stem == ending or path.stem.endswith(f"-{ending}")]
+        caption = CAPTIONS[max(fitting, key=len)] if fitting else path.stem
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        found.append({"source": source, "caption": f"{caption} ({path.stem}.pdf)", "wide": width > WIDE})
+    return sorted(found, key=lambda one: bool(one["wide"]))

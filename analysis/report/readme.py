@@ -1,0 +1,295 @@
+"""Results in prose, written from the records of a store: tables, figures and what they say.
+
+    python -m analysis readme --results results/reference      # the last step of make reference
+
+Two pages hold them, each between a pair of comments that is replaced: README.md the short form, between <!-- demo -->
+and <!-- /demo --> (one ratio, one figure), docs/results.md the whole, between <!-- results --> and <!-- /results -->.
+No number and no verdict there is typed by hand: a sentence takes its figures from the tables, and says "more", "less"
+or "not told apart" as their intervals do.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..comparison.against_random import is_random
+from ..comparison.comparable import parts, refuse_mixtures
+from ..comparison.compare import compare
+from ..comparison.table_model import Row, Table
+from ..grid import Grid
+from ..statistics import Estimate
+from ..store.load import experiments, load_experiment
+from ..studies.attention import attention_studies, stability
+from ..studies.redundancy import studies
+from ..style import method_name, task_names
+from ..tables.table import grids, percent, signed
+
+PAGES = (Path("README.md"), Path("docs/results.md"))
+SHORT, LONG = "demo", "results"  # what the comments around a block are called
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
+RATIO = "0.5"  # the budget that the short form and the sentence on positions are about
+QUARTER = 0.25  # the top set that the sentence on layers is about
+SHOWN = ("method", "schedule", "tokens", "FLOPs %", "KV %", "average", "Δ none [95 %]")  # columns of the short form
+MOST = 8  # rows of the short form
+FIGURES = (
+    ("demo-tradeoff", "score against cost", "Average score against prefill FLOPs"),
+    ("redundancy", "one cut at layer k: what is still needed there", "Average score against the fraction kept"),
+    ("attention", "attention on the image, layer by layer", "Share, entropy and concentration of attention"),
+)
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The comments in front of a block and after it."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def written(page: Path, results: Path) -> str:
+    """The page with its results renewed.
+
+    Raises:
+        ValueError: If it has no place for them, or a table cannot be made.
+    """
+    text = page.read_text(encoding="utf8")
+    place = Path(os.path.relpath(results, page.parent)).as_posix()
+    found = [name for name in (SHORT, LONG) if all(mark in text for mark in marks(name))]
+    if not found:
+        pairs = " or ".join(" ... ".join(marks(name)) for name in (SHORT, LONG))
+        raise ValueError(f"{page} has no {pairs}: put them where the results belong")
+    for name in found:
+        start, end = marks(name)
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{short(results, place) if name == SHORT else block(results, place)}{end}{after}"
+    return text
+
+
+def short(results: Path, place: str) -> str:
+    """The results at one ratio as Markdown; `place` is how the page names the store.
+
+    Raises:
+        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+    """
+    tables = the_tables(results)
+    demo = tables[SHORT]
+    (name, _, alt), *_ = FIGURES
+    drawn = (results / "figures" / f"{name}.png").is_file()
+    lines = [
+        heading(demo, f" at ratio {RATIO}"),
+        "",
+        one_ratio(demo).markdown(),
+        *([f"![{alt}]({place}/figures/{name}.png)", ""] if drawn else []),
+        *said([redundancy(tables.get("redundancy")), fragile(demo)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def one_ratio(demo: Table) -> Grid:
+    """The rows of the demo at one ratio, what bounds them, and the columns that fit a page."""
+    whole = grids(demo)[0]
+    columns = [whole.head.index(name) for name in SHOWN]
+    bounds = [not row.drops or row.blind for row in demo.rows] + [True] * (len(whole.rows) - len(demo.rows))
+    asked = [row.runs[0].overrides.get("ratio") == RATIO or row.budget == RATIO for row in demo.rows]
+    chosen = [number for number, ratio in enumerate(asked) if ratio and not bounds[number]][: MOST - sum(bounds)]
+    rows = [row for number, row in enumerate(whole.rows) if bounds[number] or number in chosen]
+    return Grid(whole.title, SHOWN, left=2, rows=[[row[column] for column in columns] for row in rows])
+
+
+def block(results: Path, place: str) -> str:
+    """All of the results as Markdown; `place` is how the page names the store.
+
+    Raises:
+        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+    """
+    tables = the_tables(results)
+    demo = tables[SHORT]
+    found = [redundancy(tables.get("redundancy")), positions(tables.get("positions"), place)]
+    found += [fragile(demo), twins(demo), attention(tables.get("attention"))]
+    lines = [
+        heading(demo),
+        "",
+        grids(demo)[0].markdown(),
+        f"Columns, scores by task and certainty: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}",
+        "",
+        *pictures(results, place),
+        "What this model shows, 95 % intervals in brackets, points of the average over the tasks:",
+        "",
+        *said(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def said(sentences: Sequence[str]) -> list[str]:
+    """What there is to say, a list item each."""
+    return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
+
+
+def the_tables(results: Path) -> dict[str, Table]:
+    """The tables that the sentences are about, by experiment.
+
+    Raises:
+        ValueError: If there is no experiment "demo".
+    """
+    known = experiments(results)
+    if SHORT not in known:
+        raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
+    return {name: the_table(results, name) for name in (SHORT, "positions", "redundancy", "attention") if name in known}
+
+
+def the_table(results: Path, name: str) -> Table:
+    """An experiment's only table.
+
+    Raises:
+        ValueError: If its runs need several, or may not stand in one.
+    """
+    experiment = load_experiment(results, name)
+    found = parts(experiment)
+    if len(found) > 1:
+        raise ValueError(f"{name} holds several models: the README shows one")
+    refuse_mixtures(experiment, found[0].runs, times=found[0].times)
+    return compare(found[0], experiment.superseded)
+
+
+def heading(demo: Table, where: str = "") -> str:
+    """What the table is of."""
+    sizes = sorted({task.n for task in demo.tasks.values()})
+    seeds = sorted({len(row.runs) for row in demo.rows if is_random(row)})
+    asked = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    drawn = "one seed" if seeds in ([], [1]) else f"{seeds[-1]} seeds of random"
+    return (
+        f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
+        '"Random" and "Random (FastV)" drop\n'
+        f"at random where PyramidDrop and FastV do, as many tokens but for roundings){where}:"
+    )
+
+
+def hasty(table: Table) -> str:
+    """Said of times that were measured in a few turns."""
+    quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
+    return " Times are an\nindication (`latency=quick`)." if quick else ""
+
+
+def pictures(results: Path, place: str) -> list[str]:
+    """The figures that there are, side by side."""
+    there = [entry for entry in FIGURES if (results / "figures" / f"{entry[0]}.png").is_file()]
+    if not there:
+        return []
+    head = " | ".join(title for _, title, _ in there)
+    shown = " | ".join(f"![{alt}]({place}/figures/{name}.png)" for name, _, alt in there)
+    return [f"| {head} |", "|" + "---|" * len(there), f"| {shown} |", ""]
+
+
+def redundancy(table: Table | None) -> str:
+    """What is lost where no visual token enters layer k or those behind it."""
+    if table is None:
+        return ""
+    for study in studies(table):
+        cuts = [
+            (layer, row.average.delta)
+            for (layer, keep), row in sorted(study.ranked.items())
+            if keep == 0 and row.average and row.average.delta
+        ]
+        if len(cuts) > 1:
+            values = [change.value for _, change in cuts]
+            less = all(a < b for a, b in zip(values, values[1:]))
+            head = "Visual tokens matter less the deeper the layer." if less else "What a layer needs of the image."
+            told = "; ".join(f"layer {layer} {signed(change)}{verdict(change)}" for layer, change in cuts)
+            return f"**{head}** With none of them from layer k on, the average changes by: {told}."
+    return ""
+
+
+def verdict(change: Estimate) -> str:
+    """Said of a difference that is none."""
+    return "" if change.clear else " (not told apart from none)"
+
+
+def positions(table: Table | None, place: str) -> str:
+    """PyramidDrop with renumbered and with original position ids, at one ratio."""
+    if table is None:
+        return ""
+    rows = {row.spec.positions: row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO}
+    compact, original = rows.get("compact"), rows.get("original")
+    ours, theirs = change_of(compact), change_of(original)
+    if compact is None or original is None or ours is None or theirs is None:
+        return ""
+    head = "Renumbering positions costs." if ours.high is not None and ours.high < theirs.value else "Position ids."
+    names = task_names(list(table.tasks))
+    shared = [task for task in table.tasks if task in compact.cells and task in original.cells]
+    apart = max(shared, key=lambda task: abs(compact.cells[task].score.value - original.cells[task].score.value))
+    none = next((row for row in table.rows if not row.drops and apart in row.cells), None)
+    full = f" (none: {percent(none.cells[apart].score.value)})" if none else ""
+    return (
+        f"**{head}** At ratio {RATIO}, PyramidDrop as published (renumbered, compact) changes the average by "
+        f"{signed(ours)}, with original positions by {signed(theirs)} ([positions.md]({place}/tables/positions.md)). "
+        f'They differ most on "{names[apart]}": {percent(compact.cells[apart].score.value)} and '
+        f"{percent(original.cells[apart].score.value)} %{full}."
+    )
+
+
+def change_of(row: Row | None) -> Estimate | None:
+    """The average minus that of dropping nothing."""
+    return row.average.delta if row is not None and row.average is not None else None
+
+
+def fragile(table: Table) -> str:
+    """Which tasks PyramidDrop costs most at one ratio, and which it does not cost anything that can be told."""
+    row = next((row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO), None)
+    none = next((row for row in table.rows if not row.drops), None)
+    if row is None or none is None:
+        return ""
+    names = task_names(list(table.tasks))
+    changes = [(cell.delta, task) for task, cell in row.cells.items() if cell.delta is not None and task in none.cells]
+    lost = sorted((change.value, task) for change, task in changes if change.sign < 0)
+    same = [f'"{names[task]}"' for change, task in changes if not change.clear]
+    told = [
+        f'"{names[task]}" from {percent(none.cells[task].score.value)} to {percent(row.cells[task].score.value)} %'
+        for _, task in lost
+    ]
+    if not told:
+        return ""
+    rest = f" Not told apart from none: {', '.join(same)}." if same else ""
+    return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
+
+
+def twins(table: Table) -> str:
+    """Rankings against random dropping at the same places."""
+    held = [(row, row.against_random) for row in table.rows if row.against_random is not None]
+    if not held:
+        return ""
+    better, worse = (sum(change.sign == sign for _, change in held) for sign in (1, -1))
+    told = "; ".join(
+        f"{method_name(method)} "
+        + ", ".join(f"{signed(change)} at {row.budget}" for row, change in held if row.spec.method == method)
+        for method in dict.fromkeys(row.spec.method for row, _ in held)
+    )
+    beat, lose = ("beats" if better == 1 else "beat"), ("loses" if worse == 1 else "lose")
+    return (
+        f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin there, "
+        f"{better} {beat} it and {worse} {lose} to it: {told}."
+    )
+
+
+def attention(table: Table | None) -> str:
+    """Where attention goes, and whether layers agree."""
+    for study in attention_studies(table) if table is not None else ():
+        mass, top = study.layer_means("mass"), study.layer_means("top")
+        least, most = (pick(range(len(mass)), key=lambda n: mass[n].value) for pick in (min, max))
+        pairs = stability(study, [QUARTER]).get(QUARTER, {})
+        agree = ""
+        if pairs:
+            shared = sum(pair.shared.value for pair in pairs.values()) / len(pairs)
+            level = next(iter(pairs.values())).chance
+            agree = (
+                f" Two layers' best attended quarters overlap by {percent(shared)} % (intersection over union, mean "
+                f"over pairs of layers; chance {percent(level)} %)."
+            )
+        return (
+            f"**Attention.** The image gets {percent(mass[least].value)} % (layer {study.layers[least]}) to "
+            f"{percent(mass[most].value)} % (layer {study.layers[most]}) of the last instruction token's attention; "
+            f"the best attended tenth of its tokens holds {percent(sum(one.value for one in top) / len(top))} % of "
+            f"that, mean over layers.{agree}"
+        )
+    return ""

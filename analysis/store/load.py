@@ -1,0 +1,205 @@
+"""Runs from a results folder.
+
+    results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
+    results/runs/<folder>/samples.zip            its samples (pdrop/samples.py)
+    results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
+
+An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A cell that was
+run again after the weights, the packages or the code changed is another run; the older one stays in the store, out of
+tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdrop.names import check
+from pdrop.record import RunRecord, RunSpec, canonical_json
+from pdrop.samples import samples_file
+
+from ..statistics import FloatArray
+from .samples import Sample, read
+
+ALL = "all"
+AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One task's samples of one run, by rising doc_id. `values` [samples] is None where a sample alone has no score.
+
+    `clusters` names what a sample shares with others, whatever their task: its image, or else itself.
+    """
+
+    doc_ids: tuple[str, ...]
+    values: FloatArray | None
+    clusters: tuple[str, ...]
+
+
+@dataclass
+class Run:
+    """A record, its folder, and what the experiment's marker says."""
+
+    record: RunRecord
+    path: Path
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> str:
+        """Folder name under results/runs/, the name that messages give a run."""
+        return self.path.name
+
+    @property
+    def done(self) -> bool:
+        """Whether its numbers may be shown."""
+        return self.record.status == "done"
+
+    @property
+    def drops(self) -> bool:
+        """Whether visual tokens are dropped at all."""
+        return self.record.spec.schedule != ""
+
+    def samples(self, task: str) -> Samples:
+        """The samples of a task with the values of its main metric.
+
+        Raises:
+            ValueError: If the file is missing, unreadable, or holds other samples than the record counts.
+        """
+        if task not in self._samples:
+            self._samples[task] = columns(read(self.path, self.record, task), self, task)
+        return self._samples[task]
+
+
+def columns(samples: Sequence[Sample], run: Run, task: str) -> Samples:
+    """What statistics need of a task's samples (see `Run.samples`)."""
+    counted = run.record.results[task].n
+    if len(samples) != counted or len({sample.doc_id for sample in samples}) != counted:
+        raise ValueError(
+            f"{samples_file(run.path, task)} holds {len({sample.doc_id for sample in samples})} different samples in "
+            f"{len(samples)} lines, but the record scored {counted}: run it again with force=true"
+        )
+    rising = sorted(samples, key=lambda one: (1, 0, one.doc_id) if one.number is None else (0, one.number, ""))
+    values = [sample.score for sample in rising if sample.score is not None]
+    return Samples(
+        doc_ids=tuple(sample.doc_id for sample in rising),
+        values=np.array(values) if len(values) == len(rising) else None,
+        clusters=tuple(f"{task} {one.doc_id}" if one.image is None else one.image for one in rising),
+    )
+
+
+def samples_of(run: Run, task: str) -> dict[str, Sample]:
+    """The samples of a task by doc_id, in the file's order.
+
+    Raises:
+        ValueError: If the run has no such task, or its file is missing or holds something else.
+    """
+    return {sample.doc_id: sample for sample in read(run.path, run.record, task)}
+
+
+@dataclass
+class Experiment:
+    """What an experiment asked for: runs with a record, and the folders of those without."""
+
+    name: str
+    results: Path
+    runs: list[Run]
+    superseded: int = 0  # runs left out because they were made again
+    missing: list[str] = field(default_factory=list)
+
+
+def experiments(results: Path) -> list[str]:
+    """Names of the experiments of a results folder, sorted."""
+    folder = results / "experiments"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def load_runs(results: Path) -> list[Run]:
+    """All runs of a results folder, by folder name.
+
+    Raises:
+        ValueError: If a record cannot be read.
+    """
+    return [Run(RunRecord.read(path.parent), path.parent) for path in sorted(results.glob("runs/*/record.json"))]
+
+
+def load_experiment(results: Path, name: str) -> Experiment:
+    """The runs an experiment asked for. Of runs that were made again, with other weights or code, the newest counts.
+
+    Raises:
+        ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
+    """
+    if name == ALL:
+        runs = load_runs(results)
+        if not runs:
+            raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
+        return Experiment(name, results, *newest(runs))
+    folder = results / "experiments" / check("an experiment", name)
+    if not folder.is_dir():
+        known = ", ".join([*experiments(results), ALL])
+        raise ValueError(f"no experiment {name!r} under {results / 'experiments'}; there are: {known}")
+    found, missing = [], []
+    for marker in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        path = results / "runs" / marker.name.removesuffix(".json")
+        if (path / "record.json").is_file():
+            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
+        else:
+            missing.append(path.name)
+    if not found:
+        raise ValueError(f"experiment {name!r} has no run with a record yet ({len(missing)} asked for)")
+    return Experiment(name, results, *newest(found), missing)
+
+
+def newest(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """Of the runs whose specs differ in `AGES` alone, the one started last; and how many others there were."""
+    latest: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder)):
+        latest[without(run.record.spec, AGES)] = run
+    kept = {id(run) for run in latest.values()}
+    return [run for run in runs if id(run) in kept], len(runs) - len(kept)
+
+
+def without(spec: RunSpec, names: Iterable[str]) -> str:
+    """The spec as canonical JSON without some of its fields."""
+    return canonical_json({name: value for name, value in asdict(spec).items() if name not in names})
+
+
+def read_overrides(marker: Path) -> dict[str, str]:
+    """A marker's overrides: JSON, either a list of "key=value" or an object; an empty file has none.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    text = marker.read_text(encoding="utf8").strip()
+    try:
+        data: Any = json.loads(text) if text else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{marker} is no JSON ({error})") from error
+    if isinstance(data, dict):
+        data = data.get("overrides", data)
+    if isinstance(data, dict):
+        return {str(key): str(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return {key: value for key, _, value in (str(entry).partition("=") for entry in data)}
+    raise ValueError(f"{marker} holds neither a list of overrides nor an object")
+
+
+def timing(run: Run) -> dict[str, Any]:
+    """What a run measured beside its prefill; empty if nothing."""
+    cost = run.record.cost
+    return cost.timing or {} if cost is not None else {}
+
+
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Task -> the runs that have it, tasks in the order they are first seen."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        for task in run.record.results:
+            found.setdefault(task, []).append(run)
+    return found

@@ -1,0 +1,140 @@
+"""Attention by layer: how much of it goes to the image, how sharply, and whether layers look at the same places.
+
+    python run.py -m experiments=attention && python -m analysis figures attention
+
+Read from runs whose boundaries all keep everything: each such layer ranks, nothing is dropped, and three numbers a
+layer and head were stored for each sample, with the map (pdrop/engine/study.py). What is attended is one thing, what is
+needed another: analysis/redundancy.py takes the tokens away.
+
+Shapes: N samples, L layers, H heads, T visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from pdrop.schedule import Schedule
+
+from ..comparison.table_model import Row, Table
+from ..statistics import Estimate, FloatArray, interval, replicates
+from ..store.load import Run, samples_of
+from ..store.samples import Attention, Sample
+from .overlap import Overlap, chance
+
+MEASURES = ("mass", "entropy", "top")
+KEEPS = (0.1, 0.25, 0.5)  # sizes of the top sets that rank stability is asked of
+Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
+
+
+@dataclass(frozen=True)
+class AttentionStudy:
+    """The samples of one run that hold attention.
+
+    `places` names each sample's task, `images` its image. `even` is the mass that attention spread evenly over the
+    whole prompt would put on the visual tokens.
+    """
+
+    row: Row
+    layers: tuple[int, ...]
+    samples: list[Attention]
+    places: list[str]
+    images: list[str]
+    even: float | None
+
+    def heads(self, measure: str) -> FloatArray:
+        """Mean over the samples of a measure, [L, H]."""
+        return np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
+
+    def layer_means(self, measure: str) -> list[Estimate]:
+        """Mean over samples and heads with its 95 % interval over images, one a layer."""
+        values = np.array([getattr(sample, measure).mean(1) for sample in self.samples])
+        draws = replicates(measure, values, self.images)
+        return [Estimate(float(mean), *interval(draws[:, n])) for n, mean in enumerate(values.mean(0))]
+
+    def by_task(self, measure: str) -> dict[str, FloatArray]:
+        """Mean over heads and a task's samples, [L] a task."""
+        return {
+            task: np.mean(
+                [getattr(s, measure).mean(1) for s, place in zip(self.samples, self.places) if place == task], 0
+            )
+            for task in dict.fromkeys(self.places)
+        }
+
+
+def attention_studies(table: Table) -> list[AttentionStudy]:
+    """The runs of a table whose layers all ranked without dropping, one a model.
+
+    Raises:
+        ValueError: If a samples file cannot be read.
+    """
+    found: dict[str, AttentionStudy] = {}
+    for row in table.rows:
+        if row.status == "done" and ranks_only(row.runs[0]) and row.spec.model not in found:
+            study = study_of(row)
+            if study is not None:
+                found[row.spec.model] = study
+    return list(found.values())
+
+
+def ranks_only(run: Run) -> bool:
+    """Whether every boundary keeps everything."""
+    stages = Schedule.parse(run.record.spec.schedule).stages
+    return bool(stages) and all(stage.keep == 1 for stage in stages)
+
+
+def study_of(row: Row) -> AttentionStudy | None:
+    """The study of a row; None where the run stored no attention, as before it was."""
+    run = row.runs[0]
+    held: list[tuple[str, Sample, Attention]] = [
+        (task, sample, sample.attention)
+        for task in run.record.results
+        for sample in samples_of(run, task).values()
+        if sample.attention is not None and sample.visual_tokens
+    ]
+    if not held:
+        return None
+    cost = run.record.cost
+    return AttentionStudy(
+        row,
+        held[0][2].layers,
+        [attention for _, _, attention in held],
+        [task for task, _, _ in held],
+        [sample.image or f"{task} {sample.doc_id}" for task, sample, _ in held],
+        cost.visual_tokens / (cost.visual_tokens + cost.text_tokens) if cost else None,
+    )
+
+
+def top_sets(attention: Attention, keep: float) -> FloatArray:
+    """1 for the int(T * keep) best attended visual tokens of each layer, else 0; the earlier of equals, [L, T]."""
+    count = int(attention.maps.shape[1] * keep)
+    order = np.argsort(-attention.maps, axis=1, kind="stable")[:, :count]
+    sets = np.zeros(attention.maps.shape)
+    np.put_along_axis(sets, order, 1.0, axis=1)
+    return sets
+
+
+def stability(study: AttentionStudy, keeps: Sequence[float] = KEEPS) -> Pairs:
+    """Overlap of the top sets of each two layers: intersection over union, mean over samples."""
+    pairs: Pairs = {}
+    for keep in keeps:
+        shared, level = [], []
+        for sample in study.samples:
+            sets = top_sets(sample, keep)
+            size = int(sets[0].sum())
+            if size:
+                common = sets @ sets.T
+                shared.append(common / (2 * size - common))
+                level.append(chance(sets.shape[1], size, size))
+        if shared:
+            means, expected = np.mean(shared, axis=0), fmean(level)
+            pairs[keep] = {
+                (first, second): Overlap(Estimate(float(means[a, b])), expected, len(shared))
+                for a, first in enumerate(study.layers)
+                for b, second in enumerate(study.layers)
+                if a < b
+            }
+    return pairs

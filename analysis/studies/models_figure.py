@@ -1,0 +1,91 @@
+"""The redundancy study of several models side by side: does training with dropping make layers need fewer tokens?
+
+    NAME-redundancy-models    a panel a layer, score against the kept fraction, a curve a model; page width
+
+The style of PyramidDrop's Fig. 3 (arXiv 2410.17247): a model trained without dropping and one trained with it, cut once
+at the same layers. Drawn wherever one table holds the study of two models or more. Bars are paired 95 % intervals of
+the difference to the same model without dropping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+
+from ..comparison.table_model import Table
+from ..style import SPARE_LINES
+from .redundancy import Study, studies
+from .tradeoff_figure import BARS, PAGE, SETTINGS, half_lengths, saved
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FULL = 100.0  # percent of the visual tokens
+DODGE = 2.0  # percentage points between the bars of two models
+MOST = len(SPARE_LINES)  # models whose curves can be told apart; a method's own line would name the wrong thing
+
+
+def files(table: Table) -> Iterable[tuple[str, bytes]]:
+    """The figure of each method that was studied with several models as (file name, content), PDF and PNG."""
+    ways: dict[tuple[str, str], list[Study]] = {}
+    for study in studies(table):
+        ways.setdefault((study.method, study.positions), []).append(study)
+    several = {way: found for way, found in ways.items() if 1 < len({study.model for study in found}) <= MOST}
+    for (method, positions), found in several.items():
+        apart = [] if len(several) == 1 else [method, positions]
+        stem = [table.name, *apart, *([] if table.name == "redundancy" and not apart else ["redundancy"])]
+        if table.averaged:
+            yield from saved(side_by_side(table, found), "-".join([*stem, "models"]))
+
+
+def side_by_side(table: Table, found: list[Study]) -> Figure:
+    """One panel a layer that all models were cut at."""
+    layers = [layer for layer in found[0].layers if all(layer in study.layers for study in found)]
+    across = min(4, len(layers))
+    down = math.ceil(len(layers) / across)
+    with plt.rc_context({**SETTINGS, "lines.markersize": 3.6}):
+        figure, grid = plt.subplots(
+            down,
+            across,
+            figsize=(PAGE, 1.75 * down + 0.5),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes, layer in zip(grid.flat, layers):
+            for number, (study, style) in enumerate(zip(found, SPARE_LINES)):
+                shift = DODGE * (number - (len(found) - 1) / 2)
+                cells = {FULL * keep: row.average for (at, keep), row in sorted(study.ranked.items()) if at == layer}
+                if study.none is not None:
+                    cells[FULL] = study.none.average
+                points = [(keep + shift, cell) for keep, cell in sorted(cells.items()) if cell is not None]
+                axes.errorbar(
+                    [keep for keep, _ in points],
+                    [100 * cell.score.value for _, cell in points],
+                    yerr=list(zip(*(half_lengths(cell, 100) for _, cell in points))),
+                    color=style.colour,
+                    marker=style.marker,
+                    markerfacecolor=style.face or style.colour,
+                    linestyle=style.dashes,
+                    elinewidth=0.7,
+                    capsize=1.5,
+                    label=study.model,
+                )
+            axes.set_title(f"cut at layer {layer}", pad=3)
+            axes.grid(axis="y", linewidth=0.4, color="0.88")
+            axes.set_xticks([0, 25, 50, 75, 100])
+        for axes in grid.flat[len(layers) :]:
+            axes.set_visible(False)
+        moved = DODGE * (len(found) - 1) / 2
+        bars = f"{BARS} of the same model"
+        figure.supxlabel(f"visual tokens kept at the cut (%; moved by {moved:g} at most); {bars}", fontsize=8)
+        figure.supylabel(f"average score of {len(table.averaged)} tasks (%)", fontsize=8)
+        handles, names = grid[0][0].get_legend_handles_labels()
+        figure.legend(
+            [handle[0] for handle in handles], names, loc="outside upper center", ncols=len(names), frameon=False
+        )
+    return figure

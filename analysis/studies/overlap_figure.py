@@ -1,0 +1,81 @@
+"""The overlap of kept sets between the layers of a redundancy study, one matrix a kept fraction (analysis/overlap.py).
+
+NAME-overlap    layer x layer: intersection over union in %, column width (more layers: page width)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..comparison.table_model import Table
+from .overlap import Overlap, kept_sets, overlap
+from .redundancy import Study, studies
+from .redundancy_figure import stem_of
+from .tradeoff_figure import COLUMN, PAGE, SETTINGS, saved
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEW = 6  # layers that fit a column
+MOST_CELLS = 14  # layers whose cells still have room for a number
+Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
+
+
+def files(table: Table) -> Iterable[tuple[str, bytes]]:
+    """The figure of each study of the table as (file name, content), PDF and PNG."""
+    found = studies(table)
+    for study in found:
+        pairs = stability(study)
+        if pairs:
+            yield from saved(
+                matrices(study.layers, pairs), stem_of(table, study, found).removesuffix("-redundancy") + "-overlap"
+            )
+
+
+def stability(study: Study) -> Pairs:
+    """The overlap of each two layers' kept sets, for each keep that is neither nothing nor everything."""
+    pairs: Pairs = {}
+    for keep in study.keeps:
+        held = {layer: kept_sets(row.runs[0]) for (layer, of), row in study.ranked.items() if of == keep and 0 < of < 1}
+        for first in held:
+            for second in held:
+                if first < second and (found := overlap(held[first], held[second])) is not None:
+                    pairs.setdefault(keep, {})[first, second] = found
+    return pairs
+
+
+def matrices(layers: Sequence[int], pairs: Pairs) -> Figure:
+    """One triangle a keep, side by side; darker = more shared, white = what chance shares."""
+    across = len(pairs)
+    width = COLUMN if len(layers) <= FEW else PAGE
+    size = 6.5 if len(layers) <= FEW else 5.5
+    with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, grid = plt.subplots(
+            1, across, figsize=(width, width / max(2, across) + 0.55), squeeze=False, layout="constrained"
+        )
+        for axes, (keep, shared) in zip(grid[0], sorted(pairs.items())):
+            level = next(iter(shared.values())).chance
+            values = np.full((len(layers), len(layers)), np.nan)
+            for (first, second), found in shared.items():
+                row, column = layers.index(second), layers.index(first)
+                values[row, column] = max(0.0, (found.shared.value - level) / (1 - level))
+                if len(layers) <= MOST_CELLS:
+                    colour = "white" if values[row, column] > 0.55 else "black"
+                    text = f"{100 * found.shared.value:.0f}"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+            axes.imshow(
+                values[1:, :-1], cmap="Blues", vmin=0, vmax=1, extent=(-0.5, len(layers) - 1.5, len(layers) - 0.5, 0.5)
+            )
+            axes.set_title(f"keep {100 * keep:g} %\n(chance {100 * level:.0f})", pad=3)
+            step = 1 if len(layers) <= MOST_CELLS else 4
+            axes.set_xticks(range(0, len(layers) - 1, step), [str(layer) for layer in layers[:-1:step]])
+            axes.set_yticks(range(1, len(layers), step), [str(layer) for layer in layers[1::step]])
+            axes.tick_params(length=0)
+        figure.supxlabel("ranked at layer", fontsize=8)
+        figure.supylabel("ranked at layer", fontsize=8)
+        figure.suptitle("tokens kept by both / by either (%)", fontsize=8)
+    return figure

@@ -1,0 +1,81 @@
+"""The redundancy study: which layers still need the visual tokens? Found in a table's schedules, whatever its name.
+
+The protocol of PyramidDrop (arXiv 2410.17247, section 3.1, Fig. 1 and 3): drop once, on the input of layer k, keep the
+fraction r that a method ranks highest, leave the rest of the forward unchanged, for a grid of k x r. A layer where the
+curve stays flat down to small r does not need most of its visual tokens. Ours adds the control: the same grid at
+random. Where random does as well, it is the layer that does not need them, not the ranking that finds them.
+
+    python run.py -m experiments=redundancy && python -m analysis figures redundancy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pdrop.schedule import Schedule
+
+from ..comparison.against_random import is_random
+from ..comparison.table_model import Row, Table, seedless
+
+Place = tuple[int, float]  # boundary layer, keep
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of single boundaries, scored by one method and, where it was run, at random.
+
+    `ranked` and `blind` map (layer, keep) to rows; both may have holes.
+    """
+
+    model: str
+    method: str
+    positions: str
+    ranked: Mapping[Place, Row]
+    blind: Mapping[Place, Row] = field(default_factory=dict)
+    none: Row | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The boundaries, rising."""
+        return sorted({layer for layer, _ in (*self.ranked, *self.blind)})
+
+    @property
+    def keeps(self) -> list[float]:
+        """The kept fractions, rising."""
+        return sorted({keep for _, keep in (*self.ranked, *self.blind)})
+
+
+def studies(table: Table) -> list[Study]:
+    """Every method that was run with one boundary at two layers or more, and two kept fractions or more.
+
+    A random row is a control of the methods with its position policy, whatever its own name is.
+    """
+    grids: dict[tuple[str, str, str, str], dict[Place, Row]] = {}
+    for row in table.rows:
+        place = single_boundary(row)
+        if place is not None and row.status == "done":
+            way = (row.spec.model, row.spec.method, row.spec.positions, seedless(row.spec))
+            grids.setdefault(way, {})[place] = row
+    found = []
+    for (model, method, positions, _), ranked in grids.items():
+        layers, keeps = {layer for layer, _ in ranked}, {keep for _, keep in ranked}
+        if len(layers) < 2 or len(keeps) < 2 or any(is_random(row) for row in ranked.values()):
+            continue
+        blind = {
+            place: row
+            for (of, _, policy, _), grid in grids.items()
+            for place, row in grid.items()
+            if of == model and policy == positions and is_random(row) and place[0] in layers
+        }
+        none = next((r for r in table.rows if r.spec.model == model and not r.drops and r.status == "done"), None)
+        found.append(Study(model, method, positions, ranked, blind, none))
+    return found
+
+
+def single_boundary(row: Row) -> Place | None:
+    """Layer and keep of a schedule of one boundary; None for any other, and for counts of tokens."""
+    stages = Schedule.parse(row.spec.schedule).stages
+    if len(stages) != 1 or stages[0].keep is None:
+        return None
+    return stages[0].layer, stages[0].keep

@@ -1,0 +1,1 @@
+"""Rows as Markdown, LaTeX and CSV, with the footnotes that they need."""

@@ -1,0 +1,96 @@
+"""The grid of a table that says what each row costs: tokens layer by layer, FLOPs both ways, cache, stages of time.
+
+Four numbers called "tokens" are compared in this field; here stands what entered each layer, and everything else
+follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from ..comparison.table_model import Row, Table
+from ..grid import DASH, Grid, Text
+
+SIZES = ("tokens entering the layers", "mean", "papers' GMACs", "GFLOPs", "FLOPs %", "causal %", "decode %", "KV MiB")
+TIMES = ("TTFT %", "TPOT %", "selection ms", "vision ms")
+
+
+def cost_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]) -> Grid:
+    """What each row costs.
+
+    Args:
+        table: The rows.
+        head: Names of the columns in front, such as budget and method.
+        starts: Those columns of each row.
+    """
+    timed = any(timing(row) for row in table.rows)
+    grid = Grid("What it costs", [*head, *SIZES, *(TIMES if timed else ())], left=len(head) + 1)
+    before: tuple[str, str] | None = None
+    for row, start in zip(table.rows, starts):
+        group = (row.spec.model, row.budget)
+        if before is not None and before != group:
+            grid.rules.add(len(grid.rows))
+        before = group
+        cells = [*start, *sizes(row), *(times(row) if timed else ())]
+        grid.rows.append([Text(cell) for cell in cells])
+    return grid
+
+
+def sizes(row: Row) -> list[str]:
+    """What is known without a clock."""
+    costs = [run.record.cost for run in row.runs if run.record.cost is not None]
+    if not costs or len(costs) < len(row.runs):
+        return [DASH] * len(SIZES)
+    layers = [fmean(tokens) for tokens in zip(*(cost.visual_tokens_per_layer for cost in costs))]
+    return [
+        ", ".join(f"{value:.4g}×{len(list(same))}" for value, same in groupby(layers)),
+        f"{fmean(layers):.1f}",
+        f"{(row.cost('paper_macs_visual') or 0) / 1e9:.4g}",
+        f"{(row.cost('prefill_flops') or 0) / 1e9:.4g}",
+        share(row.cost("prefill_flops_ratio")),
+        share(optional(row, "prefill_flops_causal_ratio")),
+        share(optional(row, "decode_flops_ratio")),
+        f"{(row.cost('kv_bytes') or 0) / 2**20:.4g}",
+    ]
+
+
+def optional(row: Row, name: str) -> float | None:
+    """A field that older records do not have."""
+    values = [getattr(run.record.cost, name) for run in row.runs]
+    return fmean(values) if all(value is not None for value in values) else None
+
+
+def timing(row: Row) -> dict[str, Any]:
+    """What the row's first run measured beside its prefill."""
+    cost = row.runs[0].record.cost
+    return (cost.timing or {}) if cost is not None else {}
+
+
+def times(row: Row) -> list[str]:
+    """Of the first run: medians; a measurement that is no result says so."""
+    found = timing(row)
+    if not found:
+        return [DASH] * len(TIMES)
+    if found["invalid"]:
+        return ["invalid"] * len(TIMES)
+    stages = found["stages"]
+    ratios = [share(stages[name]["ratio"]["median"]) if name in stages else DASH for name in ("prefill", "decode")]
+    alone = [f"{stages[name]['this']['median']:.3g}" if name in stages else DASH for name in ("selection", "vision")]
+    return [*ratios, *alone]
+
+
+def invalid(table: Table) -> list[str]:
+    """Why times of the table are no results, a line a run."""
+    found = []
+    for run in table.runs:
+        measured = (run.record.cost.timing or {}) if run.record.cost is not None else {}
+        found += [f"INVALID TIMES: {run.folder}: {reason}" for reason in measured.get("invalid", ())]
+    return found
+
+
+def share(value: float | None) -> str:
+    """A fraction in %."""
+    return DASH if value is None else f"{100 * value:.1f}"

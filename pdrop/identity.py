@@ -1,0 +1,133 @@
+"""Which sources make a run's numbers, stated once, and their digest: part of a run's identity. Standard library only.
+
+A run is asked anew when one of these changes, and only then: the contracts, the engine, what the model is made of,
+what is counted, what is timed, what is asked, and the method's own file with the method files that it imports. Not
+the command lines, the trainer, the analysis, budgets (what they find is the schedule, which identifies the run
+itself), ledgers (text), the conformance suite, the corpus (its model is known by its weights, its tasks by their
+files). Comments, docstrings and layout never count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+# files and folders of the package; of methods/, a run counts what the engine and its own method import
+NUMBERS = (
+    *("schedule.py", "record.py", "shapes.py"),
+    "engine",
+    *("checkpoint.py", "weights.py", "source.py", "architectures"),
+    "flops.py",
+    *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
+    *("evaluate.py", "scoring", "pictures.py"),
+    *("runs/measured.py", "speed.py"),
+)
+TRAINED = (*NUMBERS, "training")  # what makes the weights of a training
+FOLLOWED = "methods"
+
+
+def code_digest(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, package: Path = PACKAGE) -> str:
+    """12 hex digits over the sources that make numbers.
+
+    Args:
+        methods: The files of the run's method, and of those it is made with.
+        parts: Files and folders of the package that count.
+        package: The package's folder.
+    """
+    return _digest(tuple(sources(methods, parts, package)))
+
+
+def sources(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, package: Path = PACKAGE) -> list[Path]:
+    """The files that count, sorted: those of `parts`, and the method files that these and `methods` import.
+
+    A method from outside the package takes with it what it imports from its own package, or from beside it.
+    """
+    found = {path for part in parts for path in _files(package / part)}
+    waiting = sorted(found | {Path(path).resolve() for path in methods})
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        more = {other for other in imported(path, package) if _follows(other, package)} - found
+        waiting += sorted(more)
+    return sorted(found)
+
+
+def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
+    """The files that a file imports, anywhere in it: of the package, and, if it is not of it, of its own package."""
+    inside = package in path.parents
+    root = package.parent if inside else _root(path)
+    found = set()
+    for name in _modules(path, root):
+        if name.split(".")[0] == package.name:
+            place = package.parent.joinpath(*name.split("."))
+        elif not inside and _own(name, path, root):
+            place = root.joinpath(*name.split("."))
+        else:
+            continue
+        found |= {file for file in (place.with_name(f"{place.name}.py"), place / "__init__.py") if file.is_file()}
+    return found
+
+
+def text_of(path: Path) -> str:
+    """A source's text."""
+    return path.read_text(encoding="utf8")
+
+
+def _files(place: Path) -> Iterator[Path]:
+    yield from place.rglob("*.py") if place.is_dir() else [place]
+
+
+@functools.cache
+def _digest(paths: tuple[Path, ...]) -> str:
+    found = sorted(f"{path.name}\n{_meaning(path)}\n" for path in paths)  # where they lie does not matter
+    return hashlib.sha256("".join(found).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _meaning(path: Path) -> str:
+    """A source without comments, docstrings and layout."""
+    tree = ast.parse(text_of(path))
+    for node in ast.walk(tree):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@functools.cache
+def _modules(path: Path, root: Path) -> frozenset[str]:
+    """Dotted names of what a file imports; of `from a import b` both a and a.b, for b may be a module."""
+    found = set()
+    package = path.relative_to(root).parts[:-1]
+    for node in ast.walk(ast.parse(text_of(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, *([node.module] if node.module else [])))
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
+
+
+def _follows(path: Path, package: Path) -> bool:
+    return package / FOLLOWED in path.parents or package not in path.parents
+
+
+def _root(path: Path) -> Path:
+    """The folder that a file is imported from: above the topmost package that it is in."""
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _own(name: str, path: Path, root: Path) -> bool:
+    """Whether a module belongs to a method's file from outside: of its package, or beside it."""
+    if root != path.parent:
+        return name.split(".")[0] == path.relative_to(root).parts[0]
+    return str(root) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

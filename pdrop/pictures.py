@@ -1,0 +1,79 @@
+"""A picture as it is shown: turned as its EXIF says, eight bits a channel, RGB. The same in scoring, training, drawing.
+
+Pillow alone would clip 16-bit greys (everything from 256 on is white) and leave a photo lying that viewers turn; FFmpeg
+decodes another JPEG than Pillow does (up to 91 of 255 away), so a file is opened as a picture first, as a video last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FILMS = {"MPEG", "FLI"}  # videos that Pillow knows by their first bytes
+ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}  # films where there is more than one frame; several pages or views are not
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """A copy, RGB. 16-bit greys are scaled: 0..65535 become 0..255.
+
+    Raises:
+        ValueError: If it is no picture, or its greys have no known range (see `check`).
+    """
+    check(image)
+    deep, turned = _deep(image), ImageOps.exif_transpose(image)
+    return (_scaled(turned) if deep else turned).convert("RGB")
+
+
+def scaled(document: Any) -> Any:
+    """A task's document with its 16-bit pictures scaled: most tasks call `.convert("RGB")` themselves, which clips."""
+    if isinstance(document, Image.Image):
+        return _scaled(document) if _deep(document) else document
+    if isinstance(document, dict):
+        return {name: scaled(value) for name, value in document.items()}
+    return [scaled(value) for value in document] if isinstance(document, list) else document
+
+
+def check(image: Image.Image) -> None:
+    """Refuse what cannot be shown; its header is enough, no pixel is read.
+
+    Raises:
+        ValueError: If it is no picture, or has 32-bit greys (modes I and F), which may lie in any range.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
+    if image.mode in ("I", "F") and not _deep(image):
+        raise ValueError(
+            f"a picture of 32-bit greys (mode {image.mode}), whose range nobody knows: save it with 8 or 16 bits"
+        )
+
+
+def read(path: Path) -> Image.Image | None:
+    """The picture in a file, as it is shown; None if the file is something else, such as a video.
+
+    Raises:
+        ValueError: If it is a picture that cannot be read; the file is named.
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        with Image.open(path) as image:
+            film = image.format in FILMS or (image.format in ANIMATED and getattr(image, "is_animated", False))
+            return None if film else as_shown(image)
+    except UnidentifiedImageError:
+        return None
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); mend or replace it") from error
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether its greys have 16 bits; Pillow opens some files of such as wider ones, in the range 0..65535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """16-bit greys as 8-bit ones: 65535 becomes 255."""
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -1,0 +1,115 @@
+"""One run of a sweep: find it done, or do it and write its record.
+
+Settings come in, a RunRecord and a folder under results/runs/ come out. A finished run is skipped; one that was
+killed goes on from its stored answers; one that fails keeps its error and raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pdrop.environment import environment
+from pdrop.record import RunRecord
+from pdrop.runs.measured import measure
+from pdrop.scoring.answers import described
+from pdrop.settings import Settings
+from pdrop.store import locked, mark, refuse_links
+
+if TYPE_CHECKING:
+    from pdrop.checkpoint import Checkpoint
+
+log = logging.getLogger("pdrop")
+
+
+class RunFailed(RuntimeError):
+    """A run that started and did not finish; its record holds the traceback."""
+
+
+def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
+    """Do one run, or find it done.
+
+    Args:
+        settings: What to run (pdrop/settings.py).
+        overrides: The command line's, for the record.
+
+    Raises:
+        ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
+            written then.
+        RunFailed: If the run broke; its record says status "failed" and holds the traceback.
+    """
+    refuse_links(settings.folder)
+    if (done := finished(settings, overrides)) is not None:
+        return done
+    checkpoint = settings.load() if settings.source.loadable else None
+    with locked(settings.folder):
+        # another process may have done it while this one loaded, or waited
+        return finished(settings, overrides) or start(settings, checkpoint, overrides)
+
+
+def finished(settings: Settings, overrides: Sequence[str]) -> RunRecord | None:
+    """The run's record, if it is done and need not be redone. `force` redoes a run once a process."""
+    spec, folder = settings.spec, settings.folder
+    if not (folder / "record.json").exists() or (settings.force and spec.run_id not in redone):
+        return None
+    record = RunRecord.read(folder)
+    if record.status != "done":
+        return None
+    note(settings, overrides)
+    log.info("done already  %s", summary(record, settings))
+    return record
+
+
+redone: set[str] = set()  # runs that this process has done because of force=true
+
+
+def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
+    """Do the run, from stored answers if there are any. Without a checkpoint it is a ledger."""
+    spec, folder = settings.spec, settings.folder
+    if settings.force:
+        (folder / "answers.jsonl").unlink(missing_ok=True)
+        redone.add(spec.run_id)
+    note(settings, overrides)
+    record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    record.write(folder)
+    log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
+    started = time.perf_counter()
+    try:
+        measure(record, settings, checkpoint)
+    except BaseException as error:  # also an interrupt: the record must not say "running" for ever
+        record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
+        record.write(folder)
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            raise
+        raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
+    record.status, record.wall_s = "done", time.perf_counter() - started
+    record.write(folder)
+    log.info("done          %s", summary(record, settings))
+    return record
+
+
+def note(settings: Settings, overrides: Sequence[str]) -> None:
+    """Note that the experiment asked for this run."""
+    if settings.experiment is not None:
+        mark(settings.results, settings.experiment, settings.spec.folder, overrides)
+
+
+def mean_score(record: RunRecord) -> float | None:
+    """Mean of the tasks' main metrics."""
+    values = [result.scores[result.main_metric].value for result in record.results.values()]
+    return sum(values) / len(values) if values else None
+
+
+def summary(record: RunRecord, settings: Settings) -> str:
+    """One line for the console."""
+    spec, cost, mean = record.spec, record.cost, mean_score(record)
+    parts = [f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]"]
+    parts += [f"mean score {mean:.3f}"] if mean is not None else []
+    if cost is not None:
+        parts.append(f"prefill FLOPs x{cost.prefill_flops_ratio:.3f}")
+        parts += [f"time x{cost.prefill_time_ratio.median:.3f}"] if cost.prefill_time_ratio is not None else []
+    return "  ".join([*parts, f"({record.wall_s:.0f} s)", str(settings.folder)])
