@@ -1,7 +1,7 @@
 """Tables, figures and answers from run records. Needs no torch and no GPU.
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
-    python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.pdf, .png, and one panel a task
+    python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.png, and one panel per task (--pdf)
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
@@ -24,10 +24,12 @@ written only if their content changed, figures drawn only if their records did. 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pdrop.names import printable
 from pdrop.samples import condense, read_samples, sample_lines, samples_files
@@ -45,6 +47,9 @@ from .tables.csv_export import csv
 from .tables.footnotes import warnings
 from .tables.table import grids, latex, markdown
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do what it says; the exit code."""
@@ -60,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
         elif options.command == "samples":
             run = words.find(load_runs(results), options.run)
-            say(sample_lines(read_samples(run.path, options.task)))
+            lines = sample_lines(read_samples(run.path, options.task))
+            say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
         elif options.command == "condense":
             write_condensed(results)
         elif options.command == "overlay":
@@ -83,10 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .studies import trained_figure
 
             write_page(trainings.page(results), results / "tables" / "trainings.md")
-            for name, content in trained_figure.files(results):
-                report(results / "figures" / name, content)
+            write_drawn(trained_figure.files(results), results / "figures", options.pdf)
         else:
-            return make(options.command, results, options.names, strict=options.strict, times=not options.no_times)
+            return make(options, results)
     except ValueError as error:
         sys.stderr.write(printable(f"{error}\n"))
         return 1
@@ -101,8 +106,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "trade-off figures, PDF and PNG")):
-        command = commands.add_parser(name, parents=[common], help=text)
+    drawn = argparse.ArgumentParser(add_help=False)
+    drawn.add_argument("--pdf", action="store_true", help="draw figures as PDF, too")
+    for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "figures, PNG")):
+        command = commands.add_parser(name, parents=[common, drawn] if name == "figures" else [common], help=text)
         command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
         strict = "refuse uncommitted changes even where all runs have the same"
         command.add_argument("--strict", action="store_true", help=strict)
@@ -110,7 +117,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )
     commands.add_parser("list", parents=[common], help="every run in a line")
-    command = commands.add_parser("overlay", parents=[common], help="the image with the patches that stayed")
+    command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
     command.add_argument(
@@ -126,7 +133,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
     commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
-    commands.add_parser("trainings", parents=[common], help="what trainings took and came to, as a page")
+    commands.add_parser("trainings", parents=[common, drawn], help="what trainings took and came to, as a page")
     commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
@@ -140,18 +147,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make(command: str, results: Path, names: Sequence[str], strict: bool, times: bool) -> int:
+def make(options: argparse.Namespace, results: Path) -> int:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
+    command, strict, times = options.command, options.strict, not options.no_times
+    pdf = command == "figures" and options.pdf
     refused, pages = 0, []
-    for name in names or experiments(results) or [ALL]:
+    for name in options.names or experiments(results) or [ALL]:
         tables, made_from, kept_out = [], "", refused
         try:
             experiment = load_experiment(results, name)
             if break_even.shown_here(experiment):
-                pages.append(write_break_even(experiment, command, results))
+                pages.append(write_break_even(experiment, command, results, pdf))
                 continue
             if command == "figures":
-                made_from = fresh.digest(experiment, [strict, times])
+                made_from = fresh.digest(experiment, [strict, times, pdf])
                 if paths := fresh.unchanged(results / "figures", name, made_from):
                     pages += [f"unchanged {path}\n" for path in paths]
                     continue
@@ -168,7 +177,7 @@ def make(command: str, results: Path, names: Sequence[str], strict: bool, times:
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
         if command == "figures":
-            drawn = [one for table in tables for one in write_figures(table, results / "figures")]
+            drawn = [one for table in tables for one in write_figures(table, results / "figures", pdf)]
             if refused == kept_out:
                 fresh.remember(results / "figures", name, made_from, drawn)
     say("".join(pages))
@@ -205,37 +214,50 @@ def write_hard(results: Path, name: str, control: str) -> None:
         say("".join([page, "\n", *written]))
 
 
-def write_figures(table: Table, folder: Path) -> list[tuple[str, bytes]]:
+def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
     from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
     from .studies import tradeoff_figure as figure
 
     kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
-    drawn = [one for kind in kinds for one in kind.files(table)]
+    drawn = write_drawn((one for kind in kinds for one in kind.files(table)), folder, pdf)
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
-    for name, content in drawn:
-        report(folder / name, content)
     return drawn
 
 
-def write_break_even(experiment: Experiment, command: str, results: Path) -> str:
+def write_drawn(
+    drawn: Iterable[tuple[str, Figure]], folder: Path, pdf: bool, photographs: bool = False
+) -> list[tuple[str, bytes]]:
+    """Write figures; what was written, or already there. A PDF that was not drawn with its figure anew is removed."""
+    from .drawing import saved
+
+    made = list(saved(drawn, pdf, photographs))
+    for name, content in made:
+        report(folder / name, content)
+        older = (folder / name).with_suffix(".pdf")
+        if not pdf and older.is_file():
+            older.unlink()
+            say(f"removed {older}: --pdf draws it anew\n")
+    return made
+
+
+def write_break_even(experiment: Experiment, command: str, results: Path, pdf: bool) -> str:
     """Write the table or the figure of an experiment about answers' times; what to print."""
     if command == "tables":
         text = break_even.page(experiment)
         return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
     from .studies import break_even_figure
 
-    drawn = break_even_figure.files(experiment)
-    return "".join(written_or_not(results / "figures" / name, content) for name, content in drawn)
+    write_drawn(break_even_figure.files(experiment), results / "figures", pdf)
+    return ""
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
     """Write the overlays."""
     from .overlays import overlay
 
-    for name, content in overlay.files(runs, options.sample, options.images):
-        report(folder / name, content)
+    write_drawn(overlay.files(runs, options.sample, options.images), folder, options.pdf, photographs=True)
 
 
 def write_condensed(results: Path) -> None:

@@ -1,6 +1,6 @@
 """Files of a store: written whole or appended to, never through a link; folders held by one process at a time.
 
-    results/runs/<model>-<method>-<run_id>/           a run: record.json, answers.jsonl, samples/
+    results/runs/<model>-<method>-<run_id>/           a run: record.json, answers.jsonl, samples.zip
     results/experiments/<experiment>/<run's folder>   notes that an experiment asked for the run
 
 A store may come from somebody else, or lie where others write. Whatever stands in a run's folder under the name of a

@@ -22,13 +22,13 @@ import numpy as np
 from pdrop.names import as_name
 from pdrop.schedule import Schedule
 
+from ..drawing import PAGE, SETTINGS
 from ..statistics import FloatArray
 from ..store.load import Run, samples_of
 from ..store.samples import Sample
 from ..studies.attention import ranks_only
-from ..studies.tradeoff_figure import PAGE, SETTINGS, saved
 from ..style import method_name
-from .pictures import View, heat_panel, kept_panel, read_images, views
+from .pictures import PictureView, heat_panel, kept_panel, read_images, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ MOST_RUNS = 8
 MAPS_ACROSS = 7
 
 
-def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> Iterator[tuple[str, bytes]]:
-    """One figure a sample as (file name, content), PDF and PNG.
+def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> Iterator[tuple[str, Figure]]:
+    """One figure per sample, with its file's stem.
 
     Args:
         runs: Finished runs of one model, drawn below each other in this order.
@@ -60,13 +60,11 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
         seen = views(first, pictures, runs[0].record.spec.image_mode)
         if dropping:
             figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
-            yield from saved(
-                figure, "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)])
-            )
+            yield "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)]), figure
         for run in runs:
             if ranks_only(run) and held[run.folder].attention is not None:
                 figure = maps(held[run.folder], seen)
-                yield from saved(figure, "-".join(["attention", task, as_name(doc_id), run.record.run_id[:6]]))
+                yield "-".join(["attention", task, as_name(doc_id), run.record.run_id[:6]]), figure
 
 
 def check(runs: Sequence[Run]) -> None:
@@ -109,7 +107,7 @@ def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
     return chosen
 
 
-def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]) -> Figure:
+def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[PictureView]) -> Figure:
     """The figure of one sample: a row a run, the image and then a column a boundary."""
     across = 1 + max(len(sample.kept) for sample in samples)
     width = min(PAGE, PANEL * across + 1.2)
@@ -137,7 +135,7 @@ def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]
     return figure
 
 
-def maps(sample: Sample, seen: Sequence[View]) -> Figure:
+def maps(sample: Sample, seen: Sequence[PictureView]) -> Figure:
     """One sample of a study of attention: the image, then each layer's map, its largest value
     brightest, with the share of attention that the image gets."""
     held = sample.attention

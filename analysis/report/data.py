@@ -220,5 +220,5 @@ def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str,
         fitting = [ending for ending in CAPTIONS if path.stem == ending or path.stem.endswith(f"-{ending}")]
         caption = CAPTIONS[max(fitting, key=len)] if fitting else path.stem
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found.append({"source": source, "caption": f"{caption} ({path.stem}.pdf)", "wide": width > WIDE})
+        found.append({"source": source, "caption": f"{caption} ({path.stem})", "wide": width > WIDE})
     return sorted(found, key=lambda one: bool(one["wide"]))

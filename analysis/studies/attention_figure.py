@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..comparison.table_model import Table
+from ..drawing import COLUMN, PAGE, SETTINGS
 from ..style import LINES, task_names
 from .attention import AttentionStudy, attention_studies, stability
 from .overlap_figure import matrices
-from .tradeoff_figure import COLUMN, PAGE, SETTINGS, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,18 +37,18 @@ SHORT = {"mass": "attention on the image (%)", "entropy": "entropy (%)", "top": 
 MOST_CELLS = 14  # layers whose cells still have room for a number
 
 
-def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """The figures of each study of the table as (file name, content), PDF and PNG; nothing where there is none."""
+def files(table: Table) -> Iterable[tuple[str, Figure]]:
+    """The figures of each study of the table, with their files' stems; nothing where there is none."""
     found = attention_studies(table)
     for study in found:
         stem = table.name if len(found) == 1 else f"{table.name}-{study.row.spec.model}"
         stem += "" if table.name == "attention" else "-attention"
-        yield from saved(by_layer(study), stem)
-        yield from saved(by_head(study), f"{stem}-heads")
-        yield from saved(tasks(study), f"{stem}-tasks")
+        yield stem, by_layer(study)
+        yield f"{stem}-heads", by_head(study)
+        yield f"{stem}-tasks", tasks(study)
         pairs = stability(study)
         if pairs:
-            yield from saved(matrices(list(study.layers), pairs), f"{stem}-stability")
+            yield f"{stem}-stability", matrices(list(study.layers), pairs)
 
 
 def by_layer(study: AttentionStudy) -> Figure:

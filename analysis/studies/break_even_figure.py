@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
+from ..drawing import PAGE, SETTINGS
 from ..store.load import Experiment
 from ..style import layer_lines
 from .break_even import Curve, curves
-from .tradeoff_figure import PAGE, SETTINGS, saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def files(experiment: Experiment) -> Iterable[tuple[str, bytes]]:
-    """The figure of each model as (file name, content), PDF and PNG."""
+def files(experiment: Experiment) -> Iterable[tuple[str, Figure]]:
+    """The figure of each model, with its file's stem."""
     found = curves(experiment.runs)
     models = sorted({curve.run.record.spec.model for curve in found})
     for model in models:
         stem = experiment.name if len(models) == 1 else f"{experiment.name}-{model}"
         those = [curve for curve in found if curve.run.record.spec.model == model]
-        yield from saved(panels(those), stem)
+        yield stem, panels(those)
 
 
 def panels(found: list[Curve]) -> Figure:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 
 from ..comparison.table_model import Table
+from ..drawing import BARS, PAGE, SETTINGS
 from ..style import SPARE_LINES
 from .redundancy import Study, studies
-from .tradeoff_figure import BARS, PAGE, SETTINGS, half_lengths, saved
+from .tradeoff_figure import half_lengths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +29,8 @@ DODGE = 2.0  # percentage points between the bars of two models
 MOST = len(SPARE_LINES)  # models whose curves can be told apart; a method's own line would name the wrong thing
 
 
-def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """The figure of each method that was studied with several models as (file name, content), PDF and PNG."""
+def files(table: Table) -> Iterable[tuple[str, Figure]]:
+    """The figure of each method that was studied with several models, with its file's stem."""
     ways: dict[tuple[str, str], list[Study]] = {}
     for study in studies(table):
         ways.setdefault((study.method, study.positions), []).append(study)
@@ -38,7 +39,7 @@ def files(table: Table) -> Iterable[tuple[str, bytes]]:
         apart = [] if len(several) == 1 else [method, positions]
         stem = [table.name, *apart, *([] if table.name == "redundancy" and not apart else ["redundancy"])]
         if table.averaged:
-            yield from saved(side_by_side(table, found), "-".join([*stem, "models"]))
+            yield "-".join([*stem, "models"]), side_by_side(table, found)
 
 
 def side_by_side(table: Table, found: list[Study]) -> Figure:

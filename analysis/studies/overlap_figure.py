@@ -12,10 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..comparison.table_model import Table
+from ..drawing import COLUMN, PAGE, SETTINGS
 from .overlap import Overlap, kept_sets, overlap
 from .redundancy import Study, studies
 from .redundancy_figure import stem_of
-from .tradeoff_figure import COLUMN, PAGE, SETTINGS, saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,15 +25,14 @@ MOST_CELLS = 14  # layers whose cells still have room for a number
 Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
 
 
-def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """The figure of each study of the table as (file name, content), PDF and PNG."""
+def files(table: Table) -> Iterable[tuple[str, Figure]]:
+    """The figure of each study of the table, with its file's stem."""
     found = studies(table)
     for study in found:
         pairs = stability(study)
         if pairs:
-            yield from saved(
-                matrices(study.layers, pairs), stem_of(table, study, found).removesuffix("-redundancy") + "-overlap"
-            )
+            stem = stem_of(table, study, found).removesuffix("-redundancy")
+            yield f"{stem}-overlap", matrices(study.layers, pairs)
 
 
 def stability(study: Study) -> Pairs:

@@ -20,11 +20,12 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from ..comparison.table_model import Cell, Row, Table
+from ..drawing import BARS, COLUMN, PAGE, SETTINGS
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
 from ..tables.table import minus
 from .redundancy import Place, Study, studies
-from .tradeoff_figure import BARS, COLUMN, PAGE, SETTINGS, half_lengths, saved
+from .tradeoff_figure import half_lengths
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -37,14 +38,14 @@ DODGE = 0.9  # percentage points between the bars of neighbouring layers, which 
 Pick = Callable[[Row], Cell | None]
 
 
-def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """Every figure of the table's studies as (file name, content), PDF and PNG; nothing where there is no study."""
+def files(table: Table) -> Iterable[tuple[str, Figure]]:
+    """Every figure of the table's studies with its file's stem; nothing where there is no study."""
     found = studies(table)
     for study in found:
         stem = stem_of(table, study, found)
         for suffix, figure in (("", curves(table, study)), ("-tasks", by_task(table, study)), ("-map", heat(study))):
             if figure is not None:
-                yield from saved(figure, stem + suffix)
+                yield stem + suffix, figure
 
 
 def stem_of(table: Table, study: Study, among: list[Study]) -> str:

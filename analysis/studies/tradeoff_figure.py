@@ -2,21 +2,16 @@
 
 Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: a bar that
 clears the horizontal line of `none` is a clear loss. Curves are moved sideways a little, so that bars of equal cost do
-not hide each other. Grids of single cuts have a figure of their own (analysis/redundancy_figure.py). Same input, same
-bytes (no dates inside the files).
+not hide each other. Grids of single cuts have a figure of their own (analysis/redundancy_figure.py).
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import MaxNLocator
@@ -24,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from pdrop.schedule import Schedule
 
 from ..comparison.table_model import Cell, Row, Table, seedless
+from ..drawing import BARS, COLUMN, PAGE, SETTINGS
 from ..style import Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
 from .redundancy import studies
@@ -32,28 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
 # percentage points of FLOPs: how far apart neighbouring curves stand, which would hide each other where they are flat,
 # and the farthest that one stands from its place
 DODGE, DODGE_BY_TASK = 0.7, 1.0
-BARS = "bars: 95 % interval of the paired difference to none"
-SETTINGS: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
-    "pdf.fonttype": 42,  # fonts that publishers accept
-    "svg.hashsalt": "pdrop",
-}
 
 
 def tradeoff(table: Table, model: str) -> Figure | None:
@@ -222,8 +200,8 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
         box.remove()
 
 
-def files(table: Table) -> Iterable[tuple[str, bytes]]:
-    """Every figure of a table as (file name, content), PDF and PNG (300 dpi); one set a model.
+def files(table: Table) -> Iterable[tuple[str, Figure]]:
+    """Every figure of a table with its file's stem; one set per model.
 
     Where some of several models were run with several budgets, those with one budget a method are left out: a point is
     no trade-off.
@@ -237,14 +215,4 @@ def files(table: Table) -> Iterable[tuple[str, bytes]]:
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"
         for suffix, figure in (("", tradeoff(table, model)), ("-tasks", tradeoff_by_task(table, model))):
             if figure is not None:
-                yield from saved(figure, f"{stem}-tradeoff{suffix}")
-
-
-def saved(figure: Figure, stem: str) -> Iterator[tuple[str, bytes]]:
-    """A figure as PDF and PNG (300 dpi), each with its file name; closes it. Same figure, same bytes."""
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        with plt.rc_context(SETTINGS):
-            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-        yield f"{stem}.{kind}", buffer.getvalue()
-    plt.close(figure)
+                yield f"{stem}-tradeoff{suffix}", figure

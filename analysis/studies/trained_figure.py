@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
+from ..drawing import PAGE, SETTINGS
 from ..style import method_name, schedule_text
 from . import trained, trainings
-from .tradeoff_figure import PAGE, SETTINGS, saved
 from .trained import Outcome
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ WHOLE, DROPPED, BEFORE, START = (
 OFFSET = 0.14  # of a row: what stands above and below its middle
 
 
-def files(results: Path) -> Iterable[tuple[str, bytes]]:
-    """Every figure as (file name, content), PDF and PNG; none where no model was scored as it was trained."""
+def files(results: Path) -> Iterable[tuple[str, Figure]]:
+    """Every figure with its file's stem; none where no model was scored as it was trained."""
     shown = []
     for group in trainings.groups(results):
         found = trained.outcomes(results, {one.folder: one.record for one in group})
         if any(one.gain is not None for one in found):
             shown.append(found)
     for number, found in enumerate(shown, 1):
-        yield from saved(draw(found), "trainings" if number == 1 else f"trainings-{number}")
+        yield ("trainings" if number == 1 else f"trainings-{number}"), draw(found)
 
 
 def draw(found: Sequence[Outcome]) -> Figure:

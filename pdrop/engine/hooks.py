@@ -118,11 +118,13 @@ class Attachment:
 
     def __exit__(self, *exception: object) -> None:
         self.threads.end()
+        generating = callers.running(callers.GENERATE, self.hooked[0])
+        generating.pop(threading.get_ident(), None)
         for handle in self.handles:
             handle.remove()
         self.handles = []
         self.now.clear()
-        if generating := self.threads.generating():
+        if generating:
             Ended(self.hooked, generating, self.threads.words)
 
     # ---------------------------------------------------------------- around the model
@@ -229,7 +231,7 @@ class Attachment:
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
-        run = self.run
+        run = self.now.run
         if run is None:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
@@ -373,7 +375,7 @@ class Ended:
     """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
 
     def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
-        self.generating, self.words = generating, words
+        self.model, self.generating, self.words = modules[0], generating, words
         self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
 
     def refuse(self, module: nn.Module, args: Any) -> None:
@@ -382,7 +384,7 @@ class Ended:
         Raises:
             RuntimeError: If it is one of those.
         """
-        now, own = callers.running(callers.GENERATE), threading.get_ident()
+        now, own = callers.running(callers.GENERATE, self.model), threading.get_ident()
         self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
         late = self.generating.pop(own, None) is not None
         if not self.generating:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdrop.engine.sequence import Alive, Prompts, take
 from pdrop.methods.base import Ranking
-from pdrop.methods.layout import Grid
+from pdrop.methods.layout import TokenGrid
 from pdrop.methods.tower import Tower
 from pdrop.schedule import Schedule
 
@@ -84,10 +84,10 @@ class Forward:
     norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's last normalisation
     tower: Callable[[], Tower] = no_tower  # what the vision tower made of the pictures
     texts: Callable[[Tensor, Tensor], list[str]] = no_texts  # ids [B, T] under a mask as text
-    layout: Callable[[], list[list[Grid]]] | None = None  # reads where visual tokens lie in their pictures
-    grids: list[list[Grid]] | None = None  # as it was read
+    layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens lie in their pictures
+    grids: list[list[TokenGrid]] | None = None  # as it was read
 
-    def images(self) -> list[list[Grid]]:
+    def images(self) -> list[list[TokenGrid]]:
         """Where the original visual tokens of each prompt lie, read once, if a method asks."""
         if self.grids is None:
             assert self.layout is not None

@@ -5,7 +5,7 @@ In the layer in front of the boundary, the largest head's attention: what each v
 on average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The
 published code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is
 a cut on the next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the
-attention that is removed (`pdrop.calibrate.fitprune`).
+attention that is removed (`pdrop.evaluation.calibration.fitprune`).
 
 Where this differs from the published code:
 - without text after the picture the question's last token asks; that code multiplies by zero;
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pdrop.lists import fitprune
 from pdrop.methods.base import Method, View
+from pdrop.methods.fitprune_tables import fitprune
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pdrop.methods.layout import Grid
+from pdrop.methods.layout import TokenGrid
 from pdrop.methods.tower import Tower
 from pdrop.schedule import Stage
 
@@ -81,7 +81,7 @@ class View:
     output: Tensor | None
     _attention: Callable[[Tensor | None, int | None, bool], AttentionRows]
     _draw: Callable[[int], Tensor]
-    _images: Callable[[], list[list[Grid]]]
+    _images: Callable[[], list[list[TokenGrid]]]
     _keys: Callable[[], Tensor]
     _norm: Callable[[Tensor], Tensor]
     _tower: Callable[[], Tower]
@@ -148,7 +148,7 @@ class View:
         return self._draw(seed)
 
     @property
-    def images(self) -> list[list[Grid]]:
+    def images(self) -> list[list[TokenGrid]]:
         """Where the ORIGINAL visual tokens of each prompt lie: its pictures, tiles and frames, in order.
 
         Raises:

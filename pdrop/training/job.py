@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pdrop import names
-from pdrop.checkpoint import Checkpoint, load
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
-from pdrop.memory import peak_since, restart_peak
+from pdrop.models.checkpoint import Checkpoint, load
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
 from pdrop.store import locked, refuse_links
+from pdrop.timing.memory import peak_since, restart_peak
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
 from pdrop.training.conversations import Conversations
@@ -34,7 +34,7 @@ from pdrop.training.encode import Encoder, Rows
 from pdrop.training.loop import (
     COMPLETE,
     Bar,
-    Curve,
+    LossCurve,
     MarkComplete,
     PartsTrainer,
     TrainingFailed,
@@ -93,10 +93,10 @@ def train(
     refuse_uneven(settings, schedule, records.lengths)
     encoder = Encoder(
         checkpoint.processor,
-        settings.format,  # type: ignore[arg-type]
-        settings.image_mode,  # type: ignore[arg-type]
+        settings.format,
+        settings.image_mode,
         settings.max_length,
-        settings.overlong,  # type: ignore[arg-type]
+        settings.overlong,
     )
     encoder.check(records)
     spec = settings.identity(
@@ -172,7 +172,7 @@ def run(
         checkpoint_activations(checkpoint.model)
     arguments = arguments_of(settings, folder, spec.steps, layers_of(model))
     resumed = None if settings.force else last_checkpoint(folder)
-    curve = Curve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
+    curve = LossCurve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
     trainer = PartsTrainer(
         model=model,
         args=arguments,

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from pdrop import attach
-from pdrop.compose import choices
+from pdrop.cli.compose import choices
 from pdrop.conformance import behaviour, numbers
 from pdrop.conformance.__main__ import main, subject_of
 from pdrop.conformance.families import CLIP, CORE
