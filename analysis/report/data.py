@@ -198,7 +198,7 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder), reverse=True):
         spec, cost = run.record.spec, run.record.cost
-        scores = [result.scores[result.main_metric].value for result in run.record.results.values()]
+        scores = [run.score(task) for task in run.record.results]
         mean = fmean(scores) if run.done and scores and all(0 <= score <= 1 for score in scores) else None
         texts = [run.record.run_id, run.record.status, spec.model, method_name(spec.method), spec.schedule or DASH]
         texts += [spec.positions, str(spec.seed), str(len(spec.tasks)), percent(mean)]

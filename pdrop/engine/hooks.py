@@ -57,7 +57,7 @@ class Attachment:
         kind = type(self.method).__name__
         self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
-        self.now = Running()
+        self.current = Running()
         self.handles: list[Any] = []
         vlm: Any = self.architecture.vlm
         # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
@@ -66,13 +66,13 @@ class Attachment:
     @property
     def run(self) -> Forward | None:
         """What is known about the forward that runs in this thread, if it has anything to do here."""
-        return self.now.run
+        return self.current.run
 
     @property
     def prefill(self) -> Prefill:
         """What is written of it, where it brought visual tokens."""
-        assert self.now.prefill is not None
-        return self.now.prefill
+        assert self.current.prefill is not None
+        return self.current.prefill
 
     def __enter__(self) -> Trace:
         with ENTERING:
@@ -123,7 +123,7 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        self.now.clear()
+        self.current.clear()
         if generating:
             Ended(self.hooked, generating, self.threads.words)
 
@@ -131,11 +131,11 @@ class Attachment:
 
     def open(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins: read the prompt, unless this is a decoding step with nothing to do."""
-        if not self.now.opens(module, module is self.hooked[0]):
+        if not self.current.opens(module, module is self.hooked[0]):
             return
         self.threads.enter()
-        self.now.clear()
-        self.now.owner = module
+        self.current.clear()
+        self.current.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         cache: Any = given.get("past_key_values")
@@ -168,7 +168,7 @@ class Attachment:
                     run.texts = partial(texts, self.tokenizer)
             run.norm = getattr(self.architecture.decoder, "norm", run.norm)
             run.study = self.studies and self.trace.study
-            self.now.run = run
+            self.current.run = run
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
@@ -182,8 +182,8 @@ class Attachment:
         prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
-            self.now.prefill = self.trace.begin()
-            self.now.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+            self.current.prefill = self.trace.begin()
+            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
         return prompts
 
     def check_call(self, given: dict[str, Any]) -> None:
@@ -217,10 +217,10 @@ class Attachment:
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward ends, also by an exception (then without output)."""
-        if self.now.owner is not module:
+        if self.current.owner is not module:
             return
-        prefill = self.now.prefill
-        self.now.clear()
+        prefill = self.current.prefill
+        self.current.clear()
         self.threads.leave()
         if self.tower is not None:
             self.tower.close()
@@ -231,7 +231,7 @@ class Attachment:
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
-        run = self.now.run
+        run = self.current.run
         if run is None:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]

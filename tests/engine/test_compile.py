@@ -42,6 +42,7 @@ def compile_layers(model: Any) -> None:
         layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
 
 
+@pytest.mark.product(1)
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
@@ -61,6 +62,7 @@ def test_compiled_layers_give_the_same_without_graph_breaks(family: str) -> None
     assert not counters["graph_break"]
 
 
+@pytest.mark.exhaustive
 @torch.no_grad()
 def test_attaching_and_leaving_a_compiled_model_at_any_time() -> None:
     """Hooks registered after the first compiled call are seen, and those removed are gone."""

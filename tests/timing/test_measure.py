@@ -51,6 +51,7 @@ def test_an_answer_has_a_fixed_length_and_a_time_for_each_token() -> None:
     assert trace.prefills == 1, "one prompt, then steps on its cache"
 
 
+@pytest.mark.product(2)
 @pytest.mark.parametrize("family", CORE)
 def test_a_cell_has_every_lane(family: str) -> None:
     model = fresh(family, "sdpa", torch.float32)
