@@ -11,6 +11,7 @@ copies, beams, crops and several caches in flight. What is known of a forward wh
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from functools import partial
@@ -25,11 +26,12 @@ from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layout import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
-from pdrop.engine.ranking import cached_keys, cut, view
+from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Running, Threads
+from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
@@ -41,16 +43,19 @@ ENTERING = threading.Lock()  # of two threads that attach at once the second is 
 class Attachment:
     """A context manager; see pdrop.engine.attach. `trace` may be read inside the block and after it."""
 
-    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule):
+    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule, tokenizer: Any = None):
         self.architecture = read_architecture(model)
         check_fit(self.architecture, model, method, schedule)
         self.turns = probe(self.architecture.decoder, self.architecture.layers) if schedule else ()
-        self.method, self.schedule = method or Method(), schedule
+        self.method, self.schedule, self.tokenizer = method or Method(), schedule, tokenizer
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
-        self.observed = {stage.layer + self.method.observe for stage in schedule}
+        self.observed = {stage.layer + self.method.at(stage).observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
+        looks = self.method.looks_at() if schedule else None
+        kind = type(self.method).__name__
+        self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.current = Running()
         self.handles: list[Any] = []
@@ -100,11 +105,16 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                if self.method.observe < 0 and number in self.observed:
+                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
+                # after it: its output enters the boundary
+                if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                     watch = partial(self.watch, number)
                     self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
-                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
+        for module, when, hook in self.tower.hooks() if self.tower is not None else []:
+            before = when == "before"
+            handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True) if before else None
+            self.handles.append(handle or module.register_forward_hook(hook))
 
     def __exit__(self, *exception: object) -> None:
         self.threads.end()
@@ -152,6 +162,11 @@ class Attachment:
             run = Forward(prompts if droppable else None, alive, mask, padded, self.turns, self.trace.samples)
             if prompts is not None:
                 run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
+                if self.tower is not None:
+                    run.tower = functools.cache(partial(self.tower.of, given, prompts))
+                if self.tokenizer is not None:
+                    run.texts = partial(texts, self.tokenizer)
+            run.norm = getattr(self.architecture.decoder, "norm", run.norm)
             run.study = self.studies and self.trace.study
             self.current.run = run
 
@@ -207,6 +222,8 @@ class Attachment:
         prefill = self.current.prefill
         self.current.clear()
         self.threads.leave()
+        if self.tower is not None:
+            self.tower.close()
         if prefill is not None and output is not None:
             self.trace.show(prefill)
 
@@ -245,9 +262,11 @@ class Attachment:
             return
         hidden = args[0]
         keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
-        stage = self.boundaries[number - self.method.observe]
+        stage = self.boundaries[number + 1]
         rotary = kwargs["position_embeddings"]
-        run.pending = self.method.score(view(run, number, layer, hidden, rotary, stage, keys))
+        seen = view(run, number, layer, hidden, rotary, stage, keys, output)
+        method = self.method.at(stage)
+        run.pending = method.score(with_plan(run, method, seen))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -258,10 +277,11 @@ class Attachment:
         if stage is None:
             return hidden
         seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
-        scores = run.pending if self.method.observe < 0 else self.method.score(seen)
+        method = self.method.at(stage)
+        scores = run.pending if method.observe < 0 else method.score(with_plan(run, method, seen))
         assert scores is not None
         run.pending = None
-        hidden, ranked = cut(run, self.method, seen, scores)
+        hidden, ranked = cut(run, method, seen, scores)
         self.prefill.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
@@ -334,13 +354,21 @@ class Attachment:
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
-        if self.run is None or not deepstack.take_over(self.run, min(self.boundaries), kwargs):
+        if self.run is None or not deepstack.take_over(self.run, min(self.observed), kwargs):
             return None
         return args, kwargs | {"deepstack_visual_embeds": None}
 
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """And this adds them instead, behind layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
+
+
+def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
+    """The ids of each prompt under the mask as text, without special tokens."""
+    rows: list[str] = tokenizer.batch_decode(
+        [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
+    )
+    return rows
 
 
 class Ended:

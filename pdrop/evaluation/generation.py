@@ -70,7 +70,7 @@ class Respondent:
         for batch in planned:  # what cannot be honoured is refused before anything is asked
             with blame(batch):
                 GenerationArguments.parse(batch[0].arguments)
-        with attach(self.model, self.method, self.schedule) as trace:
+        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some

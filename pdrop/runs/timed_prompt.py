@@ -137,7 +137,7 @@ def counted(
     from pdrop.evaluation import crops
 
     one = inputs(checkpoint, source, spec, images, batch=1)
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
+    with torch.inference_mode(), attach(checkpoint.model, method, schedule, tokenizer=checkpoint.tokenizer) as trace:
         checkpoint.model(**one, use_cache=True, logits_to_keep=1)
     towers = crops.seen(one, [images], trace.visual)[0]
     entering = [row[0] for row in trace.visual_tokens]

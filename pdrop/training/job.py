@@ -202,7 +202,7 @@ def run(
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
-    drops = attach(model, method, schedule) if schedule else contextlib.nullcontext()
+    drops = attach(model, method, schedule, tokenizer=checkpoint.tokenizer) if schedule else contextlib.nullcontext()
     with drops:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
