@@ -23,7 +23,7 @@ from transformers.masking_utils import create_causal_mask
 
 from pdrop.engine import callers, deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
-from pdrop.engine.layout import read_layout
+from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
 from pdrop.engine.ranking import cached_keys, cut, view, with_plan

@@ -13,8 +13,6 @@ and crops, R rows of each, d the tower's width.
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdrop.engine.layout import single_images
+from pdrop.engine.pictures import pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
 from pdrop.methods.tower import Tile, Tower
@@ -198,18 +196,9 @@ class TowerReader:
 
     def _packed(self, size: list[int], per: int, tiled: bool) -> tuple[Tensor, int]:
         """The patch of each token of a picture, and its tiles: the model itself is asked to pack numbers."""
-        config = self.inner.config
-        count = 1
-        if tiled:
-            module = sys.modules[type(self.inner).__module__]
-            count = module.image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        takes = inspect.signature(self.inner.pack_image_features).parameters
-        names = ("vision_feature_select_strategy", "vision_aspect_ratio")
-        more = {name: getattr(config, name) for name in names if name in takes and hasattr(config, name)}
-        numbers = torch.arange(count * per, dtype=torch.float64).view(count, per, 1)
-        newline = torch.full((1,), -1.0, dtype=torch.float64)
-        packed, _ = self.inner.pack_image_features([numbers], torch.tensor([size]), image_newline=newline, **more)
-        found = packed[0][:, 0]
+        count = tiles_of(self.inner, size, tiled)
+        numbers = torch.arange(count * per, dtype=torch.float64).view(count, per)
+        found = pack(self.inner, numbers, size, newline=-1)
         if not torch.equal(found, found.round()):
             raise self.unknown("the model scales so large a picture's features down")
         return found.long(), count

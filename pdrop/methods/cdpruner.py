@@ -161,7 +161,9 @@ class Clip:
         import torch
         from transformers import AutoTokenizer, CLIPModel
 
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval().requires_grad_(False)
+        model = (
+            CLIPModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval().requires_grad_(False)
+        )
         return cls(model.to(device), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
     @property
