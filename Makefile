@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ demo: $(STAMP) ## Run the first comparison on the embedded model and render its 
 
 test: $(STAMP) ## Run the tests (no network, no GPU)
 	@echo "== running the tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not exhaustive"
+
+test-all: $(STAMP) ## Run the exhaustive products of methods, families and backends, too (list: pytest --collect-only -qm exhaustive)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
@@ -63,14 +66,14 @@ wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
 	@ls dist/*.whl
 
 release-check: check docs wheel ## What a release checks beside make test: see docs/releasing.md
-	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/test_package.py tests/*/test_package.py)
+	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/project/test_package.py tests/*/test_package.py)
 
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
-	@$(BIN)/python bench.py
+	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
-	@$(BIN)/python bench_training.py
+	@$(BIN)/python -m benchmarks.bench_training
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \
@@ -100,7 +103,7 @@ repro: ## Put our numbers beside those that papers printed: results/tables/repro
 	@$(ANALYSIS) repro
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on 2 cores with bfloat16, 2 h 10 min without; resumes; DEVICE=cuda for a GPU)
-	@$(BIN)/python -m pdrop.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
+	@$(BIN)/python -m recipes.embedded.train $(if $(DEVICE),--device $(DEVICE),--workers 2)
 
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done

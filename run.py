@@ -1,6 +1,6 @@
-"""The door: python run.py --help. One call is one run, `-m` sweeps; see pdrop/run.py."""
+"""The door: python run.py --help. One call is one run, `-m` sweeps; see pdrop/cli/run.py."""
 
-from pdrop.run import main
+from pdrop.cli.run import main
 
 if __name__ == "__main__":
     main()

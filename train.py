@@ -1,6 +1,6 @@
-"""The door of training: python train.py --help. One call is one training, `-m` sweeps; see pdrop/train.py."""
+"""The door of training: python train.py --help. One call is one training, `-m` sweeps; see pdrop/cli/train.py."""
 
-from pdrop.train import main
+from pdrop.cli.train import main
 
 if __name__ == "__main__":
     main()

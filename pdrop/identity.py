@@ -19,13 +19,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 # files and folders of the package; of methods/, a run counts what the engine and its own method import
 NUMBERS = (
-    *("schedule.py", "record.py", "shapes.py"),
-    "engine",
-    *("checkpoint.py", "weights.py", "source.py", "architectures"),
-    "flops.py",
-    *("timed_prompt.py", "latency.py", "measure.py", "timeline.py", "memory.py", "conditions.py"),
-    *("evaluate.py", "scoring", "pictures.py"),
-    *("runs/measured.py", "speed.py"),
+    *("schedule.py", "record.py", "shapes.py", "pictures.py"),
+    *("engine", "models", "timing", "evaluation"),
+    "cost/flops.py",
+    *("runs/measured.py", "runs/timed.py", "runs/timed_prompt.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training
 FOLLOWED = "methods"

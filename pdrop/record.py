@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -23,7 +23,7 @@ from pdrop import names
 from pdrop.store import write_atomically
 
 FORMAT = 1
-# conditions that must be equal for two times to be compared (pdrop/conditions.py notes them)
+# conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
 )  # fmt: skip
@@ -31,7 +31,7 @@ EQUAL_CONDITIONS = (
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/scoring/prompts.py
+PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
 
 
@@ -80,8 +80,8 @@ class RunSpec:
         """
         for name, hint in get_type_hints(RunSpec).items():
             value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
-            if get_origin(hint) is Literal and value not in options:
-                raise ValueError(f"{told} is {', '.join(options[:-1])} or {options[-1]}, not {value!r}")
+            if get_origin(hint) is Literal:
+                check_word(told, value, options)
             if isinstance(value, int) and value < 1 and name != "seed":
                 null = ", or null" if type(None) in options else ""
                 raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
@@ -159,7 +159,7 @@ class Cost:
     decode_flops_per_token: float | None = None  # of the step behind the prefill
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
-    timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/measure.py
+    timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
     # text and visual tokens of the model's prompt, which budgets and ledgers are of, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
@@ -242,6 +242,19 @@ class RunRecord:
             return cls.from_json(path.read_text(encoding="utf8"))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no record that this version reads ({error}); move the folder away") from error
+
+
+def check_word(told: str, value: str, words: Sequence[str]) -> None:
+    """Refuse a word that is none of these.
+
+    Args:
+        told: What the user calls it.
+
+    Raises:
+        ValueError: Naming it and the words.
+    """
+    if value not in words:
+        raise ValueError(f"{told} is {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
 
 
 def build(kind: type, data: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ only once. Before, a run held `samples/<task>.jsonl` with everything in each lin
     python -m analysis samples RUN TASK                  JSON lines with all fields
     unzip -p results/runs/.../samples.zip 'pope-*'
 
-What the fields are: pdrop/scoring/results.py. Standard library only.
+What the fields are: pdrop/evaluation/results.py. Standard library only.
 """
 
 from __future__ import annotations

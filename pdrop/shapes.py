@@ -2,7 +2,7 @@
 
     sizes = ModelSizes.from_config(AutoConfig.from_pretrained("llava-hf/llava-1.5-7b-hf"))
     prompt = PromptSize(text=60, visual=576, images=1).under(method, schedule, sizes.layers)
-    prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))        # pdrop/flops.py
+    prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))        # pdrop/cost/flops.py
 
 `PromptSize` is one prompt, as its tokens enter each layer; `ModelSizes` a decoder and its vision tower, read from a
 config of transformers, without weights, network or GPU; `SelectionCost` what a method does beside the forward itself.

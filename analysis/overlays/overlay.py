@@ -28,7 +28,7 @@ from ..store.load import Run, samples_of
 from ..store.samples import Sample
 from ..studies.attention import ranks_only
 from ..style import method_name
-from .pictures import View, heat_panel, kept_panel, read_images, views
+from .pictures import PictureView, heat_panel, kept_panel, read_images, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
     return chosen
 
 
-def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]) -> Figure:
+def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[PictureView]) -> Figure:
     """The figure of one sample: a row a run, the image and then a column a boundary."""
     across = 1 + max(len(sample.kept) for sample in samples)
     width = min(PAGE, PANEL * across + 1.2)
@@ -135,7 +135,7 @@ def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[View]
     return figure
 
 
-def maps(sample: Sample, seen: Sequence[View]) -> Figure:
+def maps(sample: Sample, seen: Sequence[PictureView]) -> Figure:
     """One sample of a study of attention: the image, then each layer's map, its largest value
     brightest, with the share of attention that the image gets."""
     held = sample.attention

@@ -1,8 +1,8 @@
 """A prompt's pictures as its visual tokens see them: what was kept in colour, or what was attended to as a heat map.
 
-Every block of a layout (pdrop/scoring/layout.py) is one view: a box of a picture under a grid of tokens. A picture in
-tiles has two views, the squeezed whole and the tiles; several pictures, or the frames of a video, have one or two each.
-The views of a prompt are laid out in one panel, row by row.
+Every block of a layout (pdrop/evaluation/layout.py) is one view: a box of a picture under a grid of tokens. A picture
+in tiles has two views, the squeezed whole and the tiles; several pictures, or the frames of a video, have one or two
+each. The views of a prompt are laid out in one panel, row by row.
 
 Images come from a parquet file with columns `image_id` and `image`, or a folder of images named by image id (several
 pictures of one sample: ID-0, ID-1, ...). Default: the embedded tasks' test split.
@@ -33,7 +33,7 @@ GAP = 8
 
 
 @dataclass(frozen=True)
-class View:
+class PictureView:
     """A grid of tokens over a part of a picture; `start` is its first token's number in the prompt."""
 
     picture: Image.Image
@@ -49,7 +49,7 @@ class View:
         return held.reshape(self.rows, wide)[:, : self.columns]
 
 
-def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> list[View]:
+def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> list[PictureView]:
     """The views of a sample's prompt.
 
     Args:
@@ -67,7 +67,7 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
     for image, blocks in zip(images, layout):
         for rows, columns, newline, *box in blocks:
             grid = int(rows), int(columns)
-            found.append(View(crop(image, box, grid), *grid, int(newline), start))
+            found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
             start += grid[0] * (grid[1] + int(newline))
     if start != sample.visual_tokens:
         raise ValueError(f"{sample.doc_id}: a layout of {start} tokens for {sample.visual_tokens}")
@@ -101,12 +101,12 @@ def crop(image: Image.Image, box: Sequence[float], grid: tuple[int, int]) -> Ima
     return part.resize((grid[1] * scale, grid[0] * scale))
 
 
-def kept_panel(found: Sequence[View], kept: BoolArray) -> FloatArray:
+def kept_panel(found: Sequence[PictureView], kept: BoolArray) -> FloatArray:
     """The views with dropped patches faded to grey, [height, width, 3] in 0..1."""
     return arranged([faded(view, view.cells(kept)) for view in found])
 
 
-def faded(view: View, kept: FloatArray) -> FloatArray:
+def faded(view: PictureView, kept: FloatArray) -> FloatArray:
     """One view, dropped patches faded."""
     pixels = np.asarray(view.picture, dtype=np.float64) / 255
     mask = spread(view, kept)
@@ -114,7 +114,7 @@ def faded(view: View, kept: FloatArray) -> FloatArray:
     return mask * pixels + (1 - mask) * grey
 
 
-def heat_panel(found: Sequence[View], weights: FloatArray) -> FloatArray:
+def heat_panel(found: Sequence[PictureView], weights: FloatArray) -> FloatArray:
     """The views in grey under a heat map of the weights (the largest 1), [height, width, 3] in 0..1."""
     from matplotlib import colormaps
 
@@ -127,7 +127,7 @@ def heat_panel(found: Sequence[View], weights: FloatArray) -> FloatArray:
     return arranged(panels)
 
 
-def spread(view: View, cells: FloatArray) -> FloatArray:
+def spread(view: PictureView, cells: FloatArray) -> FloatArray:
     """Cell values over the pixels of their patches, [height, width, 1]."""
     scale = view.picture.height // view.rows
     return np.kron(cells, np.ones((scale, scale))).astype(np.float64)[..., None]

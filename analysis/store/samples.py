@@ -54,8 +54,8 @@ class Sample:
         score: Of the task's main metric; None where a sample alone has none.
         image: Its image's id, or a hash.
         visual_tokens: Of the prompt.
-        masks: One hexadecimal bit mask per boundary (pdrop/scoring/answers.py).
-        layout: Where the visual tokens lie in the pictures (pdrop/scoring/layout.py).
+        masks: One hexadecimal bit mask per boundary (pdrop/evaluation/answers.py).
+        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/layout.py).
         attention: Where the run was a study of attention.
         number: The document's number, where it is one.
     """
@@ -132,7 +132,7 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
 
 
 def read_attention(data: Mapping[str, Any], tokens: int) -> Attention:
-    """What pdrop.scoring.answers.pack_attention wrote.
+    """What pdrop.evaluation.answers.pack_attention wrote.
 
     Raises:
         ValueError: If a layer has another number of visual tokens.

@@ -1,8 +1,8 @@
 """Where dropping stops paying: the speed-up of a whole answer, over batch size, output length and number of images.
 
-From runs that timed answers of several lengths beside the unpruned model (`latency.new_tokens`, pdrop/measure.py). The
-speed-up is the unpruned model's time / this one's: above 1 dropping pays. An experiment without a task is shown this
-way, since its runs differ in what one table of scores must hold equal.
+From runs that timed answers of several lengths beside the unpruned model (`latency.new_tokens`).
+The speed-up is the unpruned model's time / this one's: above 1 dropping pays. An experiment without a task is shown
+this way, since its runs differ in what one table of scores must hold equal.
 """
 
 from __future__ import annotations

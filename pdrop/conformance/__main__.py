@@ -16,7 +16,7 @@ from importlib import import_module
 import torch
 import yaml
 
-from pdrop.compose import choices, choose
+from pdrop.cli.compose import choices, choose
 from pdrop.conformance.families import FAMILIES, LAYERS
 from pdrop.conformance.suite import CHECKS, Result, Subject, run
 from pdrop.methods.base import Method

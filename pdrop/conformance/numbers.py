@@ -12,8 +12,8 @@ from pdrop.conformance.batches import FLOAT
 from pdrop.conformance.families import IMAGE, LAYERS, VIDEO, build
 from pdrop.conformance.prompts import collate, sample, single
 from pdrop.conformance.subject import Subject, equal, must, no_grad, order_of, real, samples_of
-from pdrop.counters import counted_prefill_flops
-from pdrop.flops import kv_bytes, prefill_flops
+from pdrop.cost.counters import counted_prefill_flops
+from pdrop.cost.flops import kv_bytes, prefill_flops
 from pdrop.methods.base import Method
 from pdrop.methods.random_drop import RandomAdaptive
 from pdrop.shapes import ModelSizes, PromptSize

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from .drawing import FONTS, Canvas, draw_text, font, jitter, text_width
-from .questions import Question
+from .questions import EmbeddedQuestion
 from .scenes import Level, background, random_code
 from .vocabulary import COLOR_NAMES, COLORS, IMAGE_SIZE, PATCH_SIZE, SHAPES
 
@@ -45,9 +45,9 @@ def draw_board(rng: random.Random, level: Level) -> tuple[Canvas, Board]:
     return canvas, Board(tuple(plates))
 
 
-def board_questions(board: Board, rng: random.Random) -> list[Question]:
+def board_questions(board: Board, rng: random.Random) -> list[EmbeddedQuestion]:
     """Each plate's code by its colour."""
     asked = "what does the {} sign say ?"
-    found = [Question("reading", asked.format(color), code) for color, code in board.plates]
+    found = [EmbeddedQuestion("reading", asked.format(color), code) for color, code in board.plates]
     rng.shuffle(found)
     return found

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from .drawing import Canvas, font, jitter
-from .questions import Question, as_choice, yes_no
+from .questions import EmbeddedQuestion, as_choice, yes_no
 from .scenes import Level
 from .vocabulary import COLOR_NAMES, COLORS, IMAGE_SIZE
 
@@ -42,17 +42,19 @@ def draw_chart(rng: random.Random, level: Level) -> tuple[Canvas, Chart]:
     return canvas, Chart(tuple(zip(colors, values)))
 
 
-def chart_questions(chart: Chart, rng: random.Random) -> list[Question]:
+def chart_questions(chart: Chart, rng: random.Random) -> list[EmbeddedQuestion]:
     """Values, extremes and comparisons (chart), neighbours (multihop), presence, number of bars, multiple choice."""
     colors, values = [color for color, _ in chart.bars], [value for _, value in chart.bars]
     found = []
     for extreme, words in ((max(values), ("tallest", "largest")), (min(values), ("shortest", "smallest"))):
         if values.count(extreme) == 1:
             answer = colors[values.index(extreme)]
-            found.append(Question("chart", f"which bar is the {rng.choice(words)} ?", answer))
-            found.append(Question("multihop", f"what is the value of the {rng.choice(words)} bar ?", str(extreme)))
+            found.append(EmbeddedQuestion("chart", f"which bar is the {rng.choice(words)} ?", answer))
+            found.append(
+                EmbeddedQuestion("multihop", f"what is the value of the {rng.choice(words)} bar ?", str(extreme))
+            )
     for color, value in rng.sample(chart.bars, min(3, len(chart.bars))):
-        found.append(Question("chart", f"what is the value of the {color} bar ?", str(value)))
+        found.append(EmbeddedQuestion("chart", f"what is the value of the {color} bar ?", str(value)))
     numbers = [str(number) for number in range(1, 10)]
     if rng.random() < 0.5:
         found.append(as_choice(found[-1], rng.sample(numbers, len(numbers)), rng))
@@ -61,12 +63,12 @@ def chart_questions(chart: Chart, rng: random.Random) -> list[Question]:
         if a != b:
             word = rng.choice(["taller", "shorter"])
             truth = (a > b) == (word == "taller")
-            found.append(Question("chart", f"is the {first} bar {word} than the {second} bar ?", yes_no(truth)))
+            found.append(EmbeddedQuestion("chart", f"is the {first} bar {word} than the {second} bar ?", yes_no(truth)))
     found += _neighbours(chart, rng)
     truth = rng.random() < 0.5
     color = rng.choice(colors if truth else [name for name in COLOR_NAMES if name not in colors])
-    found.append(Question("existence", f"is there a {color} bar ?", yes_no(truth)))
-    found.append(Question("counting", "how many bars are there ?", str(len(colors))))
+    found.append(EmbeddedQuestion("existence", f"is there a {color} bar ?", yes_no(truth)))
+    found.append(EmbeddedQuestion("counting", "how many bars are there ?", str(len(colors))))
     rng.shuffle(found)
     return found
 
@@ -77,7 +79,7 @@ def neighbour(chart: Chart, color: str, side: str) -> tuple[str, int] | None:
     return chart.bars[place] if 0 <= place < len(chart.bars) else None
 
 
-def _neighbours(chart: Chart, rng: random.Random) -> list[Question]:
+def _neighbours(chart: Chart, rng: random.Random) -> list[EmbeddedQuestion]:
     found = []
     for color, _ in rng.sample(chart.bars, 2):
         side = rng.choice(["left of", "right of"])
@@ -85,8 +87,8 @@ def _neighbours(chart: Chart, rng: random.Random) -> list[Question]:
         if reached is None:
             continue
         if rng.random() < 0.5:
-            found.append(Question("multihop", f"what color is the bar {side} the {color} bar ?", reached[0]))
+            found.append(EmbeddedQuestion("multihop", f"what color is the bar {side} the {color} bar ?", reached[0]))
         else:
             text = f"what is the value of the bar {side} the {color} bar ?"
-            found.append(Question("multihop", text, str(reached[1])))
+            found.append(EmbeddedQuestion("multihop", text, str(reached[1])))
     return found

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .questions import Question, named, template
+from .questions import EmbeddedQuestion, named, template
 from .samples import Picture, sample
 from .vocabulary import FAMILIES
 
@@ -28,7 +28,7 @@ _PER_IMAGE = 2  # questions of one family about one image, at most
 GUESS_IMAGES = 20_000  # train images that the blind guess learns from
 
 
-def asked_of_test(per_family: int = QUESTIONS_PER_FAMILY) -> Iterator[tuple[int, Picture, Question]]:
+def asked_of_test(per_family: int = QUESTIONS_PER_FAMILY) -> Iterator[tuple[int, Picture, EmbeddedQuestion]]:
     """(index of the image, picture, question) of the test split, until every family has `per_family` questions."""
     missing = dict.fromkeys(FAMILIES, per_family)
     index = 0

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from .drawing import FONTS, Canvas, draw_text, font, jitter, text_width
-from .questions import Question, yes_no
+from .questions import EmbeddedQuestion, yes_no
 from .scenes import Level, background, random_code
 from .vocabulary import IMAGE_SIZE, LABELS, PATCH_SIZE
 
@@ -75,22 +75,22 @@ def value_of(document: Document, label: str, steps: int = 0) -> str | None:
     return document.rows[line][1] if 0 <= line < len(labels) else None
 
 
-def document_questions(document: Document, rng: random.Random) -> list[Question]:
+def document_questions(document: Document, rng: random.Random) -> list[EmbeddedQuestion]:
     """Every value by its label (document), a label's presence (existence), and the line next to a label (multihop)."""
     found = []
     labels = [label for label, _ in document.rows]
     for label, value in document.rows:
         text = rng.choice([f"what is the {label} ?", f"what is the value of {label} ?"])
-        found.append(Question("document", text, value))
+        found.append(EmbeddedQuestion("document", text, value))
     for _ in range(2):
         truth = rng.random() < 0.5
         label = rng.choice(labels if truth else [name for name in LABELS if name not in labels])
-        found.append(Question("existence", f"is there a {label} field ?", yes_no(truth)))
+        found.append(EmbeddedQuestion("existence", f"is there a {label} field ?", yes_no(truth)))
     for label in rng.sample(labels, min(2, len(labels))):
         word, steps = rng.choice([("below", 1), ("above", -1)])
         reached = value_of(document, label, steps)
         if reached is not None:
-            found.append(Question("multihop", f"what is the value {word} {label} ?", reached))
-    found.append(Question("counting", "how many fields are there ?", str(len(labels))))
+            found.append(EmbeddedQuestion("multihop", f"what is the value {word} {label} ?", reached))
+    found.append(EmbeddedQuestion("counting", "how many fields are there ?", str(len(labels))))
     rng.shuffle(found)
     return found

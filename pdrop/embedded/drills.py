@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from .documents import Document
-from .questions import Question, as_choice, yes_no
+from .questions import EmbeddedQuestion, as_choice, yes_no
 from .scene_questions import apart, cell, holds, singular, unique, wrong_names
 from .scenes import Scene
 from .vocabulary import COLOR_NAMES, LABELS, PLURALS, RELATIONS, SHAPES
@@ -19,7 +19,7 @@ from .vocabulary import COLOR_NAMES, LABELS, PLURALS, RELATIONS, SHAPES
 Drill = Literal["retrieval", "sides", "letters", "counts", "fields"]
 
 
-def drill_questions(facts: Scene | Document, drill: Drill, rng: random.Random) -> list[Question]:
+def drill_questions(facts: Scene | Document, drill: Drill, rng: random.Random) -> list[EmbeddedQuestion]:
     """The questions of a drill, in random order; "fields" is about documents, all others are about scenes.
 
     Raises:
@@ -32,54 +32,54 @@ def drill_questions(facts: Scene | Document, drill: Drill, rng: random.Random) -
     return found
 
 
-def _of_scene(scene: Scene, drill: Drill, rng: random.Random) -> list[Question]:
-    drills: dict[Drill, Callable[[Scene, random.Random], list[Question]]]
+def _of_scene(scene: Scene, drill: Drill, rng: random.Random) -> list[EmbeddedQuestion]:
+    drills: dict[Drill, Callable[[Scene, random.Random], list[EmbeddedQuestion]]]
     drills = {"retrieval": _retrieval, "sides": _sides, "letters": _letters, "counts": _counts}
     return drills[drill](scene, rng)
 
 
-def _look_ups(scene: Scene) -> list[Question]:
+def _look_ups(scene: Scene) -> list[EmbeddedQuestion]:
     """The colour of every shape that is there once, the shape of every colour that is there once."""
     by_shape, by_color = "what color is the {} ?", "what shape is the {} object ?"
     return [
-        *(Question("attribute", by_shape.format(o.shape), o.color) for o in unique(scene, "shape")),
-        *(Question("attribute", by_color.format(o.color), o.shape) for o in unique(scene, "color")),
+        *(EmbeddedQuestion("attribute", by_shape.format(o.shape), o.color) for o in unique(scene, "shape")),
+        *(EmbeddedQuestion("attribute", by_color.format(o.color), o.shape) for o in unique(scene, "color")),
     ]
 
 
-def _retrieval(scene: Scene, rng: random.Random) -> list[Question]:
+def _retrieval(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     """Look-ups, where each thing is, and whether it is there (wrong names adversarial half of the time)."""
     found, present = _look_ups(scene), {(thing.color, thing.shape) for thing in scene.things}
     for thing in singular(scene):
         place = cell(thing)
         if place is not None:
-            found.append(Question("position", f"where is the {thing.name} ?", place))
-        found.append(Question("existence", f"is there a {thing.name} ?", "yes"))
+            found.append(EmbeddedQuestion("position", f"where is the {thing.name} ?", place))
+        found.append(EmbeddedQuestion("existence", f"is there a {thing.name} ?", "yes"))
         near = rng.random() < 0.5
         colors = [color for color, _ in present] if near else list(COLOR_NAMES)
         absent = sorted({color for color in colors if (color, thing.shape) not in present})
         if absent:
             text = f"is there a {rng.choice(absent)} {thing.shape} ?"
-            found.append(Question("existence", text, "no"))
+            found.append(EmbeddedQuestion("existence", text, "no"))
     return found
 
 
-def _sides(scene: Scene, rng: random.Random) -> list[Question]:
+def _sides(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     """Every pair of things in both orders, each with a relation drawn at random, and where each thing is."""
     known, found = singular(scene), []
     for first in known:
         place = cell(first)
         if place is not None:
-            found.append(Question("position", f"where is the {first.name} ?", place))
+            found.append(EmbeddedQuestion("position", f"where is the {first.name} ?", place))
         for second in known:
             relation = rng.choice(RELATIONS)
             if first is not second and apart(relation, first, second):
                 text = f"is the {first.name} {relation} the {second.name} ?"
-                found.append(Question("relation", text, yes_no(holds(relation, first, second))))
+                found.append(EmbeddedQuestion("relation", text, yes_no(holds(relation, first, second))))
     return found
 
 
-def _letters(scene: Scene, rng: random.Random) -> list[Question]:
+def _letters(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     """Every look-up as multiple choice, twice with other options."""
     found = []
     for question in 2 * _look_ups(scene):
@@ -89,7 +89,7 @@ def _letters(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def _counts(scene: Scene, rng: random.Random) -> list[Question]:
+def _counts(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     """How many there are of every shape and colour that is there other than once, of as many that are there once, and
     of two that are not there. Of most scenes' things there is one: asked as they come, counts are learned as "1"."""
     found = []
@@ -100,14 +100,14 @@ def _counts(scene: Scene, rng: random.Random) -> list[Question]:
         absent = [name for name in names if counts[name] == 0]
         for name in several + rng.sample(once, min(len(once), max(1, len(several)))) + rng.sample(absent, 2):
             asked = PLURALS[name] if kind == "shape" else f"{name} objects"
-            found.append(Question("counting", f"how many {asked} are there ?", str(counts[name])))
-    return [*found, Question("counting", "how many objects are there ?", str(len(scene.things)))]
+            found.append(EmbeddedQuestion("counting", f"how many {asked} are there ?", str(counts[name])))
+    return [*found, EmbeddedQuestion("counting", "how many objects are there ?", str(len(scene.things)))]
 
 
-def _fields(document: Document) -> list[Question]:
+def _fields(document: Document) -> list[EmbeddedQuestion]:
     """Whether each label of the vocabulary is there, and every value by its label."""
     there = dict(document.rows)
     return [
-        *(Question("existence", f"is there a {label} field ?", yes_no(label in there)) for label in LABELS),
-        *(Question("document", f"what is the {label} ?", value) for label, value in document.rows),
+        *(EmbeddedQuestion("existence", f"is there a {label} field ?", yes_no(label in there)) for label in LABELS),
+        *(EmbeddedQuestion("document", f"what is the {label} ?", value) for label, value in document.rows),
     ]

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from .questions import Question
+from .questions import EmbeddedQuestion
 from .samples import KINDS, MIX, SPLITS, Picture, sample
 from .vocabulary import FAMILIES
 
 log = logging.getLogger(__name__)
 
 
-def asked(picture: Picture, families: Mapping[str, float] | None, turns: int | None = None) -> list[Question]:
+def asked(picture: Picture, families: Mapping[str, float] | None, turns: int | None = None) -> list[EmbeddedQuestion]:
     """The questions of a picture that are asked, in their order; which ones depends on its seed alone."""
     draw = np.random.default_rng(picture.seed)
     kept = list(picture.questions)
@@ -48,7 +48,7 @@ def pictures(
     mix: Mapping[str, float] = MIX,
     families: Mapping[str, float] | None = None,
     turns: int | None = None,
-) -> Iterator[tuple[str, Picture, list[Question]]]:
+) -> Iterator[tuple[str, Picture, list[EmbeddedQuestion]]]:
     """(name, picture, its questions) of images first..first+images-1 of a split; without those that ask nothing."""
     for index in range(first, first + images):
         picture = sample(split, index, mix)
@@ -63,7 +63,7 @@ def png(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-def record(name: str, picture: Picture, questions: list[Question], image: str) -> dict[str, Any]:
+def record(name: str, picture: Picture, questions: list[EmbeddedQuestion], image: str) -> dict[str, Any]:
     """One record of LLaVA's format; besides, the family of each question."""
     turns = []
     for number, question in enumerate(questions):
@@ -78,7 +78,7 @@ def record(name: str, picture: Picture, questions: list[Question], image: str) -
     }
 
 
-def write_llava(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list[Question]]]) -> Path:
+def write_llava(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list[EmbeddedQuestion]]]) -> Path:
     """<out>/<split>.json and the images in <out>/<split>/; returns the path of the JSON, which is written last."""
     (out / split).mkdir(parents=True, exist_ok=True)
     listed = []
@@ -93,7 +93,7 @@ def write_llava(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list
     return path
 
 
-def write_hf(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list[Question]]]) -> Path:
+def write_hf(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list[EmbeddedQuestion]]]) -> Path:
     """A dataset in <out>/<split>: image, image_id, kind, and lists of family, question, answer, options."""
     from datasets import Dataset, Features, Image, List, Value
 

@@ -10,7 +10,7 @@ from .vocabulary import COLOR_NAMES, LABELS, OPTION_LETTERS, PLURALS, SHAPES
 
 
 @dataclass(frozen=True)
-class Question:
+class EmbeddedQuestion:
     """One question about an image.
 
     `family` is one of vocabulary.FAMILIES, `answer` the exact answer, `options` the four choices of a
@@ -54,7 +54,7 @@ def named(question: str) -> dict[str, str]:
     return found
 
 
-def as_choice(question: Question, wrong: Sequence[str], rng: random.Random) -> Question:
+def as_choice(question: EmbeddedQuestion, wrong: Sequence[str], rng: random.Random) -> EmbeddedQuestion:
     """The question as multiple choice: its answer among three of `wrong`, letters in random order."""
     if len(set(wrong) - {question.answer}) < len(OPTION_LETTERS) - 1:
         raise ValueError(f"need three wrong options for {question.text!r}, got {list(wrong)}")
@@ -62,7 +62,7 @@ def as_choice(question: Question, wrong: Sequence[str], rng: random.Random) -> Q
     rng.shuffle(options)
     listed = " ".join(f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options))
     letter = OPTION_LETTERS[options.index(question.answer)]
-    return Question("choice", f"{question.text} {listed} answer with the letter .", letter, tuple(options))
+    return EmbeddedQuestion("choice", f"{question.text} {listed} answer with the letter .", letter, tuple(options))
 
 
 def yes_no(truth: bool) -> str:

@@ -16,7 +16,7 @@ from .charts import Chart, chart_questions, draw_chart
 from .documents import Document, document_questions, draw_document, draw_page
 from .drawing import Canvas
 from .drills import Drill, drill_questions
-from .questions import Question
+from .questions import EmbeddedQuestion
 from .scene_questions import scene_questions
 from .scenes import Level, Scene, draw_scene
 
@@ -38,7 +38,7 @@ class Picture:
     kind: str
     canvas: Canvas
     facts: Scene | Document | Chart | Board
-    questions: tuple[Question, ...]
+    questions: tuple[EmbeddedQuestion, ...]
 
 
 def split_seed(split: str, index: int) -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from .questions import Question, as_choice, yes_no
+from .questions import EmbeddedQuestion, as_choice, yes_no
 from .scenes import Scene, Thing
 from .vocabulary import CELLS, COLOR_NAMES, IMAGE_SIZE, PLURALS, RELATIONS, SHAPES
 
@@ -15,9 +15,9 @@ _CLEAR = 12  # pixels: two middles closer than this along an axis are not compar
 _READING = ("what does the sign say ?", "what is written in the image ?", "read the text .")
 
 
-def scene_questions(scene: Scene, rng: random.Random) -> list[Question]:
+def scene_questions(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     """All families that a scene can carry, in random order."""
-    found: list[Question] = []
+    found: list[EmbeddedQuestion] = []
     for ask in (_existence, _attribute, _relation, _position, _counting, _reading, _multihop):
         found += ask(scene, rng)
     rng.shuffle(found)
@@ -79,38 +79,38 @@ def next_thing(scene: Scene, start: Thing, relation: str) -> Thing | None:
     return scene.things[distances[0][1]]
 
 
-def _existence(scene: Scene, rng: random.Random) -> list[Question]:
+def _existence(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     present = sorted({(thing.color, thing.shape) for thing in scene.things})
     found = []
     for _ in range(3):
         if rng.random() < 0.5:
             color, shape = rng.choice(present)
-            found.append(Question("existence", f"is there a {color} {shape} ?", "yes"))
+            found.append(EmbeddedQuestion("existence", f"is there a {color} {shape} ?", "yes"))
             continue
         absent = [(color, shape) for color in COLOR_NAMES for shape in SHAPES if (color, shape) not in present]
         if rng.random() < 0.6:
             # Adversarial, as in POPE: a colour or a shape that is there, but not together.
             absent = [(c, s) for c, s in absent if any(c == o or s == p for o, p in present)]
         color, shape = rng.choice(absent)
-        found.append(Question("existence", f"is there a {color} {shape} ?", "no"))
+        found.append(EmbeddedQuestion("existence", f"is there a {color} {shape} ?", "no"))
     if rng.random() < 0.5:
         shapes = sorted({thing.shape for thing in scene.things})
         truth = rng.random() < 0.5
         shape = rng.choice(shapes if truth else [name for name in SHAPES if name not in shapes])
-        found.append(Question("existence", f"is there a {shape} ?", yes_no(truth)))
+        found.append(EmbeddedQuestion("existence", f"is there a {shape} ?", yes_no(truth)))
     return found
 
 
-def _attribute(scene: Scene, rng: random.Random) -> list[Question]:
+def _attribute(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     shapes = Counter(thing.shape for thing in scene.things)
     colors = Counter(thing.color for thing in scene.things)
     by_shape, by_color = unique(scene, "shape"), unique(scene, "color")
     found = []
     for thing in rng.sample(by_shape, min(2, len(by_shape))):
-        question = Question("attribute", f"what color is the {thing.shape} ?", thing.color)
+        question = EmbeddedQuestion("attribute", f"what color is the {thing.shape} ?", thing.color)
         found += [question, as_choice(question, wrong_names(thing.color, colors, COLOR_NAMES, rng), rng)]
     for thing in rng.sample(by_color, min(2, len(by_color))):
-        question = Question("attribute", f"what shape is the {thing.color} object ?", thing.shape)
+        question = EmbeddedQuestion("attribute", f"what shape is the {thing.color} object ?", thing.shape)
         found += [question, as_choice(question, wrong_names(thing.shape, shapes, SHAPES, rng), rng)]
     # At most two of the four as multiple choice: they are long.
     choices = [question for question in found if question.family == "choice"][:2]
@@ -125,7 +125,7 @@ def wrong_names(answer: str, present: Iterable[str], all_names: tuple[str, ...],
     return rng.sample(near, len(near)) + rng.sample(far, len(far))
 
 
-def _relation(scene: Scene, rng: random.Random) -> list[Question]:
+def _relation(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     known = singular(scene)
     pairs = [(a, b) for a in known for b in known if a is not b]
     found = []
@@ -133,39 +133,39 @@ def _relation(scene: Scene, rng: random.Random) -> list[Question]:
         relation = rng.choice(RELATIONS)
         if apart(relation, first, second):
             text = f"is the {first.name} {relation} the {second.name} ?"
-            found.append(Question("relation", text, yes_no(holds(relation, first, second))))
+            found.append(EmbeddedQuestion("relation", text, yes_no(holds(relation, first, second))))
     return found
 
 
-def _position(scene: Scene, rng: random.Random) -> list[Question]:
+def _position(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     found = []
     known = singular(scene)
     for thing in rng.sample(known, min(3, len(known))):
         answer = cell(thing)
         if answer is not None:
-            found.append(Question("position", f"where is the {thing.name} ?", answer))
+            found.append(EmbeddedQuestion("position", f"where is the {thing.name} ?", answer))
     if found and rng.random() < 0.3:
         question = rng.choice(found)
         found.append(as_choice(question, rng.sample(CELLS, len(CELLS)), rng))
     return found
 
 
-def _counting(scene: Scene, rng: random.Random) -> list[Question]:
+def _counting(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     shapes = Counter(thing.shape for thing in scene.things)
     colors = Counter(thing.color for thing in scene.things)
-    found = [Question("counting", "how many objects are there ?", str(len(scene.things)))]
+    found = [EmbeddedQuestion("counting", "how many objects are there ?", str(len(scene.things)))]
     shape = rng.choice(list(shapes) if rng.random() < 0.8 else list(SHAPES))
-    found.append(Question("counting", f"how many {PLURALS[shape]} are there ?", str(shapes[shape])))
+    found.append(EmbeddedQuestion("counting", f"how many {PLURALS[shape]} are there ?", str(shapes[shape])))
     color = rng.choice(list(colors) if rng.random() < 0.8 else list(COLOR_NAMES))
-    found.append(Question("counting", f"how many {color} objects are there ?", str(colors[color])))
+    found.append(EmbeddedQuestion("counting", f"how many {color} objects are there ?", str(colors[color])))
     return found
 
 
-def _reading(scene: Scene, rng: random.Random) -> list[Question]:
-    return [Question("reading", rng.choice(_READING), scene.sign)] if scene.sign else []
+def _reading(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
+    return [EmbeddedQuestion("reading", rng.choice(_READING), scene.sign)] if scene.sign else []
 
 
-def _multihop(scene: Scene, rng: random.Random) -> list[Question]:
+def _multihop(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
     known = singular(scene)
     found = []
     for start in rng.sample(known, min(3, len(known))):
@@ -174,5 +174,5 @@ def _multihop(scene: Scene, rng: random.Random) -> list[Question]:
         if reached is not None:
             kind = rng.choice(["color", "shape"])
             text = f"what {kind} is the next object {relation} the {start.name} ?"
-            found.append(Question("multihop", text, getattr(reached, kind)))
+            found.append(EmbeddedQuestion("multihop", text, getattr(reached, kind)))
     return found

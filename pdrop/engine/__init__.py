@@ -14,6 +14,10 @@ Where the official codes are silent:
   there speculative and prompt-lookup decoding hand in a prompt together with guesses of its continuation;
 - in training, rows without an image or without an answer are not dropped at all;
 - a cache that was filled under one schedule goes on under that schedule only;
+- only ids that come with pixels, or features made of them, are visual: ids alone (quoted, generated, in a draft) are
+  text. The trace tells of the last prompt; drafts and guidance's unconditional prompt do not overwrite it;
+- threads may call an attached model at once; a block that ends lets running forwards end, and a `generate` that goes on
+  in another thread raises a RuntimeError in its next forward;
 - merged tokens stand behind the last visual token that could go, also where that was another image's: no text sees
   what was made from later tokens. Behind the last layer they are at the place of their centre;
 - images that come in a later turn are ranked among themselves; those already cached are left alone;

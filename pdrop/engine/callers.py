@@ -47,11 +47,11 @@ def chunked() -> bool:
     return any(len(call.get("input_chunks", ())) > 1 for call in calls)
 
 
-def running(code: CodeType) -> dict[int, int]:
-    """The threads that are in a call of this code, each with the number of its outermost such call (frame)."""
+def running(code: CodeType, module: nn.Module | None = None) -> dict[int, int]:
+    """The threads that are in a call of this code, of this module, each with the number of its outermost such call."""
     calls: dict[int, int] = {}
     for thread, top in sys._current_frames().items():
         for frame in frames(top):
-            if frame.f_code is code:
+            if frame.f_code is code and (module is None or frame.f_locals.get("self") is module):
                 calls[thread] = id(frame)
     return calls

@@ -52,7 +52,7 @@ class Attachment:
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         self.trace = Trace(len(self.architecture.layers), len(schedule))
-        self.now = Running()
+        self.current = Running()
         self.handles: list[Any] = []
         vlm: Any = self.architecture.vlm
         # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
@@ -61,13 +61,13 @@ class Attachment:
     @property
     def run(self) -> Forward | None:
         """What is known about the forward that runs in this thread, if it has anything to do here."""
-        return self.now.run
+        return self.current.run
 
     @property
     def prefill(self) -> Prefill:
         """What is written of it, where it brought visual tokens."""
-        assert self.now.prefill is not None
-        return self.now.prefill
+        assert self.current.prefill is not None
+        return self.current.prefill
 
     def __enter__(self) -> Trace:
         with ENTERING:
@@ -108,22 +108,24 @@ class Attachment:
 
     def __exit__(self, *exception: object) -> None:
         self.threads.end()
+        generating = callers.running(callers.GENERATE, self.hooked[0])
+        generating.pop(threading.get_ident(), None)
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        self.now.clear()
-        if generating := self.threads.generating():
+        self.current.clear()
+        if generating:
             Ended(self.hooked, generating, self.threads.words)
 
     # ---------------------------------------------------------------- around the model
 
     def open(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins: read the prompt, unless this is a decoding step with nothing to do."""
-        if not self.now.opens(module, module is self.hooked[0]):
+        if not self.current.opens(module, module is self.hooked[0]):
             return
         self.threads.enter()
-        self.now.clear()
-        self.now.owner = module
+        self.current.clear()
+        self.current.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         cache: Any = given.get("past_key_values")
@@ -151,7 +153,7 @@ class Attachment:
             if prompts is not None:
                 run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
             run.study = self.studies and self.trace.study
-            self.now.run = run
+            self.current.run = run
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
@@ -165,8 +167,8 @@ class Attachment:
         prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
-            self.now.prefill = self.trace.begin()
-            self.now.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+            self.current.prefill = self.trace.begin()
+            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
         return prompts
 
     def check_call(self, given: dict[str, Any]) -> None:
@@ -200,10 +202,10 @@ class Attachment:
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward ends, also by an exception (then without output)."""
-        if self.now.owner is not module:
+        if self.current.owner is not module:
             return
-        prefill = self.now.prefill
-        self.now.clear()
+        prefill = self.current.prefill
+        self.current.clear()
         self.threads.leave()
         if prefill is not None and output is not None:
             self.trace.show(prefill)
@@ -212,7 +214,7 @@ class Attachment:
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
-        run = self.run
+        run = self.current.run
         if run is None:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
@@ -345,7 +347,7 @@ class Ended:
     """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
 
     def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
-        self.generating, self.words = generating, words
+        self.model, self.generating, self.words = modules[0], generating, words
         self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
 
     def refuse(self, module: nn.Module, args: Any) -> None:
@@ -354,7 +356,7 @@ class Ended:
         Raises:
             RuntimeError: If it is one of those.
         """
-        now, own = callers.running(callers.GENERATE), threading.get_ident()
+        now, own = callers.running(callers.GENERATE, self.model), threading.get_ident()
         self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
         late = self.generating.pop(own, None) is not None
         if not self.generating:

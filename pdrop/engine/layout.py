@@ -25,13 +25,13 @@ from torch import Tensor
 
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
-from pdrop.methods.layout import Grid
+from pdrop.methods.layout import TokenGrid
 
 # tokens, and their grids counted from the picture's first token; None: position ids tell
-Picture = tuple[int, list[Grid] | None]
+Picture = tuple[int, list[TokenGrid] | None]
 
 
-def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[Grid]]:
+def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[TokenGrid]]:
     """The grids of each prompt, in the order of its visual tokens.
 
     Args:
@@ -55,7 +55,7 @@ def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[li
     sources = {video: iter(pictures(vlm, given, video, tokens[video])) for video in (False, True) if tokens[video]}
     rows = []
     for number, kind in enumerate(kinds):
-        row: list[Grid] = []
+        row: list[TokenGrid] = []
         first = 0
         for video, run in groupby(kind):
             end = first + len(list(run))
@@ -72,9 +72,9 @@ def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[li
     return rows
 
 
-def moved(grids: list[Grid], by: int) -> list[Grid]:
+def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
     """The grids, so many tokens further on."""
-    return [Grid(by + g.first, g.height, g.width, g.stride) for g in grids]
+    return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 
 def unknown(vlm: Any, why: str) -> ValueError:
@@ -113,7 +113,7 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
 def frames_of(count: int, height: int, width: int) -> Picture:
     """So many frames of one size, row by row without anything between them."""
     size = height * width
-    return count * size, [Grid(frame * size, height, width, width) for frame in range(count)]
+    return count * size, [TokenGrid(frame * size, height, width, width) for frame in range(count)]
 
 
 def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
@@ -151,12 +151,12 @@ def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
         patches: Rows and columns of the small picture.
     """
     ends, small = newline.nonzero()[:, 0].tolist(), patches * patches
-    grids = [Grid(0, patches, patches, patches)]
+    grids = [TokenGrid(0, patches, patches, patches)]
     if len(newline) > small + 1:
         stride, height = ends[0] - small + 1, len(ends)
-        grids += [Grid(small, height, stride - 1, stride), Grid(ends[0], height, 1, stride)]
+        grids += [TokenGrid(small, height, stride - 1, stride), TokenGrid(ends[0], height, 1, stride)]
     elif ends:
-        grids.append(Grid(small, 1, 1, 1))
+        grids.append(TokenGrid(small, 1, 1, 1))
     return len(newline), grids
 
 
@@ -184,7 +184,7 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
                 yield len(one), [g for n in range(len(one) // crop) for g in moved(framed(vlm, crop, 1)[1], n * crop)]
 
 
-def numbered(positions: Tensor) -> list[Grid]:
+def numbered(positions: Tensor) -> list[TokenGrid]:
     """The frames of a picture from its tokens' positions (time, height, width), [3, tokens].
 
     A row ends where the width does not grow, a frame where the time changes or the height falls.
@@ -195,7 +195,7 @@ def numbered(positions: Tensor) -> list[Grid]:
     rows = list(range(0, len(wide), width))
     frames = [0] + [b for a, b in zip(rows, rows[1:]) if time[b] != time[a] or high[b] <= high[a]]
     ends = [*frames[1:], len(wide)]
-    return [Grid(start, (end - start) // width, width, width) for start, end in zip(frames, ends)]
+    return [TokenGrid(start, (end - start) // width, width, width) for start, end in zip(frames, ends)]
 
 
 def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Picture]:
@@ -221,7 +221,7 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Pictur
     return [framed(vlm, each, frames)] * count
 
 
-def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[Grid]]:
+def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[TokenGrid]]:
     """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
 
     Raises:
@@ -236,6 +236,6 @@ def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[Grid]]:
         raise unknown(vlm, f"{tokens} tokens of {frames} frames are no squares")
     grids = []
     for frame in range(frames):
-        grids += [Grid(frame * per, 1, 1, 1)] if head else []
-        grids.append(Grid(frame * per + head, side, side, side))
-    return tokens, [*grids, *([Grid(tokens - 1, 1, 1, 1)] if tail else [])]
+        grids += [TokenGrid(frame * per, 1, 1, 1)] if head else []
+        grids.append(TokenGrid(frame * per + head, side, side, side))
+    return tokens, [*grids, *([TokenGrid(tokens - 1, 1, 1, 1)] if tail else [])]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdrop.engine.sequence import Alive, Prompts, take
 from pdrop.methods.base import Ranking
-from pdrop.methods.layout import Grid
+from pdrop.methods.layout import TokenGrid
 from pdrop.schedule import Schedule
 
 # what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
@@ -62,10 +62,10 @@ class Forward:
     pending: Tensor | Ranking | None = None  # [B, T] scores observed in front of the boundary to come
     deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added behind the first layers
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
-    layout: Callable[[], list[list[Grid]]] | None = None  # reads where visual tokens lie in their pictures
-    grids: list[list[Grid]] | None = None  # as it was read
+    layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens lie in their pictures
+    grids: list[list[TokenGrid]] | None = None  # as it was read
 
-    def images(self) -> list[list[Grid]]:
+    def images(self) -> list[list[TokenGrid]]:
         """Where the original visual tokens of each prompt lie, read once, if a method asks."""
         if self.grids is None:
             assert self.layout is not None

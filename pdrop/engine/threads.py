@@ -10,7 +10,7 @@ import threading
 
 from torch import nn
 
-from pdrop.engine.callers import FORWARD, GENERATE, running
+from pdrop.engine.callers import FORWARD, running
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.state import Forward
 
@@ -52,7 +52,6 @@ class Threads:
         self.words = words  # of an error in a forward that comes too late
         self.change = threading.Condition()
         self.busy: set[int] = set()  # in a forward
-        self.seen: set[int] = set()
         self.ended = False
 
     def enter(self) -> None:
@@ -65,13 +64,13 @@ class Threads:
             if self.ended:
                 raise RuntimeError(self.words)
             self.busy.add(threading.get_ident())
-            self.seen.add(threading.get_ident())
 
     def leave(self) -> None:
         """It has ended."""
         with self.change:
             self.busy.discard(threading.get_ident())
-            self.change.notify_all()
+            if self.ended:
+                self.change.notify_all()
 
     def end(self) -> None:
         """The block ends: no forward may begin any more, and those that run in other threads end first."""
@@ -82,8 +81,3 @@ class Threads:
                 self.busy and self.busy & running(FORWARD).keys()
             ):  # a thread that was killed in its forward is not waited for
                 self.change.wait(0.05)
-
-    def generating(self) -> dict[int, int]:
-        """The other threads that have used the attachment and are in a call of `generate`: see callers.running."""
-        own = threading.get_ident()
-        return {thread: call for thread, call in running(GENERATE).items() if thread in self.seen and thread != own}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
-from pdrop.methods.layout import Grid, reduced_count, square
+from pdrop.methods.layout import TokenGrid, reduced_count, square
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import PromptSize
 
@@ -50,7 +50,10 @@ class Gridded(Method):
         """Every crop and frame has its share, where their grids are known."""
         if not prompt.grids:
             return super().entering(schedule, prompt, num_layers)
-        grids, left = [Grid(0, height, width, width) for height, width in prompt.grids], [prompt.visual] * num_layers
+        grids, left = (
+            [TokenGrid(0, height, width, width) for height, width in prompt.grids],
+            [prompt.visual] * num_layers,
+        )
         for stage in schedule.check(num_layers):
             if (keep := share(stage, round(prompt.visual))) < 1:
                 left[stage.layer :] = [float(reduced_count(grids, keep))] * (num_layers - stage.layer)
@@ -144,7 +147,7 @@ def in_order(view: View) -> Tensor:
     return view.visual.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.visual_counts)]
 
 
-def pooled(visual: Tensor, grid: Grid, keep: float) -> Tensor:
+def pooled(visual: Tensor, grid: TokenGrid, keep: float) -> Tensor:
     """Adaptive average pooling of a grid, [tokens of the reduced grid, D], from all visual tokens [N, D]."""
     import torch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Grid:
+class TokenGrid:
     """A rectangle of visual tokens: a picture, a tile of one, a frame of a video, or a column of newline tokens.
 
     Attributes:
@@ -63,14 +63,14 @@ def span(number: int, parts: int, whole: int) -> range:
     return range(number * whole // parts, -((number + 1) * whole // -parts))
 
 
-def square(visual: int) -> list[Grid]:
+def square(visual: int) -> list[TokenGrid]:
     """One picture of so many tokens, where nothing else is known: a square if there is one, otherwise one row."""
     side = math.isqrt(visual)
     if side * side == visual:
-        return [Grid(0, side, side, side)] if visual else []
-    return [Grid(0, 1, visual, visual)]
+        return [TokenGrid(0, side, side, side)] if visual else []
+    return [TokenGrid(0, 1, visual, visual)]
 
 
-def reduced_count(grids: Sequence[Grid], keep: float) -> int:
+def reduced_count(grids: Sequence[TokenGrid], keep: float) -> int:
     """Tokens of all the reduced grids together."""
     return sum(height * width for height, width in (grid.reduced(keep) for grid in grids))

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from pdrop.lists import sparsevlm
 from pdrop.methods.base import Merged, Method, Positions, View
+from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pdrop.lists import sparsevlm
 from pdrop.methods.base import Positions, View
 from pdrop.methods.sparsevlm import SparseVLM, most_raters, raters_of
+from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize
 

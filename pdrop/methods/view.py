@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pdrop.methods.layout import Grid
+from pdrop.methods.layout import TokenGrid
 from pdrop.schedule import Stage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class View:
     begun: Any
     _attention: Callable[[Tensor | None, int | None], AttentionRows]
     _draw: Callable[[int], Tensor]
-    _images: Callable[[], list[list[Grid]]]
+    _images: Callable[[], list[list[TokenGrid]]]
 
     def attention(self, rows: Tensor | None = None, most: int | None = None) -> Tensor:
         """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
@@ -98,7 +98,7 @@ class View:
         return self._draw(seed)
 
     @property
-    def images(self) -> list[list[Grid]]:
+    def images(self) -> list[list[TokenGrid]]:
         """Where the ORIGINAL visual tokens of each prompt lie: its pictures, tiles and frames, in order.
 
         Raises:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdrop.record import RunRecord
-from pdrop.settings import Settings
+from pdrop.runs.settings import Settings
 
 if TYPE_CHECKING:
-    from pdrop.checkpoint import Checkpoint
+    from pdrop.models.checkpoint import Checkpoint
 
 log = logging.getLogger("pdrop")
 
@@ -34,8 +34,9 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
 
 def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None:
     """Score, count and time."""
-    from pdrop import flops, ledger, speed, timed_prompt
-    from pdrop.evaluate import evaluate
+    from pdrop.cost import breakdown, flops
+    from pdrop.evaluation.lmms import evaluate
+    from pdrop.runs import timed, timed_prompt
     from pdrop.shapes import ModelSizes
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
@@ -54,16 +55,16 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
         record.cost.model_prompt = known.counts
     if not spec.tasks:
         title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-        log.info("%s", "\n".join(ledger.lines(sizes, prompts[0], schedule, method, itemsize, title)))
+        log.info("%s", "\n".join(breakdown.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
-        speed.time_run(record.cost, settings, checkpoint)
+        timed.time_run(record.cost, settings, checkpoint)
         if record.cost.timed_prompt != record.cost.model_prompt and known is not None:
             log.info("times are of %s; budgets and ledgers of %s", record.cost.timed_prompt, record.cost.model_prompt)
 
 
 def reckon(record: RunRecord, settings: Settings) -> None:
     """A ledger, where there is no model: fills in the record's cost and prints it."""
-    from pdrop import flops, ledger
+    from pdrop.cost import breakdown, flops
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
     sizes = settings.source.sizes
@@ -72,4 +73,4 @@ def reckon(record: RunRecord, settings: Settings) -> None:
     record.cost = flops.cost(sizes, [left], schedule, method, itemsize)
     record.cost.model_prompt = left.counts
     title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
-    log.info("%s", "\n".join(ledger.lines(sizes, left, schedule, method, itemsize, title)))
+    log.info("%s", "\n".join(breakdown.lines(sizes, left, schedule, method, itemsize, title)))

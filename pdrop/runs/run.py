@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pdrop.environment import environment
+from pdrop.evaluation.answers import described
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
-from pdrop.scoring.answers import described
-from pdrop.settings import Settings
+from pdrop.runs.settings import Settings
 from pdrop.store import locked, mark, refuse_links
 
 if TYPE_CHECKING:
-    from pdrop.checkpoint import Checkpoint
+    from pdrop.models.checkpoint import Checkpoint
 
 log = logging.getLogger("pdrop")
 
@@ -33,7 +33,7 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
     """Do one run, or find it done.
 
     Args:
-        settings: What to run (pdrop/settings.py).
+        settings: What to run (pdrop/runs/settings.py).
         overrides: The command line's, for the record.
 
     Raises:

@@ -20,8 +20,8 @@ from typing import Any
 
 from PIL import Image
 
+from pdrop.evaluation.prompts import PLACEHOLDER
 from pdrop.pictures import check
-from pdrop.scoring.prompts import PLACEHOLDER
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 NAMED = 3  # how many of the faulty records an error names

@@ -1,14 +1,14 @@
-"""What a training took, and the closed form of what its mean record costs (pdrop/training_flops.py)."""
+"""What a training took, and the closed form of what its mean record costs (pdrop/cost/training.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pdrop.cost.training import training_step_flops
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize
 from pdrop.training.record import TrainingCost
-from pdrop.training_flops import training_step_flops
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method

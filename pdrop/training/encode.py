@@ -18,20 +18,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, Prompter
 from pdrop.pictures import as_shown
-from pdrop.scoring.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, ImageMode, Prompter
+from pdrop.record import ImageMode, check_word
 from pdrop.training.conversations import Conversations, Record
+from pdrop.training.record import Format, Overlong
 
 log = logging.getLogger(__name__)
 
-Format = Literal["vicuna_v1", "plain", "chat"]
 Row = dict[str, Tensor]
 IGNORED = -100
 PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "mm_token_type_ids": 0}  # and what fills them up
@@ -43,7 +44,7 @@ class Encoder:
     Args:
         processor: The checkpoint's transformers processor, with a fast tokenizer.
         format: See above.
-        image_mode: "crop" or "pad": see pdrop/scoring/prompts.py.
+        image_mode: "crop" or "pad": see pdrop/evaluation/prompts.py.
         max_length: Tokens of the longest row.
         overlong: "stop" or "skip": what happens to a record whose images do not fit.
 
@@ -57,12 +58,10 @@ class Encoder:
         format: Format = "chat",
         image_mode: ImageMode = "crop",
         max_length: int = 2048,
-        overlong: Literal["stop", "skip"] = "stop",
+        overlong: Overlong = "stop",
     ) -> None:
-        if format not in ("vicuna_v1", "plain", "chat"):
-            raise ValueError(f"unknown format {format!r}: choose vicuna_v1, plain or chat")
-        if overlong not in ("stop", "skip"):
-            raise ValueError(f"overlong is stop or skip, not {overlong!r}")
+        check_word("format", format, get_args(Format))
+        check_word("overlong", overlong, get_args(Overlong))
         if not getattr(processor.tokenizer, "is_fast", False):
             raise ValueError("training needs a fast tokenizer (tokenizer.json), which says where each token comes from")
         self.prompter = Prompter(processor, "chat" if format == "chat" else "vicuna_v1", image_mode)

@@ -109,7 +109,7 @@ class PartsTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-class Curve(TrainerCallback):
+class LossCurve(TrainerCallback):
     """Times the steps, writes curve.csv, and adds the times to what is logged elsewhere.
 
     Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was

@@ -23,6 +23,8 @@ from pdrop.store import write_atomically
 
 FILE = "training.json"
 FORMAT = 1
+Format = Literal["vicuna_v1", "plain", "chat"]  # of conversations: pdrop/training/encode.py
+Overlong = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)

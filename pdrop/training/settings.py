@@ -8,14 +8,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pdrop import names
 from pdrop.environment import versions
 from pdrop.identity import TRAINED, code_digest
-from pdrop.record import canonical_json
+from pdrop.record import Dtype, ImageMode, canonical_json, check_word
 from pdrop.training.parts import Lora, Rates
-from pdrop.training.record import TrainingSpec
+from pdrop.training.record import Format, Overlong, TrainingSpec
 from pdrop.training.start import Start
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ class TrainingSettings:
     path: str
     revision: str | None
     weights: Literal["pretrained", "random"]
-    dtype: str
+    dtype: Dtype
     attn_implementation: str
     device: str  # "cpu" or "cuda"; of several GPUs each process takes its own
     data: Path
     images: Path | None
-    format: str
-    image_mode: str
+    format: Format
+    image_mode: ImageMode
     max_length: int
-    overlong: str
+    overlong: Overlong
     steps: int | None
     epochs: float
     batch_size: int
@@ -103,6 +103,13 @@ class TrainingSettings:
                 f"{self.micro_batch} on {self.processes} processes: choose a multiple of {self.micro_batch} x "
                 f"{self.processes}"
             )
+        for told, value, hint in (
+            ("train.format", self.format, Format),
+            ("train.image_mode", self.image_mode, ImageMode),
+            ("train.overlong", self.overlong, Overlong),
+            ("dtype", self.dtype, Dtype),
+        ):
+            check_word(told, value, get_args(hint))
         names.check("model.name", self.model)
         names.check("train.name", self.recipe)
         if self.lora is not None and self.parallel in ("fsdp", "deepspeed_zero3"):

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdrop.checkpoint import Checkpoint, fingerprint, locate, refuse_own_code
+from pdrop.models.checkpoint import Checkpoint, fingerprint, locate, refuse_own_code
+from pdrop.models.weights import first_line, headers, refuse_misfit, refuse_not_finite
 from pdrop.training.parts import part_of
-from pdrop.weights import first_line, headers, refuse_misfit, refuse_not_finite
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pdrop.compose import choices
+from pdrop.cli.compose import choices
 from pdrop.conformance import behaviour, numbers
 from pdrop.conformance.__main__ import main, subject_of
 from pdrop.conformance.families import CORE

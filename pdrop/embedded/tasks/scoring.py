@@ -2,8 +2,8 @@
 
 All scores are lmms-eval's own code: exact_match with case and punctuation ignored, for existence that of its task
 "pope", for documents ANLS beside it, as in DocVQA. (ChartQA's tolerance of 5 % lets no whole number to 9 pass for
-another, so for charts exact_match is the same.) It is imported where it is called: by then pdrop.evaluate has imported
-lmms-eval and undone what that does to the process.
+another, so for charts exact_match is the same.) It is imported where it is called: by then pdrop.evaluation.lmms has
+imported lmms-eval and undone what that does to the process.
 """
 
 from __future__ import annotations

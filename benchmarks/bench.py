@@ -1,0 +1,261 @@
+"""How fast dropping is, as ratios to the unpruned model in the same process, held against the FLOPs it saves.
+
+    make bench              (about 10 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
+
+A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
+text, the decoder alone. Weights are random because speed does not depend on them. The columns:
+
+    CPU, wall   time of a prefill / the unpruned model's, in turns; median of the paired ratios, its 95 % interval
+    FLOPs       the same ratio in closed form (pdrop/cost/flops.py), and how far the CPU ratio is from it
+    causal      the same with the half of attention's square that sdpa's causal kernels compute: what can be reached
+    selection   share of the prefill inside the attached hooks: reading the prompt, ranking, gathering, masks
+
+The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing; `none
+again` is the unpruned model against itself: differences of that size mean nothing. CPU time is the better number on a
+machine that others use, too. Batches, servers and GPUs are not what this tells of.
+The record goes to results/bench/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+from pdrop.cost.flops import decode_flops_per_token, prefill_flops
+from pdrop.engine import attach
+from pdrop.environment import environment
+from pdrop.methods.base import Method
+from pdrop.methods.fastv import FastV
+from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.random_drop import RandomDrop
+from pdrop.methods.sparsevlm import SparseVLM
+from pdrop.methods.sparsevlm_schedules import sparsevlm
+from pdrop.record import Interval
+from pdrop.schedule import Schedule, pyramid, single
+from pdrop.shapes import ModelSizes, PromptSize
+from pdrop.store import write_atomically
+from pdrop.timing.clock import Timed, model_device, time_call
+from pdrop.timing.conditions import conditions
+from pdrop.timing.paired import interval, paired_ratio, prefill, selection_share, take_turns
+from pdrop.timing.protocol import TimingProtocol
+
+TEXT_TOKENS, IMAGE_TOKEN = 60, 999
+# CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once
+# with PyramidDrop at 6444f30, FastV at d165972 (its transformers 4.31 code, in place, and its fork of 4.39), SparseVLM
+# at 26a5f48. Not measured by this program.
+OFFICIAL: dict[int, dict[str, dict[str, float]]] = {
+    576: {
+        "PyramidDrop S=4 .5": {"its program": 0.53},
+        "FastV K=2 .5": {"in transformers 4.31": 0.67, "its fork of 4.39": 0.72},
+        "SparseVLM-192": {"its program": 0.47},
+    },
+    2880: {
+        "PyramidDrop S=4 .5": {"its program": 0.43},
+        "FastV K=2 .5": {"in transformers 4.31": 1.04, "its fork of 4.39": 0.76},
+        "SparseVLM-192": {"its program": 0.34},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method at its schedule."""
+
+    name: str
+    method: Method
+    schedule: Schedule
+
+    def flops_ratio(self, sizes: ModelSizes, visual: int, total: str = "total") -> float:
+        """FLOPs of the decoder's prefill / the unpruned one's."""
+        prompt = self.prompt(visual, sizes.layers)
+        selection = self.method.selection(self.schedule, prompt, sizes)
+        return prefill_flops(sizes, prompt, selection)[total] / prefill_flops(sizes, prompt.undropped())[total]
+
+    def prompt(self, visual: int, layers: int) -> PromptSize:
+        """What enters the layers of the decoder, without a tower."""
+        return PromptSize(TEXT_TOKENS, visual, images=0).under(self.method, self.schedule, layers)
+
+
+def cases(layers: int) -> list[Case]:
+    """What is compared: the papers' defaults, a random twin, and nothing dropped under full ranking."""
+    return [
+        Case("PyramidDrop S=4 .5", PyramidDrop(), pyramid(layers)),
+        Case("its random twin", RandomDrop(positions="compact"), pyramid(layers)),
+        Case("FastV K=2 .5", FastV(), single(2, 0.5)),
+        Case("SparseVLM-192", SparseVLM(), sparsevlm(layers, budget=192)),
+        Case("keep = 1", PyramidDrop(), pyramid(layers, ratio=1.0)),
+    ]
+
+
+def build(layers: int = 32, hidden: int = 512, heads: int = 8, intermediate: int = 1376) -> Any:
+    """A LLaVA with random weights; its tower is a dwarf that is never called."""
+    torch.manual_seed(0)
+    text = dict(model_type="llama", vocab_size=1000, hidden_size=hidden, intermediate_size=intermediate)
+    text |= dict(num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=8192)
+    tower = dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=16, image_size=28, patch_size=14)
+    tower |= dict(num_hidden_layers=1, num_attention_heads=1)
+    config = transformers.LlavaConfig(text_config=text, vision_config=tower, image_token_index=IMAGE_TOKEN)
+    return transformers.LlavaForConditionalGeneration(config).eval()
+
+
+def prompt(visual: int) -> dict[str, torch.Tensor]:
+    """[1, visual + 60] ids: half of the text, the image's placeholders, the other half."""
+    ids = torch.randint(3, 900, (1, visual + TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
+    ids[:, TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + visual] = IMAGE_TOKEN
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def bench_prefill(model: Any, visual: int, protocol: TimingProtocol, selection_rounds: int) -> dict[str, Any]:
+    """Everything about one prompt size, as it goes into the record; prints its table."""
+    sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
+    inputs, device = prompt(visual), model_device(model)
+
+    def side(case: Case) -> Callable[[], Timed]:
+        def call() -> Timed:
+            with attach(model, case.method, case.schedule):
+                return time_call(lambda: prefill(model, inputs), device)
+
+        return call
+
+    def unpruned() -> Timed:
+        return time_call(lambda: prefill(model, inputs), device)
+
+    sides = {"none": unpruned, **{case.name: side(case) for case in compared}, "none again": unpruned}
+    samples = take_turns(sides, protocol)
+    say(f"\n{visual} visual + {TEXT_TOKENS} text tokens: {cpu_ms(samples['none']).median:.0f} ms a prefill, unpruned")
+    say(" " * 24 + "CPU           [95 %]   wall   FLOPs  off by  causal  off by  selection")
+    rows = {}
+    for case in compared:
+        row, line = compare(case.name, samples[case.name], samples["none"])
+        full, causal = (case.flops_ratio(sizes, visual, total) for total in ("total", "total_causal"))
+        share = median(selection_share(model, inputs, case.method, case.schedule) for _ in range(selection_rounds))
+        row |= {"method": repr(case.method), "schedule": str(case.schedule), "selection_share": share}
+        rows[case.name] = row | {"flops_ratio": full, "flops_ratio_causal": causal}
+        off, off_causal = (100 * (row["cpu_ratio"]["median"] / flops - 1) for flops in (full, causal))
+        say(f"{line}{full:8.3f}{off:+7.1f}%{causal:8.3f}{off_causal:+7.1f}%{100 * share:10.2f}%")
+    noise, line = compare("none again: noise", samples["none again"], samples["none"])
+    say(line)
+    first, twin = (samples[case.name] for case in compared[:2])
+    ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, twin)], "share")
+    say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
+    for name, programs in OFFICIAL[visual].items():
+        say(f"official {name}, same shapes, not measured here: "
+            + ", ".join(f"{ratio:.2f} ({which})" for which, ratio in programs.items()))  # fmt: skip
+    none = {"cpu_ms": asdict(cpu_ms(samples["none"])), "again": noise}
+    return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
+
+
+def cpu_ms(samples: Sequence[Timed]) -> Interval:
+    """CPU milliseconds of a call."""
+    return interval([sample.cpu_ms for sample in samples], "ms")
+
+
+def compare(name: str, this: Sequence[Timed], base: Sequence[Timed]) -> tuple[dict[str, Any], str]:
+    """What a record keeps of one side against the unpruned one, and the front of its line in the table."""
+    cpu = paired_ratio([sample.cpu_ms for sample in this], [sample.cpu_ms for sample in base])
+    wall = paired_ratio([sample.wall_ms for sample in this], [sample.wall_ms for sample in base])
+    row = {"cpu_ms": asdict(cpu_ms(this)), "cpu_ratio": asdict(cpu), "wall_ratio": asdict(wall)}
+    return row, f"{name:20}{cpu.median:7.3f}   [{cpu.low:.3f}, {cpu.high:.3f}]{wall.median:7.3f}"
+
+
+def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str, Any]:
+    """Steps of one token on the caches that the prefills leave, in turns; each side has its own attached model."""
+    sizes, layers = ModelSizes.from_config(model.config), len(model.get_decoder().layers)
+    compared = [
+        Case("none", PyramidDrop(), Schedule()),
+        Case("PyramidDrop compact", PyramidDrop(positions="compact"), pyramid(layers)),
+        Case("PyramidDrop original", PyramidDrop(positions="original"), pyramid(layers)),
+        Case("FastV", FastV(), single(2, 0.5)),
+        Case("SparseVLM-192", SparseVLM(), sparsevlm(layers, budget=192)),
+    ]
+    with contextlib.ExitStack() as attachments:
+        sides = {}
+        for case in compared:
+            # a model of its own, on the same weights: all of them stay attached while they take turns
+            own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+            if case.schedule:
+                attachments.enter_context(attach(own, case.method, case.schedule))
+            sides[case.name] = decoding_side(own, visual)
+        samples = take_turns(sides, protocol)
+    say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
+    whole, rows = decode_flops_per_token(sizes, [visual + TEXT_TOKENS + 1] * layers), {}
+    for case in compared[1:]:
+        row, line = compare(case.name, samples[case.name], samples["none"])
+        left = [n + 1 for n in case.prompt(visual, layers).tokens_per_layer]
+        rows[case.name] = row | {"flops_ratio": decode_flops_per_token(sizes, left) / whole}
+        say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
+    return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
+
+
+def decoding_side(model: Any, visual: int) -> Callable[[], Timed]:
+    """Prefill now; each call then decodes one token more, as `generate` would: with the mask of the whole prompt."""
+    inputs = prompt(visual)
+    cache = prefill(model, inputs).past_key_values
+    mask = inputs["attention_mask"]
+
+    def call() -> Timed:
+        nonlocal mask
+        mask = torch.cat([mask, mask[:, :1]], 1)
+        step = {"input_ids": torch.tensor([[7]]), "attention_mask": mask, "past_key_values": cache}
+        return time_call(lambda: prefill(model, step), model_device(model))
+
+    return call
+
+
+def say(line: str) -> None:
+    """A line of the table."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the benchmark; returns the path of its record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="576 visual tokens only, few rounds")
+    parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(1)
+    started, load = time.time(), os.getloadavg()
+    model = build()
+    plan = [(576, 3, 1)] if options.quick else [(576, 10, 3), (2880, 5, 1)]
+    prefills = [
+        bench_prefill(model, visual, TimingProtocol(f"{visual}", warmup=1, pairs=rounds), selection_rounds)
+        for visual, rounds, selection_rounds in plan
+    ]
+    decoding = bench_decode(model, 576, TimingProtocol("decode", warmup=3, pairs=30 if options.quick else 100))
+    record = {
+        "format": 2,
+        "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
+        "threads": torch.get_num_threads(),
+        "load_before_and_after": [load, os.getloadavg()],
+        "seconds": time.time() - started,
+        "conditions": conditions(model),
+        "prefill": prefills,
+        "decode": decoding,
+        "official_cpu_ratios": {str(visual): programs for visual, programs in OFFICIAL.items()},
+        "environment": environment(),
+    }
+    path = options.output / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
+    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
+    say(f"as a page: python -m analysis bench --results {options.output.parent}")
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command lines: Hydra on one side, plain settings on the other."""

@@ -1,0 +1,281 @@
+"""From conf/ to plain settings, in one place: a dial means the same to run.py, train.py, lmms-eval and Python.
+
+    settings({"model": "llava_1_5_7b", "method": "fastv", "ratio": 0.25, "tasks": ["pope"]})
+    method, schedule = choose("random", {"ratio": 0.3, "seed": 1})
+    schedule(32)                                  # Schedule('8:0.3 16:0.09 24:0.027')
+
+The files of conf/ say what there is and its defaults; here are the types that they do not show. Light to import:
+what a configuration names is imported when it is made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from pdrop.record import RunSpec
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+    from pdrop.runs.settings import MakeSchedule, Settings
+
+HERE = Path(__file__).resolve().parents[1]
+# in a checkout the configuration lies beside the package, in an installed package inside it
+CONF = next(folder for folder in (HERE.parent / "conf", HERE / "conf") if (folder / "run.yaml").exists())
+PARTS = ("method", "schedule")  # of a method's file
+KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def choices(group: str) -> list[str]:
+    """The files of a folder of conf/."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def default_device() -> str:
+    """Cuda where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ---------------------------------------------------------------------- types
+
+
+@dataclass
+class ModelDials:
+    """A file of conf/model/; conf/checkpoint.yaml says what it leaves out."""
+
+    name: str = MISSING
+    path: str = MISSING  # a folder, a hub id, or package://package.name/folder
+    visual_tokens: int | None = MISSING  # of the prompt that budgets and ledgers are reckoned with
+    text_tokens: int | None = MISSING
+
+
+@dataclass
+class DroppingDials:
+    """What to drop: the same for run.py and train.py."""
+
+    method: Any = MISSING  # an object with _target_, or null
+    schedule: Any = MISSING
+    stages: int = MISSING
+    ratio: float = MISSING
+    layers: list[int] | None = MISSING
+    positions: str | None = MISSING
+    twin: bool = MISSING
+
+
+@dataclass
+class RunDials(DroppingDials):
+    """Those of run.py that are no field of RunSpec; which of the others there are, and their values, conf/ says."""
+
+    latency: Any = MISSING
+    budget: str | None = MISSING
+    tasks: Any = MISSING
+    task_folders: list[str] = MISSING
+    results: str = MISSING
+    experiment: str | None = MISSING
+    force: bool = MISSING
+
+
+def typed(own: type, file: str, model: type | None = None) -> type:
+    """`own` with a field for every other dial of a file of conf/: its type is that of RunSpec's field of this name."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / file), resolve=False)
+    hints, given = get_type_hints(RunSpec), get_type_hints(own)
+    more: list[tuple[str, Any, Any]] = []
+    for name in [name for name in values if name not in (*given, "defaults", "hydra")]:
+        kind = str if get_origin(hints[name]) is Literal else hints[name]
+        open_to_null = values[name] is None and type(None) not in get_args(kind)  # null: another place says it
+        more.append((name, kind | None if open_to_null else kind, field(default=MISSING)))
+    if model is not None:
+        more.append(("model", model, field(default_factory=model)))
+    return make_dataclass(own.__name__, more, bases=(own,))
+
+
+CheckpointConfig = typed(ModelDials, "checkpoint.yaml")
+RunConfig = typed(RunDials, "run.yaml", model=CheckpointConfig)
+ConfigStore.instance().store("schema", RunConfig)
+OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(group)), replace=True)
+
+
+# ---------------------------------------------------------------------- without Hydra's command line
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, str]:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("run", list(overrides), return_hydra_config=True)
+    name = cfg.hydra.runtime.choices["method"]
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, name
+
+
+def compose(dials: Mapping[str, Any]) -> tuple[DictConfig, str]:
+    """conf/run.yaml with these dials, and the name of its method.
+
+    Args:
+        dials: By name; parts of a file by their path, such as {"schedule.budget": 192}. `model`, `method` and `latency`
+            name files of conf/.
+
+    Raises:
+        ValueError: If there is no such dial, file or part, or a value is of another kind.
+    """
+    groups = {name: dials[name] for name in ("model", "method", "latency") if name in dials}
+    for group, name in groups.items():
+        if name not in choices(group):
+            raise ValueError(f"unknown {group} {name!r}: choose {', '.join(choices(group))}")
+    cfg, method = _composed(tuple(f"{group}={name}" for group, name in groups.items()))
+    cfg = cfg.copy()
+    for name, value in dials.items():
+        if name not in groups:
+            _set(cfg, name, value, f"{method}.yaml")
+    return cfg, method
+
+
+def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
+    part, _, argument = name.rpartition(".")
+    if part in PARTS:
+        known = [other for other in cfg[part] or {} if other != "_target_"]
+        if argument not in known:
+            raise ValueError(f"{name}: {file} has there {', '.join(known) or 'nothing'}")
+    try:
+        OmegaConf.update(cfg, name, value, merge=False)
+    except ValidationError as error:
+        raise ValueError(f"{name} is {kind_of(name)}, not {value!r}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"there is no dial {name!r}") from error
+
+
+def kind_of(name: str) -> str:
+    """What a dial takes, in words."""
+    group, dot, argument = name.partition(".")
+    hint = get_type_hints(CheckpointConfig if group == "model" else RunConfig).get(argument if dot else name, str)
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
+    if get_origin(kinds[0]) is list:
+        return (
+            f"a list such as {name}=[8,16,24]" if get_args(kinds[0]) == (int,) else f"a list such as {name}=[one,two]"
+        )
+    return KINDS.get(kinds[0], "a word")
+
+
+def choose(name: str, dials: Mapping[str, Any]) -> tuple[Method | None, MakeSchedule]:
+    """The method of a file of conf/method/, and a function from the number of decoder layers to its schedule.
+
+    Raises:
+        ValueError: If there is no such method, its file has no such part, or a value is refused.
+    """
+    cfg, name = compose({**dials, "method": name})
+    _, method, schedule = dropping(cfg, name)
+    return method, schedule
+
+
+def settings(dials: Mapping[str, Any]) -> Settings:
+    """The settings of a run with these dials: see `compose`.
+
+    Raises:
+        ValueError: If something asked for cannot be had.
+    """
+    return settings_of(*compose(dials))
+
+
+# ---------------------------------------------------------------------- from a composed configuration
+
+
+def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settings:
+    """A composed configuration as resolved settings.
+
+    Args:
+        cfg: Of conf/run.yaml.
+        name: The method's: the file that was chosen.
+        asked: Whether the model is to answer questions; None: if there are tasks.
+
+    Raises:
+        ValueError: If something asked for cannot be had.
+    """
+    from pdrop.runs.settings import resolve
+
+    try:
+        dials: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
+        raise ValueError("; ".join(line.strip() for line in str(error).splitlines() if line.strip())) from error
+    dials |= {"device": dials["device"] or default_device(), "tasks": task_names(dials["tasks"], dials["task_folders"])}
+    return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"]), asked)
+
+
+def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:
+    """What the dials of dropping say: the method's name, the method, and the schedule for a number of layers.
+
+    Args:
+        cfg: The composed configuration, whose dials a budget turns.
+        name: The method's: the file that was chosen.
+    """
+    node: Any = None if cfg.method is None else OmegaConf.to_container(cfg.method, resolve=True)
+    if node is not None and cfg.positions is not None:
+        node["positions"] = cfg.positions
+    method = None if node is None else instantiate(node)
+    if cfg.twin and method is not None:
+        from pdrop.methods.random_drop import twin_of
+
+        method, name = twin_of(method, cfg.seed), f"random_{name}"
+    return name, method, functools.partial(schedule_of, cfg)
+
+
+def schedule_of(
+    cfg: DictConfig, num_layers: int, ratio: float | None = None, layers: Sequence[int] | None = None
+) -> Any:
+    """The schedule of a configuration, for a decoder of that many layers; with these dials turned where they are given.
+
+    Raises:
+        ValueError: As the schedule says it.
+    """
+    turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
+    turned |= {} if layers is None else {"layers": list(layers)}
+    node = OmegaConf.to_container(OmegaConf.merge(cfg, turned).schedule, resolve=True)
+    return instantiate(node, num_layers=num_layers)
+
+
+def instantiate(node: Any, **arguments: Any) -> Any:
+    """Build what a node with _target_ names; what its constructor refuses is the user's error, not Hydra's.
+
+    Raises:
+        ValueError: As the constructor says it.
+    """
+    try:
+        return hydra.utils.instantiate(node, **arguments)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ValueError(str(cause)) from error
+        raise
+    except SystemExit as error:  # of a module that a method is imported from: the run must not end as if it were done
+        raise ValueError(f"{node['_target_']}: its code called sys.exit({error.code!r})") from error
+
+
+def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both.
+
+    Raises:
+        ValueError: If a name is unknown; close matches are named.
+    """
+    from pdrop.evaluation import task_index
+
+    names: list[str] = []
+    given = [tasks] if isinstance(tasks, str) else [] if tasks is None else tasks
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"tasks is a set, a task, or a list of them such as tasks=[pope,mme], not {tasks!r}")
+    for name in given:
+        if name in choices("task_sets"):
+            group: Any = OmegaConf.to_object(OmegaConf.load(CONF / "task_sets" / f"{name}.yaml"))
+            names += group["tasks"]
+        else:
+            names.append(name)
+    task_index.find(names, folders, also=choices("task_sets"))
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,86 @@
+"""What `--model pdrop --model_args ...` of lmms-eval's own command line means: what the same words mean to run.py.
+
+    python -m lmms_eval --model pdrop --tasks pope --batch_size 8 --model_args \\
+        pretrained=llava-hf/llava-1.5-7b-hf,method=pyramiddrop,stages=4,ratio=0.5,prompt=vicuna_v1,image_mode=pad
+
+    pretrained      a folder, a Hub repository or package://module/folder (the embedded model)
+    method          a file of conf/method/: none, pyramiddrop, fastv, random, ... (as in conf/run.yaml)
+    stages, ratio, layers, positions, twin, seed    run.py's dials; layers=[8,16,24]
+    schedule.budget=192, method.recycle=0, ...  parts of the method's file
+    dtype, device, prompt, ...                  run.py's dials of asking, and conf/checkpoint.yaml's by their own name
+
+Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
+calls: `run.py` does that.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
+from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.lmms import adapter
+from pdrop.record import RunSpec
+
+log = logging.getLogger(__name__)
+
+DROPPING = (*(field.name for field in fields(DroppingDials) if field.name != "schedule"), "seed")
+# lmms-eval itself has tasks and limit
+OTHERS = {field.name for kind in (CheckpointConfig, RunConfig) for field in fields(kind)}
+OTHERS &= {field.name for field in fields(RunSpec)} - {*DROPPING, *PARTS, "model", "latency", "tasks", "limit"}
+
+
+def from_arguments(pretrained: str = "package://pdrop.embedded/model", **arguments: Any) -> Respondent:
+    """What answers questions as the arguments say.
+
+    Args:
+        pretrained: The checkpoint.
+        arguments: Of the module's list, as lmms-eval has parsed them: numbers, or text.
+
+    Raises:
+        ValueError: For unknown arguments, methods and values, before anything is loaded; and what loading refuses.
+    """
+    arguments.pop("max_batch_size", None)  # lmms-eval's own, for a search that no batch of ours needs
+    known = (*DROPPING, *sorted(OTHERS))
+    if unknown := [name for name in arguments if name not in known and name.split(".")[0] not in PARTS]:
+        names = ", ".join(("pretrained", *known, *(f"{part}.*" for part in PARTS)))
+        raise ValueError(f"model_args: unknown {', '.join(sorted(unknown))}; there are {names}")
+    of_run = {field.name for field in fields(RunConfig)}
+    dials = {(n if n in of_run or "." in n else f"model.{n}"): read(value) for n, value in arguments.items()}
+    dials |= {"model": "folder", "model.name": "lmms_eval", "model.path": pretrained, "tasks": [], "latency": "off"}
+    try:
+        settings = settings_of(*compose(dials), asked=True)
+    except ValueError as error:
+        raise ValueError(f"model_args: {error}") from error
+    log.info("%s: %r, %r", pretrained, settings.method, settings.schedule)
+    return Respondent(settings.load(), settings.method, settings.schedule, settings.spec)
+
+
+def read(value: Any) -> Any:
+    """An argument's value: lmms-eval leaves lists and null as text, and makes -1 a float."""
+    if isinstance(value, str):
+        value = yaml.safe_load(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def __getattr__(name: str) -> Any:
+    if name != "PdropModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return command_adapter()
+
+
+def command_adapter() -> type:
+    """The class that lmms-eval makes for `--model pdrop`, by its model_args."""
+
+    class PdropModel(adapter()):  # type: ignore[misc]
+        """Answers as the arguments say."""
+
+        def __init__(self, **arguments: Any) -> None:
+            respondent = from_arguments(**arguments)
+            super().__init__(lambda questions: respondent.answer(questions).answers)
+
+    return PdropModel

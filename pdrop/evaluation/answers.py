@@ -1,0 +1,203 @@
+"""Questions, answers, and the store that lets a killed run go on where it stopped.
+
+`answers.jsonl` in a run's folder gets one line an answered request, appended and flushed after every batch. The
+folder belongs to one run (its name holds the hash of everything that can change a number), so an answer's key is what
+was asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is
+missing. A line that a kill cut short is passed over, and of lines with one key the last one counts.
+
+`kept` holds one bit mask a boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so
+token 0 is the lowest bit of the last digit. `unpack` gives the indices back.
+
+    import json; [json.loads(line)["text"] for line in open("results/runs/.../answers.jsonl")]
+
+No torch, no lmms-eval.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pdrop.record import canonical_json
+from pdrop.shapes import PromptSize
+from pdrop.store import open_in_place
+
+log = logging.getLogger(__name__)
+
+# a number of crops, or [frames, height, width] in patches for each image; None: not known
+Seen = int | list[list[int]] | None
+START = b'{"key": "'  # of every line
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One request of a task.
+
+    Attributes:
+        task, doc_id: Which document.
+        idx: Which of the document's requests (choices of a multiple-choice task, repeats).
+        text: The task's text.
+        images: Gives the images, decoded only when they are needed.
+        arguments: The task's generation arguments (max_new_tokens, until, do_sample, ...).
+        continuation: The answer whose likelihood is asked for; None: generate one.
+        data: Hash of the document, pixels included.
+    """
+
+    task: str
+    doc_id: int
+    idx: int
+    text: str
+    images: Callable[[], Sequence[Any]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    continuation: str | None = None
+    data: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """24 hex digits: equal exactly when the same is asked."""
+        asked = [self.task, self.doc_id, self.idx, self.text, dict(self.arguments), self.continuation, self.data]
+        return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
+
+
+def described(error: BaseException | None) -> str:
+    """An exception in a line: its kind and what it says, or that a program meant to end."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
+
+
+class QuestionError(RuntimeError):
+    """Something went wrong with a question; the message names its task and document."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one question, with what the prefill saw.
+
+    Attributes:
+        prompt: The rendered prompt, image tokens unexpanded.
+        text: The generated answer; "" for a likelihood.
+        loss: Mean negative log-likelihood a token of the continuation, its end token included (nats).
+        greedy: Whether greedy decoding would have given the continuation.
+        text_tokens, visual_tokens: Of the prompt (and of the continuation).
+        answer_tokens: Generated or scored tokens.
+        visual_per_layer: Visual tokens that entered each layer.
+        images: What of the prompt went through the vision tower (pdrop/evaluation/crops.py).
+        kept: One hexadecimal bit mask a boundary.
+        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/layout.py).
+        attention: Where nothing is dropped but every layer ranks: see `pack_attention`.
+    """
+
+    prompt: str
+    text: str
+    text_tokens: int
+    visual_tokens: int
+    answer_tokens: int
+    visual_per_layer: list[int]
+    kept: list[str]
+    images: Seen = None
+    loss: float | None = None
+    greedy: bool | None = None
+    layout: list[list[list[float]]] | None = None
+    attention: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> PromptSize:
+        """The numbers of its prompt."""
+        images: Any = self.images
+        return PromptSize(self.text_tokens, self.visual_tokens, tuple(self.visual_per_layer), images)
+
+
+def pack(indices: Iterable[int]) -> str:
+    """Hexadecimal bit mask with a bit set for each index."""
+    mask = 0
+    for index in indices:
+        mask |= 1 << index
+    return f"{mask:x}"
+
+
+def unpack(mask: str) -> list[int]:
+    """The indices behind a bit mask of `pack`, ascending."""
+    bits = bin(int(mask, 16))[:1:-1]
+    return [index for index, bit in enumerate(bits) if bit == "1"]
+
+
+def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """What the query tokens attend to, for JSON: from pdrop.engine.study.LayerAttention; None without layers.
+
+    {"layers": [0, 1, ...], "mass", "entropy", "top": a list over layers of a list over heads, four digits;
+    "map": a list over layers of base64 of little-endian float16, attention of each visual token / the largest}.
+    """
+    if not layers:
+        return None
+    found: dict[str, Any] = {"layers": [entry.layer for entry in layers]}
+    for name in ("mass", "entropy", "top"):
+        found[name] = [[round(value, 4) for value in getattr(entry, name)] for entry in layers]
+    found["map"] = []
+    for entry in layers:
+        weights = entry.weights.numpy()
+        scaled = weights / max(float(weights.max(initial=0)), 1e-30)
+        found["map"].append(base64.b64encode(scaled.astype("<f2").tobytes()).decode())
+    return found
+
+
+class AnswerStore:
+    """The answers of one run, in memory and in an append-only file.
+
+    Reading changes nothing in the file: what looks cut short may be a line that another process is writing.
+
+    Raises:
+        ValueError: If the file holds lines that are no answers (the front of one is what a kill leaves, and is passed
+            over; anything else is not ours).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._answers: dict[str, Answer] = {}
+        names = {f.name for f in fields(Answer)}
+        data = path.read_bytes() if path.exists() else b""
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if not line:
+                continue
+            try:
+                entry = json.loads(line)
+                key, answer = entry["key"], Answer(**{name: entry[name] for name in names})
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, ValueError) and (line.startswith(START) or START.startswith(line)):
+                    log.warning("%s, line %d was cut short by a kill; what it answered is asked again", path, number)
+                    continue
+                raise ValueError(f"{path}, line {number} is no answer of this version: move the folder away") from error
+            self._answers[key] = answer
+
+    def __contains__(self, question: Question) -> bool:
+        return question.key in self._answers
+
+    def __getitem__(self, question: Question) -> Answer:
+        return self._answers[question.key]
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def add(self, answered: Iterable[tuple[Question, Answer]]) -> None:
+        """Keep a batch of answers: on disk when this returns, even if the process is killed right after."""
+        lines = []
+        for question, answer in answered:
+            self._answers[question.key] = answer
+            where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
+            lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
+        handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(handle, "a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut_short = size > 0 and file.read(1) != b"\n"
+            data = ("\n" * cut_short + "".join(lines)).encode()
+            while data:
+                data = data[file.write(data) :]

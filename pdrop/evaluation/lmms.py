@@ -1,0 +1,254 @@
+"""Score a checkpoint under a method on lmms-eval's tasks. The only file that imports lmms-eval, and only when used.
+
+Tasks, prompts and metrics come from lmms-eval; asking, storing and bookkeeping are ours. Its model wrappers mix up the
+images of tasks asked together, score a crashed generation as an empty answer, and delete the model after each call;
+its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call a task,
+fresh task objects, answers stored after every batch.
+
+    settings = compose.settings({"model": "llava_1_5_7b", "method": "pyramiddrop", "tasks": ["pope"]})
+    found = evaluate(settings.load(), settings.method, settings.schedule, settings.spec, Path("out"))
+    found.results["pope"].scores["pope_f1_score"].value
+
+The same adapter serves lmms-eval's own command line (see pdrop/cli/lmms_command.py):
+
+    python -m lmms_eval --model pdrop --model_args pretrained=...,method=pyramiddrop,ratio=0.5 --tasks pope
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdrop.evaluation import generation_arguments, task_index
+from pdrop.evaluation.answers import Answer, AnswerStore, Question
+from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
+from pdrop.evaluation.documents import Documents
+from pdrop.evaluation.progress import Progress, progress_line
+from pdrop.evaluation.requests import Translator
+from pdrop.evaluation.results import Evaluation, task_result
+from pdrop.names import check as check_name
+from pdrop.samples import write_samples
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+    from pdrop.models.checkpoint import Checkpoint
+    from pdrop.record import RunSpec
+    from pdrop.schedule import Schedule
+
+__all__ = ["Evaluation", "check_tasks", "evaluate", "manifest"]
+
+log = logging.getLogger(__name__)
+
+Ask = Callable[[list[Question]], list[Answer]]
+
+
+def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
+    """Refuse unknown tasks and generation arguments, before any model is loaded.
+
+    Raises:
+        ValueError: Naming the unknown ones and close matches.
+    """
+    generation_arguments.check(tasks, task_dirs)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    method: Method | None,
+    schedule: Schedule,
+    spec: RunSpec,
+    folder: Path,
+    *,
+    task_dirs: Sequence[str | Path] = (),
+    progress: bool | Progress = False,
+) -> Evaluation:
+    """Score tasks, or go on where a killed run stopped. One process, one device.
+
+    Args:
+        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load.
+        method: What ranks; None with an empty schedule drops nothing.
+        schedule: Where and how many.
+        spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
+            limit never splits samples that are scored together.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
+        task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
+        progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
+
+    Raises:
+        ValueError: For unknown tasks or wrong arguments.
+        RuntimeError: If anything goes wrong with a question (naming task and doc_id) or in a task's own code.
+    """
+    from pdrop.evaluation.generation import Respondent
+
+    spec.check()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
+    respondent = Respondent(checkpoint, method, schedule, spec)
+    store = AnswerStore(folder / "answers.jsonl")
+    evaluation = Evaluation()
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for name, task in load_tasks(spec.tasks, task_dirs).items():
+        started = time.perf_counter()
+        asked: dict[tuple[int, int], Answer] = {}
+
+        def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
+            answered = respondent.answer(questions, store, line)
+            asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
+            evaluation.asked += answered.asked
+            evaluation.reused += answered.reused
+            return answered.answers
+
+        with task_code(name, "its documents cannot be read"):
+            documents = Documents(task.eval_docs)
+        first = documents.whole_groups(spec.limit)
+        with progress_line(name, progress) as line:
+            output = score(task, functools.partial(ask, line=line), limit=first, seed=spec.seed, folder=folder)
+        result, scored = task_result(output, name, documents, asked)
+        result.wall_s = time.perf_counter() - started
+        samples[name] = scored
+        evaluation.results[name] = result
+        evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+    write_samples(folder, samples)
+    return evaluation
+
+
+def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+
+    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is said.
+
+    Raises:
+        ValueError: For unknown names, and generation arguments that cannot be honoured.
+        RuntimeError: If a task's data cannot be loaded.
+    """
+    found = task_index.find(names, task_dirs)
+    for folder in sorted({path.parent for paths in found.values() for path in paths}):
+        if not task_index.is_shipped(folder):
+            warn_of_code(folder)
+    evaluator = import_lmms_eval()
+    managers: dict[tuple[str, ...], Any] = {}
+    tasks: dict[str, Any] = {}
+    for name, paths in found.items():
+        folders = tuple(dict.fromkeys(str(path.parent) for path in paths))
+        with task_code(name, "its data cannot be loaded"):
+            if folders not in managers:
+                managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
+            tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+    for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
+        check_name("a task", name)
+        if "generate" in str(task.OUTPUT_TYPE):
+            arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
+            if arguments.contradiction is not None:
+                log.warning("task %s: %s", name, arguments.contradiction)
+    return tasks
+
+
+@functools.cache
+def warn_of_code(folder: Path) -> None:
+    """Say, once a process, that the tasks of a folder are programs."""
+    log.warning(
+        "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
+        folder,
+    )
+
+
+def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, task in tasks.items():
+        flat |= _flatten(task) if isinstance(task, dict) else {str(name): task}
+    return flat
+
+
+def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) -> dict[str, Any]:
+    """One `simple_evaluate` call for one task. The random state of the process is left as it was.
+
+    Raises:
+        RuntimeError: From asking, or from the task's own scoring.
+    """
+    evaluator, name = import_lmms_eval(), task.config.task
+    options = argparse.Namespace(
+        process_with_media=False, reasoning_tags=None, output_path=str(folder), agentic_trace_mode="basic"
+    )
+    with random_state_kept(), task_code(name, "its scoring failed"):
+        return evaluator.simple_evaluate(
+            model=adapter()(ask),
+            tasks=[task],
+            task_manager=object(),  # the task is built already; None would index 2000 files
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            cli_args=options,
+            process_docs_parallel=1,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            verbosity="WARNING",
+        )
+
+
+@functools.cache
+def import_lmms_eval() -> Any:
+    """lmms-eval's evaluator module, imported so that the rest of the process stays as it was.
+
+    Takes 10 s the first time.
+
+    Raises:
+        ValueError: If torchvision was built for another torch.
+    """
+    with contained_import():
+        from lmms_eval import evaluator
+    return evaluator
+
+
+@functools.cache
+def adapter() -> type:
+    """The class that lmms-eval sees as a model; made on first use, for its base class is lmms-eval's."""
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+    from lmms_eval.api.model import lmms
+
+    class PdropModel(lmms):
+        """Turns lmms-eval's requests into questions and answers back into what it expects."""
+
+        is_simple = True  # requests carry the task's text and images; the chat kind cannot ask for likelihoods
+        accelerator = None  # one process: none is needed
+
+        def __init__(self, ask: Ask) -> None:
+            super().__init__()
+            self._ask = ask
+            self._translator = Translator()
+
+        def clean(self) -> None:
+            """Keep the model: the base class would delete it after every call."""
+
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            """Free answers."""
+            return [
+                GenerationResult(a.text, TokenCounts(a.text_tokens + a.visual_tokens, a.answer_tokens))
+                for a in self._answers(requests)
+            ]
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            """(loss, whether greedy) of given answers; wrapped, for lmms-eval 0.7.3 turns a bare pair into text."""
+            return [GenerationResult(text=(a.loss, a.greedy)) for a in self._answers(requests)]
+
+        def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
+            """Not supported."""
+            raise ValueError(f"task {requests[0].task_name} asks in several rounds, which is not supported yet")
+
+        def _answers(self, requests: list[Any]) -> list[Answer]:
+            return self._ask(self._translator.questions(requests, self.task_dict))
+
+    return PdropModel
+
+
+def manifest() -> Any:
+    """Entry point of lmms-eval's group `lmms_eval.models`: makes `--model pdrop` known."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="pdrop", simple_class_path="pdrop.cli.lmms_command.PdropModel")

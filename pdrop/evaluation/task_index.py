@@ -1,0 +1,184 @@
+"""Which lmms-eval tasks there are, and in which files, in a fraction of a second and without importing lmms-eval.
+
+lmms-eval's own index parses some 2000 YAML files (5 s). Here one regular expression reads each file's `task:`,
+`group:` and `tag:` lines, so that a misspelt task fails before any model is loaded. Tasks of the project's own
+folders shadow lmms-eval's (its own rule is the reverse: there a project's `mme` would be ignored).
+
+    find(["mme", "pope_full"], task_dirs=["my/tasks"])
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+from pdrop.evaluation.answers import described
+from pdrop.names import check
+
+EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
+_DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
+_KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
+_ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
+
+
+@dataclass
+class Entry:
+    """A name that may be asked for: the file that defines it, and its members if it is a group or a tag."""
+
+    path: Path
+    members: list[str] = field(default_factory=list)
+
+
+def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """For each name the YAML files that it and, if it is a group or a tag, its members are defined in.
+
+    Args:
+        names: Tasks, groups or tags.
+        task_dirs: Folders with tasks of one's own ("package://module/folder" too), the first ones win.
+        also: Other names that the user may have meant, such as those of sets of tasks.
+
+    Raises:
+        ValueError: If a name is unknown (close matches are named), or no name at all.
+    """
+    entries = index(task_dirs)
+    if unknown := [name for name in names if name not in entries]:
+        known = [*also, *entries]
+        raise ValueError("; ".join(f"unknown task {name!r}{_suggest(name, known)}" for name in unknown))
+    return {name: list(dict.fromkeys(_files(name, entries, ()))) for name in names}
+
+
+def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
+    """All names of the project's folders and of lmms-eval."""
+    entries: dict[str, Entry] = {}
+    for directory in (*map(_folder, task_dirs), _folder(EMBEDDED_TASKS)):
+        entries = _scan(directory) | entries
+    return _installed() | entries
+
+
+@functools.cache
+def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
+    """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
+
+    Raises:
+        ValueError: If a task is unknown; close matches are named.
+    """
+    installed = installed_folder()
+    found = {path for paths in find(tasks, folders).values() for path in paths}
+    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
+    if not own:
+        return ""
+    content = hashlib.sha256()
+    for folder in sorted(own):
+        files = {path for path in folder.iterdir() if path.is_file()}
+        named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
+        for path in sorted({path.resolve() for path in files | named if path.is_file()}):
+            content.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return content.hexdigest()[:12]
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder of tasks comes with lmms-eval or with this project."""
+    return any(home == folder or home in folder.parents for home in (installed_folder(), _folder(EMBEDDED_TASKS)))
+
+
+def installed_folder() -> Path:
+    """Where lmms-eval's own tasks lie.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    package = find_spec("lmms_eval")
+    if package is None or not package.submodule_search_locations:
+        raise ValueError("lmms-eval is not installed: pip install lmms-eval==0.7.3")
+    return Path(package.submodule_search_locations[0]) / "tasks"
+
+
+@functools.lru_cache(maxsize=1)
+def _installed() -> dict[str, Entry]:
+    return _scan(installed_folder())
+
+
+def _folder(directory: str | Path) -> Path:
+    text = str(directory)
+    if text.startswith("package://"):
+        module, _, inside = text.removeprefix("package://").partition("/")
+        try:
+            folder = Path(str(files(module))) / inside
+        except (ImportError, SystemExit) as error:  # finding a package runs its __init__.py
+            raise ValueError(f"task_dirs: {text}: {described(error)}") from error
+    else:
+        folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"task_dirs: no folder {text}")
+    return folder
+
+
+def _scan(root: Path) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    tags: dict[str, Entry] = {}
+    for path in sorted(root.rglob("*.yaml")):
+        keys = _keys(path)
+        task, several = keys.get("task", ([], False))
+        names = keys.get("group", ([], False))[0]
+        if names and (several or not task):
+            entries[names[0]] = Entry(path, task)
+        elif task and not several:
+            entries[task[0]] = Entry(path)
+            for tag in keys.get("tag", ([], False))[0] + names:
+                members = tags.setdefault(tag, Entry(path)).members
+                members += [task[0]] if task[0] != tag else []
+    return tags | entries
+
+
+def _keys(path: Path) -> dict[str, tuple[list[str], bool]]:
+    """The values of a file's keys and whether they are written as a list; keys of the files it includes count too."""
+    text = path.read_text(encoding="utf8", errors="replace")
+    keys: dict[str, tuple[list[str], bool]] = {}
+    for match in _KEY.finditer(text):
+        keys.setdefault(
+            match[1], (_values(text, match), not match[2].split(" #")[0].strip() or match[2].startswith("["))
+        )
+    for name in keys.pop("include", ([], False))[0]:
+        included = path.parent / name
+        keys = (_keys(included) if included.is_file() else {}) | keys
+    return keys
+
+
+def _values(text: str, match: re.Match[str]) -> list[str]:
+    """The scalar, flow list or block list that follows a top-level key."""
+    inline = match[2].split(" #")[0].strip()
+    if inline:
+        return [part.strip().strip("\"'") for part in inline.strip("[]").split(",") if part.strip()]
+    values = []
+    for line in text[match.end() :].split("\n")[1:]:
+        if line and not line[0].isspace() and not line.startswith(("-", "#")):
+            break
+        if item := _ITEM.match(line):
+            values.append(item[1].strip("\"'"))
+    return values
+
+
+def _files(name: str, entries: dict[str, Entry], seen: tuple[str, ...]) -> Iterator[Path]:
+    entry = entries[name]
+    check(f"a task of {entry.path}", name)  # its samples go into a file of this name
+    yield entry.path
+    for member in entry.members:
+        if member in entries and member not in seen:
+            yield from _files(member, entries, (*seen, name))
+
+
+def _suggest(name: str, entries: Sequence[str]) -> str:
+    close = get_close_matches(name, entries, n=4, cutoff=0.6)
+    close += [other for other in sorted(entries) if name.lower() in other.lower() and other not in close][
+        : 4 - len(close)
+    ]
+    return (
+        f" (did you mean {', '.join(close)}?)" if close else " (`python -m lmms_eval --tasks list` lists lmms-eval's)"
+    )

@@ -1,0 +1,170 @@
+"""What a model is made of, found out once, before anything is loaded: its identity, its sizes, how to load it.
+
+    source = ModelSource.of("llava15_7b", "llava-hf/llava-1.5-7b-hf")
+    source.layers, source.sizes, source.one_image
+    checkpoint = source.load(dtype="bfloat16", attn_implementation="sdpa", device="cuda")
+
+A source is a value: equal ones are the same model, and the last one that was loaded is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pdrop.models import checkpoint, shipped
+from pdrop.models.weights import read_json
+from pdrop.shapes import Images, ModelSizes, PromptSize
+
+if TYPE_CHECKING:
+    from pdrop.models.checkpoint import Checkpoint, Weights
+
+log = logging.getLogger("pdrop")
+
+TEXT_TOKENS = 60  # of a prompt where nobody says: a system sentence, a question and how to answer it
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before it is loaded. Made by `of`.
+
+    Attributes:
+        name: What folders and tables call it.
+        path: A folder, a repository on the Hub, or package://module/folder.
+        revision: Branch, tag or commit on the Hub.
+        weights: "pretrained"; "random", seeded, from the config alone; "architecture": sizes alone, nothing runs.
+        seed: Of random weights; 0 where there are none.
+        stands_in: The shipped architecture (pdrop/architectures) that is taken for the checkpoint: no network and no
+            processor is needed then. None: the checkpoint itself.
+        fingerprint: 16 hex digits over whatever makes the model.
+        layers: Of the decoder.
+        visual_tokens, text_tokens: Of the prompt that budgets and ledgers are reckoned with; None: the model's own.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+    weights: Literal["pretrained", "random", "architecture"]
+    seed: int
+    stands_in: str | None
+    fingerprint: str
+    layers: int
+    visual_tokens: int | None = None
+    text_tokens: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        path: str,
+        *,
+        revision: str | None = None,
+        weights: Weights = "pretrained",
+        seed: int = 0,
+        asked: bool = True,
+        visual_tokens: int | None = None,
+        text_tokens: int | None = None,
+    ) -> ModelSource:
+        """Find out what a model is made of. A Hub repository is downloaded, unless a shipped architecture will do.
+
+        Args:
+            asked: Whether it is to answer questions, which takes weights and a processor. Where not, and the weights
+                of a shipped architecture are not here, its sizes alone are taken.
+
+        The others are the attributes'.
+
+        Raises:
+            ValueError: If there is no such model, or it cannot be had.
+        """
+        checkpoint.check_weights(weights)
+        known, seed = shipped.of_checkpoint(path), seed if weights == "random" else 0
+        there = weights != "pretrained" or asked or known is None or checkpoint.at_hand(path, revision)
+        if not there:
+            log.info("%s: no weights here, so its ledger in closed form; model.weights=random times it, too", path)
+        stands_in = known if not asked and (weights == "random" or not there) else None
+        kind = weights if there else "architecture"
+        if stands_in is None:
+            fingerprint, layers = _described(path, revision, weights, seed)
+        else:
+            fingerprint = shipped.fingerprint(stands_in, kind, seed, [visual_tokens, text_tokens])
+            layers = int(shipped.read(stands_in).get_text_config(decoder=True).num_hidden_layers)
+        return cls(name, path, revision, kind, seed, stands_in, fingerprint, layers, visual_tokens, text_tokens)
+
+    @property
+    def loadable(self) -> bool:
+        """Whether there is a model to load; otherwise there is a ledger in closed form alone."""
+        return self.weights != "architecture"
+
+    @functools.cached_property
+    def sizes(self) -> ModelSizes:
+        """From the config alone.
+
+        Raises:
+            ValueError: If the config is of a kind whose cost is not known.
+        """
+        known = shipped.of_checkpoint(self.path)
+        if known is not None:
+            return ModelSizes.from_config(shipped.read(known))
+        return ModelSizes.from_config(checkpoint.read_config(self._folder, self.path))
+
+    @functools.cached_property
+    def one_image(self) -> PromptSize | None:
+        """The model's prompt with one image, which budgets and ledgers are of; None where its size depends on the
+        image, and nobody has said it."""
+        known, text = shipped.of_checkpoint(self.path), self.text_tokens
+        own = None if known is None else shipped.reference_prompt(known)
+        if own is not None and self.visual_tokens in (None, own.visual):
+            return own if text is None else replace(own, text=text)
+        tower = self.sizes.tower
+        visual = self.visual_tokens or tower.tokens
+        if visual is None:
+            return None
+        side = round(visual**0.5) * tower.merge
+        images: Images = tower.crops(visual) if tower.grid is not None else [(1, side, side)]
+        return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)
+
+    def load(self, dtype: str = "float32", attn_implementation: str = "sdpa", device: str = "cpu") -> Checkpoint:
+        """The model, kept until another is loaded: a further run costs its own forward passes only.
+
+        A shipped architecture has no processor.
+
+        Raises:
+            ValueError: If it cannot be had so; the message holds the remedy.
+        """
+        if not self.loadable:
+            raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
+        return _loaded(self, dtype, attn_implementation, device)
+
+    @property
+    def _folder(self) -> Path:
+        pretrained = self.weights == "pretrained"
+        return checkpoint.locate(self.path, revision=self.revision, weights="pretrained" if pretrained else "random")
+
+
+@functools.cache
+def _described(path: str, revision: str | None, weights: Weights, seed: int) -> tuple[str, int]:
+    """(fingerprint, decoder layers) of a checkpoint, read once a process."""
+    folder = checkpoint.locate(path, revision=revision, weights=weights)
+    text = read_json(folder / "config.json", path).get("text_config")
+    layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
+        layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
+    return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: ModelSource, dtype: str, attn_implementation: str, device: str) -> Checkpoint:
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation, "device": device}
+    options["seed"] = source.seed
+    assert source.weights != "architecture"
+    if source.stands_in is None:
+        named: dict[str, Any] = {"name": source.name, "revision": source.revision, "weights": source.weights}
+        return checkpoint.load(source.path, **named, **options)
+    checkpoint.check_device(device)
+    model = shipped.build(source.stands_in, **options)
+    return checkpoint.Checkpoint(
+        source.name, source.path, source.revision, source.weights, source.fingerprint, model, None
+    )

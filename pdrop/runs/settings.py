@@ -1,0 +1,245 @@
+"""A run's settings, resolved: its identity (RunSpec), the objects that it names, and what does not identify it.
+
+Dials come in as plain values, as conf/run.yaml has them. A dial that is a field of RunSpec reaches it under its own
+name: a new one needs its line there, its value in conf/, and its use. No torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdrop import names
+from pdrop.environment import versions
+from pdrop.evaluation import generation_arguments, task_index
+from pdrop.identity import code_digest
+from pdrop.models import checkpoint
+from pdrop.models.source import ModelSource
+from pdrop.record import RunSpec, canonical_json
+from pdrop.runs.timed_prompt import timed_batch
+from pdrop.schedule import Schedule
+from pdrop.shapes import PromptSize
+
+if TYPE_CHECKING:
+    from pdrop.methods.base import Method
+    from pdrop.models.checkpoint import Checkpoint
+    from pdrop.timing.protocol import TimingProtocol
+
+log = logging.getLogger("pdrop")
+
+MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run. Everything that can change a number is in `spec`; the rest says how to get there and where to.
+
+    Attributes:
+        spec: The run's identity.
+        source: The model that it names.
+        method: The method that it names; None drops nothing.
+        schedule: The schedule that it spells.
+        protocol: The timing protocol that it spells; without a schedule nothing is timed.
+        device: Which of several like devices: "cuda:1".
+        results: Folder of the store.
+        task_folders: Folders with tasks of one's own.
+        experiment: Which one asks for the run.
+        force: Redo a finished run.
+    """
+
+    spec: RunSpec
+    source: ModelSource
+    method: Method | None
+    schedule: Schedule
+    protocol: TimingProtocol
+    device: str = "cpu"
+    results: Path = Path("results")
+    task_folders: tuple[str, ...] = ()
+    experiment: str | None = None
+    force: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.results / "runs" / self.spec.folder
+
+    @property
+    def known_prompt(self) -> PromptSize | None:
+        """`prompt`; None where nobody has said its size."""
+        one = self.source.one_image
+        return one if one is None or self.spec.tasks else one.times(self.protocol.images)
+
+    @property
+    def prompt(self) -> PromptSize:
+        """The model's prompt, which budgets and ledgers are of; where nothing is scored, with the protocol's images.
+
+        Raises:
+            ValueError: If its size depends on the image, and nobody has said it.
+        """
+        if (known := self.known_prompt) is None:
+            raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
+                             "model.visual_tokens=1296")  # fmt: skip
+        return known
+
+    def load(self) -> Checkpoint:
+        """The loaded model."""
+        return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
+
+
+def resolve(
+    dials: Mapping[str, Any],
+    name: str,
+    method: Method | None,
+    make_schedule: MakeSchedule,
+    protocol: TimingProtocol,
+    asked: bool | None = None,
+) -> Settings:
+    """Settings from dials; no default is left to fill in.
+
+    Args:
+        dials: conf/run.yaml's, composed; `tasks` lists lmms-eval's names, `device` is one.
+        name: What tables call the method.
+        method: Ranks the visual tokens; None drops nothing.
+        make_schedule: The schedule of the dials, for a number of layers.
+        protocol: The timing protocol.
+        asked: Whether the model is to answer questions; None: if there are tasks.
+
+    Raises:
+        ValueError: If something asked for cannot be had; nothing has been written or loaded then.
+    """
+    spec = read_dials(dials)
+    names.check("method", name)
+    folders = tuple(dials["task_folders"])
+    task_files = task_index.digest(spec.tasks, folders)
+    sampled = generation_arguments.check(spec.tasks, folders)
+    model = dials["model"]
+    source = ModelSource.of(
+        **{key: model[key] for key in ("name", "path", "revision", "weights", "visual_tokens", "text_tokens")},
+        seed=spec.seed,
+        asked=bool(spec.tasks) if asked is None else asked,
+    )
+    if not source.loadable:
+        protocol = replace(protocol, name="off", pairs=0)
+    drawn = sampled or source.weights == "random"  # answers, weights
+    spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
+    settings = Settings(
+        spec=spec,
+        source=source,
+        method=method,
+        schedule=Schedule(),
+        protocol=protocol,
+        device=dials["device"],
+        results=Path(dials["results"]),
+        task_folders=folders,
+        experiment=dials["experiment"],
+        force=dials["force"],
+    )
+    if method is None or dials["budget"] is None:
+        schedule = make_schedule(source.layers)
+    else:
+        schedule = budgeted(settings, method, dials, make_schedule)
+    if method is not None:
+        method.check(schedule)
+    return scheduled(settings, schedule)
+
+
+def scheduled(settings: Settings, schedule: Schedule) -> Settings:
+    """The same settings with a schedule. What it makes idle is no part of the identity: positions, timing."""
+    method, protocol = settings.method, settings.protocol
+    spec = replace(
+        settings.spec,
+        schedule=str(schedule),
+        positions=method.positions if method is not None and schedule else "original",
+        latency=spelled(settings, timed=bool(schedule) and protocol.measures),
+    )
+    return replace(settings, spec=spec, schedule=schedule)
+
+
+def spelled(settings: Settings, timed: bool) -> str:
+    """The protocol as it identifies a run: with what was said of the model's prompt, where that is counted or timed,
+    and with the number of prompts where that is not the batch's."""
+    protocol, spec, source = settings.protocol, settings.spec, settings.source
+    words = [protocol.spelled if timed else "off"]
+    if timed and (batch := timed_batch(spec.batch_size)) < spec.batch_size:
+        words.append(f"batch {batch}")
+    if timed or not spec.tasks:
+        sizes = {"images": 0 if timed or protocol.images == 1 else protocol.images}  # a timed protocol says its own
+        sizes |= {"visual": source.visual_tokens or 0, "text": source.text_tokens or 0}
+        words += [f"{name} {size}" for name, size in sizes.items() if size]
+    return " ".join(words)
+
+
+def read_dials(dials: Mapping[str, Any]) -> RunSpec:
+    """A spec of what the dials say by themselves; what model, method and schedule say is empty yet.
+
+    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size, prompt and image_mode.
+
+    Raises:
+        ValueError: For a value that a dial cannot have.
+    """
+    model = dials["model"]
+    given: dict[str, Any] = dict.fromkeys((field.name for field in fields(RunSpec)), "")
+    for name in set(given) & {*dials, *model}:
+        given[name] = model.get(name) if dials.get(name) is None else dials[name]
+    kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
+    given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
+    spec = RunSpec(**given)
+    names.check("model.name", spec.model)
+    if dials["experiment"] is not None:
+        names.check("experiment", dials["experiment"])
+    checkpoint.check_weights(spec.weights)
+    spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
+    return spec
+
+
+def _of_model(source: ModelSource) -> dict[str, Any]:
+    return {
+        "model_path": source.path,
+        "revision": source.revision,
+        "weights": source.weights,
+        "model_fingerprint": source.fingerprint,
+    }
+
+
+def _of_method(name: str, method: Method | None, seed: int, drawn: bool) -> dict[str, Any]:
+    parts = [] if method is None else method.parts
+    files = [Path(file) for part in parts if (file := inspect.getsourcefile(type(part))) is not None]
+    arguments = {} if method is None else method.arguments()
+    return {
+        "method": name,
+        "method_args": canonical_json(arguments),
+        "seed": seed if drawn or "seed" in arguments else 0,  # as far as anything is drawn
+        "versions": canonical_json(versions()),
+        "code": code_digest(files),
+    }
+
+
+def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_schedule: MakeSchedule) -> Schedule:
+    """The method's schedule that spends the budget on the model's reference prompt.
+
+    Args:
+        settings: Of the unpruned model.
+
+    Raises:
+        ValueError: If it cannot be met.
+    """
+    from pdrop.cost.budget import solve
+
+    source, budget, measured = settings.source, str(dials["budget"]), None
+    prompt = settings.prompt
+    if budget.startswith("prefill_ms"):
+        from pdrop.runs.timed import prefill_ms
+
+        measured = prefill_ms(settings, method)
+    layers = None if dials["layers"] is None else tuple(dials["layers"])
+    schedule = solve(
+        method, budget, source.layers, round(prompt.visual), text_tokens=prompt.text, arch=source.sizes,
+        images=prompt.images, layers=layers,
+        dial=lambda ratio, at: make_schedule(source.layers, ratio=ratio, layers=at), measure=measured,
+    )  # fmt: skip
+    log.info("budget %s of %d + %d tokens: %s", budget, prompt.visual, prompt.text, schedule)
+    return schedule

@@ -1,0 +1,202 @@
+"""Everything that is measured of one cell, beside the unpruned model: stages, answers, memory, and its validity.
+
+    model = architectures.build("llava_1_5_7b", dtype="bfloat16", attn_implementation="sdpa", device="cuda")
+    inputs = architectures.noise_prompt(model.config, architectures.reference_prompt("llava_1_5_7b"), batch=4)
+    inputs = {name: x.to("cuda", torch.bfloat16 if x.is_floating_point() else None) for name, x in inputs.items()}
+    found = measure(model, inputs, PyramidDrop(), pyramid(32), TimingProtocol("mine", 2, 10, new_tokens=(1, 64)))
+    found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
+
+Lanes, each in a pass of its own: answers of a fixed length (time to the first token, time a token, end to end at every
+length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
+hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
+inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a
+bare machine with a GPU can run it.
+
+The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from pdrop.engine import attach
+from pdrop.methods.base import Method
+from pdrop.schedule import Schedule
+from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
+from pdrop.timing.conditions import conditions, invalid
+from pdrop.timing.memory import memory
+from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
+from pdrop.timing.protocol import TimingProtocol
+from pdrop.timing.timeline import answer
+
+Lane = dict[str, Any]
+NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
+
+
+def measure(
+    model: Any,
+    inputs: Mapping[str, Any],
+    method: Method,
+    schedule: Schedule,
+    protocol: TimingProtocol,
+    preprocess: Callable[[], Any] | None = None,
+) -> Lane:
+    """Measure a cell.
+
+    Args:
+        model: In eval mode, with nothing attached.
+        inputs: One batch of prompts with their pixels, on the model's device.
+        method: What is measured,
+        schedule: with this schedule, which has a boundary.
+        protocol: How long, how many tokens, memory or not.
+        preprocess: Makes the inputs from images and text; timed on the CPU where it is given.
+
+    Returns:
+        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
+        after), `invalid` (why the numbers are no result; empty where they are) and `protocol`.
+
+    Raises:
+        ValueError: If the schedule is empty or the protocol times nothing.
+    """
+    if not schedule.stages:
+        raise ValueError("a schedule without a boundary drops nothing: there is nothing to compare")
+    device, before = model_device(model), conditions(model)
+    attachment = attach(model, method, schedule)
+    if protocol.new_tokens:
+        found = answers(model, inputs, attachment, protocol, device)
+    else:
+
+        def call() -> Timed:
+            return time_call(lambda: prefill(model, inputs), device)
+
+        samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
+        times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
+        found = {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
+    stages: Lane = found["stages"]
+    pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
+    if pixels:
+        stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
+    stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
+    if preprocess is not None:
+        stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+    if protocol.memory:
+        found["memory"] = peaks(model, inputs, attachment, protocol, device)
+    after = conditions(model)
+    found |= {"conditions": {"before": before, "after": after}, "invalid": invalid(before, after)}
+    return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
+
+
+def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The same call with dropping."""
+
+    def attached() -> Any:
+        with attachment:
+            return call()
+
+    return attached
+
+
+def answers(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Lane:
+    """One generation of the longest answer a turn: it tells of all shorter ones."""
+    longest = max(protocol.new_tokens)
+
+    def call() -> Any:
+        return answer(model, inputs, longest, device)
+
+    samples: Any = take_turns({"this": within(attachment, call), "none": call}, protocol)
+    stages = {"prefill": beside(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
+    if longest > 1:
+        stages["decode"] = beside(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
+    lengths = {
+        str(n): beside(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
+        for n in protocol.new_tokens
+    }
+    return {"stages": stages, "end_to_end": lengths}
+
+
+def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
+    """Milliseconds of tower and projector."""
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model.get_image_features(**pixels, return_dict=True)
+
+    return time_call(call, device).wall_ms
+
+
+def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+    """Milliseconds inside the hooks of one prefill: reading the prompt, ranking, gathering, masks."""
+    with (attachment := ClockedAttachment(model, method, schedule)):
+        prefill(model, inputs)
+        return attachment.spent * 1000
+
+
+def peaks(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Lane:
+    """Peak memory of both sides."""
+    longest = max(protocol.new_tokens, default=0)
+
+    def once() -> Any:
+        return prefill(model, inputs)
+
+    def whole() -> Any:
+        return answer(model, inputs, longest, device)
+
+    last = whole if longest > 1 else None
+    with attachment:
+        this = memory(model, once, last, device)
+    return {"this": this, "none": memory(model, once, last, device)}
+
+
+def beside(this: Sequence[float], none: Sequence[float]) -> Lane:
+    """Times of both sides, and their paired ratio."""
+    return {"this": described(this, "ms"), "none": described(none, "ms"), "ratio": described(this, "ratio", none)}
+
+
+def described(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Lane:
+    """Median, IQR, p90, bootstrap interval and raw values."""
+    found = interval(values, unit) if base is None else paired_ratio(values, base)
+    return {**asdict(found), "p90": float(np.percentile(found.values, 90))}
+
+
+def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
+    """A stage that both sides share, or that only one has: milliseconds of it."""
+    call()
+    return {"this": described([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
+
+
+def pooled(cells: Sequence[Lane]) -> Lane:
+    """Several processes' measurements of one cell as one: raw values together, intervals over all of them.
+
+    Raises:
+        ValueError: If they were made under different conditions.
+    """
+    from pdrop.timing.conditions import refuse_differences
+
+    first = cells[0]
+    for cell in cells[1:]:
+        refuse_differences(first["conditions"]["before"], cell["conditions"]["before"])
+    together = dict(first)
+    for group in ("stages", "end_to_end"):
+        together[group] = {name: joined([cell[group][name] for cell in cells]) for name in first[group]}
+    together["invalid"] = sorted({reason for cell in cells for reason in cell["invalid"]})
+    together["processes"] = [
+        {name: lane["ratio"]["median"] for name, lane in cell["stages"].items() if "ratio" in lane} for cell in cells
+    ]
+    return together
+
+
+def joined(lanes: Sequence[Lane]) -> Lane:
+    """One lane of several processes."""
+    values = {side: [v for lane in lanes for v in lane[side]["values"]] for side in lanes[0]}
+    if "ratio" not in values:
+        return {side: described(v, "ms") for side, v in values.items()}
+    return beside(values["this"], values["none"])

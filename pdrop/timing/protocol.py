@@ -1,0 +1,62 @@
+"""How long to measure: a timing protocol, as conf/latency/ chooses it. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TimingProtocol:
+    """How long to measure.
+
+    Attributes:
+        name: Goes into the record.
+        warmup: Calls of each side before the clock counts, at the same shapes.
+        pairs: Least number of paired measurements; 0 = nothing is timed.
+        min_seconds: Go on in pairs until this much time is spent on them.
+        steady: Warm up until the last three calls differ by less than this share, at most ten times `warmup`. 0: do not
+            look.
+        new_tokens: Lengths of answers that are generated, for decoding and end-to-end times. None of them: prefill
+            alone.
+        images: Images in the prompt.
+        memory: Whether peak memory is measured, in a pass of its own.
+        fresh: Whether a cell is measured in a process of its own,
+        repeats: and in how many.
+    """
+
+    name: str
+    warmup: int = 1
+    pairs: int = 0
+    min_seconds: float = 0.0
+    steady: float = 0.0
+    new_tokens: Sequence[int] = ()
+    images: int = 1
+    memory: bool = False
+    fresh: bool = False
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "new_tokens", tuple(sorted(set(self.new_tokens))))
+        if self.warmup < 0 or self.pairs < 0 or self.min_seconds < 0 or self.steady < 0:
+            raise ValueError(f"a timing protocol has no negative numbers: {self}")
+        if self.images < 1 or self.repeats < 1 or any(n < 1 for n in self.new_tokens):
+            raise ValueError(f"images, repeats and new_tokens are whole numbers from 1 on: {self}")
+        if self.repeats > 1 and not self.fresh:
+            raise ValueError(f"latency.repeats={self.repeats} are processes: set latency.fresh=true, too")
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything is timed."""
+        return self.pairs > 0
+
+    @property
+    def spelled(self) -> str:
+        """The protocol as it identifies a run: what is not at its default."""
+        parts = [f"{self.name} {self.warmup}/{self.pairs}/{self.min_seconds:g}"]
+        parts += [f"steady {self.steady:g}"] if self.steady else []
+        parts += [f"new {'/'.join(map(str, self.new_tokens))}"] if self.new_tokens else []
+        parts += [f"images {self.images}"] if self.images > 1 else []
+        parts += ["memory"] if self.memory else []
+        parts += [f"fresh {self.repeats}"] if self.fresh else []
+        return " ".join(parts)

@@ -1,0 +1,69 @@
+"""Batches of a recipe's steps in order, composed in this process or ahead of it by others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+
+from pdrop.embedded.samples import sample
+from recipes.embedded.batches import Batch, pack
+from recipes.embedded.stage import TrainingPhase
+
+_AHEAD = 2  # batches that each composing process has ready, 3.4 MB of shared memory each
+
+
+class Place(NamedTuple):
+    """Where in a recipe a step is: the stage's number, and the step's inside it."""
+
+    stage: int
+    step: int
+
+
+class Steps(Dataset[Batch]):
+    """The batches of a recipe by the number of their step; each is the same whoever composes it.
+
+    `rank` of `workers` processes sees its share of each step's images.
+    """
+
+    def __init__(self, recipe: Sequence[TrainingPhase], rank: int = 0, workers: int = 1) -> None:
+        self.recipe, self.rank, self.workers = tuple(recipe), rank, workers
+
+    def __len__(self) -> int:
+        return sum(stage.steps for stage in self.recipe)
+
+    def place(self, number: int) -> Place:
+        """Where step `number` is.
+
+        Raises:
+            IndexError: Behind the last.
+        """
+        for index, stage in enumerate(self.recipe):
+            if number < stage.steps:
+                return Place(index, number)
+            number -= stage.steps
+        raise IndexError(f"the recipe has {len(self)} steps")
+
+    def number(self, place: Place) -> int:
+        """The number of the step there, the inverse of `place`."""
+        return sum(stage.steps for stage in self.recipe[: place.stage]) + place.step
+
+    def first_image(self, place: Place) -> int:
+        """Index in the train split of the step's first image: how many images came before."""
+        before = sum(stage.images for stage in self.recipe[: place.stage])
+        return before + (place.step * self.recipe[place.stage].batch if place.stage < len(self.recipe) else 0)
+
+    def __getitem__(self, number: int) -> Batch:
+        place = self.place(number)
+        stage, first = self.recipe[place.stage], self.first_image(place)
+        level, mine = stage.level(place.step), range(self.rank, stage.batch, self.workers)
+        pictures = [sample("train", first + offset, stage.mix, level, stage.drills) for offset in mine]
+        return pack(pictures, stage.blocks, stage.families if stage.asks else {}, stage.hinted)
+
+
+def batches(steps: Steps, first: int, composers: int = 0) -> Iterator[Batch]:
+    """The batches from step `first` to the recipe's end, in order, by `composers` processes; 0 is this one."""
+    ahead = _AHEAD if composers else None
+    order = range(first, len(steps))
+    yield from DataLoader(steps, batch_size=None, sampler=order, num_workers=composers, prefetch_factor=ahead)

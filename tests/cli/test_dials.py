@@ -1,0 +1,88 @@
+"""Dials: one way from conf/ to their use, whoever turns them; what they cannot be is one line before anything loads."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from analysis.comparison.comparable import ASKED
+from pdrop.cli import compose
+from pdrop.record import RunSpec
+from pdrop.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_THE_WAY = ("run.py", "compose.py", "settings.py", "lmms_command.py", "runs", "evaluate.py", "speed.py")
+HERE = {"device": "cpu", "tasks": ["embedded_chart"]}
+
+
+@pytest.mark.parametrize("dial", ["max_new_tokens", "image_mode", "attn_implementation"])
+def test_a_dial_needs_its_value_its_field_and_its_use(dial: str) -> None:
+    """Nothing between conf/ and the use of a spec names it."""
+    folder = ROOT / "pdrop"
+    for path in [path for name in ON_THE_WAY for path in [folder / name, *(folder / name).glob("*.py")]]:
+        for node in ast.walk(ast.parse(path.read_text() if path.is_file() else "")):
+            named = getattr(node, "arg", None) == dial or getattr(node, "value", None) == dial
+            assert not named, f"{path}:{node.lineno} passes {dial} on by name"
+    stated = [name for name in ("run.yaml", "checkpoint.yaml") if f"\n{dial}:" in (ROOT / "conf" / name).read_text()]
+    assert len(stated) == 1 and dial in {field.name for field in fields(RunSpec)}
+
+
+def test_a_new_field_keeps_runs_apart() -> None:
+    assert set(ASKED) == {"limit", "batch_size", "dtype", "attn_implementation", "device", "max_new_tokens"}
+
+
+@pytest.mark.parametrize("name", ["run", "train"])
+def test_every_dial_has_one_value_in_conf(name: str) -> None:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from pdrop.cli import train
+
+    assert train.TrainConfig and compose.RunConfig  # known to Hydra from then on
+
+    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        cfg = hydra_compose(name)
+    assert OmegaConf.missing_keys(cfg) <= {"train.data"}, "what only the user can say"
+
+
+def test_python_turns_the_same_dials() -> None:
+    settings = compose.settings(HERE | {"method": "fastv", "ratio": 0.25, "limit": 3, "model.batch_size": 5})
+    spec = settings.spec
+    assert (spec.method, spec.schedule, spec.limit, spec.batch_size) == ("fastv", "2:0.25", 3, 5)
+    assert settings.schedule == Schedule.parse("2:0.25") and settings.source.layers == 12
+    assert spec.max_new_tokens == 16 and spec.prompt == "chat" and spec.tasks == ("embedded_chart",)
+    assert settings.folder == Path("results/runs") / spec.folder
+    twin = compose.settings(HERE | {"method": "fastv", "twin": True, "seed": 7}).spec
+    assert twin.method == "random_fastv" and twin.seed == 7
+    assert compose.settings(HERE | {"method": "none", "ratio": 0.3, "seed": 7}).spec.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("dials", "told"),
+    [
+        ({"limit": 0}, "limit is a whole number from 1 on, or null, not 0"),
+        ({"batch_size": 0}, "^batch_size is a whole number from 1 on, not 0"),
+        ({"model.batch_size": -1}, "model.batch_size is a whole number from 1 on, not -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is a whole number from 1 on, not 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is a whole number, not 2.5"),
+        ({"dtype": "float7"}, "^dtype is float32, bfloat16, float16 or float64, not 'float7'"),
+        ({"model.prompt": "vicuna"}, "model.prompt is chat or vicuna_v1, not 'vicuna'"),
+        ({"model.image_mode": "stretch"}, "model.image_mode is crop or pad, not 'stretch'"),
+        ({"model.weights": "architecture"}, "model.weights is pretrained or random, not 'architecture'"),
+        ({"model.path": "/no/where"}, "/no/where"),
+        ({"ratoi": 0.5}, "there is no dial 'ratoi'"),
+        ({"model": "lava"}, "unknown model 'lava': choose embedded"),
+        ({"layers": 3}, "layers is a list such as layers=.8,16,24., not 3"),
+        ({"force": "maybe"}, "force is true or false, not 'maybe'"),
+        ({"model": "folder"}, "model.name"),
+    ],
+)
+def test_what_a_dial_cannot_be_is_one_line(dials: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        compose.settings(HERE | dials)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,45 @@
+"""Methods that rank by a layer that has run read its keys from the cache, and get what they would have computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import StaticCache
+
+from pdrop import FastV, Schedule, SparseVLM, Stage, attach
+from pdrop.conformance.families import CORE, build
+from pdrop.engine.ranking import cached_keys
+from tests.support.cases import RAGGED, batch_of
+
+SCHEDULE = Schedule((Stage(2, 0.5), Stage(3, 0.25)))  # layer 2 is cut and observed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [FastV(), SparseVLM(positions="original")], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("family", CORE)
+def test_scores_are_the_same_to_the_bit(family: str, method: Any) -> None:
+    model, scores = build(family), []
+    batch = batch_of(family, model, RAGGED)
+    for cached in (True, False):
+        with attach(model, method, SCHEDULE) as trace:
+            model(**batch, use_cache=cached)
+        scores.append([row for boundary in trace.scores for row in boundary])
+    assert all(torch.equal(a, b) for a, b in zip(*scores))
+    assert len(scores[0]) == 2 * len(batch["input_ids"])
+
+
+@torch.no_grad()
+def test_only_a_plain_cache_is_read() -> None:
+    model = build("llava")
+    batch = batch_of("llava", model, RAGGED)
+    length = batch["input_ids"].shape[1]
+    assert cached_keys(None, 0, length) is None
+    cache = model(**batch, use_cache=True).past_key_values
+    assert cached_keys(cache, 0, length).shape[2] == length
+    assert cached_keys(cache, 0, 3).shape[2] == 3 and cached_keys(cache, 99, 3) is None
+    static = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=2 * length)
+    with attach(model, FastV(), Schedule()):
+        model(**batch, past_key_values=static)
+    assert cached_keys(static, 0, length) is None, "its keys are longer than what came in"

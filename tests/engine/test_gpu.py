@@ -1,0 +1,125 @@
+"""The engine on a GPU: the same tokens as on the CPU, whatever kernel computes attention.
+
+pytest tests/engine/test_gpu.py          # skipped where there is no CUDA device
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pdrop import FastV, attach
+from pdrop.conformance.families import CORE, build, fresh
+from pdrop.conformance.prompts import collate, sample, single
+from pdrop.timing.measure import measure
+from pdrop.timing.protocol import TimingProtocol
+from recipes.embedded.stage import Stage
+from recipes.embedded.train import train
+from recipes.embedded.trainer import Trainer
+from tests.support.cases import GREEDY, HALVES, RAGGED, batch_of, kept_of, methods
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+KERNELS = {
+    "flash": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),  # flash takes no mask: ragged stages fall back
+    "memory-efficient": (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "math": (SDPBackend.MATH,),
+}
+
+
+def move(batch: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The batch on the device, floats in `dtype`."""
+    return {key: value.to(DEVICE, dtype if value.is_floating_point() else None) for key, value in batch.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", CORE)
+def test_float32_is_what_the_cpu_gives(family: str, backend: str) -> None:
+    on_cpu, on_device = build(family, backend, torch.float32), fresh(family, backend, torch.float32).to(DEVICE)
+    batch = batch_of(family, on_cpu, RAGGED)
+    real = batch["attention_mask"].bool()
+    for method in methods(family):
+        with attach(on_cpu, method, HALVES) as want:
+            logits = on_cpu(**batch).logits
+        with attach(on_device, method, HALVES) as got:
+            moved = on_device(**move(batch)).logits.cpu()
+        assert kept_of(got) == kept_of(want)
+        assert got.tokens == want.tokens
+        torch.testing.assert_close(moved[real], logits[real], rtol=0, atol=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_under_every_kernel(dtype: torch.dtype, kernel: str) -> None:
+    model = fresh("llava", dtype=dtype).to(DEVICE)
+    for rows in (RAGGED[:1], RAGGED):
+        batch = move(batch_of("llava", model, rows), dtype)
+        for method in methods("llava"):
+            with sdpa_kernel(list(KERNELS[kernel])), attach(model, method, HALVES) as trace:
+                out = model.generate(**batch, **GREEDY)
+                assert all(logits.isfinite().all() for logits in out.logits)
+            for kept, scores in zip(trace.kept[0], trace.scores[0]):
+                assert scores.dtype == torch.float32
+                ranked = sorted(range(len(scores)), key=lambda index: -float(scores[index]))
+                assert kept.tolist() == sorted(ranked[: len(kept)]), "ties are broken by place"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CORE)
+def test_a_batch_keeps_what_its_rows_keep(family: str) -> None:
+    model = build(family, "sdpa", torch.float32)
+    samples = [sample(family, model, texts, seed) for seed, texts in enumerate(RAGGED)]
+    model = fresh(family, "sdpa", torch.float32).to(DEVICE)
+    for method in methods(family):
+        with attach(model, method, HALVES) as trace:
+            model(**move(collate(family, samples)))
+            together = kept_of(trace)
+            for row, one in enumerate(samples):
+                model(**move(single(family, one)))
+                assert [stage[0] for stage in kept_of(trace)] == [stage[row] for stage in together]
+
+
+def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
+    model = fresh("llava", "sdpa", torch.float16)
+    inputs = move(single("llava", sample("llava", model, (3, 5, 2))), torch.float16)
+    model.to(DEVICE)
+    protocol = TimingProtocol("test", warmup=2, pairs=3, new_tokens=(1, 4), memory=True)
+    found = measure(model, inputs, FastV(), HALVES, protocol)
+    assert found["conditions"]["before"]["device_name"] and found["conditions"]["before"]["others_gib"] is not None
+    for lane in (found["stages"]["prefill"], found["stages"]["decode"], found["end_to_end"]["4"]):
+        assert lane["this"]["low"] > 0 and lane["none"]["low"] > 0
+    peak = found["memory"]["none"]["prefill"]
+    assert peak["allocated"] > 0 and peak["reserved"] >= 0
+    assert sum(found["memory"]["this"]["kv_per_layer"]) < sum(found["memory"]["none"]["kv_per_layer"])
+
+
+def test_the_embedded_model_learns_as_on_the_cpu() -> None:
+    recipe = (Stage("all at once", images=8, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
+    losses = []
+    for device in ("cpu", DEVICE):
+        trainer = Trainer(recipe, compiled=False, device=device)
+        for _ in range(2):
+            trainer.step(trainer.batch())
+        losses.append(trainer.window.take()["loss"])
+        assert trainer.finished
+    assert losses[1] == pytest.approx(losses[0], rel=0.02), "bfloat16 there"
+
+
+def test_the_embedded_model_trains_compiled_on_images_that_others_compose(tmp_path: Path) -> None:
+    recipe = (
+        Stage("tower", images=8, batch=4, asks=False, tower_rate=1.0, patch_weight=1.0),
+        Stage("answers", images=8, batch=4, blocks=2, spell=0.3, hinted=True),
+    )
+    train(tmp_path / "work", tmp_path / "model", DEVICE, composers=2, recipe=recipe, window=1)
+    assert (tmp_path / "model/model.safetensors").exists()
+    assert (tmp_path / "model/curve.csv").read_text().count("\n") == 5

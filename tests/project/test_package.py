@@ -1,0 +1,91 @@
+"""A release: one version, and a wheel that works from anywhere with configuration, tasks, data and model inside.
+
+PDROP_WHEEL names a wheel that was built already (make release-check); else one is built.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pdrop
+from pdrop.record import read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
+
+
+def test_the_version_has_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pdrop.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pdrop.__version__)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == pdrop.__version__, "CITATION.cff repeats pdrop.__version__"
+    assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["project"]["authors"]]
+
+
+def test_the_papers_of_the_readme_can_be_cited():
+    papers = set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", (ROOT / "README.md").read_text()))
+    assert len(papers) >= 3 and papers <= set(re.findall(r"arXiv:([\d.]+\d)", (ROOT / "CITATION.cff").read_text()))
+
+
+def test_the_changelog_has_a_place_for_what_comes_and_what_came():
+    heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heads[0] == "Unreleased" and heads[1] == pdrop.__version__
+
+
+def call(*command: str, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, made without a network."""
+    if made := os.environ.get("PDROP_WHEEL"):
+        return Path(made).resolve()
+    folder = tmp_path_factory.mktemp("wheel")
+    options = folder / "setup.cfg"
+    options.write_text(f"[build]\nbuild_base = {folder / 'build'}\n")  # what an older build left is not packed again
+    elsewhere = os.environ | {"DIST_EXTRA_CONFIG": str(options)}
+    make = [sys.executable, *PIP, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    call(*make, env=elsewhere)
+    (found,) = folder.glob("pdrop-*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_far_from_the_checkout(wheel, tmp_path):
+    assert wheel.name.startswith(f"pdrop-{pdrop.__version__}-py3-none-any")
+    held = zipfile.ZipFile(wheel).namelist()
+    assert "pdrop/py.typed" in held and "pdrop/conf/run.yaml" in held and "pdrop/embedded/data/test.parquet" in held
+    assert not [name for name in held if name.startswith(("tests", "docs", "results"))]
+    call(sys.executable, *PIP, "install", str(wheel), "--no-deps", "--no-index", "--target", str(tmp_path / "site"))
+    shipped = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"}
+    assert shipped == {"pdrop", "bin"}, "nothing else than pdrop is on the import path"
+    away = tmp_path / "away"
+    away.mkdir()
+    here = {"cwd": away, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
+    where = "import importlib.metadata, pdrop.cli.compose as c; print(c.CONF, importlib.metadata.version('pdrop'))"
+    assert call(sys.executable, "-c", where, **here).split() == [str(tmp_path / "site/pdrop/conf"), pdrop.__version__]
+    run = ["experiments=demo", "hydra.sweeper.params=null", "method=fastv", "limit=2", "latency=off"]
+    call(sys.executable, "-m", "pdrop", *run, "tasks=embedded_chart", "hydra.mode=RUN", **here)
+    (record,) = read_records(away / "results/runs")
+    assert record.status == "done" and record.spec.method == "fastv"
+    assert (away / "results/experiments/demo" / record.spec.folder).exists()
+    for command in ("pdrop", "pdrop-train"):
+        assert "== Dials" in call(str(tmp_path / "site/bin" / command), "--help", **here)
+    page = call(str(tmp_path / "site/bin/pdrop-analysis"), "tables", "demo", **here)
+    assert "FastV" in page and (away / "results/tables/demo.csv").is_file()
+    module = (sys.executable, "-m", "pdrop.analysis")
+    assert "pdrop-analysis" in call(*module, "--help", **here)
+    for command in (["repro"], ["report"], ["figures", "demo"]):
+        call(*module, *command, **here)
