@@ -21,7 +21,7 @@ from .comparable import Part
 from .table_model import Cell, Row, Table, describe_tasks, mean_or_none, pool
 
 FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
-Draws = FloatArray | None  # means under resampling [draws]; None where the score is no mean over samples
+Draws = FloatArray | None  # means under resampling [draws]; None where the score is not a mean over samples
 
 
 def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
@@ -156,7 +156,7 @@ def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: i
 
 
 def flips_between(rows: list[Row], task: str, values: list[FloatArray | None], base: int, number: int) -> Flips | None:
-    """Flips of a single run against a single run; pooled seeds are no independent samples and have none."""
+    """Flips of a single run against a single run; pooled seeds are not independent samples and have none."""
     before, after = values[base], values[number]
     if before is None or after is None or len(rows[base].runs) > 1 or len(rows[number].runs) > 1:
         return None
@@ -193,7 +193,7 @@ def time_ratio(row: Row) -> Estimate | None:
 def mark(rows: list[Row], cells: Sequence[Cell | None], draws: list[Draws], sign: int = 1) -> None:
     """Mark, within each budget, the best and whatever cannot be told from it, and the best of the rest as second.
 
-    Nothing is marked where no row can be told apart, or where a row has no interval: a bold figure is a claim.
+    Nothing is marked where no two rows can be distinguished, or where a row has no interval: a bold figure is a claim.
     """
     for budget in {row.budget for row in rows if row.drops}:
         those = [n for n, row in enumerate(rows) if row.budget == budget and cells[n] is not None]
@@ -202,8 +202,8 @@ def mark(rows: list[Row], cells: Sequence[Cell | None], draws: list[Draws], sign
             continue
         held.sort(key=lambda entry: -sign * entry[1].score.value)
         best = held[0][2]
-        behind = [cell for _, cell, drawn in held[1:] if interval(sign * (best - drawn))[0] > 0]
-        if behind:
+        worse = [cell for _, cell, drawn in held[1:] if interval(sign * (best - drawn))[0] > 0]
+        if worse:
             for _, cell, _ in held:
-                cell.mark = "best" if all(cell is not other for other in behind) else ""
-            behind[0].mark = "second"
+                cell.mark = "best" if all(cell is not other for other in worse) else ""
+            worse[0].mark = "second"

@@ -153,7 +153,7 @@ def diff(first: Run, second: Run) -> str:
 
 
 def agreement(first: Run, second: Run) -> list[str]:
-    """How far the kept sets of two runs agree, a line for each boundary that both have."""
+    """How far the kept sets of two runs agree, one line per boundary that both have."""
     left, right = (Schedule.parse(run.record.spec.schedule).stages for run in (first, second))
     if any(
         first.record.results[task].data_hash != result.data_hash
@@ -181,7 +181,7 @@ def score_difference(first: Run, second: Run, task: str) -> str:
     scores = [run.record.results[task].scores[run.record.results[task].main_metric].value for run in (first, second)]
     change = scores[1] - scores[0]
     if draws[0] is None or draws[1] is None or values[0] is None or values[1] is None:
-        return f"{scores[0]:.4f} | {scores[1]:.4f} | {change:+.4f} (no interval: the score is no mean over samples)"
+        return f"{scores[0]:.4f} | {scores[1]:.4f} | {change:+.4f} (no interval: the score is not a mean over samples)"
     text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(Estimate(change, *interval(draws[1] - draws[0])))}"
     flipped = flips(values[0], values[1])
     if flipped is None:

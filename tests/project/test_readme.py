@@ -83,7 +83,7 @@ def test_what_is_said_follows_the_records(tmp_path):
     assert "Of 2 rankings in the table above that have a random twin there, 2 beat it and 0 lose" in said
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
-    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not told apart from none: ")
+    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not distinguishable from none: ")
     for task, cell in best.cells.items():
         change = cell.delta
         assert change is not None
