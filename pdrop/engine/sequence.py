@@ -202,9 +202,9 @@ class Alive:
         named: Tensor,
         in_place: bool = False,
     ) -> tuple[Alive, Tensor]:
-        """Without the tokens that go, and with merged ones behind the last candidate of each row.
+        """Without the tokens that go, and with merged ones after the last candidate of each row.
 
-        Behind the last one that was, not the last that stays: no text may see what was made from later tokens.
+        After the last one that was, not the last that stays: no text may see what was made from later tokens.
         `in_place`, they stand where their centres stood.
 
         Args:
@@ -215,15 +215,15 @@ class Alive:
             named: [B, T] the names so far.
 
         Returns:
-            Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted behind the others.
+            Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted after the others.
         """
         (_, width), most, device = stays.shape, centres.shape[1], stays.device
         numbers = torch.arange(most, device=device)
         new = numbers < torch.tensor(merged, device=device)[:, None]
         made = self.made or [0] * len(merged)
         own = torch.arange(width, device=device) * (most + 1)
-        behind = take(own[None], centres) if in_place else (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
-        stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), behind], 1)
+        after = take(own[None], centres) if in_place else (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
+        stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), after], 1)
         no = torch.zeros_like(new)
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
         last = (width + 1) * (most + 1)

@@ -1,6 +1,6 @@
 """What of each prompt goes through the vision tower: what its FLOPs depend on, beside the tokens.
 
-The number of visual tokens does not tell: LLaVA-NeXT cuts the features of padding away behind the tower, and Qwen's
+The number of visual tokens does not tell: LLaVA-NeXT cuts the features of padding away after the tower, and Qwen's
 towers attend within each image, so that two small ones cost less than a large one of as many tokens. Read from what
 the processor made, whose layouts are few, not from the kind of model:
 
@@ -32,7 +32,7 @@ def seen(inputs: Mapping[str, Any], images: Sequence[int], visual: Sequence[int]
         visual: Number of visual tokens of each prompt.
 
     Returns:
-        One entry a prompt: crops, or [frames, height, width] in patches for each image; None where the layout of
+        One entry per prompt: crops, or [frames, height, width] in patches for each image; None where the layout of
         `pixel_values` is none of the above.
     """
     if not any(images):

@@ -155,7 +155,7 @@ class Respondent:
         return answers
 
     def _observed(self, trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry a prompt."""
+        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry per prompt."""
         copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
         visual = [trace.visual[place] for place in places]
@@ -177,7 +177,7 @@ class Respondent:
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
-        """The tokens of each row up to and with its end token; behind it there is padding."""
+        """The tokens of each row up to and with its end token; after it there is padding."""
         ends = self.model.generation_config.eos_token_id
         stop = {ends} if isinstance(ends, int) else set(ends or ())
         for tokens in output.tolist():

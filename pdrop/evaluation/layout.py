@@ -1,6 +1,6 @@
 """Where in the pictures each visual token of a prompt comes from, so that what was kept can be drawn over them.
 
-A layout has one entry a picture: its blocks in the order of their tokens. A block is
+A layout has one entry per picture: its blocks in the order of their tokens. A block is
 
     [rows, columns, newline, left, top, right, bottom]
 

@@ -37,13 +37,13 @@ class Method:
 
     Attributes:
         positions: After a drop, position ids are renumbered 0..n-1 ("compact") or kept with gaps ("original").
-        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
+        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer before it, on that
             layer's input, as methods do that read the attention of a layer that has already run.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
         pixels: Share of a picture's pixels that the processor is shown.
         adaptive: Whether it finds the numbers of adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
-        in_place: Whether merged tokens stand where their centres stood, not behind the prompt's last visual token. For
+        in_place: Whether merged tokens stand where their centres stood, not after the prompt's last visual token. For
             methods whose centre is the last token it stands for: then no token sees what was made from later ones.
     """
 
@@ -82,7 +82,7 @@ class Method:
         """
         name = type(self).__name__
         if self.observe < 0 and 0 in schedule.layers:
-            raise ValueError(f"{name} ranks by the layer in front of its boundary, and boundary 0 has none: layers=[1]")
+            raise ValueError(f"{name} ranks by the layer before its boundary, and boundary 0 has none: layers=[1]")
         if self.one_boundary and len(schedule) > 1:
             raise ValueError(f"{name} takes a schedule of one boundary, not {schedule}: layers=[0]")
         if not self.adaptive and any(stage.adaptive for stage in schedule):
@@ -95,7 +95,7 @@ class Method:
         return kept(stage, visual)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """How many of the `now` visual tokens in front of the boundary stay as they are."""
+        """How many of the `now` visual tokens before the boundary stay as they are."""
         return min(now, self.count(stage, visual))
 
     def merges(self, going: int) -> int:
@@ -177,7 +177,7 @@ class Method:
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
         """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
 
-        They will stand behind the prompt's last visual token and in front of the text that follows it (or at their
+        They will stand after the prompt's last visual token and before the text that follows it (or at their
         centres: `in_place`), count as visual, and can be dropped or merged again.
 
         Args:

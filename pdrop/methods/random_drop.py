@@ -41,7 +41,7 @@ class RandomDrop(Method):
             self.like.check(schedule)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """int(n * keep), or as many as `like` has behind the boundary."""
+        """int(n * keep), or as many as `like` has after the boundary."""
         if self.like is None:
             return super().stays(stage, visual, now)
         stay = self.like.stays(stage, visual, now)

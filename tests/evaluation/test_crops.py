@@ -64,8 +64,8 @@ def test_layouts() -> None:
     tiles = torch.ones(3, 5, 3, 2, 2)
     tiles[0, 3:] = 0
     tiles[2, 1:] = 0
-    assert seen({"pixel_values": tiles}, [1, 2], [40, 70]) == [3, 6], "LLaVA-NeXT: a row an image"
-    assert seen({"pixel_values": tiles}, [2, 1, 3], [40, 20, 60]) == [3, 5, 1], "Idefics: a row a prompt"
+    assert seen({"pixel_values": tiles}, [1, 2], [40, 70]) == [3, 6], "LLaVA-NeXT: one row per image"
+    assert seen({"pixel_values": tiles}, [2, 1, 3], [40, 20, 60]) == [3, 5, 1], "Idefics: one row per prompt"
     flat = torch.ones(8, 3, 2, 2)
     assert seen({"pixel_values": flat}, [1, 2], [4, 28]) == [1, 7], "InternVL: all tiles in a row"
     assert seen({"pixel_values": flat}, [3, 5], [3 * VISUAL_TOKENS, 5 * VISUAL_TOKENS]) == [3, 5]
