@@ -16,7 +16,7 @@
     python -m analysis condense              bring samples of the older form into the compact one; nothing is lost
 
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
-none. An experiment whose runs cannot stand in one table is refused, with the remedy (its models may get a table each);
+none. An experiment whose runs cannot stand in one table is refused, with the remedy (one table per model, for example);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
 written only if their content changed, figures drawn only if their records did. Exit code 1 if something was refused.
 """
@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands.add_parser("list", parents=[common], help="every run in a line")
     command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
-    command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one a task")
+    command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")
     command.add_argument(
         "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"
     )
@@ -263,7 +263,7 @@ def write_condensed(results: Path) -> None:
     """Condense the samples of every run, and say what that came to.
 
     Raises:
-        ValueError: If a file is no samples file; those before it are condensed already.
+        ValueError: If a file is not a samples file; those before it are condensed already.
     """
     before = sum(path.stat().st_size for run in load_runs(results) for path in samples_files(run.path))
     replaced = [path for run in load_runs(results) for path in condense(run.path)]

@@ -1,7 +1,7 @@
 """Text of records as tables and terminals may show it: a store may come from a stranger.
 
-What a record says is data. In a Markdown page it is no HTML, no picture fetched from elsewhere and no link; in a CSV no
-formula of a spreadsheet; on a terminal no escape sequence. What cannot be shown is shown as its code: \\x1b.
+What a record says is data. In a Markdown page it becomes no HTML, fetched picture or link; in a CSV no spreadsheet
+formula; on a terminal no escape sequence. What cannot be shown is shown as its code: \\x1b.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Estimate:
 class Flips:
     """Samples that one run gets right and the other wrong: `lost` right -> wrong, `gained` wrong -> right.
 
-    `net` is gained - lost of each image, where images are known: a flip is then no evidence of its own.
+    `net` is gained - lost of each image, where images are known: a flip is then not evidence of its own.
     """
 
     lost: int
@@ -119,13 +119,13 @@ def replicates(
         Means [draws, runs]. A draw that takes none of few clusters takes each once.
 
     Raises:
-        ValueError: If there is no sample, or a value is no number.
+        ValueError: If there is no sample, or a value is not a number.
     """
     samples, runs = values.shape
     if samples == 0:
         raise ValueError(f"{name}: no sample to resample")
     if not np.isfinite(values).all():
-        raise ValueError(f"{name}: a sample's value is no finite number")
+        raise ValueError(f"{name}: a sample's value is not a finite number")
     labels = [f"{name} {number}" for number in range(samples)] if clusters is None else clusters
     codes, different = first_seen(labels), list(dict.fromkeys(labels))
     sums = np.zeros((len(different), runs))

@@ -191,7 +191,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
                 attachments.enter_context(attach(own, case.method, case.schedule))
             sides[case.name] = decoding_side(own, visual)
         samples = take_turns(sides, protocol)
-    say(f"\na decoding step behind {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
+    say(f"\na decoding step after {visual} + {TEXT_TOKENS} tokens: {cpu_ms(samples['none']).median:.1f} ms, unpruned")
     whole, rows = decode_flops_per_token(sizes, [visual + TEXT_TOKENS + 1] * layers), {}
     for case in compared[1:]:
         row, line = compare(case.name, samples[case.name], samples["none"])

@@ -164,7 +164,7 @@ def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, A
     sizes, steps = ModelSizes.from_config(model.config), TrainingSteps(model, lane.batch(model))
     sides = {"none": steps.side(None), **{case.name: steps.side(case) for case in compared}, "again": steps.side(None)}
     samples = take_turns(sides, TimingProtocol(lane.name, warmup=1, pairs=rounds))
-    say(f"\n{lane.name}: {cpu_ms(samples['none']).median:.0f} ms a step, unpruned")
+    say(f"\n{lane.name}: {cpu_ms(samples['none']).median:.0f} ms per step, unpruned")
     say(" " * 24 + "CPU           [95 %]   wall   FLOPs  off by  causal  off by  selection")
     rows = {}
     for case in compared:

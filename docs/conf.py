@@ -45,7 +45,7 @@ def property_in_words(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 
 def files_outside(app: Any, page: str, source: list[str]) -> None:
-    """Links to Markdown outside docs/ (tables of results/reference) are to files: it is no page of the site."""
+    """Links to Markdown outside docs/ (tables of results/reference) are to files: it is not a page of the site."""
     source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
 
 

@@ -20,7 +20,7 @@ def as_shown(image: Image.Image) -> Image.Image:
     """A copy, RGB. 16-bit greys are scaled: 0..65535 become 0..255.
 
     Raises:
-        ValueError: If it is no picture, or its greys have no known range (see `check`).
+        ValueError: If it is not a picture, or its greys have no known range (see `check`).
     """
     check(image)
     deep, turned = _deep(image), ImageOps.exif_transpose(image)
@@ -40,7 +40,7 @@ def check(image: Image.Image) -> None:
     """Refuse what cannot be shown; its header is enough, no pixel is read.
 
     Raises:
-        ValueError: If it is no picture, or has 32-bit greys (modes I and F), which may lie in any range.
+        ValueError: If it is not a picture, or has 32-bit greys (modes I and F), which may lie in any range.
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")

@@ -7,7 +7,7 @@ A run's folder is `results/runs/<model>-<method>-<run_id>/`:
     samples.zip                 one line per sample: answer, scores, kept tokens (pdrop/samples.py)
 
 Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
-stranger: names that are no names (pdrop/names.py) are refused on reading. Standard library only.
+stranger: names that cannot be names (pdrop/names.py) are refused on reading. Standard library only.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Interval:
 
 @dataclass
 class Cost:
-    """What a prefill of this run costs. Means are over the run's samples; per-layer lists have one entry a layer.
+    """What a prefill of this run costs. Means are over the run's samples; per-layer lists have one entry per layer.
 
     MACs: one multiply-add = 1 (the papers' "FLOPs"). FLOPs: one multiply or one add = 1.
     """
@@ -156,7 +156,7 @@ class Cost:
     flops_parts: dict[str, float] = field(default_factory=dict)  # prefill_flops by component
     prefill_flops_causal: float | None = None  # with the half of attention's square that a causal kernel computes
     prefill_flops_causal_ratio: float | None = None
-    decode_flops_per_token: float | None = None  # of the step behind the prefill
+    decode_flops_per_token: float | None = None  # of the step after the prefill
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
@@ -235,13 +235,15 @@ class RunRecord:
         """The record of a run folder.
 
         Raises:
-            ValueError: If the file is no record of this version; the message names the file.
+            ValueError: If the file is not a record of this version; the message names the file.
         """
         path = folder / "record.json"
         try:
             return cls.from_json(path.read_text(encoding="utf8"))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record that this version reads ({error}); move the folder away") from error
+            raise ValueError(
+                f"{path} is not a record that this version reads ({error}); move the folder away"
+            ) from error
 
 
 def check_word(told: str, value: str, words: Sequence[str]) -> None:

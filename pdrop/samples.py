@@ -196,6 +196,6 @@ def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
             sample = json.loads(line)
             sample["doc_id"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no sample ({error!r})") from error
+            raise ValueError(f"{path}, line {number} is not a sample ({error!r})") from error
         found.append(sample)
     return found

@@ -23,7 +23,7 @@ class Stage:
 
     Exactly one of `keep` (fraction of the original tokens, 0..1), `tokens` (a count, for published lists such as
     SparseVLM's) and `adaptive` (the method finds the number prompt by prompt) is given. A count above what a prompt
-    has keeps everything. Boundary 0 lies in front of the decoder: no layer sees what goes there.
+    has keeps everything. Boundary 0 lies before the decoder: no layer sees what goes there.
     """
 
     layer: int
@@ -104,7 +104,7 @@ class Schedule:
             match = re.fullmatch(r"(\d+):(?:(\d+)t|(adaptive)|(\d*\.?\d+(?:[eE][-+]?\d+)?))", part)
             if match is None:
                 raise ValueError(
-                    f"{part!r} is no stage: write layer:keep such as 8:0.5, or layer:COUNTt such as 2:300t"
+                    f"{part!r} is not a stage: write layer:keep such as 8:0.5, or layer:COUNTt such as 2:300t"
                 )
             layer, tokens, adaptive, keep = match.groups()
             share = {"tokens": int(tokens)} if tokens else {"adaptive": True} if adaptive else {"keep": float(keep)}
@@ -115,7 +115,7 @@ class Schedule:
         """Return the schedule itself if every boundary lies inside a decoder of `num_layers` layers.
 
         Raises:
-            ValueError: If a boundary lies behind the last layer.
+            ValueError: If a boundary lies after the last layer.
         """
         if self.stages and self.stages[-1].layer >= num_layers:
             raise ValueError(
@@ -182,7 +182,7 @@ def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequen
         layers: Explicit boundaries instead of `stages`, e.g. (2, 8, 16).
 
     Raises:
-        ValueError: If the ratio is no fraction, or the stages do not fit the layers.
+        ValueError: If the ratio is not a fraction, or the stages do not fit the layers.
     """
     check_ratio(ratio)
     if layers is None:
@@ -197,7 +197,7 @@ def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequen
 
 
 def single(layer: int, keep: float, num_layers: int | None = None, layers: Sequence[int] | None = None) -> Schedule:
-    """One boundary, as FastV has: the fraction `keep` of the visual tokens enters layer `layer` and those behind it.
+    """One boundary, as FastV has: the fraction `keep` of the visual tokens enters layer `layer` and those after it.
 
     FastV's K is `layer`, its R is 1 - keep (arXiv 2403.06764).
 
@@ -208,7 +208,7 @@ def single(layer: int, keep: float, num_layers: int | None = None, layers: Seque
         layers: The boundary as a list of one, the way the command line's dial spells it; wins over `layer`.
 
     Raises:
-        ValueError: If `keep` is no fraction, or there is not exactly one boundary inside the decoder.
+        ValueError: If `keep` is not a fraction, or there is not exactly one boundary inside the decoder.
     """
     check_ratio(keep)
     if layers is not None and len(layers) != 1:

@@ -111,7 +111,7 @@ class SelectionCost:
     """What choosing tokens takes in one prefill, beside the forward itself. Made by `Method.selection`.
 
     Attributes:
-        boundaries: Layers in front of which rows of attention are computed to rank by.
+        boundaries: Layers before which rows of attention are computed to rank by.
         query_rows: How many rows at each.
         keys_cached: Their keys are at hand: the layer has run already and left them in a cache. Otherwise they are
             computed for the ranking. (In training nothing is cached.)
@@ -140,14 +140,14 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """A vision transformer and the projector behind it. Sizes are features, counts are per image or crop."""
+    """A vision transformer and the projector after it. Sizes are features, counts are per image or crop."""
 
     hidden: int
     layers: int
     intermediate: int
     mlp_matrices: int  # 2, or 3 when the MLP is gated
     patch_values: int  # numbers in a patch: channels x height x width (x frames)
-    class_tokens: int  # tokens of the tower that are no patch
+    class_tokens: int  # tokens of the tower that are not patches
     grid: tuple[int, int] | None  # patches (height, width) of every crop; None: as large as the image asks for
     merge: int  # side of the square of patches that becomes one visual token
     window: int | None  # side, in patches, of the attention window of all layers but `full_layers`
@@ -222,7 +222,7 @@ class TowerSizes:
         return [(height, width) for count, height, width in images for _ in range(count)]
 
     def crops(self, visual: float) -> int:
-        """Crops behind `visual` tokens: exact for whole crops, also when newline tokens end their rows (LLaVA-NeXT);
+        """Crops that give `visual` tokens: exact for whole crops, also when newline tokens end their rows (LLaVA-NeXT);
         too few where padding was cut away. Only for towers of a fixed size."""
         assert self.grid is not None and self.tokens is not None
         if visual % self.tokens == 0:
@@ -259,7 +259,7 @@ class ModelSizes:
             missing = " and ".join(
                 name for name, part in (("text_config", text), ("vision_config", vision)) if part is None
             )
-            raise ValueError(f"the config of {kind!r} has no {missing}: it is no vision-language model")
+            raise ValueError(f"the config of {kind!r} has no {missing}: it is not a vision-language model")
         if any(getattr(text, name, None) for name in EXPERTS):
             raise ValueError(f"the decoder of {kind!r} is a mixture of experts, whose cost depends on the routing")
         hidden, layers, heads, intermediate, vocab = whole_numbers(

@@ -40,11 +40,11 @@ def open_in_place(path: Path, flags: int) -> int:
         handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
-            raise ValueError(f"{path} is no file of a store but {kind_of(path)}: remove it") from error
+            raise ValueError(f"{path} is not a file of a store but {kind_of(path)}: remove it") from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise ValueError(f"{path} is no file of a store but {kind_of(path)}: remove it")
+        raise ValueError(f"{path} is not a file of a store but {kind_of(path)}: remove it")
     return handle
 
 

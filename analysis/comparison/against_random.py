@@ -1,8 +1,8 @@
 """Rows against their random twins: as many tokens at the same layers, under the same position policy, but blindly.
 
-A method that cannot be told from its twin has shown nothing by its ranking. Several seeds of the twin are a band: the
-difference is taken to their mean, and its interval covers the choice of images AND of seeds, both drawn anew in each
-draw of the bootstrap.
+A method that cannot be distinguished from its twin has shown nothing by its ranking. Where the twin has several seeds,
+the difference is taken to their mean, and its interval covers the choice of images AND of seeds, both drawn anew in
+each draw of the bootstrap.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def budgets(rows: Sequence[Sequence[Run]]) -> list[tuple[str, Layers]]:
 
 
 def ratio(run: Run) -> str | None:
-    """The budget asked for, or the ratio of a schedule that keeps ratio^s behind boundary s; None for any other."""
+    """The budget asked for, or the ratio of a schedule that keeps ratio^s after boundary s; None for any other."""
     asked = run.overrides.get("budget", "")
     if asked not in ("", "null", "None"):
         return asked

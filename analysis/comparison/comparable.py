@@ -175,7 +175,7 @@ def command(run: Run) -> list[str]:
 
 
 def parts(experiment: Experiment, times: bool = True) -> list[Part]:
-    """The tables of an experiment: one; one a model where they cannot share one; of the store, all there are."""
+    """The tables of an experiment: one; one per model where they cannot share one; of the store, all there are."""
     if experiment.name == ALL:
         return store_parts(experiment, times)
     models = sorted({run.record.spec.model for run in experiment.runs})

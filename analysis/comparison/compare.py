@@ -23,7 +23,7 @@ from .comparable import Part
 from .table_model import Cell, Row, Table, describe_tasks, mean_or_none, pool
 
 FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
-Draws = FloatArray | None  # means under resampling [draws]; None where the score is no mean over samples
+Draws = FloatArray | None  # means under resampling [draws]; None where the score is not a mean over samples
 
 
 def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
@@ -173,7 +173,7 @@ def between(first: Row, second: Row, tasks: Sequence[str]) -> tuple[Estimate, Fl
 
 
 def flips_between(rows: list[Row], task: str, values: list[FloatArray | None], base: int, number: int) -> Flips | None:
-    """Flips of a single run against a single run; pooled seeds are no independent samples and have none."""
+    """Flips of a single run against a single run; pooled seeds are not independent samples and have none."""
     before, after = values[base], values[number]
     if before is None or after is None or len(rows[base].runs) > 1 or len(rows[number].runs) > 1:
         return None
@@ -236,5 +236,5 @@ def mark(
         behind = [cell for cell, lead in leads if sign * lead.sign > 0]
         if behind:
             for _, cell, _ in held:
-                cell.mark = "best" if all(cell is not other for other in behind) else ""
-            behind[0].mark = "second"
+                cell.mark = "best" if all(cell is not other for other in worse) else ""
+            worse[0].mark = "second"

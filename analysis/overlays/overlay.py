@@ -108,7 +108,7 @@ def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[PictureView]) -> Figure:
-    """The figure of one sample: a row a run, the image and then a column a boundary."""
+    """The figure of one sample: one row per run; the image, then one column per boundary."""
     across = 1 + max(len(sample.kept) for sample in samples)
     width = min(PAGE, PANEL * across + 1.2)
     head = heading(samples[0], width)

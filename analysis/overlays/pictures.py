@@ -78,13 +78,13 @@ def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> La
     """The layout of one picture under one square grid, as records had it before layouts were stored.
 
     Raises:
-        ValueError: If the tokens are no such grid.
+        ValueError: If the tokens do not form such a grid.
     """
     side, pictures = math.isqrt(sample.visual_tokens), max(1, sample.prompt.count("<image>"))
     if side * side != sample.visual_tokens or side == 0 or pictures > 1 or len(images) != 1:
         raise ValueError(
-            f"{sample.visual_tokens} visual tokens of {pictures} image(s) are no square grid over one image, and the "
-            "record does not say where they lie: run it again with force=true"
+            f"{sample.visual_tokens} visual tokens of {pictures} image(s) are not a square grid over one image, and "
+            "the record does not say where they lie: run it again with force=true"
         )
     width, height = images[0].size
     edge = max(width, height) if image_mode == "pad" else min(width, height)
@@ -93,7 +93,7 @@ def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> La
 
 
 def crop(image: Image.Image, box: Sequence[float], grid: tuple[int, int]) -> Image.Image:
-    """The part of the picture under a grid [rows, columns], resized to whole pixels a token; padding outside."""
+    """The part of the picture under a grid [rows, columns], resized to whole pixels per token; padding outside."""
     edges = [round(edge * length) for edge, length in zip(box, (image.width, image.height) * 2)]
     part = Image.new("RGB", (max(1, edges[2] - edges[0]), max(1, edges[3] - edges[1])), BACKGROUND)
     part.paste(image, (-edges[0], -edges[1]))

@@ -107,7 +107,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
 
 
 def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str, Any]:
-    """An experiment for the page; its runs in the order of its tables, those without a table behind."""
+    """An experiment for the page; its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
     meaning = footnotes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
@@ -165,7 +165,7 @@ def table_data(table: Table) -> dict[str, Any]:
 
 
 def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
-    """A grid: each row with the runs behind it; lines that are no run (the blind guess) have none."""
+    """A grid: each row with the runs that it comes from; lines that are not runs (the blind guess) have none."""
     names = task_names(list(table.tasks))
     rows = []
     for number, cells in enumerate(grid.rows):
@@ -177,7 +177,7 @@ def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
 
 
 def run_data(run: Run) -> dict[str, Any]:
-    """A run for the page: its whole record, what to call it, and the layers behind its slider."""
+    """A run for the page: its whole record, what to call it, and the layers of its slider."""
     spec = run.record.spec
     study = ranks_only(run)
     layers = list(Schedule.parse(spec.schedule).layers)

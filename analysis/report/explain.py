@@ -152,7 +152,7 @@ def diff(first: Run, second: Run) -> str:
 
 
 def agreement(first: Run, second: Run) -> list[str]:
-    """How far the kept sets of two runs agree, a line for each boundary that both have."""
+    """How far the kept sets of two runs agree, one line per boundary that both have."""
     left, right = (Schedule.parse(run.record.spec.schedule).stages for run in (first, second))
     if any(
         first.record.results[task].data_hash != result.data_hash

@@ -1,4 +1,4 @@
-"""The report: one HTML page with tables, figures, samples and, behind each number, its record.
+"""The report: one HTML page with tables, figures, samples and the record of each number.
 
     python -m analysis report [--images PATH] [--samples N]       results/report.html (make report)
 
@@ -71,7 +71,7 @@ def fill(data: dict[str, Any]) -> str:
     }
     first, *rest = (TEMPLATES / "report.html").read_text(encoding="utf8").split("{{")
     named = (piece.split("}}", 1) for piece in rest)
-    return first + "".join(values[name] + behind for name, behind in named)
+    return first + "".join(values[name] + after for name, after in named)
 
 
 def digest(text: str) -> str:

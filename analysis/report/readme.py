@@ -5,7 +5,7 @@
 Two pages hold them, each between a pair of comments that is replaced: README.md the short form, between <!-- demo -->
 and <!-- /demo --> (one ratio, one figure), docs/results.md the whole, between <!-- results --> and <!-- /results -->.
 No number and no verdict there is typed by hand: a sentence takes its figures from the tables, and says "more", "less"
-or "not told apart" as their intervals do.
+or "not distinguishable" as their intervals do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FIGURES = (
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The comments in front of a block and after it."""
+    """The comments before a block and after it."""
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
@@ -167,7 +167,7 @@ def heading(demo: Table, where: str = "") -> str:
 
 
 def hasty(table: Table) -> str:
-    """Said of times that were measured in a few turns."""
+    """A note where times come from a few turns only; else empty."""
     quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
     return " Times are an\nindication (`latency=quick`)." if quick else ""
 
@@ -183,7 +183,7 @@ def pictures(results: Path, place: str) -> list[str]:
 
 
 def redundancy(table: Table | None) -> str:
-    """What is lost where no visual token enters layer k or those behind it."""
+    """What is lost where no visual token enters layer k or a later one."""
     if table is None:
         return ""
     for study in studies(table):

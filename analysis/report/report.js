@@ -261,7 +261,7 @@ function samples(keep = false) {
   fill();
 }
 
-/** One sample: question, and a card a run, whose overlays follow one slider. */
+/** One sample: question, and one card per run, whose overlays follow one slider. */
 function one(number, ids) {
   const doc = data.samples.docs[number];
   const shown = ids.filter((id) => browser.runs.has(id) && data.samples.answers[id][browser.task]?.[number]);
@@ -272,7 +272,7 @@ function one(number, ids) {
   const slider = el("input", { type: "range", min: 0, max: stages, value: browser.stage, ariaLabel: "stage" });
   const draw = () => {
     browser.stage = Number(slider.value);
-    label.textContent = browser.stage ? `stage ${browser.stage + 1}: behind boundary ${browser.stage} of ${stages}` : "stage 1: all visual tokens";
+    label.textContent = browser.stage ? `stage ${browser.stage + 1}: after boundary ${browser.stage} of ${stages}` : "stage 1: all visual tokens";
     cards.forEach((entry) => entry.draw(browser.stage));
   };
   slider.addEventListener("input", draw);

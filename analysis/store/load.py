@@ -4,8 +4,8 @@
     results/runs/<folder>/samples.zip            its samples (pdrop/samples.py)
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
-An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A cell that was
-run again after the weights, the packages or the code changed is another run; the older one stays in the store, out of
+An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A run that was
+made again after the weights, the packages or the code changed is another run; the older one stays in the store, out of
 tables.
 """
 
@@ -185,7 +185,7 @@ def read_overrides(marker: Path) -> dict[str, str]:
     try:
         data: Any = json.loads(text) if text else []
     except json.JSONDecodeError as error:
-        raise ValueError(f"{marker} is no JSON ({error})") from error
+        raise ValueError(f"{marker} is not JSON ({error})") from error
     if isinstance(data, dict):
         data = data.get("overrides", data)
     if isinstance(data, dict):

@@ -1,6 +1,6 @@
 """Which experiments' figures are up to date: a digest of what they were made from, kept beside them.
 
-Drawing takes seconds a figure, hashing a store takes none. results/figures/.made.json holds, for each experiment, the
+Drawing takes seconds per figure, hashing a store takes none. results/figures/.made.json holds, for each experiment, the
 digest of its records, samples and markers, of this package and of matplotlib's version, and the files that were drawn.
 Nothing is taken on trust: a file that is missing or was changed since is drawn again.
 """

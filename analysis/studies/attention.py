@@ -50,7 +50,7 @@ class AttentionStudy:
         return np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
 
     def layer_means(self, measure: str) -> list[Estimate]:
-        """Mean over samples and heads with its 95 % interval over images, one a layer."""
+        """Mean over samples and heads with its 95 % interval over images, one per layer."""
         values = np.array([getattr(sample, measure).mean(1) for sample in self.samples])
         draws = replicates(measure, values, self.images)
         return [Estimate(float(mean), *interval(draws[:, n])) for n, mean in enumerate(values.mean(0))]
@@ -66,7 +66,7 @@ class AttentionStudy:
 
 
 def attention_studies(table: Table) -> list[AttentionStudy]:
-    """The runs of a table whose layers all ranked without dropping, one a model.
+    """The runs of a table whose layers all ranked without dropping, one per model.
 
     Raises:
         ValueError: If a samples file cannot be read.

@@ -1,6 +1,6 @@
 """Attention by layer as figures (analysis/attention.py).
 
-    NAME-attention            mass on the image, entropy and concentration by layer, column width; a thin line a head
+    NAME-attention            mass on the image, entropy, concentration by layer, column width; one thin line per head
     NAME-attention-heads      the same, layer x head, page width
     NAME-attention-tasks      mass and concentration, task x layer, page width
     NAME-attention-stability  layer x layer: overlap of the best attended tokens

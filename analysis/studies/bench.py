@@ -41,11 +41,11 @@ def page(path: Path) -> str:
     """Markdown of one record.
 
     Raises:
-        ValueError: If the file is no record of this version.
+        ValueError: If the file is not a record of this version.
     """
     record = json.loads(path.read_text(encoding="utf8"))
     if record.get("format") != 2:
-        raise ValueError(f"{path} is no benchmark record that this version reads: make bench writes a new one")
+        raise ValueError(f"{path} is not a benchmark record that this version reads: make bench writes a new one")
     model, made = record["model"], record["environment"]
     loads = [f"{load[0]:.1f}" for load in record["load_before_and_after"]]
     lines = [
@@ -83,7 +83,7 @@ def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]])
 
 def decode_grid(decode: dict[str, Any]) -> Grid:
     """A step of decoding on the caches that the prefills leave."""
-    title = f"A decoding step behind {decode['visual']} visual tokens"
+    title = f"A decoding step after {decode['visual']} visual tokens"
     grid = Grid(
         f"{title}: {decode['none']['cpu_ms']['median']:.1f} ms unpruned", ["", "CPU [95 %]", "wall", "FLOPs"], left=1
     )

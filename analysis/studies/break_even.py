@@ -34,7 +34,7 @@ class Curve:
 
     @property
     def valid(self) -> bool:
-        """Whether nothing speaks against the measurement."""
+        """Whether the measurement's conditions held."""
         return not timing(self.run)["invalid"]
 
     @property
@@ -87,7 +87,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
 
 
 def grid(found: Sequence[Curve]) -> Grid:
-    """Speed-ups, a row a run, a column an output length."""
+    """Speed-ups, one row per run, one column per output length."""
     lengths = sorted({length for curve in found for length in curve.lengths})
     head = ["model", "method", "images", "batch", "tokens", "FLOPs %", "KV %"]
     shown = Grid("Speed-up of a whole answer", [*head, *map(str, lengths), "pays until", "run"], left=2)
@@ -109,7 +109,7 @@ def grid(found: Sequence[Curve]) -> Grid:
 
 
 def page(experiment: Experiment) -> str:
-    """Markdown: the table, what it says, what speaks against it, and where it comes from."""
+    """Markdown: the table, how to read it, what makes it invalid, and where it comes from."""
     found = curves(experiment.runs)
     doubts = sorted({f"{c.run.folder}: {reason}" for c in found for reason in timing(c.run)["invalid"]})
     doubts += [f"{run.record.status.upper()}: {run.folder}" for run in experiment.runs if not run.done]
@@ -123,7 +123,7 @@ def page(experiment: Experiment) -> str:
         "Time of the unpruned model / time with dropping, from the call to the last token, both in turns in one "
         "process on the same inputs: median and 95 % bootstrap interval of the paired ratios. Above 1 dropping pays. "
         "Preprocessing is not in it. **pays until**: the longest answer up to which the interval lies above 1; "
-        "**invalid**: what stands above this table speaks against the measurement.\n",
+        "**invalid**: the measurement does not count, for the reason given above the table.\n",
         "It does not tell of servers, where prompts of many users share a forward, nor of other hardware.\n",
         f"Protocol: {'; '.join(spread)}.\n",
         "## Where the numbers come from\n",

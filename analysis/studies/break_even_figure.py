@@ -1,6 +1,7 @@
-"""The break-even figure: speed-up of a whole answer over its length, a curve a batch size, a panel a number of images.
+"""The break-even figure: speed-up of a whole answer over its length; one curve per batch size, one
+panel per number of images.
 
-NAME (NAME-MODEL where there are several)    one row of panels a method; the line at 1 is where dropping stops paying
+NAME (NAME-MODEL where there are several)    one row of panels per method; the line at 1 is where dropping stops paying
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def files(experiment: Experiment) -> Iterable[tuple[str, Figure]]:
 
 
 def panels(found: list[Curve]) -> Figure:
-    """A row a method, a column a number of images; invalid runs are dotted."""
+    """One row per method, one column per number of images; invalid runs are dotted."""
     names, images = list(dict.fromkeys(c.name for c in found)), sorted({c.images for c in found})
     batches = sorted({c.batch for c in found})
     looks = dict(zip(batches, layer_lines(len(batches))))

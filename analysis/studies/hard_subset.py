@@ -31,7 +31,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass
 class Hard:
-    """What came out: a line a row, and what it rests on."""
+    """The result: one line per row, and what it rests on."""
 
     control: str
     rows: list[tuple[Row, str, Estimate | None, Estimate | None]]  # with its label, on A and on B
@@ -118,7 +118,7 @@ def markdown(table: Table, found: Hard) -> str:
 
 
 def csv(found: Hard) -> str:
-    """One line a row, fractions unrounded."""
+    """One line per row, fractions unrounded."""
     buffer = io.StringIO()
     writer = formats.writer(buffer, lineterminator="\n")
     names = "method,schedule,run_ids,control,hard,hard_low,hard_high,easy,easy_low,easy_high,hard_n,easy_n"

@@ -1,6 +1,6 @@
 """The redundancy study of several models side by side: does training with dropping make layers need fewer tokens?
 
-    NAME-redundancy-models    a panel a layer, score against the kept fraction, a curve a model; page width
+    NAME-redundancy-models    one panel per layer, score against the kept fraction, one curve per model
 
 The style of PyramidDrop's Fig. 3 (arXiv 2410.17247): a model trained without dropping and one trained with it, cut once
 at the same layers. Drawn wherever one table holds the study of two models or more. Bars are paired 95 % intervals of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FULL = 100.0  # percent of the visual tokens
 DODGE = 2.0  # percentage points between the bars of two models
-MOST = len(SPARE_LINES)  # models whose curves can be told apart; a method's own line would name the wrong thing
+MOST = len(SPARE_LINES)  # models whose curves can be distinguished; a method's own line would name the wrong thing
 
 
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
@@ -43,7 +43,7 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 
 
 def side_by_side(table: Table, found: list[Study]) -> Figure:
-    """One panel a layer that all models were cut at."""
+    """One panel per layer that all models were cut at."""
     layers = [layer for layer in found[0].layers if all(layer in study.layers for study in found)]
     across = min(4, len(layers))
     down = math.ceil(len(layers) / across)

@@ -35,7 +35,7 @@ class Overlap:
 
 
 def kept_sets(run: Run, stage: int = 0) -> Sets:
-    """What a run keeps of each sample behind its boundary number `stage` (from 0); samples without it are left out.
+    """What a run keeps of each sample after its boundary number `stage` (from 0); samples without it are left out.
 
     Raises:
         ValueError: If a samples file cannot be read.

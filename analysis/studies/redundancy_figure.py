@@ -1,6 +1,6 @@
 """The redundancy study as figures, in the style of PyramidDrop's Fig. 1 (arXiv 2410.17247).
 
-    NAME-redundancy          score against the kept fraction, one line a layer, column width
+    NAME-redundancy          score against the kept fraction, one line per layer, column width
     NAME-redundancy-tasks    the same for each task, page width
     NAME-redundancy-map      layer x kept fraction: what is lost, and what the ranking is worth against chance
 
@@ -72,7 +72,7 @@ def curves(table: Table, study: Study) -> Figure | None:
 
 
 def by_task(table: Table, study: Study) -> Figure | None:
-    """One panel a task, at page width; None without tasks."""
+    """One panel per task, at page width; None without tasks."""
     if not table.tasks:
         return None
     names = task_names(list(table.tasks))

@@ -87,7 +87,7 @@ def read_published(path: Path = PUBLISHED) -> list[Published]:
     """The published numbers, in the file's order.
 
     Raises:
-        ValueError: If a column is missing or unknown, or a value is no number.
+        ValueError: If a column is missing or unknown, or a value is not a number.
     """
     with path.open(encoding="utf8", newline="") as file:
         reader = csv.DictReader(file)
@@ -99,7 +99,7 @@ def read_published(path: Path = PUBLISHED) -> list[Published]:
         try:
             float(entry.value)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {entry.value!r} is no number") from error
+            raise ValueError(f"{path}, line {number}: {entry.value!r} is not a number") from error
     return found
 
 

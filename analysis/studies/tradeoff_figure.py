@@ -1,4 +1,4 @@
-"""Trade-off figures: score against prefill FLOPs, one line a method, for a paper's column and for each task.
+"""Trade-off figures: score against prefill FLOPs, one line per method, for a paper's column and for each task.
 
 Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: where
 a bar reaches the horizontal line of `none`, no loss can be told. Curves are moved sideways a little, so that bars of
@@ -49,7 +49,7 @@ def tradeoff(table: Table, model: str) -> Figure | None:
 
 
 def tradeoff_by_task(table: Table, model: str) -> Figure | None:
-    """One small panel a task, at page width, the score axis shared by the fractions."""
+    """One small panel per task, at page width, the score axis shared by the fractions."""
     rows = drawable(table, model)
     if not rows or not table.tasks:
         return None
@@ -80,7 +80,7 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
 
 
 def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
-    """Label -> how it is drawn, and its rows' numbers: one curve a method, more where it was run in several ways.
+    """Label -> how it is drawn, and its rows' numbers: one curve per method, more where it was run in several ways.
 
     Rows of one curve differ in the fractions alone. Another choice of layers, positions or arguments is another curve,
     labelled with what sets it apart.
@@ -102,7 +102,7 @@ def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
 
 
 def drawable(table: Table, model: str) -> list[Row]:
-    """Finished rows of a model that have a cost, if any of them drops tokens and is no part of a study."""
+    """Finished rows of a model that have a cost, if any of them drops tokens and is not part of a study."""
     rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
     studied = {id(row) for study in studies(table) for row in (*study.ranked.values(), *study.blind.values())}
     studied |= {id(row) for row in rows if ranks_only(row.runs[0])}
@@ -122,7 +122,7 @@ def draw(
     scale: float = 100,
     dodge: float = DODGE,
 ) -> None:
-    """One panel: a curve a method through its budgets, `none` and the blind guess as horizontal lines."""
+    """One panel: one curve per method through its budgets, `none` and the blind guess as horizontal lines."""
     for row, cell in zip(rows, cells):
         if cell is not None and not row.drops:
             axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)

@@ -117,7 +117,7 @@ def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
-    """One a way of training, what drops nothing first; empty where none of the trained models was scored.
+    """One per way of training, what drops nothing first; empty where none of the trained models was scored.
 
     Raises:
         ValueError: If models that are held against each other answered different samples.
@@ -192,7 +192,7 @@ def averages(runs: Sequence[Run]) -> tuple[list[float], FloatArray]:
     """Each run's mean over tasks and samples [runs], and its draws [draws, runs].
 
     Raises:
-        ValueError: If the runs answered different samples, or a metric is no number of each sample.
+        ValueError: If the runs answered different samples, or a metric is not a number for each sample.
     """
     first, tasks = runs[0], sorted(runs[0].record.results)
     values, draws = [], []

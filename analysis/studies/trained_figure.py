@@ -3,7 +3,7 @@
     trainings    left: scores, right: differences to the models trained with nothing dropped; page width
 
 Part of `python -m analysis trainings`, from the numbers of its second table (trained.py); a store with several
-groups of comparable trainings gets a figure a group, trainings, trainings-2 and so on.
+groups of comparable trainings gets one figure per group: trainings, trainings-2 and so on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def files(results: Path) -> Iterable[tuple[str, Figure]]:
 
 
 def draw(found: Sequence[Outcome]) -> Figure:
-    """One row a way of training that drops, the one that drops nothing as a line."""
+    """One row per way of training that drops, the one that drops nothing as a line."""
     rows = [one for one in found if one.loss is not None or one.gain is not None]
     with plt.rc_context(SETTINGS):
         figure, (scores, differences) = plt.subplots(
@@ -112,6 +112,6 @@ def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
 
 
 def label(one: Outcome) -> str:
-    """Method, schedule, and how many seeds stand behind the row."""
+    """Method, schedule, and how many seeds the row is over."""
     seeds = f"{one.seeds} seed{'' if one.seeds == 1 else 's'}"
     return f"{method_name(one.way.method)}, {seeds}\n{schedule_text(one.way.schedule)}"

@@ -1,9 +1,9 @@
-"""What trainings took and came to, from their records: one row a training, held against the one that drops nothing.
+"""What trainings took and came to, from their records: one row per training, held against the one that drops nothing.
 
     python -m analysis trainings    results/tables/trainings.md and figures, from results/trainings/*/training.json
 
 Only trainings that differ in method, schedule or seed alone stand in one grid: the same start, data, order of data,
-steps, rates, precision and device. What the trained models score follows (analysis/trained.py); task by task it is in
+steps, rates, precision and device. What the trained models score follows (trained.py); task by task it is in
 the experiment's own table.
 """
 
@@ -30,7 +30,7 @@ LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
 
 READING = f"""How to read the trainings: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median
 CPU time of a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are
-ratios to the trainings of the same grid that drop nothing. They are no interleaved timings: differences of a few
+ratios to the trainings of the same grid that drop nothing. They are not interleaved timings: differences of a few
 percent in time mean nothing. FLOPs are the closed form for the mean record, forward and backward; the optimizer and
 reading data are in the time and not in the FLOPs.
 """
@@ -48,13 +48,13 @@ def read(results: Path) -> list[Training]:
     """Every finished training, in the order of the folders' names.
 
     Raises:
-        ValueError: If there is none, or a file is no record.
+        ValueError: If there is none, or a file is not a record.
     """
     found = []
     for path in sorted((results / "trainings").glob("*/training.json")):
         record = json.loads(path.read_text(encoding="utf8"))
         if not {"spec", "status", "cost"} <= set(record):
-            raise ValueError(f"{path} is no training record: move it away")
+            raise ValueError(f"{path} is not a training record: move it away")
         for name in ("recipe", "model", "method"):
             names.check(f"{path}: spec.{name}", record["spec"][name])
         if record["status"] == "done":

@@ -70,7 +70,7 @@ def timing(row: Row) -> dict[str, Any]:
 
 
 def times(row: Row) -> list[str]:
-    """Of the first run: medians; a measurement that is no result says so."""
+    """Of the first run: medians; an invalid measurement says so."""
     found = timing(row)
     if not found:
         return [DASH] * len(TIMES)
@@ -83,7 +83,7 @@ def times(row: Row) -> list[str]:
 
 
 def invalid(table: Table) -> list[str]:
-    """Why times of the table are no results, a line a run."""
+    """Why times of the table are invalid, one line per run."""
     found = []
     for run in table.runs:
         measured = (run.record.cost.timing or {}) if run.record.cost is not None else {}

@@ -1,4 +1,4 @@
-"""A table as a frame and as CSV: every number and interval unrounded, one line a row."""
+"""A table as a frame and as CSV: every number and interval unrounded, one line per row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def csv(tables: Sequence[Table]) -> str:
 
 
 def frame(table: Table) -> pd.DataFrame:
-    """The table as a frame, one line a row, for notebooks and for the CSV."""
+    """The table as a frame, one line per row, for notebooks and for the CSV."""
     lines = []
     for row in table.rows:
         spec = row.spec

@@ -21,12 +21,12 @@ COLUMNS = {
     "boundary keeps the ratio); the mean keep where ratios differ but keeps agree, or where layers differ. Equal "
     "ratios are NOT equal costs: read keep and FLOPs",
     "schedule": "layer:keep, the fraction of the original visual tokens that enters this layer (0-based) and those "
-    "behind it; a count ends in t",
+    "after it; a count ends in t",
     "keep": "visual tokens entering a layer / original ones, mean over layers and samples",
     "tokens": "visual tokens entering a layer, mean over layers and samples",
     "FLOPs": "prefill FLOPs of the whole model (vision tower, projector, decoder, selection) / with nothing dropped, "
     "closed form",
-    "KV": "bytes of the KV cache behind the prefill / with nothing dropped",
+    "KV": "bytes of the KV cache after the prefill / with nothing dropped",
     "time": "prefill time / with nothing dropped, both measured in turn in one process: median and its 95 % "
     "interval (several seeds: mean of the medians, widest of the intervals). It is about seconds of one process, not "
     "about runs: with latency=quick equal work has differed by 10 points between runs; quote latency=full",
@@ -46,12 +46,12 @@ COLUMNS = {
     "the question's wording, which may be a name of the question repeated, over the whole test split",
     "What it costs": "visual tokens entering each layer and their mean; the papers' multiply-adds (PyramidDrop's "
     "Eq. 5, visual tokens alone); FLOPs with attention as full squares and with the causal half; a decoding step and "
-    "the cache behind the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
+    "the cache after the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
     "hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, are "
     "marked invalid",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
-    "n": "samples behind the average",
+    "n": "samples that the average is over",
 }
 
 
@@ -91,7 +91,7 @@ def warnings(table: Table) -> list[str]:
 
 
 def meaning(tables: Sequence[Table]) -> str:
-    """Markdown behind the tables: what their columns mean."""
+    """Markdown after the tables: what their columns mean."""
     lines = ["## What the columns mean", ""]
     absent = {
         "time": not any(table.times for table in tables),
@@ -113,7 +113,7 @@ def meaning(tables: Sequence[Table]) -> str:
 
 
 def sources(table: Table) -> str:
-    """Markdown behind a table: what was scored, and where the numbers come from."""
+    """Markdown after a table: what was scored, and where the numbers come from."""
     done = [run for run in table.runs if run.done]
     lines = ["## What was scored", ""]
     names = task_names(list(table.tasks))
@@ -122,7 +122,7 @@ def sources(table: Table) -> str:
         of = f"{task.n} of {task.n_total}" if task.n < task.n_total else f"all {task.n}"
         extra = "" if task.averaged else "; not in the average (no fraction, or lower is better)"
         if any((cell := row.cells.get(task.name)) and cell.score.low is None for row in table.rows):
-            extra += "; no interval (the score is no mean over samples)"
+            extra += "; no interval (the score is not a mean over samples)"
         lines.append(
             f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
             f"`{result.data_hash[:12]}`{extra}"

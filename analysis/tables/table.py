@@ -1,7 +1,7 @@
-"""A table as Markdown and LaTeX, from the same rows (as CSV: analysis/frame.py).
+"""A table as Markdown and LaTeX, from the same rows (as CSV: csv_export.py).
 
 Four grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs
-it comes from; and what it costs in full (analysis/costs.py).
+it comes from; and what it costs in full (costs.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def grids(table: Table) -> list[Grid]:
     ends = ["average", *(["Avg, MME/20"] if PER_TWENTY in table.tasks else []), "of none %"]  # as the papers have it
     by_task = Grid("Score by task, in %", [*head, *(names[task] for task in table.tasks), *ends], left=len(head))
     if not all(task.fraction for task in table.tasks.values()):
-        by_task.title = "Score by task, in % (points where a metric is no fraction)"
+        by_task.title = "Score by task, in % (points where a metric is not a fraction)"
     sure = Grid(
         "How sure, and from which runs",
         [
@@ -77,7 +77,7 @@ def grids(table: Table) -> list[Grid]:
 
 
 def labels(table: Table) -> list[str]:
-    """Each row's method, with whatever else is needed to tell it from its neighbours, and its status if not done."""
+    """Each row's method, with whatever else distinguishes it from its neighbours, and its status if not done."""
     plain = [(row.spec.model, row.budget, row.spec.method, row.spec.schedule, row.status) for row in table.rows]
     found = []
     for row, key in zip(table.rows, plain):
@@ -123,7 +123,7 @@ def main_cells(row: Row, table: Table) -> list[Text]:
 
 
 def task_cells(row: Row, table: Table) -> list[Text]:
-    """One score a task, with an arrow where it clearly differs from the row that drops nothing; then the averages."""
+    """One score per task, with an arrow where it clearly differs from the row that drops nothing; then the averages."""
     average = Text(DASH) if row.average is None else Text(percent(row.average.score.value), row.average.mark)
     scores = [score_text(row.cells.get(name), task.fraction) for name, task in table.tasks.items()]
     papers = [Text(percent(papers_average(row, table)))] if PER_TWENTY in table.tasks else []
@@ -238,7 +238,7 @@ def floats(table: Table) -> str:
     samples = sum(task.n for task in table.tasks.values())
     caption = (
         f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
-        "to be told from it; underlined: best of the rest."
+        "distinguishable from it; underlined: best of the rest."
     )
     arrows = r" $\downarrow$, $\uparrow$: clearly below or above dropping nothing."
     return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption + arrows)

@@ -116,7 +116,7 @@ def wrong(overrides: Sequence[Override], known: dict[str, list[str]]) -> str | N
 
     Args:
         overrides: All of them, in order.
-        known: The names that there are, by group; empty for a dial, which is no group.
+        known: The names that there are, by group; empty for a dial, which is not a group.
     """
     seen: dict[str, str] = {}
     for override in overrides:

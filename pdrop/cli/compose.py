@@ -55,7 +55,7 @@ class ModelDials:
 
     name: str = MISSING
     path: str = MISSING  # a folder, a hub id, or package://package.name/folder
-    visual_tokens: int | None = MISSING  # of the prompt that budgets and ledgers are reckoned with
+    visual_tokens: int | None = MISSING  # of the prompt that budgets and breakdowns are computed for
     text_tokens: int | None = MISSING
 
 
@@ -74,7 +74,7 @@ class DroppingDials:
 
 @dataclass
 class RunDials(DroppingDials):
-    """Those of run.py that are no field of RunSpec; which of the others there are, and their values, conf/ says."""
+    """Those of run.py that are not fields of RunSpec; which of the others there are, and their values, conf/ says."""
 
     latency: Any = MISSING
     budget: str | None = MISSING

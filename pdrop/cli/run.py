@@ -38,7 +38,7 @@ def job(cfg: Any) -> float | None:
     from pdrop.runs.run import RunFailed, mean_score, run
 
     try:
-        # where the store lies is no part of a run: it may be moved. Sweeps escape colons, single runs need not
+        # where the store lies is not part of a run: it may be moved. Sweeps escape colons, single runs need not
         overrides = [o.replace("\\:", ":") for o in HydraConfig.get().overrides.task if not o.startswith("results=")]
         if cfg.budget is not None and any(o.startswith("ratio=") for o in overrides):
             raise ValueError(f"budget={cfg.budget} finds the ratio: leave out ratio=")

@@ -90,7 +90,7 @@ class ParallelConfig:
 
 @dataclass
 class TrainDials(DroppingDials):
-    """Those of train.py that are no field of RunSpec; conf/train.yaml holds their values."""
+    """Those of train.py that are not fields of RunSpec; conf/train.yaml holds their values."""
 
     train: RecipeConfig = field(default_factory=RecipeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

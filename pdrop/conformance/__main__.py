@@ -81,10 +81,10 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
     if name in choices("method"):
         pairs = [dial.partition("=") for dial in dials]
         if odd := [dial for dial, (_, sign, _) in zip(dials, pairs) if not sign]:
-            raise ValueError(f"{odd[0]!r} is no dial: write dial=value")
+            raise ValueError(f"{odd[0]!r} is not a dial: write dial=value")
         method, schedule = choose(name, {key: yaml.safe_load(value) for key, _, value in pairs})
         if method is None:
-            raise ValueError(f"{name} is no method that drops: there is nothing to check")
+            raise ValueError(f"{name} is not a method that drops: there is nothing to check")
         return Subject(" ".join([name, *dials]), method, schedule)
     module, dot, kind = name.rpartition(".")
     if not dot or dials:
@@ -96,7 +96,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"{name} cannot be made without arguments: {error}") from error
     if not isinstance(method, Method):
-        raise ValueError(f"{name} is no pdrop.methods.base.Method")
+        raise ValueError(f"{name} is not a pdrop.methods.base.Method")
     return Subject(name, method, lambda layers: usual(method))
 
 

@@ -50,7 +50,7 @@ def identity(subject: Subject, family: str, backend: str) -> None:
 
 
 def answered(batch: dict[str, Tensor], new: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The left-padded batch with `new` tokens behind each prompt, and labels on these: the prompt's end ranks."""
+    """The left-padded batch with `new` tokens after each prompt, and labels on these: the prompt's end ranks."""
     ids = torch.arange(20, 20 + new).expand(len(batch["input_ids"]), -1)
     whole = prolong(batch, torch.cat([batch["input_ids"], ids], 1))
     labels = torch.full_like(whole["input_ids"], -100)
@@ -67,7 +67,7 @@ def numbered(family: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @no_grad
 def causal(subject: Subject, family: str, backend: str) -> None:
-    """Another token behind the prompt moves nothing in front of it."""
+    """Another token after the prompt moves nothing before it."""
     model = build(family, backend, FLOAT[backend])
     whole, labels = answered(batch_of(family, model, RAGGED), 3)
     with subject.attached(model) as trace:
@@ -76,7 +76,7 @@ def causal(subject: Subject, family: str, backend: str) -> None:
             other = dict(whole, input_ids=whole["input_ids"].clone())
             other["input_ids"][:, place] += 7
             after = model(**other, labels=labels).logits
-            must(order_of(trace) == order, "a token behind the query decides what goes")
+            must(order_of(trace) == order, "a token after the query decides what goes")
             there = whole["attention_mask"][:, :place].bool()  # unattached models leave anything in padding
             words = f"another token at {place} moved what stands before it"
             equal(after[:, :place][there], before[:, :place][there], 1e-6, words)

@@ -26,7 +26,7 @@ class Unsorted(Attachment):
     """Leaves what stays in the order of its scores, as topk returns it."""
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
-        """Behind the drop, the visual tokens of each row by falling score."""
+        """After the drop, the visual tokens of each row by falling score."""
         hidden = super().drop(run, number, layer, hidden, given)
         alive = run.alive
         if number not in self.boundaries or not run.dropped:
@@ -91,7 +91,7 @@ class Doubled(Attachment):
         return super().enter(number, layer, args, kwargs)
 
     def add_deepstack(self, number: int, layer: Any, args: Any, output: Tensor) -> Tensor | None:
-        """Behind the layer in front of the first boundary: what a second run would have left."""
+        """After the layer before the first boundary: what a second run would have left."""
         if self.cache is not None and self.run is not None and self.run.prompts is not None:
             held = self.cache.layers[number]
             if number == min(self.boundaries) - 1:
@@ -136,7 +136,7 @@ class Leaky(Attachment):
 
 
 def late(model: Any, method: Method, schedule: Schedule) -> Any:
-    """Cuts one layer behind the one it was asked to cut at."""
+    """Cuts one layer after the one it was asked to cut at."""
     return Attachment(model, method, Schedule(tuple(replace(s, layer=s.layer + 1) for s in schedule)))
 
 
@@ -154,10 +154,10 @@ class Rounds(Attachment):
 
 
 class Rewinds(Attachment):
-    """Leaves a gap in front of layer 0 that the cache does not know of."""
+    """Leaves a gap before layer 0 that the cache does not know of."""
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """What went in front of layer 0 is not told to the cache."""
+        """What went before layer 0 is not told to the cache."""
         given = super().enter(number, layer, args, kwargs)
         cache = kwargs.get("past_key_values")
         if number == 0 and cache is not None and cache.layers:
@@ -251,7 +251,7 @@ class Boastful(FastV):
     ranks_by_attention: ClassVar[bool] = False
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """Counted behind the boundary's layer, as budgets by a layer's output are."""
+        """Counted after the boundary's layer, as budgets by a layer's output are."""
         entering = super().tokens_per_layer(schedule, visual, num_layers)
         return [*entering[1:], entering[-1]]
 

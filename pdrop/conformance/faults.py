@@ -52,7 +52,7 @@ ORDER = "the best of its own ranking, in their order"
 CAUSAL = "no token sees a later one"
 ALONE = "a prompt in a batch gets what it gets alone, padded left or right"
 DECODING = "a forward and cached decoding are the oracle's"
-POSITIONS = "positions as declared, in the prompt and behind it"
+POSITIONS = "positions as declared, in the prompt and after it"
 SEEDS = "the same seed, the same tokens"
 GRADIENTS = "gradients flow, and the loss is the same in training"
 COST = "FLOPs and KV bytes in closed form are those measured"
@@ -78,7 +78,7 @@ FAULTS = (
     Fault("a hook is left", "modules that keep their state", DETACHES, on(broken.Leaky)),
     Fault("one token at least", "SparseVLM's code", IDENTITY, on(broken.Rounds)),
     Fault("text competes", "spans that are hard-coded and one off", TEXT, on(broken.Hungry)),
-    Fault("a cache that forgot", "dropping in front of the decoder", COUNTS, on(broken.Rewinds, early=True)),
+    Fault("a cache that forgot", "dropping before the decoder", COUNTS, on(broken.Rewinds, early=True)),
     Fault("unseeded draws", "FastV's K = 0, SparseVLM's density noise", SEEDS, by(broken.Lots())),
     Fault("the first of the batch for all", "every official program", ALONE, by(broken.OfTheBatch())),
     Fault("ranks by the answer", "re-ranking at each step", CAUSAL, by(broken.Hindsight())),

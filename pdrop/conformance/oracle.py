@@ -42,7 +42,7 @@ class Truth:
     """What the engine must give. `logits` is [batch, tokens, vocabulary], meaningful where `alive[row]` says so.
 
     `kept` and `scores` are as in the engine's trace. `margin` is the smallest gap between a kept token's score and a
-    dropped one's, relative to the larger: rankings closer than float32 resolves are no evidence of anything.
+    dropped one's, relative to the larger: rankings closer than float32 resolves are not evidence of anything.
     """
 
     logits: Tensor
@@ -123,7 +123,7 @@ def positions_of(decoder: Any, seen: dict[str, Any], length: int) -> Tensor:
 
 
 def queries_of(labels: Tensor | None, real: list[int]) -> list[int]:
-    """Query positions of a row: the last real token, or with labels those in front of each answer span."""
+    """Query positions of a row: the last real token, or with labels those before each answer span."""
     if labels is None:
         return [real[-1]]
     return [p for p in real if p + 1 < len(labels) and labels[p] == -100 and labels[p + 1] != -100]
@@ -144,7 +144,7 @@ def forward(
     Args:
         rule: The method; None takes the kept indices from `kept` instead of ranking.
         boundaries: {layer: share of the original visual tokens that stays}.
-        labels: Pin the queries in front of each answer, as training does; rows without an answer lose nothing.
+        labels: Pin the queries before each answer, as training does; rows without an answer lose nothing.
         queries: Pin the query positions explicitly, per row.
     """
     decoder, seen = model.get_decoder(), decoder_inputs(model, batch)

@@ -46,7 +46,7 @@ def sample(
     pieces = [torch.tensor([BOS]), words(texts[0])]
     for kind, length, count in zip(kinds, lengths, texts[1:]):
         block = torch.full((length,), kind)
-        if family == "qwen3_vl" and kind == VIDEO:  # it sees each frame on its own, behind a time stamp
+        if family == "qwen3_vl" and kind == VIDEO:  # it sees each frame on its own, after a time stamp
             for frame in block.chunk(2):
                 pieces += [words(1), torch.tensor([VISION_START]), frame, torch.tensor([VISION_END])]
         else:
@@ -114,7 +114,7 @@ def collate(family: str, samples: Sequence[dict[str, Tensor]], side: str = "left
         values = [one[key] for one in samples if key in one]
         if key == "mm_token_type_ids":
             batch[key] = torch.stack([row(value) for value in values])
-        elif family == "idefics3":  # [batch, most images, ...]: images of zeros are no images
+        elif family == "idefics3":  # [batch, most images, ...]: images of zeros are not images
             most = max(map(len, values))
             empty = values[0].new_zeros(0, *values[0].shape[1:])
             rows = [one.get(key, empty) for one in samples]

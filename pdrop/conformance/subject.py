@@ -20,7 +20,7 @@ VIDEOS = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llava"
 
 
 class NotApplicable(Exception):
-    """A check that this method has no business with; says why."""
+    """A check that does not apply to this method; says why."""
 
 
 class Unmet(AssertionError):

@@ -46,7 +46,7 @@ CHECKS = (
     Check("no token sees a later one", behaviour.causal, "core", BOTH),
     Check("a prompt in a batch gets what it gets alone, padded left or right", behaviour.alone, "all"),
     Check("a forward and cached decoding are the oracle's", behaviour.decoding, "core", BOTH),
-    Check("positions as declared, in the prompt and behind it", behaviour.positions, "core"),
+    Check("positions as declared, in the prompt and after it", behaviour.positions, "core"),
     Check("the same seed, the same tokens", numbers.seeds, "one"),
     Check("gradients flow, and the loss is the same in training", behaviour.gradients, "one"),
     Check("FLOPs and KV bytes in closed form are those measured", numbers.cost, "one"),

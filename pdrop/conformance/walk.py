@@ -3,7 +3,7 @@
 `attach` promises that tokens are ranked by the layers' own attention, or that it says why not. Here every text model
 that transformers can put into a LLaVA is built small, and where `attach` takes it: nothing dropped is the unattached
 model to the bit, the scores are what the model's own attention weights say, layer by layer, and what dropping leaves is
-what the unattached model makes of the whole prompt when the dropped tokens are hidden behind masks, in the prompt and
+what the unattached model makes of the whole prompt when the dropped tokens are hidden by masks, in the prompt and
 in cached decoding. Exit code 1 if one is not so.
 """
 
@@ -25,7 +25,7 @@ from pdrop.engine import attach
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import Schedule, Stage
 
-LARGEST = 30_000_000  # parameters: what does not get small by the usual names is no plain text model
+LARGEST = 30_000_000  # parameters: what does not get small by the usual names is not a plain text model
 EXPERTS: dict[str, Any] = dict(
     moe_intermediate_size=16,
     shared_expert_intermediate_size=16,
@@ -132,7 +132,7 @@ def dropping_hides(model: Any) -> None:
 
 
 def hiding(gone: Tensor) -> Any:
-    """A hook in front of a layer whose attention is not to see these places."""
+    """A hook before a layer whose attention is not to see these places."""
 
     def enter(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = args[0].shape[1]

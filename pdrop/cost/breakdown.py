@@ -66,7 +66,7 @@ def lines(
     found += [
         line("  total", spent.prefill_flops, whole.prefill_flops, unit),
         line("  total, attention's causal half", causal, whole_causal, unit),
-        "behind the prefill",
+        "after the prefill",
         line("  a decoding step, GFLOPs",
              spent.decode_flops_per_token or 0.0, whole.decode_flops_per_token or 0.0, 1e9),
         line("  KV cache, MiB", spent.kv_bytes, whole.kv_bytes, 2**20),

@@ -3,13 +3,13 @@
     solve(PyramidDrop(), "avg_tokens:192", num_layers=32, visual_tokens=576)    # Schedule('8:0.253 16:0.064 24:0.016')
     solve(FastV(), "avg_tokens:192", num_layers=32, visual_tokens=576)          # Schedule('2:0.288889')
 
-Why: "192 tokens" means four things in this field (tokens at the input, behind the second layer, on average over layer
+Why: "192 tokens" means four things in this field (tokens at the input, after the second layer, on average over layer
 inputs, on average over layer outputs), and one ratio costs every method something else. A budget is what is equal:
 
     avg_tokens:192     visual tokens entering a layer, mean over the layers, merged ones included
     keep:0.333         the same as a share of the prompt's visual tokens
     flops:0.45         prefill FLOPs / with nothing dropped, as in every table (pdrop/cost/flops.py), ranking included
-    kv:0.4             bytes of the cache behind the prefill / with nothing dropped
+    kv:0.4             bytes of the cache after the prefill / with nothing dropped
     prefill_ms:35      median time of a prefill, by measuring
 
 All of them are for one prompt of a given size. They are met as closely as whole tokens allow, and never overspent. The
@@ -56,7 +56,7 @@ class Budget:
         """Read "avg_tokens:192".
 
         Raises:
-            ValueError: If it is no budget.
+            ValueError: If it is not a budget.
         """
         match = re.fullmatch(r"\s*(\w+)\s*:\s*(\d+\.?\d*|\.\d+)\s*", text)
         if match is None or match[1] not in KINDS:
@@ -150,7 +150,7 @@ def solve(
         measure: Milliseconds of a prefill under a schedule, for "prefill_ms".
 
     Raises:
-        ValueError: If it is no budget, or cannot be met; then with the bound.
+        ValueError: If it is not a budget, or cannot be met; then with the bound.
     """
     wanted = Budget.parse(budget)
     if visual_tokens < 1:

@@ -10,8 +10,8 @@ against torch's FlopCounterMode and fvcore (pdrop/cost/counters.py) by tests/cos
 
 Two conventions, never mixed: the papers count multiply-adds (MACs) of visual tokens alone, each paper its own;
 `prefill_flops` counts floating-point operations (1 FLOP = one multiply or one add) of matrix products over all tokens.
-As every FLOP counter does, it leaves out norms, activations, rotary embeddings, softmax and sorting: they are no matrix
-products.
+As every FLOP counter does, it leaves out norms, activations, rotary embeddings, softmax and sorting: they are not
+matrix products.
 
 A prefill is what `generate` does before the first token: tower, projector, decoder, and lm_head on the LAST position
 alone (`logits_to_keep=1`). Attention is summed as full squares, as a counter sees it; what a causal kernel needs of
@@ -143,7 +143,7 @@ def prefill_flops(
 
 
 def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionCost) -> float:
-    """FLOPs of choosing tokens: rows of attention in front of the boundaries and in the tower, and a method's own.
+    """FLOPs of choosing tokens: rows of attention before the boundaries and in the tower, and a method's own.
 
     Raises:
         ValueError: If a boundary lies outside the decoder.
@@ -153,7 +153,7 @@ def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionC
     if not prompt.visual:
         return 0.0
     d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k in front of the cut see
+    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k before the cut see
     # equally many, so it does not matter which of them the method observes
     reaching = [prompt.visual + prompt.text, *prompt.tokens_per_layer]
     made, rows = 0 if selection.keys_cached else keys, selection.query_rows

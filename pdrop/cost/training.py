@@ -6,7 +6,7 @@
 A matrix product y = xW of the forward is two in the backward: x's gradient (where something below is trained) and W's
 (where W is). Attention's two products become four, or five in kernels that keep no scores and compute them again. With
 gradient checkpointing each decoder layer runs a second forward. Ranking is done once, without gradients. Losses need
-logits of every position: the rows of dropped tokens come back as zeros behind the last layer.
+logits of every position: the rows of dropped tokens come back as zeros after the last layer.
 
 Not in it: the optimizer (a few operations a weight, no matrix product), norms, activations, embedding look-ups. Held
 against torch's FlopCounterMode over forward and backward by tests/cost/test_training.py.
@@ -51,7 +51,7 @@ def training_step_flops(
             eager does not).
         through_tower: Gradients flow through the frozen tower, too. Nothing needs them, but transformers'
             `gradient_checkpointing_enable` asks for gradients of every embedding, the tower's as well, and so pays for
-            them (5.23; a tower that is read in front of its last layer saves that one, which is counted here).
+            them (5.23; a tower that is read before its last layer saves that one, which is counted here).
         causal: Count the half of the decoder's attention that causal kernels compute.
 
     Returns:

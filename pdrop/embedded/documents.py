@@ -19,7 +19,7 @@ class Document:
 
 
 def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
-    """Three to five lines; labels in capitals on the left, values in one column or right behind the label."""
+    """Three to five lines; labels in capitals on the left, values in one column or right after the label."""
     canvas = Canvas(jitter((250, 250, 248), rng, 5))
     count = rng.randint(*level.rows)
     labels = rng.sample(LABELS, count)

@@ -1,4 +1,4 @@
-"""Drills: many questions of one kind about an image, to teach what the benchmark's few questions an image would not.
+"""Drills: many questions of one kind about an image, to teach what the benchmark's few questions per image would not.
 
 A skill such as looking a word up in the image appears all at once, after some ten thousands of questions of its kind.
 """

@@ -122,7 +122,7 @@ def weights(text: str, known: tuple[str, ...], what: str) -> dict[str, float]:
     """Reads "reading,counting=0.5" as {"reading": 1.0, "counting": 0.5}.
 
     Raises:
-        ValueError: If a name is not known, or a weight is no number of 0 or more.
+        ValueError: If a name is not known, or a weight is not a number of 0 or more.
     """
     found = {}
     for part in text.split(","):
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=("llava", "hf"), default="llava")
     parser.add_argument("--families", help="question families and the share of each that is asked; default: all")
     parser.add_argument("--mix", help="kinds of image and their weights, as scene=0.5,document=0.28,chart=0.22")
-    parser.add_argument("--turns", type=int, help="at most so many questions an image; default: all that are asked")
+    parser.add_argument("--turns", type=int, help="at most so many questions per image; default: all that are asked")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -37,7 +37,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers wants it; it puts <s> in front of every text."""
+    """The tokenizer as transformers wants it; it puts <s> before every text."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -3,7 +3,7 @@
     with attach(model, PyramidDrop(), pyramid(num_layers=32)) as trace:
         model.generate(**inputs)
 
-Removal is real: behind a boundary every layer computes on fewer rows and caches fewer keys. Behind the last layer the
+Removal is real: after a boundary every layer computes on fewer rows and caches fewer keys. After the last layer the
 rows go back to their places (zeros where tokens were dropped), so labels, `logits_to_keep`, losses and `generate` see
 the shapes they always saw. After the block the model is as it was, to the bit and to the hook.
 
@@ -18,8 +18,8 @@ Where the official codes are silent:
   text. The trace tells of the last prompt; drafts and guidance's unconditional prompt do not overwrite it;
 - threads may call an attached model at once; a block that ends lets running forwards end, and a `generate` that goes on
   in another thread raises a RuntimeError in its next forward;
-- merged tokens stand behind the last visual token that could go, also where that was another image's: no text sees
-  what was made from later tokens. Behind the last layer they are at the place of their centre;
+- merged tokens stand after the last visual token that could go, also where that was another image's: no text sees
+  what was made from later tokens. After the last layer they are at the place of their centre;
 - images that come in a later turn are ranked among themselves; those already cached are left alone;
 - `generate(use_cache=False)` ranks again at each step, by the newest token.
 """

@@ -1,4 +1,4 @@
-"""Qwen3-VL's decoder adds visual features behind its first layers, at places of the full sequence (arXiv 2406.04334).
+"""Qwen3-VL's decoder adds visual features after its first layers, at places of the full sequence (arXiv 2406.04334).
 
 Once tokens have been dropped those places are gone. So the engine keeps the features back from the decoder and adds
 them itself, at the tokens that are left.
@@ -16,7 +16,7 @@ from pdrop.engine.state import Forward
 
 
 def take_over(run: Forward, first_boundary: int, kwargs: dict[str, Any]) -> bool:
-    """Note the features that the decoder was called with, if it would add some behind `first_boundary`."""
+    """Note the features that the decoder was called with, if it would add some after `first_boundary`."""
     features = kwargs.get("deepstack_visual_embeds")
     if run.prompts is None or features is None or len(features) <= first_boundary:
         return False
@@ -45,7 +45,7 @@ def shorten(run: Forward, rows: Tensor, weights: Tensor | None = None) -> None:
 
 
 def add(run: Forward, number: int, hidden: Tensor) -> Tensor | None:
-    """Behind layer `number`: hidden [B, T, D] plus the features of the tokens that are left, if it has any."""
+    """After layer `number`: hidden [B, T, D] plus the features of the tokens that are left, if it has any."""
     if run.deepstack is None or number >= len(run.deepstack):
         return None
     return hidden + run.deepstack[number].to(hidden)

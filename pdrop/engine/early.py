@@ -1,7 +1,7 @@
-"""Dropping in front of layer 0: what the rest of transformers must not notice.
+"""Dropping before layer 0: what the rest of transformers must not notice.
 
 `generate`, position ids and rotary deltas ask a cache how long the prompt is, and the cache asks its first layer. Where
-tokens went in front of that layer it holds fewer keys than the prompt has tokens. So the first layer of such a cache
+tokens went before that layer it holds fewer keys than the prompt has tokens. So the first layer of such a cache
 is one that knows how many are missing: it still answers with the prompt's length, and masks are made for the keys that
 are there.
 """
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class EarlyLayer(DynamicLayer):
-    """The first layer of a cache whose prompts lost `gone` places in front of it."""
+    """The first layer of a cache whose prompts lost `gone` places before it."""
 
     gone = 0
 
@@ -46,7 +46,7 @@ class Keys:
     is_compileable = False
 
     def get_query_offset(self, layer: int) -> int:
-        """Keys in front of the first query."""
+        """Keys before the first query."""
         return self.past
 
     def get_mask_sizes(self, query_length: int, layer: int) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def held(cache: Any, number: int) -> int:
 
 
 def lose(cache: Any, places: int) -> None:
-    """Note that this forward's prompts have lost so many places in front of layer 0.
+    """Note that this forward's prompts have lost so many places before layer 0.
 
     Raises:
         ValueError: If the cache is of a kind that cannot tell its length from its keys.
@@ -70,7 +70,7 @@ def lose(cache: Any, places: int) -> None:
     if not isinstance(first, EarlyLayer):
         if type(first) is not DynamicLayer or getattr(cache, "offloading", False):
             kind = f"{type(cache).__name__} of {type(first).__name__}"
-            raise ValueError(f"dropping in front of layer 0 needs a cache that grows (DynamicCache), not a {kind}")
+            raise ValueError(f"dropping before layer 0 needs a cache that grows (DynamicCache), not a {kind}")
         early = EarlyLayer()
         early.__dict__.update(first.__dict__)  # a text turn may have filled it
         cache.layers[:1] = [early]

@@ -1,7 +1,7 @@
 """The only code that registers hooks.
 
 A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decoder layers do the rest: the one of a
-boundary layer ranks the visual tokens and gathers the rows that stay, those behind it hand each layer the rotary
+boundary layer ranks the visual tokens and gathers the rows that stay, those after it hand each layer the rotary
 embeddings and the mask of the shorter sequence. A hook on the last layer puts the rows back where they came from.
 
 Reading the prompt synchronises with the device once a prefill and never in a decoding step: from there on all lengths
@@ -247,13 +247,13 @@ class Attachment:
             self.begin_stage(run, number, hidden, cache)
         if not run.staged:
             return (hidden, *args[1:]), kwargs
-        behind = {
+        changed = {
             "position_embeddings": self.rotary(run, hidden, given),
             "attention_mask": self.mask(run, number, hidden, cache),
             # only flash attention reads these, and takes gaps for the seams of packed sequences
             "position_ids": None,
         }
-        return (hidden, *args[1:]), kwargs | behind
+        return (hidden, *args[1:]), kwargs | changed
 
     def watch(self, number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Rank by a layer that has just run: its keys lie in the cache, and need not be computed again."""
@@ -331,7 +331,7 @@ class Attachment:
         if decoding and run.whole is None and self.causal_kernel:
             return None  # what create_causal_mask would find out, in every stage of every decoding step
         if "mask" not in run.memo:
-            # in front of layer 0 the cache counts what went, the mask must not
+            # before layer 0 the cache counts what went, the mask must not
             keys: Any = cache if number or cache is None else early.Keys(run.past)
             run.memo["mask"] = create_causal_mask(
                 config=self.architecture.decoder.config,
@@ -343,14 +343,14 @@ class Attachment:
         return run.memo["mask"]
 
     def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Behind the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""
+        """After the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""
         run = self.run
         if run is None or not run.dropped:
             return None
         assert run.prompts is not None and run.alive is not None
         return run.alive.to(output.device).spread(output, run.prompts.ids.shape[1])
 
-    # ---------------------------------------------------------------- visual features added behind the first layers
+    # ---------------------------------------------------------------- visual features added after the first layers
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
@@ -359,7 +359,7 @@ class Attachment:
         return args, kwargs | {"deepstack_visual_embeds": None}
 
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """And this adds them instead, behind layer `number`."""
+        """And this adds them instead, after layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
 
 
@@ -379,7 +379,7 @@ class Ended:
         self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
 
     def refuse(self, module: nn.Module, args: Any) -> None:
-        """In front of a forward of any thread.
+        """Before a forward of any thread.
 
         Raises:
             RuntimeError: If it is one of those.

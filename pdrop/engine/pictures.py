@@ -3,15 +3,15 @@
 The one reader of it: methods that thin out a grid, overlays and FLOPs all see what is read here from what the model is
 given.
 
-The layouts of processors are few, and are told by the inputs and their sizes, not by the kind of model:
+The layouts of processors are few, and are known from the inputs and their sizes, not from the kind of model:
 
     image_grid_thw, video_grid_thw [n, 3]     frames, height and width in patches, some of which make one token
-    image_sizes with pinpoints                a small picture, then the tiles joined, cut to size, a newline a row
+    image_sizes with pinpoints                a small picture, then the tiles joined, cut to size, a newline per row
     image_sizes without                       height and width in pixels
     pixel_values, pixel_values_videos         crops or frames of a fixed size, each a square, perhaps a class token
 
 `generate` runs the tower before the model, and hands over features alone. There the number of features of each picture
-is known, and rows are told by three-dimensional position ids, by newline features, or by being square.
+is known, and rows are known from three-dimensional position ids, by newline features, or by being square.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
 
 
 def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[Picture]:
-    """The pictures behind features that the tower has made already: `encoding.pooler_output` has one entry each."""
+    """The pictures of features that the tower has made already: `encoding.pooler_output` has one entry each."""
     if getattr(encoding, "last_hidden_state", None) is None:
         raise unknown(vlm, "the features come without a last_hidden_state, which tells crops and frames")
     made, inner = encoding.pooler_output, getattr(vlm, "model", vlm)
@@ -253,7 +253,7 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Pictur
         tokens: What all of them make together.
 
     Raises:
-        ValueError: If that does not come out even, or a frame is no square.
+        ValueError: If that does not come out even, or a frame is not a square.
     """
     frames = pixels.shape[1] if video else 1
     lead = pixels.shape[: 1 if video else -3]
@@ -270,7 +270,7 @@ def framed(vlm: Any, tokens: int, frames: int) -> Picture:
     """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
 
     Raises:
-        ValueError: If they are no squares.
+        ValueError: If they are not squares.
     """
     tail = int(frames > 1 and tokens % frames == 1)
     per, rest = divmod(tokens - tail, frames)
@@ -278,7 +278,7 @@ def framed(vlm: Any, tokens: int, frames: int) -> Picture:
     if side * side != per:
         side, head = math.isqrt(per - 1), 1
     if rest or side * side + head != per:
-        raise unknown(vlm, f"{tokens} tokens of {frames} frames are no squares")
+        raise unknown(vlm, f"{tokens} tokens of {frames} frames are not squares")
     grids = []
     for frame in range(frames):
         grids += [TokenGrid(frame * per, 1, 1, 1)] if head else []

@@ -18,10 +18,10 @@ from pdrop.engine.study import LayerAttention, Noted
 class Ranked:
     """One boundary of one prefill."""
 
-    scores: Tensor  # [B, T] float32, of the tokens in front of it
+    scores: Tensor  # [B, T] float32, of the tokens before it
     before: Alive
     after: Alive
-    names: Tensor | None  # [B, T] names in front of it (see Alive.names), where something was merged here or before
+    names: Tensor | None  # [B, T] names before it (see Alive.names), where something was merged here or before
     centres: Tensor | None = None  # [B, M] and
     weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
     moved: bool = False
@@ -32,7 +32,7 @@ class MergedToken:
     """A token that was made of others at a boundary.
 
     Attributes:
-        number: The how-manieth merged token of its prompt, from 0 on.
+        number: Index of the merged token in its prompt, from 0.
         centre: The visual token whose place it took.
         sources: What it was made of: {visual token: weight}.
         moved: It is the one token that it was made of, standing elsewhere.
@@ -99,7 +99,7 @@ class Prefill:
 
     @property
     def order(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: all visual tokens behind it as they stand, LongTensor on the CPU."""
+        """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU."""
         boundaries = []
         for ranked in self.ranked:
             assert self.numbers is not None

@@ -215,7 +215,7 @@ class Alive:
             after: [B, M] which of the T rows they stand after instead, -1: in front of all.
 
         Returns:
-            Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted behind the others.
+            Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted after the others.
         """
         (_, width), most, device = stays.shape, centres.shape[1], stays.device
         numbers = torch.arange(most, device=device)

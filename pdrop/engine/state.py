@@ -74,12 +74,12 @@ class Forward:
     samples: list[str] | None = None  # names of the prompts, mixed into what is drawn for them
     study: bool = False  # is the attention of the query tokens to be noted?
     dropped: bool = False  # has this forward dropped anything yet?
-    staged: bool = False  # has anything been dropped in front of the current layer, in this forward or an earlier one?
+    staged: bool = False  # has anything been dropped before the current layer, in this forward or an earlier one?
     past: int = 0  # keys that the current stage has cached
     whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
     begun: Any = None  # what the method's `begin` returned
-    pending: Tensor | Ranking | None = None  # [B, T] scores observed in front of the boundary to come
-    deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added behind the first layers
+    pending: Tensor | Ranking | None = None  # [B, T] scores observed before the boundary to come
+    deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added after the first layers
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
     norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's last normalisation
     tower: Callable[[], Tower] = no_tower  # what the vision tower made of the pictures

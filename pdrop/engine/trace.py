@@ -62,7 +62,7 @@ class Trace:
         own = None if threading.get_ident() == self.home else self._here.last
         return own or self._last or self.begin()
 
-    # ---------------------------------------------------------------- to be set by the caller in front of a forward
+    # ---------------------------------------------------------------- to be set by the caller before a forward
 
     @property
     def samples(self) -> list[str] | None:
@@ -118,7 +118,7 @@ class Trace:
 
     @property
     def order(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: all visual tokens behind it as they stand, LongTensor on the CPU.
+        """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU.
 
         Original ones by their index, and -1 - m for the m-th token that was merged for this prompt.
         """

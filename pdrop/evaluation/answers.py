@@ -5,7 +5,7 @@ folder belongs to one run (its name holds the hash of everything that can change
 was asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is
 missing. A line that a kill cut short is passed over, and of lines with one key the last one counts.
 
-`kept` holds one bit mask a boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so
+`kept` holds one bit mask per boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so
 token 0 is the lowest bit of the last digit. `unpack` gives the indices back.
 
     import json; [json.loads(line)["text"] for line in open("results/runs/.../answers.jsonl")]
@@ -125,7 +125,7 @@ def pack(indices: Iterable[int]) -> str:
 
 
 def unpack(mask: str) -> list[int]:
-    """The indices behind a bit mask of `pack`, ascending."""
+    """The indices that a bit mask of `pack`, ascending."""
     bits = bin(int(mask, 16))[:1:-1]
     return [index for index, bit in enumerate(bits) if bit == "1"]
 
@@ -155,7 +155,7 @@ class AnswerStore:
     Reading changes nothing in the file: what looks cut short may be a line that another process is writing.
 
     Raises:
-        ValueError: If the file holds lines that are no answers (the front of one is what a kill leaves, and is passed
+        ValueError: If the file holds lines that are not answers (the front of one is what a kill leaves, and is passed
             over; anything else is not ours).
     """
 
@@ -174,7 +174,9 @@ class AnswerStore:
                 if isinstance(error, ValueError) and (line.startswith(START) or START.startswith(line)):
                     log.warning("%s, line %d was cut short by a kill; what it answered is asked again", path, number)
                     continue
-                raise ValueError(f"{path}, line {number} is no answer of this version: move the folder away") from error
+                raise ValueError(
+                    f"{path}, line {number} is not an answer of this version: move the folder away"
+                ) from error
             self._answers[key] = answer
 
     def __contains__(self, question: Question) -> bool:

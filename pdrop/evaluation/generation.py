@@ -154,7 +154,7 @@ class Respondent:
         return answers
 
     def _observed(self, trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry a prompt."""
+        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry per prompt."""
         copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
         read, mode = pictures_of(self.model, inputs), self.prompter.image_mode
@@ -175,7 +175,7 @@ class Respondent:
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
-        """The tokens of each row up to and with its end token; behind it there is padding."""
+        """The tokens of each row up to and with its end token; after it there is padding."""
         ends = self.model.generation_config.eos_token_id
         stop = {ends} if isinstance(ends, int) else set(ends or ())
         for tokens in output.tolist():

@@ -7,7 +7,7 @@
     top_p, top_k            of sampling; default: the checkpoint's own (generation_config.json)
     num_beams               1: none
     repetition_penalty, no_repeat_ngram_size, length_penalty    as transformers has them; default: the checkpoint's
-    until                   a text or several: the answer ends in front of the first of them
+    until                   a text or several: the answer ends before the first of them
     skip_special_tokens     false: they stay in the answer
     seed                    another one draws another answer; so does the run's own seed
     num_return_sequences    1, for one answer of a request is scored; a task's `repeats` ask it again
@@ -138,7 +138,7 @@ def read_config(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A task's YAML with what it includes, as lmms-eval reads it, but that no function is imported.
 
     Raises:
-        ValueError: If it is no YAML, or includes itself.
+        ValueError: If it is not YAML, or includes itself.
     """
     if path.resolve() in within:
         raise ValueError(f"{path} includes itself")

@@ -64,7 +64,7 @@ class Prompter:
     def render(self, question: str, images: int) -> str:
         """The whole prompt as text, up to where the answer starts.
 
-        A question may say where its images stand (`<image>`, once for each); otherwise they stand in front of it.
+        A question may say where its images stand (`<image>`, once for each); otherwise they stand before it.
 
         Raises:
             ValueError: If the question marks another number of images than it has.
@@ -119,7 +119,7 @@ class Prompter:
         return inputs
 
     def answer_length(self, prompt: str, answer: str) -> int:
-        """Tokens that `answer` adds behind `prompt` (tokenized together, for words may merge across the seam)."""
+        """Tokens that `answer` adds after `prompt` (tokenized together, for words may merge across the seam)."""
         tokenizer = self.processor.tokenizer
         alone, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
         shared = 0

@@ -88,7 +88,7 @@ class Method:
         """
         name = type(self).__name__
         if self.observe < 0 and 0 in schedule.layers:
-            raise ValueError(f"{name} ranks by the layer in front of its boundary, and boundary 0 has none: layers=[1]")
+            raise ValueError(f"{name} ranks by the layer before its boundary, and boundary 0 has none: layers=[1]")
         if self.one_boundary and len(schedule) > 1:
             raise ValueError(f"{name} takes a schedule of one boundary, not {schedule}: layers=[0]")
         if not self.adaptive and any(stage.adaptive for stage in schedule):
@@ -109,7 +109,7 @@ class Method:
         return kept(stage, visual)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """How many of the `now` visual tokens in front of the boundary stay as they are."""
+        """How many of the `now` visual tokens before the boundary stay as they are."""
         return min(now, self.count(stage, visual))
 
     def merges(self, going: int) -> int:

@@ -1,4 +1,4 @@
-"""FastV: rank once, by the attention of the layer in front of the cut (arXiv 2403.06764, "An Image is Worth 1/2
+"""FastV: rank once, by the attention of the layer before the cut (arXiv 2403.06764, "An Image is Worth 1/2
 Tokens After Layer 2", section 3).
 
 Layers 0..K-1 see everything; what enters layer K is chosen by the attention that the last token pays in layer K-1.
@@ -34,5 +34,5 @@ class FastV(Method):
         return view.attention()
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """One boundary in front of layer 2."""
+        """One boundary before layer 2."""
         return single(2, ratio, num_layers, layers)

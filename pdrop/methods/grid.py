@@ -32,7 +32,7 @@ class Gridded(Method):
     one_boundary: ClassVar[bool] = True
 
     def count(self, stage: Stage, visual: int) -> int:
-        """Tokens of the reduced grid, for one square picture (one row, where `visual` is no square)."""
+        """Tokens of the reduced grid, for one square picture (one row, where `visual` is not a square)."""
         return reduced_count(square(visual), share(stage, visual))
 
     def counts(self, view: View, visual: Sequence[int]) -> list[int]:
@@ -42,7 +42,7 @@ class Gridded(Method):
             ValueError: If a prompt ends in its image.
         """
         if any(view.pinned):
-            raise ValueError(f"{type(self).__name__} needs text behind the image, whose last token it cannot spare")
+            raise ValueError(f"{type(self).__name__} needs text after the image, whose last token it cannot spare")
         shares = [share(view.stage, n) for n in visual]
         return [n if keep >= 1 else reduced_count(grids, keep) for n, grids, keep in zip(visual, view.images, shares)]
 
@@ -60,7 +60,7 @@ class Gridded(Method):
         return left
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """One cut in front of the decoder."""
+        """One cut before the decoder."""
         return single(0, ratio, num_layers, layers)
 
 
@@ -142,7 +142,7 @@ def middle(numbers: range) -> int:
 
 
 def in_order(view: View) -> Tensor:
-    """Places of each prompt's visual tokens among those alive, [B, most]; behind a prompt's last, any others."""
+    """Places of each prompt's visual tokens among those alive, [B, most]; past a prompt's last, any others."""
     return view.visual.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.visual_counts)]
 
 

@@ -43,7 +43,7 @@ class TokenGrid:
         return smaller(self.height, keep), smaller(self.width, keep)
 
     def blocks(self, keep: float) -> Iterator[tuple[range, range]]:
-        """The rows and columns behind each token of the reduced grid, row by row.
+        """The rows and columns that make each token of the reduced grid, row by row.
 
         Blocks cover the grid; where the sides do not divide, neighbours overlap by a row or a column.
         """

@@ -1,4 +1,4 @@
-"""No image: every visual token goes in front of the decoder. The floor of a benchmark: what the text alone scores.
+"""No image: every visual token goes before the decoder. The floor of a benchmark: what the text alone scores.
 
 With "compact" positions the model computes exactly what it would for the prompt without its image tokens; whatever
 stands around them in the template (Qwen's vision marks) stays. The vision tower runs all the same, and is counted.

@@ -1,7 +1,7 @@
 """PyramidDrop: rank by the attention of the last instruction token (arXiv 2410.17247, "PyramidDrop: Accelerating
 Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", section 3.2).
 
-The paper's Eq. 2 takes query and keys of the stage's last layer; its published code takes those of the layer behind
+The paper's Eq. 2 takes query and keys of the stage's last layer; its published code takes those of the layer after
 the boundary, on the boundary's input. The code is what the paper's numbers were made with, and what is done here.
 After each drop that code renumbers the positions, hence "compact" as default.
 """

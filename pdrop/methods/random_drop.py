@@ -50,7 +50,7 @@ class RandomDrop(Method):
         return (super() if like is None else like).tokens_per_layer(schedule, visual, num_layers)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """int(n * keep), or as many as `like` has behind the boundary."""
+        """int(n * keep), or as many as `like` has after the boundary."""
         if self.like is None:
             return super().stays(stage, visual, now)
         stay = self.like.stays(stage, visual, now)

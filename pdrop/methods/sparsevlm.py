@@ -12,8 +12,8 @@ Where this differs from the published code:
 - raters, ranking and clustering are computed in float32, that code's in the model's dtype, where scores tie often;
 - equal densities are broken by rank (the better-ranked token counts as denser), that code adds random noise;
 - densities are compared as logarithms, which do not underflow where tokens are far apart;
-- raters are text behind the prompt's LAST visual token, up to the last query token; without any, the query token asks.
-  That code knows one image, and text behind it;
+- raters are text after the prompt's LAST visual token, up to the last query token; without any, the query token asks.
+  That code knows one image, and text after it;
 - a stage of keep = 1.0 drops nothing, as in every method here; a count that large drops one token, as in that code.
 """
 
@@ -128,7 +128,7 @@ class SparseVLM(Method):
     def tie_break(self, recycled: Tensor) -> Tensor:
         """Decides between equally dense tokens, higher = denser, [R, m]; two nearest neighbours are often just that.
 
-        The better-ranked one. (The published code draws lots.)
+        The better-ranked one. (The published code chooses at random.)
         """
         return -recycled.new_ones(recycled.shape).cumsum(1)
 

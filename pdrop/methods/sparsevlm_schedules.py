@@ -26,7 +26,7 @@ def sparsevlm(
 ) -> Schedule:
     """SparseVLM's published lists (its code at 26a5f48), by their name or scaled to a ratio.
 
-    Boundaries are 3, 7 and 16 of 32 layers, in front of which its code cuts; other depths have them in proportion.
+    Boundaries are 3, 7 and 16 of 32 layers, before which its code cuts; other depths have them in proportion.
 
     Args:
         num_layers: Layers of the decoder.
@@ -63,7 +63,7 @@ def sparsevlm(
 def sparsevlm_v1(num_layers: int = 32, layers: Sequence[int] | None = None) -> Schedule:
     """The four boundaries of SparseVLM v1 (its code at 91fb6d9), whose numbers the method finds prompt by prompt.
 
-    They are 3, 7, 16 and 20 of 32 layers, in front of which its code cuts; other depths have them in proportion.
+    They are 3, 7, 16 and 20 of 32 layers, before which its code cuts; other depths have them in proportion.
 
     Args:
         num_layers: Layers of the decoder.

@@ -8,7 +8,7 @@ package. `weights="random"` builds the same architecture from its config alone, 
 the weights. Code that comes with a checkpoint is never executed.
 
 What would silently change a number is refused or pinned: weights that do not cover the model (transformers would fill
-the gaps with random values), weights that are no numbers, a text-only checkpoint, and the image processor's backend
+the gaps with random values), weights that are not numbers, a text-only checkpoint, and the image processor's backend
 (torchvision and PIL resize differently; published numbers were made with PIL).
 """
 
@@ -133,7 +133,7 @@ def load(
 
 
 def locate(path: str, *, revision: str | None = None, weights: Weights = "pretrained") -> Path:
-    """The local folder behind `path`; a Hub repository is downloaded (its weights only if they are wanted).
+    """The local folder of `path`; a Hub repository is downloaded (its weights only if they are wanted).
 
     Raises:
         ValueError: If there is none, or it lacks config or weights.
@@ -151,7 +151,7 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
     if not folder.is_dir():
         raise ValueError(f"{path}: no such folder, and no name of a Hub repository (owner/name) either")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{path}: no config.json in this folder, so it is no Hugging Face checkpoint")
+        raise ValueError(f"{path}: no config.json in this folder, so it is not a Hugging Face checkpoint")
     if (folder / "adapter_config.json").is_file():  # transformers would load another model, the one it names
         raise ValueError(f"{path}: an adapter lies in this folder: merge it into its model (merge_and_unload) and save")
     if weights == "pretrained":
@@ -202,7 +202,7 @@ def read_config(folder: Path, path: str) -> Any:
         raise ValueError(f"{path}: transformers cannot read its config.json ({first_line(error)})") from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
-            f"{path} is no vision-language model: its config.json says model_type {config.model_type!r}; "
+            f"{path} is not a vision-language model: its config.json says model_type {config.model_type!r}; "
             "give a checkpoint that transformers loads as image-text-to-text"
         )
     return config
@@ -222,7 +222,7 @@ def refuse_own_code(error: BaseException, path: str) -> None:
 
 
 def check_json(folder: Path, path: str) -> None:
-    """Refuse configs and tokenizer files that are no valid JSON; transformers passes over some and misnames others.
+    """Refuse configs and tokenizer files that are not valid JSON; transformers passes over some and misnames others.
 
     Raises:
         ValueError: Naming file and place.

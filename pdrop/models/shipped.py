@@ -2,7 +2,7 @@
 
 What a forward costs follows from the config alone, and so does its speed with random weights. So both can be had
 without a download: `read` gives the config, `noise_prompt` inputs of the right shapes. One JSON file a checkpoint:
-which one it is, a prompt to reckon with, and those values of its config.json that decide shapes.
+which one it is, a prompt to compute with, and those values of its config.json that decide shapes.
 
     config = read("llava_1_5_7b")
     sizes = ModelSizes.from_config(config)              # pdrop/shapes.py
@@ -54,7 +54,7 @@ def read(name: str) -> Any:
 
 
 def reference_prompt(name: str) -> PromptSize:
-    """The prompt with one image that an architecture is reckoned with."""
+    """The prompt with one image that an architecture's costs are computed for."""
     prompt = entry(name)["prompt"]
     images = prompt["images"] if isinstance(prompt["images"], int) else [tuple(grid) for grid in prompt["images"]]
     size = prompt.get("size")
@@ -125,7 +125,7 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
         patches = sum(frames * height * width for frames, height, width in grids)
         pixels = {"pixel_values": noise(many * patches, values)}
         pixels["image_grid_thw"] = torch.tensor(grids * many)
-    between = images if images > 1 else 0  # images of one prompt are told apart by what stands between
+    between = images if images > 1 else 0  # images of one prompt are separated by what stands between
     words = torch.randint(3, 900, (batch, max(2, text - between)), generator=generator)
     blocks = []
     for _ in range(images):

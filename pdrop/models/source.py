@@ -41,7 +41,7 @@ class ModelSource:
             processor is needed then. None: the checkpoint itself.
         fingerprint: 16 hex digits over whatever makes the model.
         layers: Of the decoder.
-        visual_tokens, text_tokens: Of the prompt that budgets and ledgers are reckoned with; None: the model's own.
+        visual_tokens, text_tokens: Of the prompt that budgets and breakdowns are computed for; None: the model's own.
     """
 
     name: str

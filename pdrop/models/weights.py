@@ -41,7 +41,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: {path.name} is no valid JSON ({error}): fetch the file again") from error
+        raise ValueError(f"{what}: {path.name} is not valid JSON ({error}): fetch the file again") from error
     if not isinstance(data, dict):
         raise ValueError(f"{what}: {path.name} holds a {type(data).__name__}, where a JSON object belongs")
     return data
@@ -79,7 +79,7 @@ def headers(folder: Path, what: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in a folder's weights, without reading any.
 
     Raises:
-        ValueError: If a file is no whole safetensors file.
+        ValueError: If a file is not a whole safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -89,7 +89,9 @@ def headers(folder: Path, what: str) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as file:
                 found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{what}: {path.name} is no whole safetensors file ({error}): fetch it again") from error
+            raise ValueError(
+                f"{what}: {path.name} is not a whole safetensors file ({error}): fetch it again"
+            ) from error
     return found
 
 
@@ -190,7 +192,7 @@ def deepest_of(tensors: Iterable[str]) -> int:
 
 
 def refuse_not_finite(model: Any, what: str) -> None:
-    """Refuse a loaded model with weights that are no numbers, or that its dtype cannot hold.
+    """Refuse a loaded model with weights that are not numbers, or that its dtype cannot hold.
 
     One pass over each tensor without a copy: 0.3 s for a billion weights. Of several processes that read the
     same files, the first of each machine looks.
@@ -225,7 +227,7 @@ def finite(tensor: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers without its report on loading and its bars: what they say is said in our words."""
+    """Transformers without its report on loading and its bars: what they say is said by our own messages."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

@@ -148,7 +148,7 @@ def resolve(
 
 
 def scheduled(settings: Settings, schedule: Schedule) -> Settings:
-    """The same settings with a schedule. What it makes idle is no part of the identity: positions, timing."""
+    """The same settings with a schedule. What it makes idle is not part of the identity: positions, timing."""
     method, protocol = settings.method, settings.protocol
     spec = replace(
         settings.spec,
@@ -160,7 +160,7 @@ def scheduled(settings: Settings, schedule: Schedule) -> Settings:
 
 
 def spelled(settings: Settings, timed: bool) -> str:
-    """The protocol as it identifies a run: with what was said of the model's prompt, where that is counted or timed,
+    """The protocol as it identifies a run: with the prompt given for the model, where that is counted or timed,
     and with the number of prompts where that is not the batch's."""
     protocol, spec, source = settings.protocol, settings.spec, settings.source
     words = [protocol.spelled if timed else "off"]

@@ -61,7 +61,7 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     if not cost.timing["invalid"]:  # a table shows no ratio that means nothing; why, it says
         cost.prefill_time_ratio = as_interval(lane["ratio"])
     for reason in cost.timing["invalid"]:
-        log.warning("these times are no result: %s", reason)
+        log.warning("these times are invalid: %s", reason)
 
 
 def as_interval(lane: Mapping[str, Any]) -> Interval:

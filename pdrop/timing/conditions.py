@@ -66,7 +66,7 @@ def refuse_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> None
 
 
 def invalid(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Why a measurement between these two moments is no result; empty where it is one."""
+    """Why a measurement between these two moments is invalid; empty where it is valid."""
     found = [f"changed while measuring: {text}" for text in differences(before, after)]
     busiest = max(c.get("others_gib") or 0.0 for c in (before, after))
     if busiest > OTHERS_GIB:

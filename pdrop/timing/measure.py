@@ -60,7 +60,7 @@ def measure(
 
     Returns:
         `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
-        after), `invalid` (why the numbers are no result; empty where they are) and `protocol`.
+        after), `invalid` (why the numbers do not count; empty where they do) and `protocol`.
 
     Raises:
         ValueError: If the schedule is empty or the protocol times nothing.

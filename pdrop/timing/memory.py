@@ -90,7 +90,7 @@ def resident() -> dict[str, int]:
 def memory(
     model: torch.nn.Module, prefill: Callable[[], Any], answer: Callable[[], Any] | None, device: torch.device
 ) -> Mapping[str, Any]:
-    """Peaks of a prefill and of an answer, and the cache behind the prefill.
+    """Peaks of a prefill and of an answer, and the cache after the prefill.
 
     Args:
         model: Whose weights are counted apart.

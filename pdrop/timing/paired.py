@@ -158,5 +158,5 @@ def paired_ratio(this: Sequence[float], base: Sequence[float]) -> Interval:
         ValueError: If the two are not of the same length.
     """
     if len(this) != len(base):
-        raise ValueError(f"{len(this)} and {len(base)} values are no pairs")
+        raise ValueError(f"{len(this)} and {len(base)} values are not pairs")
     return interval([a / b for a, b in zip(this, base)], "ratio")

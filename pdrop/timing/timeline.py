@@ -35,7 +35,7 @@ class Timeline:
 
     @property
     def tpot_ms(self) -> float | None:
-        """A token behind the first, on average; None for an answer of one token."""
+        """Per token after the first, on average; None for an answer of one token."""
         return None if len(self.ms) < 2 else (self.ms[-1] - self.ms[0]) / (len(self.ms) - 1)
 
 

@@ -17,7 +17,7 @@ class Collator:
 
     Where several processes train together, every batch must bring an image: one process that calls the tower while
     another does not would wait for it for ever (FSDP, ZeRO-3), or lack its gradients (DDP). A batch of text alone then
-    carries a black image behind its shortest row, as padding: nothing attends to it, it is no visual token to any
+    carries a black image after its shortest row, as padding: nothing attends to it, it is not a visual token to any
     method, and the loss is what it was. LLaVA's code has a dummy image for the same reason.
 
     Args:

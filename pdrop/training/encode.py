@@ -5,7 +5,7 @@ Formats:
     plain       LLaVA's pre-training: the image and its caption, no instruction; labels on the caption and its newline
     chat        the checkpoint's own chat template, labels from where an answer begins to its end token
 
-So the query token, the one in front of each answer, is the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and
+So the query token, the one before each answer, is the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and
 in `plain` the image's last token. The official code asks there with the last token that has survived so far; here the
 query itself always stays (its logits are needed) and is counted among those kept.
 
@@ -101,7 +101,7 @@ class Encoder:
     # ---------------------------------------------------------------- text
 
     def render(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and where its answers stand in it, as (first, behind the last) characters.
+        """The conversation as text, and where its answers stand in it, as (first, one past the last) characters.
 
         Raises:
             ValueError: If the record does not suit the format.
@@ -140,11 +140,11 @@ class Encoder:
             if not (text.startswith(asked) and asked.startswith(before)):
                 raise ValueError(
                     f"{record.name}: this checkpoint's chat template rewrites earlier turns, so answers cannot be told "
-                    "from the rest; choose format=vicuna_v1, or keep to one turn a record"
+                    "from the rest; choose format=vicuna_v1, or keep to one turn per record"
                 )
             end, eos = len(text), self.tokenizer.eos_token
             if eos and (at := text.find(eos, len(asked))) >= 0:
-                end = at + len(eos)  # a newline that a template puts behind is nobody's to say
+                end = at + len(eos)  # a newline that a template adds is not part of the answer
             spans.append((len(asked), end))
         return text, spans
 
@@ -237,7 +237,7 @@ def _content(question: str) -> list[dict[str, str]]:
     content: list[dict[str, str]] = []
     for number, piece in enumerate(question.split(PLACEHOLDER)):
         content += [{"type": "image"}] if number else []
-        piece = piece.removeprefix("\n") if number else piece  # templates put their own newline behind an image
+        piece = piece.removeprefix("\n") if number else piece  # templates put their own newline after an image
         content += [{"type": "text", "text": piece}] if piece else []
     return content
 

@@ -113,7 +113,7 @@ class LossCurve(TrainerCallback):
     """Times the steps, writes curve.csv, and adds the times to what is logged elsewhere.
 
     Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was
-    spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. On resuming, rows behind
+    spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. On resuming, rows after
     the checkpoint are taken out: they will be made again.
     """
 
@@ -151,7 +151,7 @@ class LossCurve(TrainerCallback):
         """A row, if it is a step that is logged.
 
         Raises:
-            TrainingFailed: If the loss is no number any more.
+            TrainingFailed: If the loss is not a number any more.
         """
         if not logs or "loss" not in logs or not self.steps:
             return
@@ -217,7 +217,7 @@ def counts_at(checkpoint: Path) -> Tensor:
 
 
 class Bar(TrainerCallback):
-    """One line on the terminal: how far, the loss, seconds a step."""
+    """One line on the terminal: how far, the loss, seconds per step."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -59,7 +59,7 @@ def prepare(model: Any, rates: Rates, lora: Lora | None) -> Any:
 
 
 def unread_weights(model: Any) -> set[str]:
-    """Names of the tower's weights behind the last layer that is read (`vision_feature_layer`): the last norm, SigLIP's
+    """Names of the tower's weights after the last layer that is read (`vision_feature_layer`): the last norm, SigLIP's
     pooling, often the last layer. None of a tower that is read at its end, such as Qwen's.
 
     They never get a gradient. Trained, they would have no state in an optimizer, which FSDP refuses to load.
@@ -70,11 +70,11 @@ def unread_weights(model: Any) -> set[str]:
         return set()
     (stack,) = stacks
     layers = len(model.get_submodule(stack))
-    # of hidden states, of which the first is in front of all layers
+    # of hidden states, of which the first is before all layers
     read = max(place % (layers + 1) for place in (places if isinstance(places, (list, tuple)) else [places]))
-    behind = (*(f"{stack}.{layer}." for layer in range(read, layers)), ".post_layernorm.", ".head.")
+    unread = (*(f"{stack}.{layer}." for layer in range(read, layers)), ".post_layernorm.", ".head.")
     names = (name for name, _ in model.named_parameters() if "vision" in name)
-    return {name for name in names if any(part in name for part in behind)}
+    return {name for name in names if any(part in name for part in unread)}
 
 
 def layers_of(model: Any) -> list[str]:

@@ -4,7 +4,7 @@ A training's folder is `<output>/<recipe>-<model>-<method>-<training_id>/`:
 
     training.json       the TrainingRecord
     model/              the trained model with its processor: run.py model=folder model.path=<this>
-    curve.csv           a row a logged step: loss, learning rate, tokens per second, seconds
+    curve.csv           one row per logged step: loss, learning rate, tokens per second, seconds
     tensorboard/        the same for TensorBoard
     checkpoint-N/       what a killed training goes on from
 """
@@ -31,7 +31,7 @@ Overlong = Literal["stop", "skip"]
 class TrainingSpec:
     """Everything that can change the weights that come out. Two trainings with equal specs are one.
 
-    The code is not among it (the record names it): a training of days shall outlive an edit.
+    The code is not part of it (the record names it), so that an edit does not end a training of days.
     """
 
     recipe: str
@@ -134,7 +134,7 @@ class TrainingRecord:
         """The record of a training's folder.
 
         Raises:
-            ValueError: If the file is no record of this version; the message names it.
+            ValueError: If the file is not a record of this version; the message names it.
         """
         path = folder / FILE
         try:
@@ -149,5 +149,5 @@ class TrainingRecord:
             return record
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no record that this version reads ({error}); move the folder away, or set force=true"
+                f"{path} is not a record that this version reads ({error}); move the folder away, or set force=true"
             ) from error

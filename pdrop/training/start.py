@@ -75,7 +75,7 @@ def read_part(auto: Any, folder: Path, path: str, dtype: torch.dtype) -> Any:
     """A model that a part is taken from.
 
     Raises:
-        ValueError: If it cannot be read whole, or its weights are no numbers.
+        ValueError: If it cannot be read whole, or its weights are not numbers.
     """
     from transformers import AutoConfig
 

@@ -1,4 +1,4 @@
-"""Pictures -> tensors for the training forward: questions packed in blocks behind their image's prefix."""
+"""Pictures -> tensors for the training forward: questions packed in blocks after their image's prefix."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _foretold(question: EmbeddedQuestion) -> list[tuple[int, int]]:
 
 
 def prefix_ids() -> Tensor:
-    """int64 (3,): what stands in front of the image."""
+    """int64 (3,): what stands before the image."""
     return torch.tensor([BEGIN_ID, *_encode("USER:")])
 
 
@@ -92,7 +92,7 @@ class Batch:
 def pack(
     pictures: Sequence[Picture], blocks: int, weights: Mapping[str, float] | None = None, hinted: bool = False
 ) -> Batch:
-    """Packs as many questions as `blocks` blocks an image hold.
+    """Packs as many questions as `blocks` blocks per image hold.
 
     `weights` maps a family to the fraction of its questions that is asked (families left out: none); None asks all.
     `hinted` adds the targets of hints.py.
@@ -137,7 +137,7 @@ def pack(
 
 @cache
 def _character_tokens() -> np.ndarray:
-    """int64 (2, characters + 1): a character's token that begins a word, and inside one; 0 is no character."""
+    """int64 (2, characters + 1): a character's token that begins a word, and inside one; 0 is not a character."""
     ids = _tokenizer().convert_tokens_to_ids
     return np.array([[_IGNORED, *(ids(before + character) for character in CHARACTERS)] for before in ("", "##")])
 

@@ -1,7 +1,7 @@
 """The training forward over the parameters of the transformers model: the same mathematics, laid out for speed.
 
 Many questions about one image share its prefix: the prefix rows (<s> USER : and the visual tokens) are computed once,
-and the questions lie behind it in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block,
+and the questions follow it in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block,
 the earlier rows of its own question (`mask`). tests/embedded/test_corpus.py holds the result against transformers.
 
 Matrix products run in bfloat16 where the device multiplies it in hardware (a GPU, AMX, AVX-512 BF16: `precision.py`),
@@ -169,7 +169,7 @@ class PackedForward:
     def hidden(
         self, features: Tensor, head_ids: Tensor, ids: Tensor, positions: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Behind the last layer: the visual tokens' rows (batch, VISUAL_TOKENS, WIDTH) and the questions' (batch,
+        """After the last layer: the visual tokens' rows (batch, VISUAL_TOKENS, WIDTH) and the questions' (batch,
         blocks, BLOCK, WIDTH).
 
         features (batch, VISUAL_TOKENS, TOWER_WIDTH); head_ids (3,): <s> USER : ; ids and positions (batch, blocks,

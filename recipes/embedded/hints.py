@@ -1,4 +1,4 @@
-"""Hints: words of a question behind which training has something foretold besides the answer, so that a long chain of
+"""Hints: words of a question after which training has something foretold besides the answer, so that a long chain of
 steps is taught step by step. Nothing of them is left in the model or in the benchmark's questions."""
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ _NAMES = {*COLOR_NAMES, *SHAPES, *PLURALS.values(), *LABELS}
 
 
 def hints(question: EmbeddedQuestion) -> list[tuple[int, str]]:
-    """(place in `question.text.split()`, word foretold behind it), in order.
+    """(place in `question.text.split()`, word foretold after it), in order.
 
-    Behind the last name that the question gives, where the answer could be known: the answer's first word; of a place,
-    at the question mark, its last word. Of a multiple-choice question: behind that name the first word of the right
-    option, behind each option its letter if it is the right one, else "no", and behind the word "letter" the letter.
+    After the last name that the question gives, where the answer could be known: the answer's first word; of a place,
+    at the question mark, its last word. Of a multiple-choice question: after that name the first word of the right
+    option, after each option its letter if it is the right one, else "no", and after the word "letter" the letter.
 
     >>> hints(EmbeddedQuestion("attribute", "what shape is the red object ?", "star"))
     [(4, 'star')]

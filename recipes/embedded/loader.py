@@ -37,7 +37,7 @@ class Steps(Dataset[Batch]):
         """Where step `number` is.
 
         Raises:
-            IndexError: Behind the last.
+            IndexError: If there is no such step.
         """
         for index, stage in enumerate(self.recipe):
             if number < stage.steps:

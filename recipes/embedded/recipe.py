@@ -7,27 +7,28 @@ What each stage is for:
   The look-up appears within 150 steps; with other questions mixed in from the start it does not.
 - first mix: everything but reading, each step of an answer foretold inside its question (hints.py). Existence comes
   here (.93), places and choices begin to.
-- projector: linear heads behind the projector are taught the patch labels, while its output moves little from what the
-  decoder already reads (`keep`). Before, the characters were behind it, but quiet, and the decoder never found them.
-- spelling: behind the last layer, the visual tokens' own rows learn to name the character they show (`spell`), so that
+- projector: linear heads after the projector are taught the patch labels, while its output moves little from what the
+  decoder already reads (`keep`). Before, its output held the characters too weakly for the decoder to find them.
+- spelling: after the last layer, the visual tokens' own rows learn to name the character they show (`spell`), so that
   an answer has only to copy it. Questions hardly learn to read meanwhile.
 - reading: begins anew with codes of one or two characters, many to an image; reading comes within 25 steps.
 - second mix: everything, at falling rates.
 - counts: of most things in a scene there is one, and a model that says so is mostly right. The drill asks for the
-  others. The drill "letters" asks for choices: behind each option whether it is right is foretold, and behind the right
+  others. The drill "letters" asks for choices: after each option whether it is right is foretold, and after the right
   one its letter, which the answer has only to copy.
 - last mix: everything, documents and relations little, at falling rates. Position comes with them.
 - fields: whether labels are in a document, which was hardly asked so far; the drill asks for all of them.
 
 What did not work, and why as far as it is known:
-- Reading without "projector" and "spelling": three warm-ups left the answers at the frequencies of characters. A sign a
-  scene gives 30 characters a step, where even a linear probe on the tower's features needs ten thousand to name 80 %.
+- Reading without "projector" and "spelling": three warm-ups left the answers at the frequencies of characters. One sign
+  per scene gives 30 characters per step, where even a linear probe on the tower's features needs ten thousand to name
+  80 %.
 - A tower that is taught nothing about rows and columns: it forgets where its patches are, and no "where" is learned.
 - Choices without hints: at chance, whatever was tried.
-- A fresh decoder behind a projector that was taught on patch labels alone. It read from the beginning (spelled .74
+- A fresh decoder after a projector that was taught on patch labels alone. It read from the beginning (spelled .74
   after 30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but
   never by colour: .33 of three things after some twenty thousand questions, whatever was tried for 30 to 100 steps
-  (colours alone, six things a scene, colour words that begin as the mean of their patches, the answer foretold at the
+  (colours alone, six things per scene, colour words that begin as the mean of their patches, the answer foretold at the
   word).
 
 The shipped model is one run of this recipe from its fixed seed, in two processes of one thread, matrix products in

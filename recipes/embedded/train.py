@@ -43,7 +43,7 @@ _COLUMNS = (
 
 
 def _write_curve(path: Path, row: Mapping[str, object]) -> None:
-    """Appends a row; a run that goes on from a checkpoint first drops what lies behind it."""
+    """Appends a row; a run that goes on from a checkpoint first drops the rows after it."""
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, restval="")
@@ -53,7 +53,7 @@ def _write_curve(path: Path, row: Mapping[str, object]) -> None:
 
 
 def _trim_curve(path: Path, images: int) -> tuple[float, float]:
-    """Drops rows behind `images` (they will be made again); gives the CPU and the wall seconds of what stays."""
+    """Drops rows after `images` (they will be made again); gives the CPU and the wall seconds of what stays."""
     if not path.exists():
         return 0.0, 0.0
     with path.open(newline="") as file:

@@ -108,7 +108,7 @@ class Trainer:
         return self.data[self.data.number(self.place)].to(self.device)
 
     def step(self, batch: Batch) -> None:
-        """One optimizer step on this process's images, `batch()`; moves on to the next stage behind the last."""
+        """One optimizer step on this process's images, `batch()`; the last one of a stage moves on to the next."""
         stage = self.stage
         if self.step_index == 0:
             self._calm(batch)
@@ -161,9 +161,10 @@ class Trainer:
 
     @torch.no_grad()
     def _calm(self, batch: Batch) -> None:
-        """Before anything stands behind the tower, scales it so that its features have RMS 1; what it computes stays.
+        """Before anything is trained on the tower's features, scales them to RMS 1; what it computes stays the same.
 
-        Behind the patch labels its stream is ten times louder than word embeddings, and drowns them in the decoder.
+        After training on patch labels, its features are ten times as large as word embeddings, and drown them in the
+        decoder.
         """
         before = self.recipe[: self.stage_index]
         if not before or before[-1].tower_rate == 0 or self.stage.tower_rate > 0 or any(one.asks for one in before):
@@ -176,7 +177,7 @@ class Trainer:
 
     @torch.no_grad()
     def _begin_projector(self, batch: Batch) -> None:
-        """Sets the projector's loudness, and remembers what it is where that shall be kept."""
+        """Scales the projector's output, and copies the projector where its output is to stay near what it is."""
         if self.stage.loudness > 0:
             loud = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
             last = self.model.model.multi_modal_projector.linear_2

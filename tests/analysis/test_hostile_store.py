@@ -28,7 +28,7 @@ FREE += ("image_mode", "device", "code", "task_files", "positions")
 
 
 def poisoned(record: Any) -> Any:
-    """The record with the poison in every text that is no name."""
+    """The record with the poison in every text that is not a name."""
     told = {"versions": json.dumps({"torch": POISON, POISON: "1"}), "method_args": json.dumps({POISON: POISON})}
     spec = replace(record.spec, **told, **dict.fromkeys(FREE, POISON))
     environment = {key: POISON if isinstance(value, str) else value for key, value in record.environment.items()}

@@ -131,7 +131,7 @@ def test_lost_or_swapped_samples_are_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match="answered different samples"):
         table_of(copied)
     path.write_text("\n".join([*lines[:-1], "{half a line"]) + "\n")
-    with pytest.raises(ValueError, match="line 60 is no sample"):
+    with pytest.raises(ValueError, match="line 60 is not a sample"):
         table_of(copied)
     path.unlink()
     with pytest.raises(ValueError, match=r"toy_ocr.jsonl is missing"):

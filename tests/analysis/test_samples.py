@@ -105,7 +105,7 @@ def test_what_holds_no_samples_is_left_alone(tmp_path: Path, capsys: pytest.Capt
     text = path.read_text().replace('{"doc_id": 3,', '{"doc": 3,')
     path.write_text(text)
     assert main(["condense", "--results", str(tmp_path)]) == 1
-    assert "toy_ocr.jsonl, line 4 is no sample" in capsys.readouterr().err
+    assert "toy_ocr.jsonl, line 4 is not a sample" in capsys.readouterr().err
     assert path.read_text() == text
 
 
@@ -121,7 +121,7 @@ def test_lost_or_damaged_files_are_named(tmp_path: Path) -> None:
         (lambda: file.write_bytes(whole[:-90]), "samples.zip is damaged"),
         (lambda: file.write_bytes(whole[:inside] + b"xyz" + whole[inside + 3 :]), "samples.zip is damaged"),
         (lambda: edit(file, '"doc_id": 7,', '"doc_id": 77,'), "are not of the same samples"),
-        (lambda: edit(file, '{"doc_id": 7,', "{half a line"), "samples.zip, line 8 is no sample"),
+        (lambda: edit(file, '{"doc_id": 7,', "{half a line"), "samples.zip, line 8 is not a sample"),
         (lambda: edit(file, '"kept": ["', '"kept": ["f'), "sample 1 does not say .* a token after the last"),
         (lambda: file.write_bytes(b""), "samples.zip is damaged"),
         (file.unlink, "samples.zip with it"),

@@ -127,7 +127,7 @@ def test_tasks_that_share_images_are_resampled_together(tmp_path: Path) -> None:
             (run.path / "samples" / f"{task}.jsonl").write_text((run.path / "samples/toy_exist.jsonl").read_text())
         run.record.write(run.path)
     for row in table_of(tmp_path).rows:
-        if row.drops and row.average:  # the same answers three times are no more evidence than once
+        if row.drops and row.average:  # the same answers three times are not more evidence than once
             assert row.average.delta.low == pytest.approx(row.cells["toy_exist"].delta.low)
             assert row.average.delta.high == pytest.approx(row.cells["toy_exist"].delta.high)
 

@@ -255,4 +255,4 @@ def test_the_papers_layout(store: Path) -> None:
     assert papers_average(row, table) == pytest.approx((3 * 0.8 + 1500 / 20 / 100) / 4)
     assert list(grids(table)[1].head)[-3:] == ["average", "Avg, MME/20", "of none %"]
     del row.cells["mme"]
-    assert papers_average(row, table) is None, "a missing score is no zero"
+    assert papers_average(row, table) is None, "a missing score is not a zero"

@@ -95,7 +95,7 @@ def test_unfinished_trainings_are_left_out_and_none_at_all_is_said(
     assert len(rows(tmp_path)) == 3
     path.write_text("{}")
     assert main(["trainings", "--results", str(tmp_path)]) == 1
-    assert "is no training record" in capsys.readouterr().err
+    assert "is not a training record" in capsys.readouterr().err
 
 
 def test_scores_are_pooled_over_seeds_and_held_against_the_models_of_the_same_seeds(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def text_only(tmp_path_factory):
 
 REFUSED = {
     "ratio": (["ratio=1.2"], ["ratio", "1.2", "between 0 and 1"]),
-    "ratio is no number": (["ratio=half"], ["ratio", "half"]),
+    "ratio is not a number": (["ratio=half"], ["ratio", "half"]),
     "stages": (["stages=40"], ["40 stages", "12 layers"]),
     "layers": (["layers=[3,12]"], ["layer 12", "0..11"]),
     "layers fall": (["layers=[6,3]"], ["rise"]),

@@ -120,7 +120,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["fastv", "ratio"], "dial=value"),
         (["fastv", "ratio=2"], "between 0 and 1"),
         (["pdrop.methods.base.View"], "without arguments"),
-        (["pathlib.Path"], "is no pdrop.methods.base.Method"),
+        (["pathlib.Path"], "is not a pdrop.methods.base.Method"),
     ],
 )
 def test_refusals(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

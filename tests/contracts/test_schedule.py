@@ -43,7 +43,7 @@ def test_the_stages_of_the_paper(stages: int, layers: tuple[int, ...]) -> None:
 )
 def test_average_tokens_of_576(schedule: Schedule, tokens: int) -> None:
     assert abs(schedule.mean_keep(32) * 576 - tokens) < 1.0
-    assert abs(schedule.mean_keep(32, visual=576) * 576 - tokens) < 1.5, "whole tokens lose a fraction a stage"
+    assert abs(schedule.mean_keep(32, visual=576) * 576 - tokens) < 1.5, "whole tokens lose a fraction per stage"
 
 
 def test_tokens_per_layer() -> None:
@@ -151,11 +151,11 @@ REFUSED: list[Any] = [
     pytest.param(lambda: Schedule((Stage(2, 0.5), Stage(4, 0.6))), "do not come back", id="keep-grows"),
     pytest.param(lambda: Schedule((Stage(2, tokens=5), Stage(4, tokens=6))), "do not come back", id="tokens-grow"),
     pytest.param(lambda: Schedule((Stage(2, 0.5), Stage(4, tokens=6))), "not both", id="mixed"),
-    pytest.param(lambda: Schedule.parse("8-0.5"), "'8-0.5' is no stage", id="parse-nonsense"),
-    pytest.param(lambda: Schedule.parse("8:0.5 16"), "'16' is no stage", id="parse-half"),
-    pytest.param(lambda: Schedule.parse("8:50%"), "is no stage", id="parse-percent"),
+    pytest.param(lambda: Schedule.parse("8-0.5"), "'8-0.5' is not a stage", id="parse-nonsense"),
+    pytest.param(lambda: Schedule.parse("8:0.5 16"), "'16' is not a stage", id="parse-half"),
+    pytest.param(lambda: Schedule.parse("8:50%"), "is not a stage", id="parse-percent"),
     pytest.param(lambda: Schedule.parse("8:1.5"), "between 0 and 1", id="parse-share"),
-    pytest.param(lambda: pyramid(32).check(24), "layers are numbered 0..23", id="behind-the-last-layer"),
+    pytest.param(lambda: pyramid(32).check(24), "layers are numbered 0..23", id="after-the-last-layer"),
     pytest.param(lambda: single(32, 0.5, num_layers=32), "numbered 0..31", id="at-the-end"),
     pytest.param(lambda: pyramid(16, stages=40), "40 stages do not fit into 16 layers", id="too-many-stages"),
     pytest.param(lambda: pyramid(16, stages=0), "whole number from 1 on", id="no-stage"),

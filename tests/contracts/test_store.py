@@ -32,7 +32,7 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / name).symlink_to(elsewhere)
-    with pytest.raises(ValueError, match=f"{name} is no file of a store but a link: remove it"):
+    with pytest.raises(ValueError, match=f"{name} is not a file of a store but a link: remove it"):
         WRITERS[name](folder)
     assert elsewhere.stat().st_mtime_ns == before.st_mtime_ns and elsewhere.read_text() == ""
     with pytest.raises(ValueError, match=f"{name} is a link"):
@@ -52,7 +52,7 @@ def test_pipes_and_folders_are_no_files_of_a_store(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, what in (("pipe", "a pipe"), ("folder", "a folder")):
-        with pytest.raises(ValueError, match=f"{name} is no file of a store but {what}"):
+        with pytest.raises(ValueError, match=f"{name} is not a file of a store but {what}"):
             os.close(open_in_place(tmp_path / name, os.O_RDWR))
 
 

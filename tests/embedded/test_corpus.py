@@ -230,7 +230,7 @@ def test_shipped_model_folder_loads_and_answers():
 
 
 def test_training_forward_is_the_model_that_is_shipped():
-    """Packed questions behind one prefix give the logits of transformers on each question alone."""
+    """Packed questions after one prefix give the logits of transformers on each question alone."""
     import torch
 
     from pdrop.embedded.model import build

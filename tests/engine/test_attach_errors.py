@@ -119,7 +119,7 @@ def test_compact_positions_are_undefined_for_multimodal_rope(family: str, kind: 
 
 
 FIT = [
-    pytest.param(FastV(), single(6, 0.5), "numbered 0..5", id="layer-behind-the-last"),
+    pytest.param(FastV(), single(6, 0.5), "numbered 0..5", id="layer-after-the-last"),
     pytest.param(FastV(), Schedule((Stage(2, 0.5), Stage(40, 0.2))), "boundary at layer 40", id="layer-40-of-6"),
     pytest.param(None, single(2, 0.5), "needs a method", id="no-method"),
 ]

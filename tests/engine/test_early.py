@@ -1,4 +1,4 @@
-"""Boundary 0: tokens that go in front of the decoder. Layer 0 then holds fewer keys than the prompt has tokens.
+"""Boundary 0: tokens that go before the decoder. Layer 0 then holds fewer keys than the prompt has tokens.
 
 pytest tests/engine/test_early.py
 """
@@ -282,7 +282,7 @@ def test_refusals() -> None:
     cache: Any = StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(ValueError, match="DynamicCache"), attach(model, RandomDrop(), EARLY):
         model(**batch, past_key_values=cache)
-    with pytest.raises(ValueError, match="text behind the image"), attach(model, Pool(), at(layer=0, keep=0.5)):
+    with pytest.raises(ValueError, match="text after the image"), attach(model, Pool(), at(layer=0, keep=0.5)):
         model(**batch_of("llava", model, ((3, 0),)))
 
 

@@ -68,7 +68,7 @@ def test_cached_decoding_equals_recomputing_everything(family: str, backend: str
         assert trace.prefills == 1
         assert trace.tokens == [[tokens - generated for tokens in layer] for layer in truth.tokens]
         cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
-        # before the first boundary the padding is cached as in any model; behind it the longest row counts
+        # before the first boundary the padding is cached as in any model; after it the longest row counts
         first = HALVES.layers[0]
         assert cached == [length + generated] * first + [max(layer) + generated for layer in trace.tokens[first:]]
 
@@ -130,7 +130,7 @@ def test_a_static_cache_gives_the_same_tokens(family: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl", "internvl"])
 def test_prompt_lookup_gives_the_same_tokens(family: str) -> None:
-    """The prompt comes with guesses behind it; those refused are cropped off caches of different lengths a layer."""
+    """The prompt comes with guesses after it; those refused are cropped off caches of different lengths per layer."""
     model = build(family)
     batch = single(family, sample(family, model, (3, 8)))
     ids = batch["input_ids"]

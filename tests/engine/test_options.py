@@ -50,7 +50,7 @@ def test_hidden_states_show_the_real_lengths(family: str) -> None:
     assert torch.equal(out.logits, want)
     longest = [max(layer) for layer in trace.tokens]
     first = HALVES.layers[0]
-    # what enters each layer: recorded in front of the hooks' work at a boundary, so one layer later there
+    # what enters each layer: recorded before the hooks' work at a boundary, so one layer later there
     entered = [state.shape[1] for state in out.hidden_states[:LAYERS]]
     assert entered[:first] == [length] * first
     assert entered[first + 1 : 4] == longest[first + 1 : 4]

@@ -1,6 +1,6 @@
 """The engine against the masked float64 oracle, on cases that hypothesis draws.
 
-Family x backend x batch of 1-4 x padding side x 0-2 images a row x schedule x method x position policy x where the
+Family x backend x batch of 1-4 x padding side x 0-2 images per row x schedule x method x position policy x where the
 labels are. Kept tokens, scores, token counts and the logits of every remaining token must agree.
 
     pytest tests/engine/test_oracle.py -k qwen
@@ -30,7 +30,7 @@ DRAWN = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     database=None,
 )
-MARGIN = {"sdpa": 1e-5, "eager": 1e-3}  # closer scores are not told apart
+MARGIN = {"sdpa": 1e-5, "eager": 1e-3}  # closer scores count as equal
 ANSWERS = {  # label spans of a row, counted in its real tokens, and the least text they need (first, last)
     "none": ([], (0, 0)),
     "end": ([(-2, 0)], (0, 2)),

@@ -32,7 +32,7 @@ def report(trace: Any) -> tuple[Any, ...]:
 @torch.no_grad()
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_ids_without_pixels_are_text(family: str) -> None:
-    """Quoted in a prompt without pictures, or in a draft behind one with pictures: they stay, and the trace too."""
+    """Quoted in a prompt without pictures, or in a draft after one with pictures: they stay, and the trace too."""
     model = build(family)
     quoted = WORDS if family not in VIDEOS else [VIDEO if word == IMAGE else word for word in WORDS]
     text, batch = text_with(quoted), batch_of(family, model, ((3, 5),))
@@ -46,7 +46,7 @@ def test_ids_without_pixels_are_text(family: str) -> None:
             before, keys = report(trace), [layer.keys.shape[2] for layer in cache.layers]
             model(input_ids=text["input_ids"], past_key_values=cache)
         assert before[0] == 2 and before[1] != [0]
-        assert report(trace) == before, "a draft is no prefill"
+        assert report(trace) == before, "a draft is not a prefill"
         assert [layer.keys.shape[2] for layer in cache.layers] == [n + len(WORDS) for n in keys], "a draft lost tokens"
 
 
@@ -74,7 +74,7 @@ def test_drafts_that_copy_image_ids_decode_as_greedy_does(family: str) -> None:
     batch = batch_of(family, model, ((3, 5),))
     before = int((batch["input_ids"][0] == IMAGE).nonzero()[0]) - 1
     options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
-    # the answer repeats the token in front of the image, so that the draft is the image
+    # the answer repeats the token before the image, so that the draft is the image
     options["sequence_bias"] = [[[int(batch["input_ids"][0, before])], 6.0]]
     seen: list[int] = []
     model.register_forward_pre_hook(
@@ -93,7 +93,7 @@ def test_drafts_that_copy_image_ids_decode_as_greedy_does(family: str) -> None:
 
 @torch.no_grad()
 def test_a_stray_id_beside_a_picture_is_the_models_own_error() -> None:
-    """The model counts ids against features. A forward that fails is no prefill and does nothing to the next."""
+    """The model counts ids against features. A forward that fails is not a prefill and does nothing to the next."""
     for family in ("llava", "idefics3", "qwen2_5_vl"):
         model = build(family)
         good = batch_of(family, model, ((3, 5), (7,)))

@@ -70,7 +70,7 @@ def test_nothing_is_noted_unless_asked_for_and_nothing_is_dropped() -> None:
     with attach(model, PyramidDrop(), EVERYWHERE) as trace:
         trace.study = True
         model.generate(**batch, max_new_tokens=3, do_sample=False)
-    assert len(trace.attention[0]) == LAYERS, "a decoding step is no prefill"
+    assert len(trace.attention[0]) == LAYERS, "a decoding step is not a prefill"
 
 
 SIZES = [[(640, 480)], [(28, 28), (40, 28)]]

@@ -44,7 +44,7 @@ def test_refused_at_attach(kind: str) -> None:
 
 @torch.no_grad()
 def test_every_fourth_layer_of_smollm3_does_not_turn() -> None:
-    """16 layers, a boundary in front of such a layer, behind it, or neither: kept is what the layer attends to most."""
+    """16 layers, a boundary before such a layer, after it, or neither: kept is what the layer attends to most."""
     model = ready(llava_of("smollm3", num_hidden_layers=16), "eager", torch.float32)
     batch = single("llava", sample("llava", model, (3, 5)))
     visual = batch["input_ids"][0] == IMAGE

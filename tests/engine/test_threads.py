@@ -40,7 +40,7 @@ def in_step(threads: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("method", [PyramidDrop(), FastV(), RandomDrop()], ids=lambda method: type(method).__name__)
 def test_four_threads_get_the_answers_of_one(method: Any) -> None:
-    """Each meets the others in front of every third layer of every forward; traces and names are each thread's own."""
+    """Each meets the others before every third layer of every forward; traces and names are each thread's own."""
     model = fresh("llava")
     batches = [batch_of("llava", model, rows) for rows in PROMPTS]
     names = [[f"{number}-{row}" for row in range(len(rows))] for number, rows in enumerate(PROMPTS)]
@@ -77,7 +77,7 @@ def test_a_streamers_thread_is_read_in_the_thread_that_attached() -> None:
 
 
 class Pausing(BaseStreamer):
-    """Stops `generate` until it may go on: in front of its first forward, where the prompt is put, or later."""
+    """Stops `generate` until it may go on: before its first forward, where the prompt is put, or later."""
 
     def __init__(self, at: int) -> None:
         self.at, self.put_so_far, self.paused, self.go_on = at, 0, threading.Event(), threading.Event()

@@ -21,7 +21,7 @@ from tests.support.cases import BOUNDARIES, GREEDY, HALVES, RAGGED, STEPS, batch
 
 
 def text_turn(batch: dict[str, Tensor], first: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """What `generate` gets for a second turn of seven text tokens behind a first answer, and its input_ids."""
+    """What `generate` gets for a second turn of seven text tokens after a first answer, and its input_ids."""
     ids = torch.cat([first.sequences, torch.arange(20, 27).expand(len(first.sequences), -1)], 1)
     longer = prolong(batch, ids)
     return {key: value for key, value in longer.items() if "pixel_values" not in key and key != "image_sizes"}, ids

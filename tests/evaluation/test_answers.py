@@ -65,5 +65,7 @@ def test_the_last_line_of_a_question_counts(path: Path) -> None:
 @pytest.mark.parametrize("foreign", ["some notes", "{}", '{"answer": 3', '{"key": "x"}', "[1]", "7"])
 def test_what_is_no_answer_is_refused(path: Path, foreign: str) -> None:
     path.write_text(foreign + "\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"answers\.jsonl, line 1 is no answer of this version: move the folder away"):
+    with pytest.raises(
+        ValueError, match=r"answers\.jsonl, line 1 is not an answer of this version: move the folder away"
+    ):
         AnswerStore(path)

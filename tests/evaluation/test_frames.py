@@ -1,4 +1,4 @@
-"""Videos are shown as evenly spaced frames, in their order; what is no video is an error that names the file.
+"""Videos are shown as evenly spaced frames, in their order; what is not a video is an error that names the file.
 
 pytest tests/evaluation/test_frames.py
 """

@@ -261,7 +261,7 @@ def test_a_kill_inside_a_write_asks_the_whole_batch_again(run, tmp_path):
 
 def test_a_foreign_answers_file_is_refused(run, tmp_path):
     write_atomically(tmp_path / "run" / "answers.jsonl", '{"key": "x"}\n{"key": "y"}\n')
-    with pytest.raises(ValueError, match="line 1 is no answer of this version: move the folder away"):
+    with pytest.raises(ValueError, match="line 1 is not an answer of this version: move the folder away"):
         run(["pope"])
 
 

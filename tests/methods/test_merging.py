@@ -82,7 +82,7 @@ def test_the_trace_adds_up(schedule: Schedule) -> None:
         for row, names in enumerate(order):
             made = [-1 - token.number for token in merged[row]]
             stay = [name for name in names.tolist() if name not in made]
-            assert names.tolist() == stay + made, "merged tokens stand behind those that stay"
+            assert names.tolist() == stay + made, "merged tokens stand after those that stay"
             assert stay == [name for name in before[row] if name in stay], "in their order"
             gone = set(before[row]) - set(stay)
             sources = [name for token in merged[row] for name in token.sources]
@@ -136,7 +136,7 @@ def test_decoding_is_what_a_forward_over_all_of_it_gives(family: str, positions:
 
 @torch.no_grad()
 def test_text_between_images_sees_nothing_of_what_comes_later() -> None:
-    """Tokens merged from both images stand behind the second, also where nothing of it stays."""
+    """Tokens merged from both images stand after the second, also where nothing of it stays."""
     model = build("llava")
     batch = batch_of("llava", model, ((2, 4, 6),))
     other = dict(batch, pixel_values=batch["pixel_values"].clone())
@@ -195,7 +195,7 @@ def test_a_count_above_what_there_is_drops_one_and_recycles_it() -> None:
 
 
 def test_gradients_reach_what_was_merged() -> None:
-    """Everything but one merged token goes in front of layer 1: the image reaches the loss through that one alone."""
+    """Everything but one merged token goes before layer 1: the image reaches the loss through that one alone."""
     method, schedule = SparseVLM(recycle=1.0, tokens_per_cluster=100), Schedule((Stage(1, tokens=0),))
     losses, gradients = [], []
     for checkpointing in (None, {"use_reentrant": True}, {"use_reentrant": False}):
@@ -291,7 +291,7 @@ def test_density_peaks_do_not_underflow() -> None:
 )
 @pytest.mark.parametrize("shares", [False, True])
 def test_the_published_lists(budget: int, plus: bool, average: float, shares: bool) -> None:
-    """ "192" is 206.5 tokens a layer, counted on what enters it and with merged tokens."""
+    """ "192" is 206.5 tokens per layer, counted on what enters it and with merged tokens."""
     method = SparseVLMPlus() if plus else SparseVLM()
     schedule = sparsevlm(32, budget=budget, plus=plus, shares=shares)
     assert schedule.layers == (3, 7, 16)

@@ -33,7 +33,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def listed(case: dict[str, Any]) -> Schedule:
-    """The official program cuts on the output of a layer: in front of the next."""
+    """The official program cuts on the output of a layer: before the next."""
     layers = [layer + 1 for layer in case["pruning_layers"]]
     return Schedule(tuple(Stage(layer, tokens=n) for layer, n in zip(layers, case["schedule"])))
 

@@ -1,4 +1,4 @@
-"""Weights: held against their config by the headers alone, refused where they are no numbers; configs that are none;
+"""Weights: held against their config by the headers alone, refused where they are not numbers; configs that are none;
 a checkpoint's own code.
 """
 
@@ -133,7 +133,7 @@ def test_an_adapter_is_no_checkpoint(copy):
 def test_damaged_files_are_named(copy, cut):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file .*fetch it again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file .*fetch it again"):
         load(str(copy), name="x")
 
 
@@ -182,7 +182,7 @@ def test_invalid_json_is_named(copy, file):
     assert (copy / file).is_file(), "every one of them is read"
     for text in BROKEN:
         (copy / file).write_text(text)
-        with pytest.raises(ValueError, match=rf"{file} (is no valid JSON|holds a \w+, where)") as error:
+        with pytest.raises(ValueError, match=rf"{file} (is not valid JSON|holds a \w+, where)") as error:
             load(str(copy), name="x")
         assert "\n" not in str(error.value)
 
@@ -191,7 +191,7 @@ def test_invalid_json_is_named_at_the_door(copy):
     from pdrop.models.source import ModelSource
 
     (copy / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         ModelSource.of("x", str(copy))
 
 

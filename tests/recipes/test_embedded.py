@@ -188,7 +188,7 @@ def test_hinted_rows_and_answer_rows_are_the_only_targets() -> None:
     added, told = hinted.rows & ~plain.rows, 0
     for span in hinted.spans:
         ids = [tokens(word, add_special_tokens=False).input_ids for word in span.question.text.split()]
-        start = span.first - sum(map(len, ids)) - 1  # ASSISTANT and its colon stand behind the text
+        start = span.first - sum(map(len, ids)) - 1  # ASSISTANT and its colon stand after the text
         for place, word in hints(span.question):
             row = start + sum(map(len, ids[: place + 1])) - 1
             assert int(hinted.ids[span.image, span.block, row]) == ids[place][-1]
@@ -267,7 +267,7 @@ def test_batches_are_the_same_whoever_composes_them_and_wherever_one_begins() ->
     steps = Steps(STAGES)
     assert [steps.place(number) for number in range(len(steps))] == [Place(0, 0), Place(1, 0), Place(2, 0), Place(2, 1)]
     assert [steps.first_image(steps.place(number)) for number in range(len(steps))] == [0, 4, 8, 12]
-    assert steps.number(Place(3, 0)) == len(steps) and steps.first_image(Place(3, 0)) == 16, "behind the last"
+    assert steps.number(Place(3, 0)) == len(steps) and steps.first_image(Place(3, 0)) == 16, "after the last"
     here, by_others = list(batches(steps, 1)), list(batches(steps, 1, composers=2))
     assert len(here) == len(by_others) == 3
     for one, other in zip(here, by_others):

@@ -76,7 +76,7 @@ def answers(record: RunRecord, task: str, n: int) -> np.ndarray:
 
 
 def masks(record: RunRecord, doc_id: int) -> list[str]:
-    """One bit mask a boundary: the same ranking at every layer, but a random method draws anew at each."""
+    """One bit mask per boundary: the same ranking at every layer, but a random method draws anew at each."""
     found, alive = [], list(range(VISUAL))
     for stage in Schedule.parse(record.spec.schedule):
         blind = record.spec.method.startswith("random")

@@ -1,6 +1,6 @@
 """A tiny LLaVA saved in the real format: config, safetensors, byte-level tokenizer, chat template, image processor.
 
-folder = save_llava(tmp_path / "llava")      # 16 visual tokens an image, 4 decoder layers of width 32
+folder = save_llava(tmp_path / "llava")      # 16 visual tokens per image, 4 decoder layers of width 32
 """
 
 from __future__ import annotations

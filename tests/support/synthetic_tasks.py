@@ -32,7 +32,7 @@ def picture(number: int, size: tuple[int, int] = (40, 28)) -> Image.Image:
 
 
 def _mme(i: int) -> dict[str, Any]:
-    pair = i // 2  # two questions a picture, scored together
+    pair = i // 2  # two questions per picture, scored together
     category = ("existence", "count", "code_reasoning")[pair % 3]
     return {
         "question_id": f"{category}/{pair:04d}.png",

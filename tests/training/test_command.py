@@ -306,7 +306,7 @@ def test_deepspeed_choices_parse(name) -> None:
 @pytest.mark.product(1)
 @pytest.mark.parametrize("recipe", ["llava_1_5_finetune with LoRA", "llava_next_finetune"])
 def test_other_kinds_resume_too(recipe, command, data, tmp_path, monkeypatch) -> None:
-    """Adapters and tiles: broken off behind a checkpoint, the curve and the weights are those of one go."""
+    """Adapters and tiles: broken off after a checkpoint, the curve and the weights are those of one go."""
     lora = "LoRA" in recipe
     base = (save_llava if lora else save_llava_next)(tmp_path / "base")
     arguments = [

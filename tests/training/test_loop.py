@@ -21,7 +21,7 @@ from pdrop.conformance.families import CORE, fresh
 from pdrop.conformance.prompts import collate, sample
 from tests.support.cases import HALVES, RAGGED, batch_of, kept_of, methods, rule_of
 
-# per row of RAGGED: one answer, two, one to a prompt without an image, and none at all behind an image
+# per row of RAGGED: one answer, two, one to a prompt without an image, and none at all after an image
 SPANS: list[list[tuple[int, int]]] = [[(-2, 0)], [(-4, -3), (-2, 0)], [(-2, 0)], []]
 EARLY = Schedule((Stage(1, 0.5), Stage(4, 0.25)))
 
