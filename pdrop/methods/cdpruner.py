@@ -131,7 +131,8 @@ class CDPruner(Diverse):
             return SelectionCost()
         from transformers import CLIPConfig
 
-        config = CLIPConfig.from_pretrained(self.clip, trust_remote_code=False)
+        assert self.clip is not None
+        config: Any = CLIPConfig.from_pretrained(self.clip, trust_remote_code=False)
         text, shared = config.text_config, config.projection_dim
         d, m, layers, tokens = (
             getattr(text, name)
@@ -161,7 +162,9 @@ class Clip:
         import torch
         from transformers import AutoTokenizer, CLIPModel
 
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval().requires_grad_(False)
+        model = (
+            CLIPModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval().requires_grad_(False)
+        )
         return cls(model.to(device), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
     @property
