@@ -46,7 +46,8 @@ def shown(subject: Subject, family: str, backend: str) -> None:
             handle = layer.register_forward_pre_hook(lambda module, args: entering.append(args[0].clone()))
             stack.callback(handle.remove)
         model(**batch, past_key_values=cache)
-    close, seen = tolerance(backend), []
+    close = tolerance(backend)
+    seen: list[int] = []
     real = batch["attention_mask"].bool()
 
     def hears(view: View, given: Any) -> None:

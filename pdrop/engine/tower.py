@@ -44,7 +44,8 @@ class TowerReader:
     def __init__(self, vlm: Any, method: str, layers: tuple[int, ...]):
         self.vlm, self.inner = vlm, getattr(vlm, "model", vlm)
         name = type(vlm).__name__
-        tower, self.projector = (getattr(self.inner, part, None) for part in ("vision_tower", "multi_modal_projector"))
+        tower = getattr(self.inner, "vision_tower", None)
+        self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
         encoder = getattr(tower, "encoder", tower)
         stack = getattr(encoder, "layers", None)
         refused = f"{method} reads the vision tower, and that of {name} cannot be read: "

@@ -131,7 +131,8 @@ class CDPruner(Diverse):
             return SelectionCost()
         from transformers import CLIPConfig
 
-        config = CLIPConfig.from_pretrained(self.clip, trust_remote_code=False)
+        assert self.clip is not None
+        config: Any = CLIPConfig.from_pretrained(self.clip, trust_remote_code=False)
         text, shared = config.text_config, config.projection_dim
         d, m, layers, tokens = (
             getattr(text, name)

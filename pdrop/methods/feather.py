@@ -70,9 +70,13 @@ class FEATHER(Method):
             if first and self.stride and now:
                 at = view.visual[row].nonzero()[:, 0]
                 grid = [token for token in self.grid(view, row) if token < len(at)]  # a pinned token is the last one
-                best = scores[row, at].argsort(descending=True, stable=True)[:count] if view.stage.adaptive else []
+                best: list[int] = (
+                    scores[row, at].argsort(descending=True, stable=True)[:count].tolist()
+                    if view.stage.adaptive
+                    else []
+                )
                 scores[row, at[grid]] += 1
-                count = len({*grid, *map(int, best)})
+                count = len({*grid, *best})
             stays.append(count)
         return Ranking(scores, torch.tensor(stays, device=scores.device)) if view.stage.adaptive else scores
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from pdrop.methods.base import Merged, View
 from pdrop.methods.in_front import InFront, Made, together
+from pdrop.methods.tower import Tile
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -106,9 +107,9 @@ class HoloV(InFront):
         return SelectionCost(tower_rows=self.rows_of(schedule, prompt, sizes))
 
 
-def size_of(picture: Sequence[object]) -> int:
+def size_of(picture: Sequence[Tile]) -> int:
     """Tokens of a picture."""
-    return sum(len(tile.places) for tile in picture)  # type: ignore[attr-defined]
+    return sum(len(tile.places) for tile in picture)
 
 
 def arranged(attention: Tensor, crops: int, count: int, overflow: Overflow) -> list[int]:

@@ -46,8 +46,9 @@ class RandomDrop(Method):
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         """As many as enter each layer under `like`."""
-        like = self.like
-        return (super() if like is None else like).tokens_per_layer(schedule, visual, num_layers)
+        if self.like is None:
+            return super().tokens_per_layer(schedule, visual, num_layers)
+        return self.like.tokens_per_layer(schedule, visual, num_layers)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
         """int(n * keep), or as many as `like` has after the boundary."""

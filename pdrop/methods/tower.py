@@ -85,5 +85,5 @@ class Tower:
             values: One for each row, [P, R, ...].
         """
         at = self.at(index)
-        found = values.flatten(0, 1)[at.clamp(min=0).to(values.device)]
-        return found.masked_fill((at < 0).reshape(at.shape + (1,) * (found.ndim - 2)).to(values.device), 0)
+        found = values.flatten(0, 1)[at.clamp(min=0).to(values.device)].to(index.device)
+        return found.masked_fill((at < 0).reshape(at.shape + (1,) * (found.ndim - 2)), 0)

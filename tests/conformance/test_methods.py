@@ -43,7 +43,16 @@ MORE = [
 ]
 SUBJECTS = [*((name, ()) for name in METHODS), *MORE]
 # variants of what is tried anyway
-RARER = ("prumerge_plus", "holov_redistributed", "cdpruner_embeddings", "random_fastv", "visionzip_pyramiddrop")
+RARER = (
+    "pyramiddrop_192",
+    "pyramiddrop_128",
+    "pyramiddrop_64",
+    "prumerge_plus",
+    "holov_redistributed",
+    "cdpruner_embeddings",
+    "random_fastv",
+    "visionzip_pyramiddrop",
+)
 IN_FRONT = ("divprune", "fastervlm", "vispruner", "scope", "hired", "prumerge", "fitprune", "vtw", "v2drop", "dart")
 ELSEWHERE = [check for check in CHECKS if check.families != "one" and check.made is not behaviour.identity]
 OF_TWINS = [check for check in CHECKS if check.made in (numbers.counts, numbers.seeds, behaviour.alone)]

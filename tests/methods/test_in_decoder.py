@@ -20,6 +20,7 @@ from pdrop import DART, FEATHER, VTW, FitPrune, Method, Schedule, Stage, V2Drop,
 from pdrop.evaluation.calibration import fitprune as fit
 from pdrop.evaluation.calibration import withdrawal_layer
 from pdrop.methods.fitprune_tables import FITPRUNE, fitprune
+from pdrop.methods.pyramiddrop_schedules import pyramiddrop
 from tests.engine.test_vectors import CACHE, LOGITS, SCORES, read_model, single_row
 from tests.support.official import IMAGE, names, read
 
@@ -215,3 +216,12 @@ def test_the_layer_of_vtw_is_searched_as_its_authors_search_it() -> None:
     )
     enough = max(divergences.values())
     assert withdrawal_layer(model, [batch], threshold=enough)[0] == 5
+
+
+def test_pyramiddrops_named_budgets_are_what_they_say() -> None:
+    for budget in (192, 128, 64):
+        schedule = pyramiddrop(32, budget)
+        assert schedule.layers == (2, 8, 16, 24) and pyramiddrop(40, budget).layers == (2, 10, 20, 30)
+        assert schedule.mean_keep(32) * 576 == pytest.approx(budget, abs=0.2)
+    with pytest.raises(ValueError, match="192, 128, 64"):
+        pyramiddrop(32, 96)

@@ -374,11 +374,8 @@ def test_likeliest_is_the_largest_determinant_step_by_step() -> None:
     assert torch.isfinite(scaled(torch.ones(4))).all()
 
 
-OUTLIERS = [name for name in cases("prumerge") if not name.startswith("m06")]
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("name", OUTLIERS)
+@pytest.mark.parametrize("name", cases("prumerge"))
 def test_prumerge(name: str) -> None:
     case = read("before_decoder", "prumerge", name)
     model, _ = inputs_of(case)
