@@ -233,8 +233,8 @@ def mark(
         held.sort(key=lambda entry: -sign * entry[1].score.value)
         top, best, _ = held[0]
         leads = ((cell, difference(best, cell, draws, top, n, flipped(n, top))) for n, cell, _ in held[1:])
-        behind = [cell for cell, lead in leads if sign * lead.sign > 0]
-        if behind:
+        worse = [cell for cell, lead in leads if sign * lead.sign > 0]
+        if worse:
             for _, cell, _ in held:
                 cell.mark = "best" if all(cell is not other for other in worse) else ""
             worse[0].mark = "second"

@@ -330,9 +330,9 @@ def test_cdpruner(name: str, clips: dict[int, str]) -> None:
 
 @torch.no_grad()
 def test_cdpruner_needs_its_clip_and_a_tokenizer(clips: dict[int, str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="clip=FOLDER.*CDPrunerEmbeddings"):
+    with pytest.raises(ValueError, match=r"clip=FOLDER.*CDPrunerEmbeddings"):
         CDPruner()
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         CDPruner(clip=str(tmp_path))
     method = CDPruner(clip=clips[8])
     assert clips[8] not in str(method.arguments()), "what is in the folder tells runs apart, not its path"
@@ -341,9 +341,9 @@ def test_cdpruner_needs_its_clip_and_a_tokenizer(clips: dict[int, str], tmp_path
     with pytest.raises(ValueError, match="tokenizer=TOKENIZER"):
         in_front(case, method, Schedule((Stage(0, tokens=9),)))
     model = build("llava")
-    with attach(model, method, Schedule((Stage(0, tokens=9),)), tokenizer=Says("w3")) as _:
-        with pytest.raises(ValueError, match="another CLIP than the vision tower"):
-            model(**batch_of("llava", model, RAGGED))
+    refused = pytest.raises(ValueError, match="another CLIP than the vision tower")
+    with attach(model, method, Schedule((Stage(0, tokens=9),)), tokenizer=Says("w3")), refused:
+        model(**batch_of("llava", model, RAGGED))
 
 
 @torch.no_grad()
@@ -400,7 +400,7 @@ def test_prumerge(name: str) -> None:
 def test_prumerge_plus_where_the_official_code_raises() -> None:
     """No outliers, two pictures: the one extra token of each; a fixed number is met by attention and steps."""
     case = dict(read("before_decoder", "prumerge", "m16"), pictures=[1])
-    model, batch = inputs_of(case)
+    model, _ = inputs_of(case)
     asking = model.model.vision_tower.encoder.layers[-1].self_attn.q_proj
     before = [parameter.clone() for parameter in asking.parameters()]
     for parameter in asking.parameters():
