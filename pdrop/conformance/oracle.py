@@ -154,9 +154,7 @@ def forward(
     given = positions_of(decoder, seen, length)
     deep = seen.get("deepstack_visual_embeds") or ()
     vision_ids = [getattr(model.config, key, None) for key in VISION_KEYS]
-    truth = Truth(
-        logits=embeddings, alive=[], kept=[[] for _ in boundaries], scores=[[] for _ in boundaries], tokens=[]
-    )
+    truth = Truth(embeddings, [], [[] for _ in boundaries], [[] for _ in boundaries], [])
     outputs = []
     for row in range(rows):
         real = [p for p in range(length) if mask[row, p]]
@@ -189,12 +187,8 @@ def forward(
             entering.append(len(alive))
             x = run_layer(layer, x, *_rotation(decoder, x, rotation, alive, positions), alive)
             if number < len(deep):
-                x = (
-                    x
-                    + torch.zeros_like(embeddings).masked_scatter(
-                        seen["visual_pos_masks"][..., None], deep[number].to(x)
-                    )[row]
-                )
+                places = seen["visual_pos_masks"][..., None]
+                x = x + torch.zeros_like(embeddings).masked_scatter(places, deep[number].to(x))[row]
         outputs.append(model.lm_head(decoder.norm(x)))
         truth.alive.append(alive)
         truth.tokens.append(entering)

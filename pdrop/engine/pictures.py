@@ -37,7 +37,7 @@ class UnknownLayout(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class SeenPicture:
     """One image, crop or video of a prompt.
 
     Attributes:
@@ -59,7 +59,7 @@ def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[li
     return [[grid for picture in row for grid in picture.grids or ()] for row in rows]
 
 
-def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tensor) -> list[list[Picture]]:
+def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tensor) -> list[list[SeenPicture]]:
     """The pictures of each prompt, in the order of its visual tokens.
 
     Args:
@@ -85,7 +85,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
     sources = {video: iter(pictures(vlm, given, video, tokens[video])) for video in (False, True) if tokens[video]}
     rows = []
     for number, kind in enumerate(kinds):
-        row: list[Picture] = []
+        row: list[SeenPicture] = []
         first = 0
         for video, run in groupby(kind):
             end = first + len(list(run))
@@ -113,7 +113,7 @@ def unknown(vlm: Any, why: str) -> UnknownLayout:
     return UnknownLayout(f"where visual tokens of {type(vlm).__name__} lie in their picture is not known here: {why}")
 
 
-def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[Picture]:
+def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[SeenPicture]:
     """The images (or videos) of a forward, in order; `tokens` is what they make together."""
     made = encoded(given).get("video" if video else "image")
     if made is not None:
@@ -141,12 +141,12 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
     yield from fixed(vlm, pixels, video, tokens)
 
 
-def frames_of(count: int, height: int, width: int, merge: int) -> Picture:
+def frames_of(count: int, height: int, width: int, merge: int) -> SeenPicture:
     """So many frames of one size in patches, of which a square of merge x merge makes a token, without newlines."""
     rows, columns = height // merge, width // merge
     size = rows * columns
     grids = [TokenGrid(frame * size, rows, columns, columns) for frame in range(count)]
-    return Picture(count * size, grids, (count, height, width))
+    return SeenPicture(count * size, grids, (count, height, width))
 
 
 def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
@@ -155,7 +155,7 @@ def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
     return [True] * images if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
 
 
-def tiled(inner: Any, size: Sequence[int], tiles: bool) -> Picture:
+def tiled(inner: Any, size: Sequence[int], tiles: bool) -> SeenPicture:
     """An image of `size` (height, width) that is seen small, and in tiles.
 
     The model itself is asked to pack features that are but zeros, with ones for newlines: where these come out tells
@@ -187,7 +187,7 @@ def pack(inner: Any, values: Tensor, size: Sequence[int], newline: float) -> Ten
     return tokens
 
 
-def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
+def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
     """A small square picture of `patches` rows, and rows of a large one that end in newlines (or one newline).
 
     Args:
@@ -201,10 +201,10 @@ def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
         grids += [TokenGrid(small, height, stride - 1, stride), TokenGrid(ends[0], height, 1, stride)]
     elif ends:
         grids.append(TokenGrid(small, 1, 1, 1))
-    return Picture(len(newline), grids)
+    return SeenPicture(len(newline), grids)
 
 
-def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[Picture]:
+def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[SeenPicture]:
     """The pictures of features that the tower has made already: `encoding.pooler_output` has one entry each."""
     if getattr(encoding, "last_hidden_state", None) is None:
         raise unknown(vlm, "the features come without a last_hidden_state, which tells crops and frames")
@@ -214,7 +214,7 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
     positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
     for one in made:
         if positions is not None and positions.ndim == 3:
-            yield Picture(len(one), None)
+            yield SeenPicture(len(one), None)
         elif newline is not None and not video and hasattr(inner, "pack_image_features"):
             vision = inner.config.vision_config
             yield rows_to_newlines((one == newline.to(one)).all(-1), vision.image_size // vision.patch_size)
@@ -226,7 +226,7 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
                 yield framed(vlm, len(one), 1)
             else:  # an entry may be a prompt of several pictures
                 copy = framed(vlm, crop, 1).grids or []
-                yield Picture(len(one), [g for n in range(len(one) // crop) for g in moved(copy, n * crop)])
+                yield SeenPicture(len(one), [g for n in range(len(one) // crop) for g in moved(copy, n * crop)])
 
 
 def numbered(positions: Tensor) -> list[TokenGrid]:
@@ -243,7 +243,7 @@ def numbered(positions: Tensor) -> list[TokenGrid]:
     return [TokenGrid(start, (end - start) // width, width, width) for start, end in zip(frames, ends)]
 
 
-def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Picture]:
+def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[SeenPicture]:
     """Crops, or videos of frames, all of one size.
 
     Args:
@@ -266,7 +266,7 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Pictur
     return [framed(vlm, each, frames)] * count
 
 
-def framed(vlm: Any, tokens: int, frames: int) -> Picture:
+def framed(vlm: Any, tokens: int, frames: int) -> SeenPicture:
     """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
 
     Raises:
@@ -283,4 +283,4 @@ def framed(vlm: Any, tokens: int, frames: int) -> Picture:
     for frame in range(frames):
         grids += [TokenGrid(frame * per, 1, 1, 1)] if head else []
         grids.append(TokenGrid(frame * per + head, side, side, side))
-    return Picture(tokens, [*grids, *([TokenGrid(tokens - 1, 1, 1, 1)] if tail else [])], frames)
+    return SeenPicture(tokens, [*grids, *([TokenGrid(tokens - 1, 1, 1, 1)] if tail else [])], frames)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pdrop.engine.pictures import Picture, UnknownLayout, read_pictures
+from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
 from pdrop.engine.visual import visual_tokens
 from pdrop.evaluation.answers import Seen
 from pdrop.methods.layout import TokenGrid
@@ -32,7 +32,7 @@ Layout = list[list[Block]]
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 
 
-def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[Picture]] | None:
+def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]] | None:
     """The pictures of each prompt of a batch; None where their layout is not known.
 
     Args:
@@ -49,13 +49,15 @@ def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[Picture]] | 
         return None
 
 
-def tower_of(pictures: Sequence[Picture]) -> Seen:
+def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
     """What of a prompt's pictures goes through the tower: a number of crops, or each image's grid in patches."""
     grids = [list(picture.tower) for picture in pictures if not isinstance(picture.tower, int)]
     return grids or sum(picture.tower for picture in pictures if isinstance(picture.tower, int))
 
 
-def layout_of(pictures: Sequence[Picture], images: Sequence[Image], image_mode: str, cropped: bool) -> Layout | None:
+def layout_of(
+    pictures: Sequence[SeenPicture], images: Sequence[Image], image_mode: str, cropped: bool
+) -> Layout | None:
     """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
 
     Args:

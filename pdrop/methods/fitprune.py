@@ -5,7 +5,7 @@ In the layer in front of the boundary, the largest head's attention: what each v
 on average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The
 published code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is
 a cut on the next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the
-attention that is removed (`pdrop.evaluation.calibration.fitprune`).
+attention that is removed (`pdrop.runs.calibration.fitprune`).
 
 Where this differs from the published code:
 - without text after the picture the question's last token asks; that code multiplies by zero;

@@ -2,7 +2,7 @@
 Visual Tokens Withdrawal for Rapid Inference"; its code, lzhxmu/VTW at a3d8cfc).
 
 Nothing is ranked: what counts is the layer, 15 of 32 in that repository's README (270 average tokens of 576), 16 as its
-command line has it (288). `pdrop.evaluation.calibration.withdrawal_layer` searches it as the paper does.
+command line has it (288). `pdrop.runs.calibration.withdrawal_layer` searches it as the paper does.
 
 Where this differs from the published code:
 - every picture of a prompt goes; that code withdraws as many tokens as the LAST picture has, from where the FIRST

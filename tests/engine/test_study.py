@@ -19,7 +19,7 @@ import torch
 from pdrop import PyramidDrop, attach, pyramid
 from pdrop.conformance.families import LAYERS, build
 from pdrop.conformance.prompts import collate, sample
-from pdrop.engine.pictures import Picture
+from pdrop.engine.pictures import SeenPicture
 from pdrop.evaluation.answers import AnswerStore, Question
 from pdrop.evaluation.generation import Respondent
 from pdrop.evaluation.pictures import layout_of
@@ -131,11 +131,11 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
 def test_what_blocks_cannot_say_is_unknown() -> None:
     image: Any = SimpleNamespace(width=30, height=10)
     square = TokenGrid(0, 4, 4, 4)
-    assert layout_of([Picture(16, [square])], [image], "pad", True) == [[[4, 4, 0, 0.0, -1.0, 1.0, 2.0]]]
-    assert layout_of([Picture(16, [square])], [image], "crop", False) == [[[4, 4, 0, 0.0, 0.0, 1.0, 1.0]]]
+    assert layout_of([SeenPicture(16, [square])], [image], "pad", True) == [[[4, 4, 0, 0.0, -1.0, 1.0, 2.0]]]
+    assert layout_of([SeenPicture(16, [square])], [image], "crop", False) == [[[4, 4, 0, 0.0, 0.0, 1.0, 1.0]]]
     rows = [square, TokenGrid(16, 3, 5, 6), TokenGrid(21, 3, 1, 6)]
     boxes = [[4, 4, 0, 0.0, 0.0, 1.0, 1.0], [3, 5, 1, 0.0, 0.0, 1.0, 1.0]]
-    assert layout_of([Picture(34, rows, 5)], [image], "crop", False) == [boxes]
+    assert layout_of([SeenPicture(34, rows, 5)], [image], "crop", False) == [boxes]
     with_class_token = [TokenGrid(0, 1, 1, 1), TokenGrid(1, 4, 4, 4)]
-    assert layout_of([Picture(17, with_class_token)], [image], "crop", False) is None
-    assert layout_of([Picture(16, [square])] * 2, [image], "crop", False) is None, "tiles that were not joined"
+    assert layout_of([SeenPicture(17, with_class_token)], [image], "crop", False) is None
+    assert layout_of([SeenPicture(16, [square])] * 2, [image], "crop", False) is None, "tiles that were not joined"

@@ -17,10 +17,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pdrop import DART, FEATHER, VTW, FitPrune, Method, Schedule, Stage, V2Drop, attach, single
-from pdrop.evaluation.calibration import fitprune as fit
-from pdrop.evaluation.calibration import withdrawal_layer
 from pdrop.methods.fitprune_tables import FITPRUNE, fitprune
 from pdrop.methods.pyramiddrop_schedules import pyramiddrop
+from pdrop.runs.calibration import fitprune as fit
+from pdrop.runs.calibration import withdrawal_layer
 from tests.engine.test_vectors import CACHE, LOGITS, SCORES, read_model, single_row
 from tests.support.official import IMAGE, names, read
 
