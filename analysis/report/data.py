@@ -151,7 +151,6 @@ def line(one: Shown, runs: Sequence[Run]) -> list[str]:
 
 
 def average(row: Row) -> str:
-    """The average of a row in %."""
     return percent(row.average.score.value if row.average else None)
 
 

@@ -227,7 +227,6 @@ def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate |
 
 
 def points(value: float | None) -> str:
-    """A fraction in percent."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 

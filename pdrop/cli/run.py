@@ -97,5 +97,4 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
-    """The command line."""
     called(job, None, "the same command goes on from here")

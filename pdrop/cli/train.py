@@ -187,7 +187,6 @@ def settings(config: Any) -> TrainingSettings:
 
 
 def main() -> None:
-    """The command line."""
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"

@@ -139,7 +139,6 @@ def weights(text: str, known: tuple[str, ...], what: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--split", choices=list(SPLITS), default="train")

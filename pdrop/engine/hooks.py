@@ -87,7 +87,6 @@ class Attachment:
         return self.trace
 
     def register(self) -> None:
-        """Hook the model."""
         decoder, layers = self.architecture.decoder, self.architecture.layers
         for module in self.hooked:
             names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -303,7 +302,8 @@ class Attachment:
             else:
                 assert run.alive is not None
                 run.memo["rotary"] = tuple(take(x, run.alive.index) for x in given)
-        return run.memo["rotary"]
+        made: tuple[Tensor, Tensor] = run.memo["rotary"]
+        return made
 
     def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
         """The attention mask of the current stage, in the form that the model's attention backend wants."""

@@ -129,7 +129,8 @@ def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
     layers = getattr(cache, "layers", ())
     if number >= len(layers) or type(layers[number]) is not DynamicLayer:
         return None
-    return layers[number].keys[:, :, -new:]
+    keys: Tensor = layers[number].keys[:, :, -new:]
+    return keys
 
 
 @torch.no_grad()
@@ -198,7 +199,8 @@ def attention_rows(
     def rotation() -> Tensor:
         ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
         q, k = (rotate(x, *angles)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
-        return q @ k.transpose(1, 2) * attention.scaling
+        products: Tensor = q @ k.transpose(1, 2) * attention.scaling
+        return products
 
     return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
 

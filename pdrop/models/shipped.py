@@ -22,7 +22,7 @@ FOLDER = files("pdrop.models")
 
 
 def names() -> list[str]:
-    """The shipped architectures."""
+    """Names of the shipped architectures, sorted."""
     return sorted(path.name.removesuffix(".json") for path in FOLDER.iterdir() if path.name.endswith(".json"))
 
 

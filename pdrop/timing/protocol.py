@@ -47,7 +47,6 @@ class TimingProtocol:
 
     @property
     def measures(self) -> bool:
-        """Whether anything is timed."""
         return self.pairs > 0
 
     @property

@@ -25,12 +25,12 @@ class Timeline:
 
     @property
     def wall_ms(self) -> float:
-        """To the last token."""
+        """Milliseconds from the call to the last token."""
         return self.ms[-1]
 
     @property
     def ttft_ms(self) -> float:
-        """To the first token."""
+        """Milliseconds from the call to the first token."""
         return self.ms[0]
 
     @property
@@ -47,7 +47,7 @@ class Clock(LogitsProcessor):
         self.marks = [self.mark()]
 
     def mark(self) -> Any:
-        """Now."""
+        """The present moment: seconds of the clock, or a recorded CUDA event."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
