@@ -3,7 +3,7 @@
 A run's folder is `results/runs/<model>-<method>-<run_id>/`:
 
     record.json                 the RunRecord: spec, status, scores, cost, environment
-    answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
+    answers.jsonl               one line per answered request, appended per batch: a killed run goes on from here
     samples.zip                 one line per sample: answer, scores, kept tokens (pdrop/samples.py)
 
 Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a

@@ -2,7 +2,7 @@
 
     python run.py model=llava_1_5_7b tasks=none            # no weights, no network, no GPU
 
-Every convention under its own name, each beside what it is with nothing dropped: the papers' multiply-adds, FLOPs of
+Every convention under its own name, each next to its value with nothing dropped: the papers' multiply-adds, FLOPs of
 prefill (attention as full squares, and the half that causal kernels compute), of a decoding step and of a training
 step, and the cache's bytes.
 """

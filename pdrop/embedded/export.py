@@ -3,8 +3,8 @@
     python -m pdrop.embedded.export --out build/corpus --split train --first 0 --images 20000
     python train.py train=embedded train.data=build/corpus/train.json
 
---format llava (default): <split>.json in LLaVA's conversation format, one record an image with its questions as turns,
-and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row an image.
+--format llava (default): <split>.json in LLaVA's conversation format, one record per image with its questions as turns,
+and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row per image.
 
 The same arguments write the same files. --families chooses and weighs: reading=1,counting=0.5 asks every reading
 question, half of those that count, and no other; images in which nothing is asked are left out. --turns 3 keeps at

@@ -4,7 +4,7 @@ A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decod
 boundary layer ranks the visual tokens and gathers the rows that stay, those after it hand each layer the rotary
 embeddings and the mask of the shorter sequence. A hook on the last layer puts the rows back where they came from.
 
-Reading the prompt synchronises with the device once a prefill and never in a decoding step: from there on all lengths
+Reading the prompt synchronises with the device once per prefill and never in a decoding step: from there on all lengths
 are Python integers. What later forwards must know of the shortened keys lives on the cache itself, so it follows deep
 copies, beams, crops and several caches in flight. What is known of a forward while it runs belongs to its thread.
 """

@@ -71,7 +71,7 @@ class Respondent:
             with blame(batch):
                 GenerationArguments.parse(batch[0].arguments)
         with attach(self.model, self.method, self.schedule) as trace:
-            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
+            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers per layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
                 # answers of a part, all of it is asked again

@@ -70,7 +70,7 @@ def tokens(block: Block) -> int:
 
 
 def squares(images: Sequence[Image], visual: int, image_mode: str, cropped: bool) -> list[list[Block]] | None:
-    """One square a picture, all of one size: over the padded picture, over its middle, or over all of it, squeezed."""
+    """One square per picture, all of one size: over the padded picture, its middle, or all of it, squeezed."""
     side = math.isqrt(visual // len(images)) if images else 0
     if not side or side * side * len(images) != visual:
         return None
@@ -96,7 +96,7 @@ def grids(patches: Sequence[Sequence[int]], visual: int, images: int) -> list[li
 
 
 def tiles(config: Any, sizes: Sequence[Sequence[int]]) -> list[list[Block]]:
-    """Any-resolution tiles: the squeezed picture, then the tiles without their padding, a newline token a row."""
+    """Any-resolution tiles: the squeezed picture, then the tiles without their padding, one newline token per row."""
     import torch
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 

@@ -2,7 +2,7 @@
 
 Tasks, prompts and metrics come from lmms-eval; asking, storing and bookkeeping are ours. Its model wrappers mix up the
 images of tasks asked together, score a crashed generation as an empty answer, and delete the model after each call;
-its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call a task,
+its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call per task,
 fresh task objects, answers stored after every batch.
 
     settings = compose.settings({"model": "llava_1_5_7b", "method": "pyramiddrop", "tasks": ["pope"]})
@@ -120,7 +120,7 @@ def evaluate(
 def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
 
-    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is said.
+    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
 
     Raises:
         ValueError: For unknown names, and generation arguments that cannot be honoured.
@@ -150,7 +150,7 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
 
 @functools.cache
 def warn_of_code(folder: Path) -> None:
-    """Say, once a process, that the tasks of a folder are programs."""
+    """Say, once per process, that the tasks of a folder are programs."""
     log.warning(
         "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
         folder,

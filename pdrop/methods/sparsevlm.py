@@ -168,7 +168,7 @@ def last_of(mask: Tensor) -> Tensor:
 
 
 def raters_of(view: View) -> Tensor:
-    """The raters among the tokens alive, [B, T] bool. A merged token is none, even in the place of one."""
+    """The raters among the tokens alive, [B, T] bool. A merged token is not one, even in a rater's place."""
     raters: Tensor = view.begun.to(view.index.device).gather(1, view.index)
     return raters & view.valid & ~view.visual
 

@@ -1,6 +1,6 @@
 """When each token of an answer is there: one generation of fixed length gives TTFT, TPOT and every shorter answer.
 
-`generate` is watched by a logits processor, which is called once a step, when that step's logits are ready. On a GPU it
+`generate` is watched by a logits processor, which is called once per step, when its logits are ready. On a GPU it
 records a CUDA event and does not wait; on a CPU it reads the clock. The answer's length is fixed: methods that made
 models stop early or ramble would otherwise be timed by their words.
 """

@@ -6,8 +6,8 @@ A checkpoint lies in --work, and beside it the model as it is then; a second sta
 is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
 accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
 
-A step costs a CPU a second and a GPU very little, so that there images are composed ahead by processes of their own
-(--composers).
+A step takes a CPU about a second and a GPU very little, so for a GPU images are composed ahead by processes of their
+own (--composers).
 """
 
 from __future__ import annotations
