@@ -98,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
     as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
     prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=as_written)
@@ -253,7 +252,6 @@ def write_break_even(experiment: Experiment, command: str, results: Path, pdf: b
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
-    """Write the overlays."""
     from .overlays import overlay
 
     write_drawn(overlay.files(runs, options.sample, options.images), folder, options.pdf, photographs=True)

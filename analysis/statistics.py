@@ -148,7 +148,8 @@ def counts(label: Hashable, draws: int = DRAWS) -> npt.NDArray[np.uint8]:
     They are read from a hash of the name, hence the same on every machine and in every table.
     """
     stream = hashlib.shake_128(f"{SEED} {label}".encode()).digest(2 * draws)
-    return POISSON[np.frombuffer(stream, dtype="<u2")]
+    drawn: npt.NDArray[np.uint8] = POISSON[np.frombuffer(stream, dtype="<u2")]
+    return drawn
 
 
 def first_seen(labels: Sequence[Hashable]) -> npt.NDArray[np.int64]:

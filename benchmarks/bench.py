@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "official_cpu_ratios": {str(visual): programs for visual, programs in OFFICIAL.items()},
         "environment": environment(),
     }
-    path = options.output / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
+    path: Path = options.output / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
     say(f"as a page: python -m analysis bench --results {options.output.parent}")

@@ -57,7 +57,7 @@ LAYERS = 12
 
 @dataclass(frozen=True)
 class Lane:
-    """What one table measures."""
+    """One table of the benchmark: its cases, and the prompts of a step."""
 
     name: str
     cases: tuple[Case, ...]
@@ -134,7 +134,6 @@ class TrainingSteps:
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def step(self) -> None:
-        """Forward, backward, update."""
         self.model(**self.inputs, use_cache=False).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -209,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "lanes": lanes,
         "environment": environment(),
     }
-    path = options.output / f"training-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
+    path: Path = options.output / f"training-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
     say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
     return path

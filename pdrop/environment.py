@@ -23,7 +23,7 @@ VERSIONS_THAT_MATTER = ("torch", "transformers", "tokenizers", "pillow", "lmms-e
 
 
 def versions(packages: Sequence[str] = VERSIONS_THAT_MATTER) -> dict[str, str]:
-    """Installed versions; a package that is not there is left out."""
+    """Installed versions; a package that is not installed is left out."""
     found = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -79,7 +79,7 @@ def processor() -> str:
 def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout this package is run from; both None for an installed package.
 
-    Read once a process: a commit made while a sweep runs is not what the sweep runs. New files count as dirt where
+    Read once per process: a commit made while a sweep runs is not what the sweep runs. New files count as dirt where
     code and configuration live; what a run writes does not.
     """
     root = Path(__file__).resolve().parent.parent

@@ -71,7 +71,6 @@ def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
 
 
 def text_of(path: Path) -> str:
-    """A source's text."""
     return path.read_text(encoding="utf8")
 
 

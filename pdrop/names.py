@@ -32,7 +32,7 @@ def check(what: str, text: object) -> str:
         text: What may be a name.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a name.
     """
     if isinstance(text, str) and is_name(text):
         return text

@@ -1,4 +1,4 @@
-"""A picture as it is shown: turned as its EXIF says, eight bits a channel, RGB. The same in scoring, training, drawing.
+"""A picture as it is shown: turned as its EXIF says, 8 bits per channel, RGB. The same in scoring, training, drawing.
 
 Pillow alone would clip 16-bit greys (everything from 256 on is white) and leave a photo lying that viewers turn; FFmpeg
 decodes another JPEG than Pillow does (up to 91 of 255 away), so a file is opened as a picture first, as a video last.

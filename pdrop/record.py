@@ -3,7 +3,7 @@
 A run's folder is `results/runs/<model>-<method>-<run_id>/`:
 
     record.json                 the RunRecord: spec, status, scores, cost, environment
-    answers.jsonl               one line an answered request, appended per batch: a killed run goes on from here
+    answers.jsonl               one line per answered request, appended per batch: a killed run goes on from here
     samples.zip                 one line per sample: answer, scores, kept tokens (pdrop/samples.py)
 
 Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
@@ -17,12 +17,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pdrop import names
 from pdrop.store import write_atomically
 
 FORMAT = 1
+Built = TypeVar("Built")
 # conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
@@ -181,7 +182,6 @@ class RunRecord:
 
     @property
     def run_id(self) -> str:
-        """The spec's."""
         return self.spec.run_id
 
     def to_json(self) -> str:
@@ -259,13 +259,14 @@ def check_word(told: str, value: str, words: Sequence[str]) -> None:
         raise ValueError(f"{told} is {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
 
 
-def build(kind: type, data: Mapping[str, Any]) -> Any:
+def build(kind: type[Built], data: Mapping[str, Any]) -> Built:
     """`kind(**data)`, with a clear error for unknown fields.
 
     Raises:
-        ValueError: If `data` has fields that `kind` has not, or lacks some it needs.
+        ValueError: If `data` has fields that `kind` does not have, or lacks some it needs.
     """
-    unknown = set(data) - {f.name for f in fields(kind)}
+    made_of: Any = kind  # a dataclass, which `type` cannot say
+    unknown = set(data) - {f.name for f in fields(made_of)}
     if unknown:
         raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}")
     try:

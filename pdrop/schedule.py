@@ -76,7 +76,7 @@ class Schedule:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The boundary layers."""
+        """The boundaries' layers, rising."""
         return tuple(stage.layer for stage in self.stages)
 
     def __iter__(self) -> Iterator[Stage]:

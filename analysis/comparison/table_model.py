@@ -118,7 +118,7 @@ class Table:
 
     @property
     def averaged(self) -> list[str]:
-        """Tasks in the average."""
+        """The tasks that the average is over."""
         return [name for name, task in self.tasks.items() if task.averaged]
 
     @property

@@ -167,7 +167,6 @@ def heading(sample: Sample, width: float) -> list[str]:
 
 
 def show(axes: Axes, pixels: FloatArray, title: str) -> None:
-    """One panel."""
     axes.imshow(pixels, interpolation="nearest")
     axes.set_title(title, pad=2)
     axes.set_xticks([])

@@ -111,7 +111,8 @@ def faded(view: PictureView, kept: FloatArray) -> FloatArray:
     pixels = np.asarray(view.picture, dtype=np.float64) / 255
     mask = spread(view, kept)
     grey = 0.22 * pixels.mean(axis=2, keepdims=True) + 0.78 * 0.58
-    return mask * pixels + (1 - mask) * grey
+    blend: FloatArray = mask * pixels + (1 - mask) * grey
+    return blend
 
 
 def heat_panel(found: Sequence[PictureView], weights: FloatArray) -> FloatArray:

@@ -94,7 +94,7 @@ def totals(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, str]]
 
 
 def failures(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that is not done, and one for uncommitted changes."""
+    """One line per run that is not done, and one for uncommitted changes."""
     lines = []
     for run in runs:
         if not run.done:
@@ -151,7 +151,6 @@ def line(one: Shown, runs: Sequence[Run]) -> list[str]:
 
 
 def average(row: Row) -> str:
-    """The average of a row in %."""
     return percent(row.average.score.value if row.average else None)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from pdrop.samples import samples_files
 
@@ -54,7 +55,7 @@ def remember(folder: Path, name: str, made_from: str, files: Iterable[tuple[str,
     publish(folder / NAME, (json.dumps(notes, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read(folder: Path) -> dict[str, dict]:
+def read(folder: Path) -> dict[str, dict[str, Any]]:
     """The notes of a folder; none where they were made by another program."""
     path = folder / NAME
     if not path.is_file():
@@ -64,5 +65,4 @@ def read(folder: Path) -> dict[str, dict]:
 
 
 def hashed(content: bytes) -> str:
-    """SHA-256, hexadecimal."""
     return hashlib.sha256(content).hexdigest()

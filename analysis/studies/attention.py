@@ -47,7 +47,8 @@ class AttentionStudy:
 
     def heads(self, measure: str) -> FloatArray:
         """Mean over the samples of a measure, [L, H]."""
-        return np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
+        found: FloatArray = np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
+        return found
 
     def layer_means(self, measure: str) -> list[Estimate]:
         """Mean over samples and heads with its 95 % interval over images, one per layer."""

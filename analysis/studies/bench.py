@@ -63,7 +63,7 @@ def page(path: Path) -> str:
 
 
 def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]]) -> Grid:
-    """One prompt size."""
+    """Times of one prompt size, one row per method."""
     head = ["", "CPU [95 %]", "wall", "FLOPs", "off by", "causal", "off by", "selection", "official"]
     title = f"Prefill, {prefill['visual']} visual + {prefill['text']} text tokens"
     grid = Grid(f"{title}: {prefill['none']['cpu_ms']['median']:.0f} ms unpruned", head, left=1)

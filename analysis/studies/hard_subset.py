@@ -100,7 +100,6 @@ def on(row: Row, chosen: dict[str, BoolArray]) -> Estimate | None:
 
 
 def markdown(table: Table, found: Hard) -> str:
-    """The page."""
     grid = Grid("Hard subset", ["budget", "method", "tokens", "hard (A) %", "easy (B) %"], left=2)
     for row, label, on_a, on_b in found.rows:
         tokens = row.visual_tokens

@@ -37,12 +37,10 @@ class Study:
 
     @property
     def layers(self) -> list[int]:
-        """The boundaries, rising."""
         return sorted({layer for layer, _ in (*self.ranked, *self.blind)})
 
     @property
     def keeps(self) -> list[float]:
-        """The kept fractions, rising."""
         return sorted({keep for _, keep in (*self.ranked, *self.blind)})
 
 

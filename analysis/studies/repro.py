@@ -69,7 +69,7 @@ class Published:
     @property
     def half_digit(self) -> float:
         """Half a unit of the last printed digit."""
-        return 0.5 * 10 ** -len(self.value.partition(".")[2])
+        return 0.5 * 10.0 ** -len(self.value.partition(".")[2])
 
 
 @dataclass(frozen=True)

@@ -92,5 +92,4 @@ def invalid(table: Table) -> list[str]:
 
 
 def share(value: float | None) -> str:
-    """A fraction in %."""
     return DASH if value is None else f"{100 * value:.1f}"

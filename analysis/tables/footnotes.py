@@ -147,7 +147,6 @@ def prompts(runs: Sequence[Run]) -> list[str]:
 
 
 def tokens_of(prompt: Mapping[str, float]) -> str:
-    """A prompt's size."""
     return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
 
@@ -195,5 +194,4 @@ def commit(run: Run) -> str:
 
 
 def numbers(values: set[int]) -> str:
-    """Sorted, with commas."""
     return ", ".join(map(str, sorted(values)))

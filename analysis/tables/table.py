@@ -98,7 +98,6 @@ def labels(table: Table) -> list[str]:
 
 
 def main_cells(row: Row, table: Table) -> list[Text]:
-    """Cost and average."""
     tokens = row.visual_tokens
     cells = [
         Text(schedule_text(row.spec.schedule) or DASH),

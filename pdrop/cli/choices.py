@@ -63,7 +63,7 @@ def hint(arguments: Sequence[str], conf: Path) -> str | None:
 
 
 def parsed(arguments: Sequence[str]) -> Iterator[Override]:
-    """The overrides among the arguments; what is none is left to Hydra to complain about."""
+    """The overrides among the arguments; what is not an override is left to Hydra."""
     parser = OverridesParser.create()
     for argument in arguments:
         if argument.startswith("-") or not ("=" in argument or argument.startswith("~")):

@@ -77,7 +77,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     """Call a Hydra job as a command. The exit code is 0 only if every one of its jobs is done.
 
     Args:
-        job: Reads sys.argv; a dial or a choice there that is none is one line instead.
+        job: Reads sys.argv; an unknown dial or choice there gives one line instead.
         known: The command's dials; None: run.py's.
         again: What to do after an interrupt.
     """
@@ -97,5 +97,4 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
-    """The command line."""
     called(job, None, "the same command goes on from here")

@@ -60,7 +60,7 @@ class RecipeConfig:
     overlong: str = "stop"  # or skip: a record whose images do not fit into max_length
     steps: int | None = None  # optimizer steps; default: epochs
     epochs: float = 1.0
-    batch_size: int = MISSING  # records a step, over all devices
+    batch_size: int = MISSING  # records per step, over all devices
     micro_batch: int = MISSING  # records at once on a device
     learning_rate: float = MISSING
     rates: RatesConfig = field(default_factory=RatesConfig)
@@ -124,7 +124,7 @@ def settings(config: Any) -> TrainingSettings:
     """The configuration as plain, resolved settings.
 
     Raises:
-        ValueError: If a value is none of those there are.
+        ValueError: If a value is not one of its dial's.
     """
     from pdrop.models.checkpoint import check_weights
     from pdrop.training.parts import Lora, resolve
@@ -187,7 +187,6 @@ def settings(config: Any) -> TrainingSettings:
 
 
 def main() -> None:
-    """The command line."""
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"

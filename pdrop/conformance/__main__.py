@@ -1,4 +1,4 @@
-"""python -m pdrop.conformance METHOD [dial=value ...]: every check on a method, a line each. Exit code 1 if one fails.
+"""python -m pdrop.conformance METHOD [dial=value ...]: all checks of a method, one per line. Exit code 1 if one fails.
 
 METHOD is a file of conf/method/, with run.py's dials (ratio=0.25, positions=original, twin=true, schedule.budget=64),
 or the dotted name of a class, which is made without arguments and gets a schedule of the kind that it takes.
@@ -24,7 +24,7 @@ from pdrop.schedule import Schedule, Stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, make the checks, say what came out; the exit code."""
+    """Parse the command line, make the checks, print the results; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pdrop.conformance", description=__doc__, formatter_class=Raw)
     parser.add_argument("method", metavar="METHOD", help=f"{', '.join(choices('method'))}, or package.module.Class")
     parser.add_argument("dials", nargs="*", metavar="dial=value")

@@ -118,7 +118,7 @@ def decoding(subject: Subject, family: str, backend: str) -> None:
         tokens, kept, order, merged = trace.tokens, kept_of(trace), order_of(trace), merges(trace)
         held = [layer.keys.shape[2] for layer in out.past_key_values.layers]
         want = [max(layer) + STEPS - 1 for layer in tokens]
-        must(held == want, f"after {STEPS} steps the cache holds {held} keys a layer, not {want}")
+        must(held == want, f"after {STEPS} steps the cache holds {held} keys per layer, not {want}")
         whole, labels = answered(batch, STEPS - 1)
         whole["input_ids"][:, length:] = labels[:, length:] = out.sequences[:, length : length + STEPS - 1]
         forward = model(**numbered(family, whole), labels=labels).logits

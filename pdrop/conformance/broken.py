@@ -58,7 +58,6 @@ class Turned(Alive):
     """Who is left, chosen the wrong way round."""
 
     def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
-        """The worst."""
         return super().best(-scores, keep, protected)
 
 
@@ -76,7 +75,6 @@ class Open(Alive):
 
     @property
     def candidates(self) -> Tensor:
-        """Text too."""
         return self.valid & ~self.query
 
 
@@ -86,7 +84,6 @@ class Doubled(Attachment):
     cache: Any = None
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """Remember the cache."""
         self.cache = kwargs.get("past_key_values")
         return super().enter(number, layer, args, kwargs)
 
@@ -130,7 +127,6 @@ class Leaky(Attachment):
     """Forgets a hook when it goes."""
 
     def __exit__(self, *exception: object) -> None:
-        """All but the last."""
         self.handles = self.handles[:-1]
         super().__exit__(*exception)
 
@@ -210,7 +206,6 @@ class Lots(PyramidDrop):
     """Draws from the process's own random numbers."""
 
     def score(self, view: View) -> Tensor:
-        """Another draw each time."""
         return torch.rand(view.index.shape, device=view.index.device)
 
 
@@ -239,7 +234,6 @@ class Severed(SparseVLM):
     """Cuts the gradient where it merges."""
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """Detached states."""
         made = super().merge(view, scores, goes, going)
         return replace(made, states=made.states.detach())
 

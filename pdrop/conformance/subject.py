@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def schedule(self) -> Schedule:
-        """For the tiny models."""
+        """The schedule for the tiny models' decoder."""
         return self.schedule_for(LAYERS)
 
     def on(self, family: str) -> Subject:
@@ -55,7 +55,7 @@ class Subject:
         return self
 
     def attached(self, model: Any, schedule: Schedule | None = None) -> Any:
-        """The engine's context."""
+        """The method attached to `model` by the engine on trial; a context manager."""
         return self.attach(model, self.method, self.schedule if schedule is None else schedule)
 
 

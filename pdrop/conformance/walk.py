@@ -4,7 +4,7 @@
 that transformers can put into a LLaVA is built small, and where `attach` takes it: nothing dropped is the unattached
 model to the bit, the scores are what the model's own attention weights say, layer by layer, and what dropping leaves is
 what the unattached model makes of the whole prompt when the dropped tokens are hidden by masks, in the prompt and
-in cached decoding. Exit code 1 if one is not so.
+in cached decoding. Exit code 1 if any of this fails.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def outcome(kind: str, **options: Any) -> tuple[str, str]:
 
 
 def main(kinds: Sequence[str]) -> int:
-    """Examine them all, a line each; the exit code."""
+    """Examine them all, one line per kind; the exit code."""
     torch.set_num_threads(1)
     say, counts = sys.stdout.write, Counter[str]()
     for kind in kinds or sorted(MODEL_MAPPING_NAMES):

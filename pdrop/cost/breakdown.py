@@ -2,7 +2,7 @@
 
     python run.py model=llava_1_5_7b tasks=none            # no weights, no network, no GPU
 
-Every convention under its own name, each beside what it is with nothing dropped: the papers' multiply-adds, FLOPs of
+Every convention under its own name, each next to its value with nothing dropped: the papers' multiply-adds, FLOPs of
 prefill (attention as full squares, and the half that causal kernels compute), of a decoding step and of a training
 step, and the cache's bytes.
 """
@@ -82,7 +82,7 @@ def lines(
 
 
 def conventions(sizes: ModelSizes, prompt: PromptSize, unit: float) -> list[str]:
-    """What papers would print."""
+    """The papers' multiply-adds, one line per convention."""
     text, whole = prompt.text, prompt.undropped().visual_per_layer
     found = []
     formulas: list[tuple[str, Callable[..., float], float]] = [
@@ -100,7 +100,6 @@ def conventions(sizes: ModelSizes, prompt: PromptSize, unit: float) -> list[str]
 
 
 def line(label: str, this: float, none: float, unit: float) -> str:
-    """One entry."""
     ratio = f"{this / none:8.3f}" if none else f"{'–':>8}"
     return f"{label:42}{this / unit:12.4g}{none / unit:18.4g}{ratio}"
 

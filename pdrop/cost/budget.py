@@ -72,7 +72,7 @@ class Budget:
         """An amount of this kind."""
         return {
             "avg_tokens": f"{amount:.4g} of {visual} average tokens",
-            "prefill_ms": f"{amount:.4g} ms a prefill",
+            "prefill_ms": f"{amount:.4g} ms per prefill",
         }.get(self.kind, f"{amount:.3f} of the {self.kind} of nothing dropped")
 
 

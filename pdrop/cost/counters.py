@@ -62,7 +62,9 @@ def fvcore_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[st
             self.model = model
 
         def forward(self, *values: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, values)), logits_to_keep=1, use_cache=False).logits
+            output: Any = self.model(**dict(zip(names, values)), logits_to_keep=1, use_cache=False)
+            logits: torch.Tensor = output.logits
+            return logits
 
     with torch.no_grad():
         analysis = FlopCountAnalysis(Prefill().eval(), tuple(inputs.values()))

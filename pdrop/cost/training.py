@@ -8,7 +8,7 @@ A matrix product y = xW of the forward is two in the backward: x's gradient (whe
 gradient checkpointing each decoder layer runs a second forward. Ranking is done once, without gradients. Losses need
 logits of every position: the rows of dropped tokens come back as zeros after the last layer.
 
-Not in it: the optimizer (a few operations a weight, no matrix product), norms, activations, embedding look-ups. Held
+Not in it: the optimizer (a few operations per weight, no matrix product), norms, activations, embedding look-ups. Held
 against torch's FlopCounterMode over forward and backward by tests/cost/test_training.py.
 """
 

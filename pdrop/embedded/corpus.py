@@ -146,7 +146,6 @@ def write(out: Path, per_family: int = QUESTIONS_PER_FAMILY, images: int = GUESS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

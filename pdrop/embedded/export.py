@@ -3,8 +3,8 @@
     python -m pdrop.embedded.export --out build/corpus --split train --first 0 --images 20000
     python train.py train=embedded train.data=build/corpus/train.json
 
---format llava (default): <split>.json in LLaVA's conversation format, one record an image with its questions as turns,
-and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row an image.
+--format llava (default): <split>.json in LLaVA's conversation format, one record per image with its questions as turns,
+and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row per image.
 
 The same arguments write the same files. --families chooses and weighs: reading=1,counting=0.5 asks every reading
 question, half of those that count, and no other; images in which nothing is asked are left out. --turns 3 keeps at
@@ -139,7 +139,6 @@ def weights(text: str, known: tuple[str, ...], what: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--split", choices=list(SPLITS), default="train")

@@ -66,5 +66,4 @@ def as_choice(question: EmbeddedQuestion, wrong: Sequence[str], rng: random.Rand
 
 
 def yes_no(truth: bool) -> str:
-    """The answer word."""
     return "yes" if truth else "no"

@@ -65,7 +65,6 @@ def random_code(rng: random.Random, length: tuple[int, int]) -> str:
 
 
 def background(rng: random.Random) -> Color:
-    """A pale background colour."""
     return jitter(rng.choice(_BACKGROUNDS), rng, 8)
 
 

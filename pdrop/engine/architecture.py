@@ -63,7 +63,7 @@ def read_architecture(model: nn.Module) -> Architecture:
             f"the weights of {type(decoder).__name__} are on the meta device or offloaded: load them first"
         )
     if (getattr(vlm, "tp_size", None) or 1) > 1:
-        raise ValueError("under tensor parallelism each device would rank by its own heads: use one device a model")
+        raise ValueError("under tensor parallelism each device would rank by its own heads: use one device per model")
     check_arguments(vlm)
     return Architecture(vlm, decoder, layers)
 

@@ -20,7 +20,8 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 
 def code_of(function: Callable[..., Any]) -> CodeType:
     """The code that runs when a (decorated) function is called."""
-    return inspect.unwrap(function).__code__
+    code: CodeType = inspect.unwrap(function).__code__
+    return code
 
 
 GENERATE = code_of(GenerationMixin.generate)

@@ -21,7 +21,7 @@ class EarlyLayer(DynamicLayer):
 
     @property
     def held(self) -> int:
-        """Keys that are there."""
+        """How many keys the layer holds."""
         return int(super().get_seq_length())
 
     def get_seq_length(self) -> int:
@@ -33,7 +33,6 @@ class EarlyLayer(DynamicLayer):
         return self.held + query_length, 0
 
     def reset(self) -> None:
-        """As new."""
         super().reset()
         self.gone = 0
 
@@ -50,7 +49,7 @@ class Keys:
         return self.past
 
     def get_mask_sizes(self, query_length: int, layer: int) -> tuple[int, int]:
-        """(keys, offset)."""
+        """(keys, offset) of a mask for so many queries."""
         return self.past + query_length, 0
 
 

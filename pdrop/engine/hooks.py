@@ -4,7 +4,7 @@ A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decod
 boundary layer ranks the visual tokens and gathers the rows that stay, those after it hand each layer the rotary
 embeddings and the mask of the shorter sequence. A hook on the last layer puts the rows back where they came from.
 
-Reading the prompt synchronises with the device once a prefill and never in a decoding step: from there on all lengths
+Reading the prompt synchronises with the device once per prefill and never in a decoding step: from there on all lengths
 are Python integers. What later forwards must know of the shortened keys lives on the cache itself, so it follows deep
 copies, beams, crops and several caches in flight. What is known of a forward while it runs belongs to its thread.
 """
@@ -92,7 +92,6 @@ class Attachment:
         return self.trace
 
     def register(self) -> None:
-        """Hook the model."""
         decoder, layers = self.architecture.decoder, self.architecture.layers
         for module in self.hooked:
             names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -323,7 +322,8 @@ class Attachment:
             else:
                 assert run.alive is not None
                 run.memo["rotary"] = tuple(take(x, run.alive.index) for x in given)
-        return run.memo["rotary"]
+        made: tuple[Tensor, Tensor] = run.memo["rotary"]
+        return made
 
     def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
         """The attention mask of the current stage, in the form that the model's attention backend wants."""

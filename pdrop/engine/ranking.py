@@ -160,7 +160,8 @@ def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
     layers = getattr(cache, "layers", ())
     if number >= len(layers) or type(layers[number]) is not DynamicLayer:
         return None
-    return layers[number].keys[:, :, -new:]
+    keys: Tensor = layers[number].keys[:, :, -new:]
+    return keys
 
 
 @torch.no_grad()

@@ -78,8 +78,8 @@ def read_prompts(
     """Find and count visual and query tokens. One device synchronisation, whatever the batch.
 
     Args:
-        ids: [B, L]. valid, visual: [B, L] bool. labels: [B, L], -100 = no label; the query tokens are then those in
-            front of each answer. position_ids: as handed to the model.
+        ids: [B, L]. valid, visual: [B, L] bool. labels: [B, L], -100 = no label; the query tokens are then those
+            before each answer. position_ids: as handed to the model.
         logits_to_keep: Logits are asked of the last so many tokens; without labels the first of them is the query.
 
     Raises:

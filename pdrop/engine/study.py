@@ -50,7 +50,7 @@ class Noted:
     visual: Tensor
 
     def rows(self) -> list[LayerAttention]:
-        """One entry per prompt."""
+        """The layer's numbers for each prompt."""
         mass, entropy, top = self.figures.cpu().tolist()
         weights = [row[mask].cpu() for row, mask in zip(self.weights, self.visual)]
         return [LayerAttention(self.layer, *one) for one in zip(mass, entropy, top, weights)]

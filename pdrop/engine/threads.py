@@ -41,7 +41,7 @@ class Running(threading.local):
         return False
 
     def clear(self) -> None:
-        """It has ended."""
+        """Forgets the forward, which has ended."""
         self.owner, self.entered, self.run, self.prefill = None, False, None, None
 
 
@@ -66,7 +66,7 @@ class Threads:
             self.busy.add(threading.get_ident())
 
     def leave(self) -> None:
-        """It has ended."""
+        """A forward of this thread has ended."""
         with self.change:
             self.busy.discard(threading.get_ident())
             if self.ended:

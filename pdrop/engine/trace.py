@@ -51,7 +51,7 @@ class Trace:
         return Prefill(self.num_layers, self.num_boundaries)
 
     def show(self, prefill: Prefill) -> None:
-        """It has ended."""
+        """A prefill has ended: the trace shows it from now on."""
         with self._lock:
             self.prefills += 1
             self._last = self._here.last = prefill

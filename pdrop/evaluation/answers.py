@@ -1,6 +1,6 @@
 """Questions, answers, and the store that lets a killed run go on where it stopped.
 
-`answers.jsonl` in a run's folder gets one line an answered request, appended and flushed after every batch. The
+`answers.jsonl` in a run's folder gets one line per answered request, appended and flushed after every batch. The
 folder belongs to one run (its name holds the hash of everything that can change a number), so an answer's key is what
 was asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is
 missing. A line that a kill cut short is passed over, and of lines with one key the last one counts.
@@ -85,7 +85,7 @@ class Answer:
     Attributes:
         prompt: The rendered prompt, image tokens unexpanded.
         text: The generated answer; "" for a likelihood.
-        loss: Mean negative log-likelihood a token of the continuation, its end token included (nats).
+        loss: Mean negative log-likelihood per token of the continuation, its end token included (nats).
         greedy: Whether greedy decoding would have given the continuation.
         text_tokens, visual_tokens: Of the prompt (and of the continuation).
         answer_tokens: Generated or scored tokens.
@@ -125,7 +125,7 @@ def pack(indices: Iterable[int]) -> str:
 
 
 def unpack(mask: str) -> list[int]:
-    """The indices that a bit mask of `pack`, ascending."""
+    """The indices of the bits that are set in a mask of `pack`, ascending."""
     bits = bin(int(mask, 16))[:1:-1]
     return [index for index, bit in enumerate(bits) if bit == "1"]
 

@@ -14,7 +14,7 @@ from typing import Any
 GROUP_COLUMN = "question_id"  # documents next to each other that share it are scored together (MME's pairs)
 LARGEST_GROUP = 8  # a column that repeats more often than this is not such a mark
 IMAGE_COLUMNS = ("image_id", "imageId")
-_SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once a process
+_SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once per process
 
 
 class Documents:

@@ -175,7 +175,7 @@ def _arguments(config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any
     yield str(members or path.stem), given
 
 
-class _Plain(yaml.SafeLoader):
+class _Plain(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without objects: `!function` and the like are None."""
 
 

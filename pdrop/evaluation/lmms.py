@@ -2,7 +2,7 @@
 
 Tasks, prompts and metrics come from lmms-eval; asking, storing and bookkeeping are ours. Its model wrappers mix up the
 images of tasks asked together, score a crashed generation as an empty answer, and delete the model after each call;
-its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call a task,
+its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call per task,
 fresh task objects, answers stored after every batch.
 
     settings = compose.settings({"model": "llava_1_5_7b", "method": "pyramiddrop", "tasks": ["pope"]})
@@ -120,7 +120,7 @@ def evaluate(
 def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
 
-    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is said.
+    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
 
     Raises:
         ValueError: For unknown names, and generation arguments that cannot be honoured.
@@ -150,7 +150,7 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
 
 @functools.cache
 def warn_of_code(folder: Path) -> None:
-    """Say, once a process, that the tasks of a folder are programs."""
+    """Say, once per process, that the tasks of a folder are programs."""
     log.warning(
         "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
         folder,
@@ -175,7 +175,7 @@ def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) ->
         process_with_media=False, reasoning_tags=None, output_path=str(folder), agentic_trace_mode="basic"
     )
     with random_state_kept(), task_code(name, "its scoring failed"):
-        return evaluator.simple_evaluate(
+        output: dict[str, Any] = evaluator.simple_evaluate(
             model=adapter()(ask),
             tasks=[task],
             task_manager=object(),  # the task is built already; None would index 2000 files
@@ -190,6 +190,7 @@ def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) ->
             fewshot_random_seed=seed,
             verbosity="WARNING",
         )
+        return output
 
 
 @functools.cache
@@ -212,7 +213,7 @@ def adapter() -> type:
     from lmms_eval.api.instance import GenerationResult, TokenCounts
     from lmms_eval.api.model import lmms
 
-    class PdropModel(lmms):
+    class PdropModel(lmms):  # type: ignore[misc]
         """Turns lmms-eval's requests into questions and answers back into what it expects."""
 
         is_simple = True  # requests carry the task's text and images; the chat kind cannot ask for likelihoods
@@ -227,7 +228,7 @@ def adapter() -> type:
             """Keep the model: the base class would delete it after every call."""
 
         def generate_until(self, requests: list[Any]) -> list[Any]:
-            """Free answers."""
+            """One generated text per request."""
             return [
                 GenerationResult(a.text, TokenCounts(a.text_tokens + a.visual_tokens, a.answer_tokens))
                 for a in self._answers(requests)
@@ -238,7 +239,7 @@ def adapter() -> type:
             return [GenerationResult(text=(a.loss, a.greedy)) for a in self._answers(requests)]
 
         def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
-            """Not supported."""
+            """Always raises: several rounds are not supported."""
             raise ValueError(f"task {requests[0].task_name} asks in several rounds, which is not supported yet")
 
         def _answers(self, requests: list[Any]) -> list[Answer]:

@@ -41,7 +41,7 @@ class Prompter:
         max_tokens: Positions the language model has; a longer prompt is an error, never cut.
 
     Raises:
-        ValueError: If the checkpoint has not what the style or the mode needs.
+        ValueError: If the checkpoint lacks what the style or the mode needs.
     """
 
     def __init__(

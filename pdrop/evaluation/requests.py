@@ -26,7 +26,7 @@ class Translator:
         self._documents: dict[tuple[str, str], Documents] = {}
 
     def questions(self, requests: Sequence[Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Question]:
-        """One question a request.
+        """One question per request.
 
         Args:
             requests: lmms-eval Instances of the simple kind, all generations or all likelihoods.

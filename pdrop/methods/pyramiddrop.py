@@ -31,5 +31,5 @@ class PyramidDrop(Method):
         return view.attention()
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """Four stages."""
+        """Four stages, each with `ratio` of the visual tokens of the one before."""
         return pyramid(num_layers, ratio=ratio, layers=layers)

@@ -160,8 +160,9 @@ def last_of(mask: Tensor) -> Tensor:
 
 
 def raters_of(view: View) -> Tensor:
-    """The raters among the tokens alive, [B, T] bool. A merged token is none, even in the place of one."""
-    return view.begun.to(view.index.device).gather(1, view.index) & view.valid & ~view.visual
+    """The raters among the tokens alive, [B, T] bool. A merged token is not one, even in a rater's place."""
+    raters: Tensor = view.begun.to(view.index.device).gather(1, view.index)
+    return raters & view.valid & ~view.visual
 
 
 def most_raters(view: View) -> int:

@@ -1,4 +1,4 @@
-"""Load a vision-language checkpoint, or say in one line why it is none.
+"""Load a vision-language checkpoint, or say in one line why it cannot be loaded.
 
     checkpoint = load("llava-hf/llava-1.5-7b-hf", name="llava15_7b", dtype="bfloat16", device="cuda")
     checkpoint = load("package://pdrop.embedded/model", name="embedded")
@@ -209,7 +209,7 @@ def read_config(folder: Path, path: str) -> Any:
 
 
 def refuse_own_code(error: BaseException, path: str) -> None:
-    """Raise in our words what transformers raises for a checkpoint that needs code of its own.
+    """Raise with a remedy what transformers raises for a checkpoint that needs code of its own.
 
     Raises:
         ValueError: If that is what the error is about.
@@ -234,7 +234,7 @@ def check_json(folder: Path, path: str) -> None:
 
 
 def check_weights(weights: str) -> None:
-    """Refuse weights of a kind that is none.
+    """Refuse a value of `weights` that is not one of the two.
 
     Raises:
         ValueError: Naming the two.
@@ -244,7 +244,7 @@ def check_weights(weights: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine has not.
+    """Refuse a device that this machine does not have.
 
     Raises:
         ValueError: Naming the devices there are.

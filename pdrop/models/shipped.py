@@ -1,7 +1,7 @@
 """Architectures of the papers' and today's common checkpoints: their published configs, without weights.
 
 What a forward costs follows from the config alone, and so does its speed with random weights. So both can be had
-without a download: `read` gives the config, `noise_prompt` inputs of the right shapes. One JSON file a checkpoint:
+without a download: `read` gives the config, `noise_prompt` inputs of the right shapes. One JSON file per checkpoint:
 which one it is, a prompt to compute with, and those values of its config.json that decide shapes.
 
     config = read("llava_1_5_7b")
@@ -22,7 +22,7 @@ FOLDER = files("pdrop.models")
 
 
 def names() -> list[str]:
-    """The shipped architectures."""
+    """Names of the shipped architectures, sorted."""
     return sorted(path.name.removesuffix(".json") for path in FOLDER.iterdir() if path.name.endswith(".json"))
 
 
@@ -40,7 +40,7 @@ def entry(name: str) -> dict[str, Any]:
 
 @functools.cache
 def of_checkpoint(path: str) -> str | None:
-    """The architecture that is shipped for a checkpoint of the Hub; None if there is none."""
+    """The architecture that is shipped for a checkpoint of the Hub; None if there is no such one."""
     return next((name for name in names() if entry(name)["checkpoint"] == path), None)
 
 

@@ -37,7 +37,7 @@ class ModelSource:
         revision: Branch, tag or commit on the Hub.
         weights: "pretrained"; "random", seeded, from the config alone; "architecture": sizes alone, nothing runs.
         seed: Of random weights; 0 where there are none.
-        stands_in: The shipped architecture (pdrop/architectures) that is taken for the checkpoint: no network and no
+        stands_in: The shipped architecture (see shipped.py) that is taken for the checkpoint: no network and no
             processor is needed then. None: the checkpoint itself.
         fingerprint: 16 hex digits over whatever makes the model.
         layers: Of the decoder.
@@ -146,7 +146,7 @@ class ModelSource:
 
 @functools.cache
 def _described(path: str, revision: str | None, weights: Weights, seed: int) -> tuple[str, int]:
-    """(fingerprint, decoder layers) of a checkpoint, read once a process."""
+    """(fingerprint, decoder layers) of a checkpoint, read once per process."""
     folder = checkpoint.locate(path, revision=revision, weights=weights)
     text = read_json(folder / "config.json", path).get("text_config")
     layers = text.get("num_hidden_layers") if isinstance(text, dict) else None

@@ -36,7 +36,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         what: The checkpoint, for the message.
 
     Raises:
-        ValueError: Naming file and place, if it is none.
+        ValueError: Naming file and place, if it does not.
     """
     try:
         data = json.loads(path.read_text(encoding="utf8"))
@@ -135,7 +135,7 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
     # the same weight of a further layer: the model would end early
     known = {INDEXED.sub(".N", name) for name in model.state_dict()}
     if further := [name for name in unexpected if INDEXED.sub(".N", name) in known]:
-        found.append(f"{len(further)} are of layers that it has not (such as {further[0]})")
+        found.append(f"{len(further)} are of layers that it does not have (such as {further[0]})")
     if found:
         raise ValueError(
             f"{what}: its weights do not fit its config.json: {' and '.join(found)}; use a checkpoint in the Hugging "

@@ -33,7 +33,7 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
 
 
 def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None:
-    """Score, count and time."""
+    """Runs the tasks, counts what the prompts cost and times them; fills in `record`."""
     from pdrop.cost import breakdown, flops
     from pdrop.evaluation.lmms import evaluate
     from pdrop.runs import timed, timed_prompt

@@ -51,7 +51,7 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
 
 
 def finished(settings: Settings, overrides: Sequence[str]) -> RunRecord | None:
-    """The run's record, if it is done and need not be redone. `force` redoes a run once a process."""
+    """The run's record, if it is done and need not be redone. `force` redoes a run once per process."""
     spec, folder = settings.spec, settings.folder
     if not (folder / "record.json").exists() or (settings.force and spec.run_id not in redone):
         return None

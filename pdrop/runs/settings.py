@@ -64,7 +64,6 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return self.results / "runs" / self.spec.folder
 
     @property
@@ -86,7 +85,7 @@ class Settings:
         return known
 
     def load(self) -> Checkpoint:
-        """The loaded model."""
+        """Loads the model as the spec says; `ModelSource.load` has the errors."""
         return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
 
 

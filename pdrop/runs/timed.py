@@ -58,14 +58,14 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         return
     lane = cost.timing["stages"]["prefill"]
     cost.prefill_ms, cost.baseline_prefill_ms = as_interval(lane["this"]), as_interval(lane["none"])
-    if not cost.timing["invalid"]:  # a table shows no ratio that means nothing; why, it says
+    if not cost.timing["invalid"]:  # a table shows no ratio that means nothing, and says why
         cost.prefill_time_ratio = as_interval(lane["ratio"])
     for reason in cost.timing["invalid"]:
         log.warning("these times are invalid: %s", reason)
 
 
 def as_interval(lane: Mapping[str, Any]) -> Interval:
-    """A record's interval of a lane."""
+    """The record's interval of one measurement."""
     return Interval(**{name: value for name, value in lane.items() if name != "p90"})
 
 
@@ -137,7 +137,7 @@ def threads() -> int:
 
 
 def answer_request(question: Path, answer: Path) -> None:
-    """The other side: read a request, measure, write what was found."""
+    """The child process: read a request, measure, write the result."""
     import torch
 
     from pdrop.timing.measure import measure

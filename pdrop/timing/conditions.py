@@ -1,4 +1,4 @@
-"""Under what a time was measured, and whether two times may be compared at all.
+"""The conditions of a measurement, and whether two times may be compared at all.
 
 A ratio of times says something of dropping only if nothing else differs. So every measurement notes its conditions, and
 whoever compares asks `differences` first: other attention backends, dtypes, devices or numbers of threads make a
@@ -19,7 +19,7 @@ OTHERS_GIB = 2.0  # of the GPU's memory outside this process: a driver's context
 
 
 def conditions(model: torch.nn.Module) -> dict[str, Any]:
-    """Under what `model` is measured now.
+    """The conditions under which `model` is measured now.
 
     Attention backends are read off the configs that the layers look at, of decoder and tower apart. `others_gib` is
     memory of the GPU that this process does not hold; `load` the machine's running processes, mean of a minute.

@@ -1,13 +1,13 @@
-"""Everything that is measured of one cell, beside the unpruned model: stages, answers, memory, and its validity.
+"""Everything that is measured of one run, next to the unpruned model: stages, answers, memory, and its validity.
 
-    model = architectures.build("llava_1_5_7b", dtype="bfloat16", attn_implementation="sdpa", device="cuda")
-    inputs = architectures.noise_prompt(model.config, architectures.reference_prompt("llava_1_5_7b"), batch=4)
+    model = shipped.build("llava_1_5_7b", dtype="bfloat16", attn_implementation="sdpa", device="cuda")
+    inputs = shipped.noise_prompt(model.config, shipped.reference_prompt("llava_1_5_7b"), batch=4)
     inputs = {name: x.to("cuda", torch.bfloat16 if x.is_floating_point() else None) for name, x in inputs.items()}
     found = measure(model, inputs, PyramidDrop(), pyramid(32), TimingProtocol("mine", 2, 10, new_tokens=(1, 64)))
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 
-Lanes, each in a pass of its own: answers of a fixed length (time to the first token, time a token, end to end at every
-length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
+Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
+at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
 hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
 inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a
 bare machine with a GPU can run it.
@@ -47,7 +47,7 @@ def measure(
     preprocess: Callable[[], Any] | None = None,
     tokenizer: Any = None,
 ) -> Lane:
-    """Measure a cell.
+    """Measure a run.
 
     Args:
         model: In eval mode, with nothing attached.
@@ -106,7 +106,7 @@ def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
 def answers(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
 ) -> Lane:
-    """One generation of the longest answer a turn: it tells of all shorter ones."""
+    """One generation of the longest answer per turn: it also gives the times of all shorter ones."""
     longest = max(protocol.new_tokens)
 
     def call() -> Any:
@@ -176,7 +176,7 @@ def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
 
 
 def pooled(cells: Sequence[Lane]) -> Lane:
-    """Several processes' measurements of one cell as one: raw values together, intervals over all of them.
+    """Several processes' measurements of one run as one: raw values together, intervals over all of them.
 
     Raises:
         ValueError: If they were made under different conditions.
@@ -197,7 +197,7 @@ def pooled(cells: Sequence[Lane]) -> Lane:
 
 
 def joined(lanes: Sequence[Lane]) -> Lane:
-    """One lane of several processes."""
+    """One measurement of several processes, pooled."""
     values = {side: [v for lane in lanes for v in lane[side]["values"]] for side in lanes[0]}
     if "ratio" not in values:
         return {side: described(v, "ms") for side, v in values.items()}

@@ -106,7 +106,7 @@ def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtoco
         protocol: `pairs` is the least number of rounds.
 
     Returns:
-        By name, one sample a round: samples of the same place in the lists were taken side by side.
+        By name, one sample per round: samples of the same place in the lists were taken side by side.
 
     Raises:
         ValueError: If the protocol times nothing.

@@ -21,7 +21,7 @@ class TimingProtocol:
             alone.
         images: Images in the prompt.
         memory: Whether peak memory is measured, in a pass of its own.
-        fresh: Whether a cell is measured in a process of its own,
+        fresh: Whether a run is measured in a process of its own,
         repeats: and in how many.
     """
 
@@ -47,7 +47,6 @@ class TimingProtocol:
 
     @property
     def measures(self) -> bool:
-        """Whether anything is timed."""
         return self.pairs > 0
 
     @property

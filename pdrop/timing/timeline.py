@@ -1,6 +1,6 @@
 """When each token of an answer is there: one generation of fixed length gives TTFT, TPOT and every shorter answer.
 
-`generate` is watched by a logits processor, which is called once a step, when that step's logits are ready. On a GPU it
+`generate` is watched by a logits processor, which is called once per step, when its logits are ready. On a GPU it
 records a CUDA event and does not wait; on a CPU it reads the clock. The answer's length is fixed: methods that made
 models stop early or ramble would otherwise be timed by their words.
 """
@@ -25,12 +25,12 @@ class Timeline:
 
     @property
     def wall_ms(self) -> float:
-        """To the last token."""
+        """Milliseconds from the call to the last token."""
         return self.ms[-1]
 
     @property
     def ttft_ms(self) -> float:
-        """To the first token."""
+        """Milliseconds from the call to the first token."""
         return self.ms[0]
 
     @property
@@ -47,7 +47,7 @@ class Clock(LogitsProcessor):
         self.marks = [self.mark()]
 
     def mark(self) -> Any:
-        """Now."""
+        """The present moment: seconds of the clock, or a recorded CUDA event."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

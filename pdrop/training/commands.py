@@ -134,7 +134,6 @@ def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command."""
     folder, *settings = [word for word in arguments if word != "--layers"] or [""]
     if not folder:
         sys.exit(__doc__)

@@ -157,7 +157,6 @@ def parse(data: Any, name: str, folder: Path) -> Record:
 
 
 def _turns(spoken: list[Any], name: str) -> list[Turn]:
-    """Questions with their answers."""
     said = []
     for number, turn in enumerate(spoken):
         who, value = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)

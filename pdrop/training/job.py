@@ -171,7 +171,7 @@ def run(
     """The steps, from the last checkpoint on; writes the model and fills in `record`."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers import set_seed
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     spec, caches = record.spec, checkpoint.model.config.get_text_config().use_cache

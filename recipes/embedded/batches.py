@@ -36,7 +36,7 @@ def _words(text: str) -> tuple[int, ...]:
 
 
 def _encode(text: str) -> list[int]:
-    """Token ids of `text`, put together from its words so that each word is tokenized once in a lifetime."""
+    """Token ids of `text`, put together from its words so that each word is tokenized only once."""
     return [token for word in text.split() for token in _words(word)]
 
 
@@ -67,7 +67,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of `Forward.logits`, the targets, and the spans that tell the questions apart."""
+    """Tensors of `Forward.logits`, the targets, and the spans that separate the questions."""
 
     pixels: Tensor  # uint8 (batch, 168, 168, 3)
     patches: Tensor  # int64 (batch, heads, VISUAL_TOKENS)

@@ -79,7 +79,6 @@ class Muon:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
         return {"adam": self._adam.state_dict(), "muon": list(self._buffers.values())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,4 +112,5 @@ def _orthogonal(batch: Tensor) -> Tensor:
     for _ in range(5):
         a = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return (x.transpose(1, 2) if tall else x).float()
+    found: Tensor = (x.transpose(1, 2) if tall else x).float()
+    return found

@@ -89,7 +89,6 @@ def score(folder: Path, limit: int | None = None, blind: bool = False, batch: in
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--limit", type=int, help="questions per family; all if not given")

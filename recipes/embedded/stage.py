@@ -42,7 +42,6 @@ class TrainingPhase:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
         return self.images // self.batch
 
     def rate(self, step: int) -> float:

@@ -6,8 +6,8 @@ A checkpoint lies in --work, and beside it the model as it is then; a second sta
 is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
 accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
 
-A step costs a CPU a second and a GPU very little, so that there images are composed ahead by processes of their own
-(--composers).
+A step takes a CPU about a second and a GPU very little, so for a GPU images are composed ahead by processes of their
+own (--composers).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.model import FOLDER, save
@@ -119,7 +119,7 @@ def train(
 
 
 def _worker(rank: int, workers: int, port: int, work: Path, out: Path, composers: int) -> None:
-    """One process of several."""
+    """One of several training processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     try:
@@ -135,7 +135,6 @@ def _free_port() -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
@@ -167,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         train(options.work, options.out, options.device, composers)
     else:
-        mp.spawn(_worker, (options.workers, _free_port(), options.work, options.out, composers), options.workers)
+        spawn(_worker, (options.workers, _free_port(), options.work, options.out, composers), options.workers)
 
 
 if __name__ == "__main__":

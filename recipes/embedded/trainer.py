@@ -1,6 +1,6 @@
 """The training loop's parts: one step, the checkpoint.
 
-Several processes share the images of a step (torch.distributed, gloo) and mean their gradients; each then takes the
+Several processes share the images of a step (torch.distributed, gloo) and average their gradients; each then takes the
 same optimizer step. One thread each: two processes are faster than one with two threads.
 """
 
@@ -262,7 +262,7 @@ def read_checkpoint(path: Path, recipe: Sequence[TrainingPhase], device: torch.d
 
 
 def _begun(recipe: Sequence[TrainingPhase], stage: int) -> str:
-    """The stages up to number `stage`, as text that tells recipes apart."""
+    """The stages up to number `stage`, as text that differs between recipes."""
     return repr(tuple(recipe[: stage + 1]))
 
 

@@ -17,7 +17,6 @@ class Window:
         self._values: dict[str, list[float]] = defaultdict(list)
 
     def add(self, name: str, value: float) -> None:
-        """One more value."""
         self._values[name].append(value)
 
     def add_answers(self, batch: Batch, predicted: Tensor) -> None:

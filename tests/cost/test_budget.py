@@ -132,7 +132,7 @@ def test_milliseconds_are_met_by_measuring() -> None:
 
     schedule = solve(PyramidDrop(), "prefill_ms:50", **SIZE, measure=measure)
     assert measure(schedule) == pytest.approx(50, rel=0.03) and len(asked) < 12
-    with pytest.raises(ValueError, match=r"8/16/24 cannot go below 32\.5 ms a prefill"):
+    with pytest.raises(ValueError, match=r"8/16/24 cannot go below 32\.5 ms per prefill"):
         solve(PyramidDrop(), "prefill_ms:5", **SIZE, layers=(8, 16, 24), measure=measure)
 
 

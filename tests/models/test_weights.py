@@ -55,7 +55,7 @@ MISFITS = {
     "picture": ({"vision_config__image_size": 10**6}, "the model that it describes has"),
     "more layers": ({"text_config__num_hidden_layers": LAYERS + 1}, "num_hidden_layers=5, where 1 to 4 are possible"),
     "a billion layers": ({"text_config__num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, where 1 to 4"),
-    "fewer layers": ({"text_config__num_hidden_layers": 2}, "18 are of layers that it has not .*layers.2"),
+    "fewer layers": ({"text_config__num_hidden_layers": 2}, "18 are of layers that it does not have .*layers.2"),
     "no layers": ({"text_config__num_hidden_layers": 0}, "num_hidden_layers=0, where 1 to 4 are possible"),
     "width beyond all memory": ({"text_config__hidden_size": 10**15}, "no model can be built as its config.json says"),
     "width is a word": ({"text_config__hidden_size": "many"}, "cannot read its config.json .*expected int, got str"),

@@ -163,6 +163,14 @@ def test_modules_and_classes_are_documented(path):
 
 
 @EACH
+def test_a_docstring_says_what_the_name_does_not(path):
+    """A function needs none; one of three words is none, unless it gives a shape."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (said := ast.get_docstring(node)):
+            assert len(said.split()) > 3 or re.search(r"[\[(]", said), f"{path}:{node.lineno}: {node.name}: {said!r}"
+
+
+@EACH
 def test_hooks_live_in_one_place(path):
     # the conformance suite looks at models from outside, the probe at one of its own
     if path.name not in ("hooks.py", "probe.py") and "conformance" not in path.parts:
