@@ -15,13 +15,14 @@ import functools
 import inspect
 import threading
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from pdrop.engine import callers, deepstack, early
+from pdrop.engine import autocast, callers, deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
@@ -89,6 +90,9 @@ class Attachment:
             )
             self.trace.home = threading.get_ident()
             self.register()
+            # `generate` compiles by itself with a static cache on CUDA, and such a graph does not see hooks
+            uncompiled: Any = self.architecture.vlm
+            uncompiled.get_compiled_call = MethodType(not_compiled, uncompiled)
         return self.trace
 
     def register(self) -> None:
@@ -104,11 +108,12 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
-                # after it: its output enters the boundary
+                # in front of other hooks: FSDP's takes the layer's weights away. The one registered last runs first
                 if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                     watch = partial(self.watch, number)
-                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
+                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True, prepend=True))
+                add = partial(self.add_deepstack, number)  # before it is watched: its output enters the boundary
+                self.handles.append(layer.register_forward_hook(add, prepend=True))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
         for module, when, hook in self.tower.hooks() if self.tower is not None else []:
             before = when == "before"
@@ -122,6 +127,7 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self.architecture.vlm.__dict__.pop("get_compiled_call", None)
         self.current.clear()
         if generating:
             Ended(self.hooked, generating, self.threads.words)
@@ -235,7 +241,9 @@ class Attachment:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
-            run.begun = self.method.begin(view(run, number, layer, hidden, given))
+            seen = view(run, number, layer, hidden, given)
+            with autocast.off(hidden):
+                run.begun = self.method.begin(seen)
         if run.prompts is not None and run.study and (number == 0 or number in self.boundaries):
             self.prefill.noted.append(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
@@ -265,7 +273,8 @@ class Attachment:
         rotary = kwargs["position_embeddings"]
         seen = view(run, number, layer, hidden, rotary, stage, keys, output)
         method = self.method.at(stage)
-        run.pending = method.score(with_plan(run, method, seen))
+        with autocast.off(hidden):
+            run.pending = method.score(with_plan(run, method, seen))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -277,10 +286,11 @@ class Attachment:
             return hidden
         seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
         method = self.method.at(stage)
-        scores = run.pending if method.observe < 0 else method.score(with_plan(run, method, seen))
-        assert scores is not None
-        run.pending = None
-        hidden, ranked = cut(run, method, seen, scores)
+        with autocast.off(hidden):
+            scores = run.pending if method.observe < 0 else method.score(with_plan(run, method, seen))
+            assert scores is not None
+            run.pending = None
+            hidden, ranked = cut(run, method, seen, scores)
         self.prefill.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
@@ -330,6 +340,11 @@ class Attachment:
         decoding = run.prompts is None and hidden.shape[1] == 1 and not getattr(cache, "is_compileable", False)
         if decoding and run.whole is None and self.causal_kernel:
             return None  # what create_causal_mask would find out, in every stage of every decoding step
+        filled = (
+            run.prompts is not None and run.dropped and not run.past and not getattr(cache, "is_compileable", False)
+        )
+        if filled and self.causal_kernel:
+            return None  # what is left of each row comes first: causality alone hides what it is filled up with
         if "mask" not in run.memo:
             # before layer 0 the cache counts what went, the mask must not
             keys: Any = cache if number or cache is None else early.Keys(run.past)
@@ -361,6 +376,11 @@ class Attachment:
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """And this adds them instead, after layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
+
+
+def not_compiled(model: nn.Module, config: Any) -> Any:
+    """What an attached model gives in place of its compiled call."""
+    return model.__call__
 
 
 def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from pdrop.engine import deepstack
+from pdrop.engine import autocast, deepstack
 from pdrop.engine.architecture import Rotary
 from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
@@ -54,6 +54,9 @@ def view(
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
 
+    def own_keys() -> Tensor:
+        return keys if keys is not None else layer_keys(layer, hidden, (cos, sin), turns)
+
     text = [length - visual for length, visual in zip(alive.lengths, alive.visual_counts)]
     return View(
         number,
@@ -71,12 +74,12 @@ def view(
         prompts.visual_counts,
         None,
         output,
-        attention,
+        autocast.as_here(hidden, attention),
         draw,
         run.images,
-        lambda: keys if keys is not None else layer_keys(layer, hidden, (cos, sin), turns),
+        autocast.as_here(hidden, own_keys),
         run.norm,
-        run.tower,
+        autocast.as_here(hidden, run.tower),
         run.texts,
     )
 
@@ -156,8 +159,11 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
 
 
 def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
-    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways."""
-    layers = getattr(cache, "layers", ())
+    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways.
+
+    An offloaded cache has sent them away by then.
+    """
+    layers = () if getattr(cache, "offloading", False) else getattr(cache, "layers", ())
     if number >= len(layers) or type(layers[number]) is not DynamicLayer:
         return None
     keys: Tensor = layers[number].keys[:, :, -new:]
@@ -202,7 +208,8 @@ def attention_rows(
     # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
     q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)
-    logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+    with autocast.off(hidden):
+        logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
     seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
     logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
