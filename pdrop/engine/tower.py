@@ -100,7 +100,8 @@ class TowerReader:
         """What is kept of the run of the moment, in this thread."""
         if getattr(self.now, "seen", None) is None:
             self.now.seen = Seen()
-        return self.now.seen
+        seen: Seen = self.now.seen
+        return seen
 
     def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
         """The tower has run: what was kept is that output's from here on."""
@@ -280,7 +281,8 @@ class Looked:
 
     def heads(self, projected: Tensor) -> Tensor:
         """[P, R, d] -> [P, heads, R, head size]."""
-        return projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+        split: Tensor = projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+        return split
 
     @functools.cached_property
     def keys(self) -> Tensor:
@@ -298,4 +300,5 @@ class Looked:
         """What they attend to, the mean over those that ask, [P, heads, R] float32."""
         wide = torch.promote_types(self.keys.dtype, torch.float32)  # half precision ties by the dozen
         logits = (self.asking.to(wide) * self.attention.scale) @ self.keys.to(wide).transpose(-1, -2)
-        return logits.softmax(-1).mean(2).float()
+        rows: Tensor = logits.softmax(-1).mean(2).float()
+        return rows

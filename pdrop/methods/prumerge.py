@@ -99,7 +99,8 @@ class PruMerge(InFront):
         query, keys = view.tower.query(-1).float(), view.tower.keys(-1).float()  # [P, heads, size], [P, heads, R, size]
         width = query.shape[1] * query.shape[2]
         products = torch.einsum("phrs,phs->pr", keys, query)
-        return (products / width**0.5).softmax(-1)
+        found: Tensor = (products / width**0.5).softmax(-1)
+        return found
 
     def taken(self, scores: Tensor, row: int, tile: Tile, count: int | None) -> list[int]:
         """Places of a tile's chosen tokens, in their order.

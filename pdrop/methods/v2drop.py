@@ -41,7 +41,8 @@ class V2Drop(Method):
     def score(self, view: View) -> Tensor:
         """Euclidean length of the change, [B, T]."""
         assert view.output is not None
-        return (view.output.detach().to(view.hidden.device) - view.hidden.detach()).float().norm(dim=-1)
+        moved: Tensor = view.output.detach().to(view.hidden.device) - view.hidden.detach()
+        return moved.float().norm(dim=-1)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """Three boundaries: the ratio, its half, and one token."""

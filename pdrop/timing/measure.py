@@ -7,8 +7,8 @@
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
-at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
-hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
+at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
+attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
 inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a
 bare machine with a GPU can run it.
 
