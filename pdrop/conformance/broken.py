@@ -177,7 +177,6 @@ class Early(Attachment):
     """Shows what entered a layer for what left it."""
 
     def watch(self, number: int, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-        """The input twice."""
         super().watch(number, layer, args, kwargs, args[0])
 
 

@@ -78,15 +78,12 @@ class Composed(Method):
     # ------------------------------------------------------------------ how many
 
     def count(self, stage: Stage, visual: int) -> int:
-        """The part's own."""
         return self.at(stage).count(stage, visual)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """The part's own."""
         return self.at(stage).stays(stage, visual, now)
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """The part's own."""
         assert view.stage is not None
         return self.at(view.stage).plan(view, visual)
 
@@ -125,12 +122,10 @@ class Composed(Method):
         return self.inside.begin(view)
 
     def score(self, view: View) -> Tensor | Ranking:
-        """The part's own."""
         assert view.stage is not None
         return self.at(view.stage).score(view)
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The part's own."""
         assert view.stage is not None
         return self.at(view.stage).merge(view, scores, goes, going)
 

@@ -94,7 +94,6 @@ class FEATHER(Method):
         return SelectionCost(boundaries=schedule.layers, keys_cached=self.observe < 0 and self.rotated)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """Two boundaries."""
         return feather(num_layers, ratio, layers)
 
 

@@ -42,7 +42,8 @@ class V2Drop(Method):
         """Euclidean length of the change, [B, T]."""
         assert view.output is not None
         moved: Tensor = view.output.detach().to(view.hidden.device) - view.hidden.detach()
-        return moved.float().norm(dim=-1)
+        far: Tensor = moved.float().norm(dim=-1)
+        return far
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """Three boundaries: the ratio, its half, and one token."""
