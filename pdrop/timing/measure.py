@@ -7,10 +7,10 @@
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
-at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the attached
-hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the same
-inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that a
-bare machine with a GPU can run it.
+at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
+attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the
+same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that
+a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
