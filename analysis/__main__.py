@@ -37,9 +37,8 @@ from pdrop.samples import condense, read_samples, sample_lines, samples_files
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
-from .report import explain as words
-from .report import readme
-from .store import up_to_date as fresh
+from .report import explain, readme
+from .store import up_to_date
 from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
 from .store.publish import publish
 from .studies import bench, break_even, repro, trainings
@@ -57,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: Path = options.results
     try:
         if options.command == "list":
-            say(words.overview(load_runs(results)))
+            say(explain.overview(load_runs(results)))
         elif options.command == "explain":
-            say(words.explain(words.find(load_runs(results), options.run)))
+            say(explain.explain(explain.find(load_runs(results), options.run)))
         elif options.command == "diff":
             runs = load_runs(results)
-            say(words.diff(words.find(runs, options.run), words.find(runs, options.other)))
+            say(explain.diff(explain.find(runs, options.run), explain.find(runs, options.other)))
         elif options.command == "samples":
-            run = words.find(load_runs(results), options.run)
+            run = explain.find(load_runs(results), options.run)
             lines = sample_lines(read_samples(run.path, options.task))
             say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
         elif options.command == "condense":
@@ -159,8 +158,8 @@ def make(options: argparse.Namespace, results: Path) -> int:
                 pages.append(write_break_even(experiment, command, results, pdf))
                 continue
             if command == "figures":
-                made_from = fresh.digest(experiment, [strict, times, pdf])
-                if paths := fresh.unchanged(results / "figures", name, made_from):
+                made_from = up_to_date.digest(experiment, [strict, times, pdf])
+                if paths := up_to_date.unchanged(results / "figures", name, made_from):
                     pages += [f"unchanged {path}\n" for path in paths]
                     continue
             for part in parts(experiment, times):
@@ -178,7 +177,7 @@ def make(options: argparse.Namespace, results: Path) -> int:
         if command == "figures":
             drawn = [one for table in tables for one in write_figures(table, results / "figures", pdf)]
             if refused == kept_out:
-                fresh.remember(results / "figures", name, made_from, drawn)
+                up_to_date.remember(results / "figures", name, made_from, drawn)
     say("".join(pages))
     return refused
 
@@ -200,15 +199,15 @@ def write_hard(results: Path, name: str, control: str) -> None:
     Raises:
         ValueError: If the experiment's runs cannot stand in one table, or there is no control among them.
     """
-    from .studies import hard_subset as hard
+    from .studies import hard_subset
 
     experiment = load_experiment(results, name)
     for part in parts(experiment, times=False):
         refuse_mixtures(experiment, part.runs, times=False)
         table = compare(part, experiment.superseded)
-        found = hard.hard(table, control)
-        page = hard.markdown(table, found)
-        files = ((".md", page), (".csv", hard.csv(found)))
+        found = hard_subset.hard(table, control)
+        page = hard_subset.markdown(table, found)
+        files = ((".md", page), (".csv", hard_subset.csv(found)))
         written = [written_or_not(results / "tables" / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
         say("".join([page, "\n", *written]))
 
@@ -280,7 +279,7 @@ def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
         if name in experiments(results):
             found += [run for run in load_experiment(results, name).runs if run.done and run.drops]
         else:
-            found.append(words.find(runs, name))
+            found.append(explain.find(runs, name))
     return found
 
 

@@ -157,6 +157,7 @@ class TowerSizes:
     # visual tokens of a crop besides its patches: 1 where the class token is projected like a patch, -1 where the
     # first patch is cut off as if it were one
     spare: int = 0
+    heads: int = 1  # of a layer's attention
 
     @property
     def tokens(self) -> int | None:
@@ -330,6 +331,7 @@ def read_tower(config: Any, vision: Any, decoder: int) -> TowerSizes:
         projector=((features, decoder), (decoder, decoder)),
         pooled=bool(getattr(vision, "vision_use_head", False)),
         spare=0 if merge > 1 else class_tokens - first_cut,
+        heads=getattr(vision, "num_attention_heads", None) or 1,
     )
 
 
@@ -366,6 +368,7 @@ def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> Tow
         window=window,
         full_layers=full_layers,
         projector=((merged, merged), (merged, out)) * mergers,
+        heads=getattr(vision, "num_heads", None) or 1,
     )
 
 

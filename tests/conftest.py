@@ -1,3 +1,25 @@
-"""What every test may use."""
+"""What every test may use; and which of an exhaustive product's cases `make test` runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
 
 pytest_plugins = ["tests.support.train_command"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `product(n)`, n cases evenly spaced stay in `make test`; the others are for `make test-all`."""
+    products = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("product"):
+            products[item.nodeid.partition("[")[0]].append(item)
+    for cases in products.values():
+        marker = cases[0].get_closest_marker("product")
+        assert marker is not None
+        stay = {number * len(cases) // marker.args[0] for number in range(marker.args[0])}
+        for number, item in enumerate(cases):
+            if number not in stay:
+                item.add_marker(pytest.mark.exhaustive)

@@ -27,14 +27,13 @@ def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatA
         twin = twin_of(row, rows)
         if twin is None or row.average is None or twin.average is None:
             continue
-        means = [fmean(score_of(run, task) for task in table.averaged) for run in twin.runs]
+        means = [fmean(run.score(task) for task in table.averaged) for run in twin.runs]
         row.random_seeds, row.random_band = len(means), (min(means), max(means))
         value = row.average.score.value - fmean(means)
         band = band_draws(twin, table.averaged) if own is not None else None
-        row.against_random = Estimate(value)
-        if band is not None and own is not None:
-            row.against_random = Estimate(value, *interval(own - band))
-        row.random_p = against_each(row, twin, table.averaged)
+        low, high = interval(own - band) if band is not None and own is not None else (None, None)
+        p = against_each(row, twin, table.averaged)
+        row.against_random = Estimate(value, low, high, p, anecdote=len(means) < 2)
 
 
 def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -55,16 +54,10 @@ def is_random(row: Row) -> bool:
     return row.spec.method.split("_")[0] == "random"
 
 
-def score_of(run: Run, task: str) -> float:
-    """The task's main metric, as its aggregation gives it."""
-    result = run.record.results[task]
-    return result.scores[result.main_metric].value
-
-
 def columns(runs: Sequence[Run], task: str) -> FloatArray | None:
     """Per-sample values [samples, runs]; None where a score is not the mean over its samples."""
     values = [run.samples(task).values for run in runs]
-    there = [v for v, run in zip(values, runs) if v is not None and abs(v.mean() - score_of(run, task)) <= 1e-6]
+    there = [v for v, run in zip(values, runs) if v is not None and abs(v.mean() - run.score(task)) <= 1e-6]
     return np.stack(there, axis=1) if len(there) == len(runs) else None
 
 

@@ -7,7 +7,9 @@ schedule; within one budget the best rows are marked. Every difference is paired
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, stdev
@@ -59,43 +61,42 @@ def score(rows: list[Row], table: Table) -> None:
     for number, row in enumerate(rows):
         for task in table.tasks:
             if in_all(row, task):
-                row.cells[task] = Cell(estimate(fmean(main_score(run, task) for run in row.runs), draws[task][number]))
+                row.cells[task] = Cell(estimate(fmean(run.score(task) for run in row.runs), draws[task][number]))
         average = mean_or_none([row.cells[task].score.value if task in row.cells else None for task in table.averaged])
         if average is not None:
             row.average = Cell(estimate(average, averages[number]))
             if len(row.runs) > 1:
-                row.spread = stdev(fmean(main_score(run, task) for task in table.averaged) for run in row.runs)
+                row.spread = stdev(fmean(run.score(task) for task in table.averaged) for run in row.runs)
         row.time = time_ratio(row) if table.times else None
     for number, row in enumerate(rows):
         base = baseline(rows, row)
         if base is not None and number != base:
             for task in row.cells.keys() & rows[base].cells.keys():
-                row.cells[task].delta = difference(row.cells[task], rows[base].cells[task], draws[task], number, base)
-                row.cells[task].flips = flips_between(rows, task, values[task], base, number)
+                cell, flipped = row.cells[task], flips_between(rows, task, values[task], base, number)
+                cell.delta = difference(cell, rows[base].cells[task], draws[task], number, base, flipped)
+                cell.flips = flipped
             if row.average and (full := rows[base].average):
-                row.average.delta = difference(row.average, full, averages, number, base)
                 row.average.flips = total([row.cells[task].flips for task in table.averaged])
+                row.average.delta = difference(row.average, full, averages, number, base, row.average.flips)
         if base is not None and row.average and (full := rows[base].average):
             value, top, floor = row.average.score.value, full.score.value, floor_of(rows, row, table)
             row.share_of_none = value / top if top else None
             if floor is not None and top > floor:
                 row.floor_to_full = (value - floor) / (top - floor)
     hold_against_random(rows, table, averages)
+
+    def flipped_between(base: int, number: int, tasks: Sequence[str]) -> Flips | None:
+        return total([flips_between(rows, task, values[task], base, number) for task in tasks])
+
     for task, column in table.tasks.items():
         sign = 1 if column.higher_is_better else -1
-        mark(rows, [row.cells.get(task) for row in rows], draws[task], sign)
-    mark(rows, [row.average for row in rows], averages)
+        mark(rows, [row.cells.get(task) for row in rows], draws[task], partial(flipped_between, tasks=[task]), sign)
+    mark(rows, [row.average for row in rows], averages, partial(flipped_between, tasks=table.averaged))
 
 
 def in_all(row: Row, task: str) -> bool:
     """Whether every pooled run has the task."""
     return all(task in run.record.results for run in row.runs)
-
-
-def main_score(run: Run, task: str) -> float:
-    """The task's main metric, as its aggregation gives it."""
-    result = run.record.results[task]
-    return result.scores[result.main_metric].value
 
 
 def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
@@ -125,7 +126,7 @@ def resample(rows: list[Row], task: str, values: list[FloatArray | None]) -> lis
     usable = []
     for number, (row, samples) in enumerate(zip(rows, values)):
         if samples is not None:
-            value = fmean(main_score(run, task) for run in row.runs)
+            value = fmean(run.score(task) for run in row.runs)
             if abs(value - float(samples.mean())) <= 1e-6 * max(1.0, abs(value)):
                 usable.append(number)
     found: list[Draws] = [None] * len(rows)
@@ -148,11 +149,27 @@ def estimate(value: float, draws: Draws) -> Estimate:
     return Estimate(value) if draws is None else Estimate(value, *interval(draws))
 
 
-def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: int) -> Estimate:
-    """`cell` minus `other`, paired."""
+def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: int, flipped: Flips | None) -> Estimate:
+    """`cell` minus `other`, paired, with the exact test of their flips."""
     mine, theirs = draws[number], draws[base]
     pairs = None if mine is None or theirs is None else mine - theirs
-    return estimate(cell.score.value - other.score.value, pairs)
+    found = estimate(cell.score.value - other.score.value, pairs)
+    return replace(found, p=None if flipped is None else flipped.p)
+
+
+def between(first: Row, second: Row, tasks: Sequence[str]) -> tuple[Estimate, Flips | None]:
+    """The average of `first` over tasks minus that of `second`, paired, and the flips from the second to the first.
+
+    Raises:
+        ValueError: If their runs answered different samples.
+    """
+    rows = [second, first]
+    values = {task: sample_values(rows, task) for task in tasks}
+    draws = {task: resample(rows, task, values[task]) for task in tasks}
+    averages = [average_draws([draws[task][number] for task in tasks]) for number in range(2)]
+    old, new = (Cell(Estimate(fmean(run.score(task) for task in tasks for run in row.runs))) for row in rows)
+    flipped = total([flips_between(rows, task, values[task], 0, 1) for task in tasks])
+    return difference(new, old, averages, 1, 0, flipped), flipped
 
 
 def flips_between(rows: list[Row], task: str, values: list[FloatArray | None], base: int, number: int) -> Flips | None:
@@ -178,7 +195,7 @@ def floor_of(rows: Sequence[Row], row: Row, table: Table) -> float | None:
 def total(parts: list[Flips | None]) -> Flips | None:
     """Flips over several tasks; None if one task has none."""
     there = [part for part in parts if part is not None]
-    return sum(there, Flips(0, 0)) if there and len(there) == len(parts) else None
+    return sum(there, Flips(0, 0, {})) if there and len(there) == len(parts) else None
 
 
 def time_ratio(row: Row) -> Estimate | None:
@@ -190,10 +207,23 @@ def time_ratio(row: Row) -> Estimate | None:
     return Estimate(fmean(r.median for r in there), min(r.low for r in there), max(r.high for r in there))
 
 
-def mark(rows: list[Row], cells: Sequence[Cell | None], draws: list[Draws], sign: int = 1) -> None:
+def mark(
+    rows: list[Row],
+    cells: Sequence[Cell | None],
+    draws: list[Draws],
+    flipped: Callable[[int, int], Flips | None],
+    sign: int = 1,
+) -> None:
     """Mark, within each budget, the best and whatever cannot be told from it, and the best of the rest as second.
 
-    Nothing is marked where no two rows can be distinguished, or where a row has no interval: a bold figure is a claim.
+    Nothing is marked where no row can be told apart, or where a row has no interval: a bold figure is a claim.
+
+    Args:
+        rows: Of one model.
+        cells: Their scores.
+        draws: Of these.
+        flipped: The flips between two rows, by their numbers.
+        sign: -1 where lower is better.
     """
     for budget in {row.budget for row in rows if row.drops}:
         those = [n for n, row in enumerate(rows) if row.budget == budget and cells[n] is not None]
@@ -201,8 +231,9 @@ def mark(rows: list[Row], cells: Sequence[Cell | None], draws: list[Draws], sign
         if len(held) < len(those) or len(held) < 2:
             continue
         held.sort(key=lambda entry: -sign * entry[1].score.value)
-        best = held[0][2]
-        worse = [cell for _, cell, drawn in held[1:] if interval(sign * (best - drawn))[0] > 0]
+        top, best, _ = held[0]
+        leads = ((cell, difference(best, cell, draws, top, n, flipped(n, top))) for n, cell, _ in held[1:])
+        worse = [cell for cell, lead in leads if sign * lead.sign > 0]
         if worse:
             for _, cell, _ in held:
                 cell.mark = "best" if all(cell is not other for other in worse) else ""

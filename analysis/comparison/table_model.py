@@ -40,10 +40,10 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
     average: Cell | None = None
     spread: float | None = None  # standard deviation of the average over seeds
-    against_random: Estimate | None = None  # difference to the average of its random twin's seeds, which are drawn too
+    # difference to the average of its random twin's seeds, which are drawn too; its p: twice the median over the seeds
+    against_random: Estimate | None = None
     random_seeds: int = 0  # how many those are
     random_band: tuple[float, float] | None = None  # their lowest and highest average
-    random_p: float | None = None  # McNemar on flips against them: twice the median over the seeds
     share_of_none: float | None = None  # average / average of the row that drops nothing
     floor_to_full: float | None = None  # 0: no image (or else the blind guess), 1: nothing dropped
     time: Estimate | None = None  # prefill time ratio
@@ -59,10 +59,12 @@ class Row:
         return self.runs[0].drops
 
     @property
-    def told_from_random(self) -> Literal["", "above", "below", "not distinguishable"]:
-        """What the interval of the difference to its random twin says; empty without a twin, or without an interval."""
+    def told_from_random(self) -> Literal["", "above", "below", "not distinguishable", "no verdict"]:
+        """What the difference to its random twin says; empty without a twin or an interval; one seed is no verdict."""
         if self.against_random is None or self.against_random.low is None:
             return ""
+        if self.against_random.anecdote:
+            return "no verdict"
         words: dict[int, Literal["above", "below", "not distinguishable"]]
         words = {1: "above", -1: "below", 0: "not distinguishable"}
         return words[self.against_random.sign]

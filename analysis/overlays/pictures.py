@@ -1,6 +1,6 @@
 """A prompt's pictures as its visual tokens see them: what was kept in colour, or what was attended to as a heat map.
 
-Every block of a layout (pdrop/evaluation/layout.py) is one view: a box of a picture under a grid of tokens. A picture
+Every block of a layout (pdrop/evaluation/pictures.py) is one view: a box of a picture under a grid of tokens. A picture
 in tiles has two views, the squeezed whole and the tiles; several pictures, or the frames of a video, have one or two
 each. The views of a prompt are laid out in one panel, row by row.
 

@@ -19,7 +19,7 @@ from ..grid import DASH, Grid
 from ..store.load import Experiment, Run, load_experiment
 from ..studies.attention import ranks_only
 from ..style import method_name, task_names
-from ..tables import footnotes as notes
+from ..tables import footnotes
 from ..tables.table import grids, percent
 
 LINE_HEAD = [
@@ -110,7 +110,7 @@ def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str
     """An experiment for the page; its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
-    meaning = notes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
+    meaning = footnotes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
     return {
         "name": one.name,
         "line": line(one, runs),
@@ -158,7 +158,7 @@ def table_data(table: Table) -> dict[str, Any]:
     """The grids of a table for the page."""
     return {
         "title": table.title,
-        "warnings": notes.warnings(table),
+        "warnings": footnotes.warnings(table),
         "grids": [grid_data(table, grid) for grid in grids(table)],
     }
 
@@ -197,12 +197,12 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder), reverse=True):
         spec, cost = run.record.spec, run.record.cost
-        scores = [result.scores[result.main_metric].value for result in run.record.results.values()]
+        scores = [run.score(task) for task in run.record.results]
         mean = fmean(scores) if run.done and scores and all(0 <= score <= 1 for score in scores) else None
         texts = [run.record.run_id, run.record.status, spec.model, method_name(spec.method), spec.schedule or DASH]
         texts += [spec.positions, str(spec.seed), str(len(spec.tasks)), percent(mean)]
         texts += [percent(cost.mean_keep if cost else None), percent(cost.prefill_flops_ratio if cost else None)]
-        texts += [run.record.started_at, notes.commit(run)]
+        texts += [run.record.started_at, footnotes.commit(run)]
         rows.append({"cells": [(text, "") for text in texts], "runs": [run.record.run_id], "rule": False})
     return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
 

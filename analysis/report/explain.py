@@ -10,10 +10,9 @@ from statistics import fmean
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 
-from ..comparison.compare import resample, sample_values
+from ..comparison.compare import between
 from ..comparison.table_model import Row
 from ..grid import DASH, Grid, Text
-from ..statistics import Estimate, flips, interval
 from ..store.load import Run
 from ..studies.overlap import kept_sets, overlap
 from ..tables.footnotes import commit, hardware
@@ -64,7 +63,7 @@ def overview(runs: Sequence[Run]) -> str:
     )
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder)):
         spec = run.record.spec
-        scores = [result.scores[result.main_metric].value for result in run.record.results.values()]
+        scores = [run.score(task) for task in run.record.results]
         mean = percent(fmean(scores)) if run.done and scores and all(0 <= s <= 1 for s in scores) else DASH
         cells = [run.record.run_id, run.record.status, spec.model, spec.method, spec.schedule or DASH]
         cells += [str(spec.seed), str(len(spec.tasks)), mean, run.record.started_at, commit(run)]
@@ -176,14 +175,12 @@ def agreement(first: Run, second: Run) -> list[str]:
 def score_difference(first: Run, second: Run, task: str) -> str:
     """One task of two runs that answered the same samples."""
     rows = [Row([run], "", run.record.status) for run in (first, second)]
-    values = sample_values(rows, task)
-    draws = resample(rows, task, values)
-    scores = [run.record.results[task].scores[run.record.results[task].main_metric].value for run in (first, second)]
-    change = scores[1] - scores[0]
-    if draws[0] is None or draws[1] is None or values[0] is None or values[1] is None:
-        return f"{scores[0]:.4f} | {scores[1]:.4f} | {change:+.4f} (no interval: the score is not a mean over samples)"
-    text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(Estimate(change, *interval(draws[1] - draws[0])))}"
-    flipped = flips(values[0], values[1])
+    scores = [run.score(task) for run in (first, second)]
+    change, flipped = between(rows[1], rows[0], [task])
+    if change.low is None:
+        text = f"{scores[0]:.4f} | {scores[1]:.4f} | {change.value:+.4f}"
+        return f"{text} (no interval: the score is no mean over samples)"
+    text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(change)}"
     if flipped is None:
         return text
     return f"{text}; {flipped.lost} lost, {flipped.gained} gained, McNemar p {probability(flipped.p)}"

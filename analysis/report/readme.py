@@ -18,7 +18,7 @@ from typing import Any
 
 from ..comparison.against_random import is_random
 from ..comparison.comparable import parts, refuse_mixtures
-from ..comparison.compare import compare
+from ..comparison.compare import between, compare
 from ..comparison.table_model import Row, Table
 from ..grid import Grid
 from ..statistics import Estimate
@@ -202,8 +202,13 @@ def redundancy(table: Table | None) -> str:
 
 
 def verdict(change: Estimate) -> str:
-    """A note where the difference's interval holds 0; else empty."""
-    return "" if change.clear else " (not distinguishable from none)"
+    """Said of a difference to dropping nothing that is none."""
+    return "" if change.clear else " (not told apart from none)"
+
+
+def untold(change: Estimate) -> str:
+    """Said of a difference of two rows that is none."""
+    return "" if change.clear else ", not told apart"
 
 
 def positions(table: Table | None, place: str) -> str:
@@ -215,7 +220,8 @@ def positions(table: Table | None, place: str) -> str:
     ours, theirs = change_of(compact), change_of(original)
     if compact is None or original is None or ours is None or theirs is None:
         return ""
-    head = "Renumbering positions costs." if ours.high is not None and ours.high < theirs.value else "Position ids."
+    change, _ = between(compact, original, table.averaged)
+    head = "Renumbering positions costs." if change.sign < 0 else "Position ids."
     names = task_names(list(table.tasks))
     shared = [task for task in table.tasks if task in compact.cells and task in original.cells]
     apart = max(shared, key=lambda task: abs(compact.cells[task].score.value - original.cells[task].score.value))
@@ -223,7 +229,8 @@ def positions(table: Table | None, place: str) -> str:
     full = f" (none: {percent(none.cells[apart].score.value)})" if none else ""
     return (
         f"**{head}** At ratio {RATIO}, PyramidDrop as published (renumbered, compact) changes the average by "
-        f"{signed(ours)}, with original positions by {signed(theirs)} ([positions.md]({place}/tables/positions.md)). "
+        f"{signed(ours)}, with original positions by {signed(theirs)}: compact minus original {signed(change)}"
+        f"{untold(change)} ([positions.md]({place}/tables/positions.md)). "
         f'They differ most on "{names[apart]}": {percent(compact.cells[apart].score.value)} and '
         f"{percent(original.cells[apart].score.value)} %{full}."
     )
@@ -249,8 +256,8 @@ def fragile(table: Table) -> str:
         for _, task in lost
     ]
     if not told:
-        return ""
-    rest = f" Not distinguishable from none: {', '.join(same)}." if same else ""
+        return f"At ratio {RATIO}, no task of PyramidDrop's is told apart from none." if same else ""
+    rest = f" Not told apart from none: {', '.join(same)}." if same else ""
     return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 
 
@@ -259,16 +266,21 @@ def twins(table: Table) -> str:
     held = [(row, row.against_random) for row in table.rows if row.against_random is not None]
     if not held:
         return ""
-    better, worse = (sum(change.sign == sign for _, change in held) for sign in (1, -1))
+    judged = [change for _, change in held if not change.anecdote]
+    better, worse = (sum(change.sign == sign for change in judged) for sign in (1, -1))
     told = "; ".join(
         f"{method_name(method)} "
         + ", ".join(f"{signed(change)} at {row.budget}" for row, change in held if row.spec.method == method)
         for method in dict.fromkeys(row.spec.method for row, _ in held)
     )
     beat, lose = ("beats" if better == 1 else "beat"), ("loses" if worse == 1 else "lose")
+    said = f"{better} {beat} it and {worse} {lose} to it" if judged else "none is judged"
+    if single := len(held) - len(judged):
+        what = "a single seed of it, which settles nothing"
+        said += f": all have {what}" if not judged else f", and {single} {'has' if single == 1 else 'have'} {what}"
     return (
         f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin there, "
-        f"{better} {beat} it and {worse} {lose} to it: {told}."
+        f"{said}. Differences: {told}."
     )
 
 

@@ -66,6 +66,11 @@ class Run:
         """Whether visual tokens are dropped at all."""
         return self.record.spec.schedule != ""
 
+    def score(self, task: str) -> float:
+        """The task's main metric, as its aggregation gives it."""
+        result = self.record.results[task]
+        return result.scores[result.main_metric].value
+
     def samples(self, task: str) -> Samples:
         """The samples of a task with the values of its main metric.
 

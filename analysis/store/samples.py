@@ -55,7 +55,7 @@ class Sample:
         image: Its image's id, or a hash.
         visual_tokens: Of the prompt.
         masks: One hexadecimal bit mask per boundary (pdrop/evaluation/answers.py).
-        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/layout.py).
+        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/pictures.py).
         attention: Where the run was a study of attention.
         number: The document's number, where it is one.
     """

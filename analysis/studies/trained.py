@@ -20,6 +20,7 @@ from ..grid import DASH, Grid, Text
 from ..statistics import Estimate, FloatArray, interval, over_seeds, replicates
 from ..store.load import Run, experiments, load_experiment
 from ..style import method_name, schedule_text
+from ..tables.table import percent, signed
 
 EXPERIMENT = "training"
 
@@ -108,9 +109,9 @@ def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
         deviation = DASH if one.deviation is None else f"{100 * one.deviation:.1f}"
         several = len({other.way.positions for other in found if other.way[:2] == one.way[:2]}) > 1
         kind = f"{method_name(one.way.method)}, {one.way.positions}" if several else method_name(one.way.method)
-        cells = [kind, schedule_text(one.way.schedule) or DASH, str(one.seeds or DASH), points(one.whole)]
-        cells += [deviation, signed(one.loss), points(one.dropped), points(one.plain), signed(one.gain)]
-        cells += [points(one.start), signed(one.over_start)]
+        cells = [kind, schedule_text(one.way.schedule) or DASH, str(one.seeds or DASH), percent(one.whole)]
+        cells += [deviation, signed(one.loss), percent(one.dropped), percent(one.plain), signed(one.gain)]
+        cells += [percent(one.start), signed(one.over_start)]
         table.rows.append([Text(cell) for cell in cells])
     return f"{table.titled()}\n{READING}"
 
@@ -224,15 +225,3 @@ def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate |
     number = len(seeds)
     found = over_seeds(draws[:, :number] - draws[:, number:])
     return Estimate(fmean(values[:number]) - fmean(values[number:]), *interval(found))
-
-
-def points(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f}"
-
-
-def signed(found: Estimate | None) -> str:
-    """A difference in points with its interval, with real minuses."""
-    if found is None:
-        return DASH
-    value, low, high = (f"{100 * (number or 0.0):+.1f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]".replace("-", "−")

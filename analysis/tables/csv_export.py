@@ -50,7 +50,7 @@ def frame(table: Table) -> pd.DataFrame:
             "random_seeds": row.random_seeds or None,
             "random_band_low": row.random_band[0] if row.random_band else None,
             "random_band_high": row.random_band[1] if row.random_band else None,
-            "random_mcnemar_p": row.random_p,
+            "random_mcnemar_p": row.against_random.p if row.against_random else None,
         }
         for name in ("average", *table.tasks):
             cell = row.average if name == "average" else row.cells.get(name)

@@ -35,9 +35,9 @@ COLUMNS = {
     "Δ random": "the same against dropping as many tokens at the same layers at random, same positions (twin=true), "
     "mean of its seeds; the interval covers the choice of images and of seeds. A dash where no such run is in the "
     "experiment",
-    "against random": "above, below, or not distinguishable: whether that interval leaves out 0; how many seeds that "
-    "rests on (one seed is an anecdote: five or more), and p of the McNemar test against them (twice the median over "
-    "seeds)",
+    "against random": "above or below where that interval leaves out 0 and p of the exact McNemar test against its "
+    "seeds (twice the median over them) is below 0.05, else not distinguishable; over how many seeds. One seed is an "
+    "anecdote: no verdict; five or more are wanted",
     "lost, gained, p": "samples right without dropping and wrong with it, and the reverse; exact McNemar test, in "
     "which the samples of one image change direction together (a sign-flip test on images)",
     "of none": "average / average with nothing dropped",
@@ -100,11 +100,11 @@ def meaning(tables: Sequence[Table]) -> str:
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
-        "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0. "
-        "Not corrected for the number of cells: of twenty cells without any effect, about one carries an arrow.",
-        "- **bold**: the best of its budget and whatever cannot be distinguished from it (95 % interval of the paired "
-        "difference); *italic*: the best of the rest. Nothing is marked in a budget whose rows cannot "
-        "be distinguished.",
+        "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0, "
+        "and p is below 0.05 where samples are right or wrong and a row is one run. Not corrected for the number of "
+        "cells: of twenty cells without any effect, about one carries an arrow.",
+        "- **bold**: the best of its budget and whatever cannot be told from it (by the paired difference, as an arrow "
+        "is); *italic*: the best of the rest. Nothing is marked in a budget where no row can be told apart.",
         f"- Intervals: paired percentile bootstrap over images ({DRAWS} draws; samples that share an image are drawn "
         "together, also across tasks). They cover the choice of samples, not the choice of seeds or of tasks.",
         "- –: not measured, or not defined; never zero.",

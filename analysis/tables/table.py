@@ -175,11 +175,11 @@ def sure_cells(row: Row, table: Table) -> list[Text]:
 
 
 def verdict(row: Row) -> str:
-    """Whether the row can be distinguished from its random twin, over how many seeds of it, and McNemar's p."""
-    if not row.told_from_random:
+    """Whether the row can be told from its random twin, over how many seeds of it, and McNemar's p."""
+    if row.against_random is None or not row.told_from_random:
         return DASH
     seeds = f"{row.random_seeds} seed{'s' if row.random_seeds > 1 else ''}"
-    p = "" if row.random_p is None else f", p {probability(row.random_p)}"
+    p = "" if row.against_random.p is None else f", p {probability(row.against_random.p)}"
     return f"{row.told_from_random} ({seeds}{p})"
 
 

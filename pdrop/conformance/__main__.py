@@ -67,7 +67,8 @@ def line(name: str, found: Sequence[Result]) -> str:
             told[result.message].append(f"{result.family}/{result.backend}")
         return text + "".join(f"          {', '.join(where)}: {what}\n" for what, where in told.items())
     if by_outcome["not applicable"]:
-        return f"  -       {name}: not applicable, {found[0].message}\n"
+        (first, *_) = by_outcome["not applicable"]
+        return f"  -       {name}: not applicable, {first.message}\n"
     return f"  ok      {name} ({len(found)} model{'s' if len(found) > 1 else ''}, {seconds:.1f} s)\n"
 
 

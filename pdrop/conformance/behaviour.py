@@ -35,7 +35,7 @@ NOISE = 2e-6  # of a loss: norms and rotary embeddings are computed in float32
 @no_grad
 def identity(subject: Subject, family: str, backend: str) -> None:
     """With keep 1 at the method's boundaries, logits and answers are those of the unattached model."""
-    if subject.method.adaptive:
+    if any(stage.adaptive for stage in subject.schedule):
         raise NotApplicable("the method finds its own numbers: nothing can be asked to stay")
     model = build(family, backend, FLOAT[backend])
     batch = batch_of(family, model, RAGGED)
@@ -56,6 +56,13 @@ def answered(batch: dict[str, Tensor], new: int) -> tuple[dict[str, Tensor], Ten
     labels = torch.full_like(whole["input_ids"], -100)
     labels[:, -new:] = ids
     return whole, labels
+
+
+def numbered(family: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the position ids that `generate` makes: without them a forward counts padding, as transformers has it."""
+    if "qwen" in family:
+        return batch
+    return dict(batch, position_ids=(batch["attention_mask"].cumsum(1) - 1).clamp(min=0))
 
 
 @no_grad
@@ -79,7 +86,7 @@ def causal(subject: Subject, family: str, backend: str) -> None:
 def alone(subject: Subject, family: str, backend: str) -> None:
     """Each row of a ragged batch, padded on either side, has the order, the numbers and the logits it has alone."""
     model = build(family, backend, FLOAT[backend])
-    samples = samples_of(family, model)
+    samples = samples_of(family, model, subject)
     found: list[Any] = []
     for one in samples:
         with subject.attached(model) as trace:
@@ -89,7 +96,7 @@ def alone(subject: Subject, family: str, backend: str) -> None:
     for side in ("left", "right"):
         batch = collate(family, samples, side)
         with subject.attached(model) as trace:
-            together, order, tokens = model(**batch).logits, order_of(trace), trace.tokens
+            together, order, tokens = model(**numbered(family, batch)).logits, order_of(trace), trace.tokens
         for row, (logits, its_order, its_tokens) in enumerate(found):
             where = f"prompt {row}, padded on the {side}"
             must([boundary[row] for boundary in order] == its_order, f"{where}: other tokens stay than alone")
@@ -114,8 +121,8 @@ def decoding(subject: Subject, family: str, backend: str) -> None:
         must(held == want, f"after {STEPS} steps the cache holds {held} keys per layer, not {want}")
         whole, labels = answered(batch, STEPS - 1)
         whole["input_ids"][:, length:] = labels[:, length:] = out.sequences[:, length : length + STEPS - 1]
-        forward = model(**whole, labels=labels).logits
-        must(order_of(trace) == order, "with its answer after it and labels on that, a prompt keeps other tokens")
+        forward = model(**numbered(family, whole), labels=labels).logits
+        must(order_of(trace) == order, "with its answer behind it and labels on that, a prompt keeps other tokens")
     steps = torch.stack(out.logits, 1)
     equal(steps, forward[:, length - 1 :], 2 * tolerance(backend), "decoding, against one forward over all of it")
     if merged:
@@ -233,7 +240,7 @@ def detaches(subject: Subject, family: str, backend: str) -> None:
         raise RuntimeError("on purpose")
 
     kind = type(subject.method)
-    failing: Any = object.__new__(type("Failing", (kind,), {"score": fails}))
+    failing: Any = object.__new__(type("Failing", (kind,), {"score": fails, "at": Method.at}))
     failing.__dict__.update(vars(subject.method))
     with contextlib.suppress(RuntimeError), replace(subject, method=failing).attached(model):
         model(**batch)

@@ -12,10 +12,12 @@ from pdrop.engine import Attachment
 from pdrop.engine.architecture import Rotary
 from pdrop.engine.sequence import Alive, take
 from pdrop.methods.base import Merged, Method, View
+from pdrop.methods.fastervlm import FasterVLM
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.sparsevlm import SparseVLM
 from pdrop.schedule import Schedule, Stage
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 # ------------------------------------------------------------------ engines
 
@@ -159,6 +161,43 @@ class Rewinds(Attachment):
         return given
 
 
+class OneOff(Attachment):
+    """Takes the tower's class token for the first patch."""
+
+    def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Each token's row is the one in front of its own."""
+        run = self.run
+        if run is not None and number == 0 and self.tower is not None:
+            seen = run.tower
+            run.tower = lambda: replace(seen(), source=(seen().source - 1).clamp(min=-1))
+        return super().enter(number, layer, args, kwargs)
+
+
+class Early(Attachment):
+    """Shows what entered a layer for what left it."""
+
+    def watch(self, number: int, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        """The input twice."""
+        super().watch(number, layer, args, kwargs, args[0])
+
+
+class AtTheEnd(Attachment):
+    """Puts all made tokens at the end of the picture."""
+
+    def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
+        """Whatever the method says."""
+        run.alive = AtEnd(**vars(run.alive))
+        return super().drop(run, number, layer, hidden, given)
+
+
+class AtEnd(Alive):
+    """Who is left, and made tokens behind them."""
+
+    def shorten_with(self, *given: Any) -> Any:
+        """Without the last argument, which says where."""
+        return super().shorten_with(*given[:5])
+
+
 # ------------------------------------------------------------------ methods
 
 
@@ -209,3 +248,22 @@ class Boastful(FastV):
         """Counted after the boundary's layer, as budgets by a layer's output are."""
         entering = super().tokens_per_layer(schedule, visual, num_layers)
         return [*entering[1:], entering[-1]]
+
+
+@dataclass(frozen=True)
+class Free(FasterVLM):
+    """Says that reading the vision tower costs nothing."""
+
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
+        """Nothing."""
+        return SelectionCost()
+
+
+@dataclass(frozen=True)
+class FirstPicture(FasterVLM):
+    """Ranks every picture by the attention of the first, as code does that was written for one."""
+
+    def score(self, view: View) -> Tensor:
+        """The first tile's attention for all."""
+        attention = view.tower.rows(-2).mean(1)
+        return self.by_tile(view, view.tower.of(view.index, attention[:1].expand_as(attention)))

@@ -157,6 +157,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 CORE = ["llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 MROPE_FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 TILED = ("llava_next", "llava_onevision")
+READ_TOWERS = ("llava", "llava_mistral", "llava_next", "llava_onevision")  # by methods that look at the vision tower
 
 
 def llava_of(kind: str, **text: Any) -> Any:

@@ -9,8 +9,11 @@ from typing import Any
 from pdrop.conformance import broken
 from pdrop.conformance.subject import Subject
 from pdrop.methods.base import Method
+from pdrop.methods.fastervlm import FasterVLM
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.v2drop import V2Drop
+from pdrop.methods.visionzip import VisionZip
 from pdrop.schedule import Schedule, Stage
 
 HALVES = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
@@ -26,9 +29,14 @@ class Fault:
     subject: Subject
 
 
-def on(attach: Callable[[Any, Method, Schedule], Any], method: Method | None = None, early: bool = False) -> Subject:
+def on(
+    attach: Callable[[Any, Method, Schedule], Any],
+    method: Method | None = None,
+    early: bool = False,
+    front: bool = False,
+) -> Subject:
     """An engine on trial, with a sound method."""
-    schedule = Schedule((Stage(0, 0.5), Stage(3, 0.25))) if early else HALVES
+    schedule = Schedule((Stage(0, 0.5), Stage(3, 0.25))) if early else Schedule((Stage(0, 0.5),)) if front else HALVES
     return Subject(getattr(attach, "__name__", "engine"), method or PyramidDrop(), lambda layers: schedule, attach)
 
 
@@ -49,6 +57,10 @@ SEEDS = "the same seed, the same tokens"
 GRADIENTS = "gradients flow, and the loss is the same in training"
 COST = "FLOPs and KV bytes in closed form are those measured"
 DETACHES = "leaves nothing behind, also after an exception"
+
+SHOWN = "it is shown what the model computes"
+PLACED = "made tokens stand where it says"
+HALF_IN_FRONT = Stage(0, 0.5)
 
 FAULTS = (
     Fault("unsorted top-k", "UniPruneBench's FastV and PDrop, DivPrune's paper", ORDER, on(broken.Unsorted)),
@@ -73,4 +85,14 @@ FAULTS = (
     Fault("no gradient", "merging under no_grad", GRADIENTS, by(broken.Severed(recycle=1.0), Stage(1, tokens=0))),
     Fault("counts of another layer", "SparseVLM's 192, which are 206.5", COUNTS, by(broken.Boastful())),
     Fault("cost left out", "selection is not free", COST, by(broken.Boastful())),
+    Fault("class token for a patch", "ports to towers with one", SHOWN, on(broken.OneOff, FasterVLM(), front=True)),
+    Fault("input for output", "states taken one layer early", SHOWN, on(broken.Early, V2Drop())),
+    Fault(
+        "made tokens at the end",
+        "VisionZip's class token",
+        PLACED,
+        on(broken.AtTheEnd, VisionZip(contextual=2), front=True),
+    ),
+    Fault("the tower for nothing", "attention of the vision tower", COST, by(broken.Free(), HALF_IN_FRONT)),
+    Fault("the first picture for all", "DivPrune, HiRED", ALONE, by(broken.FirstPicture(), HALF_IN_FRONT)),
 )

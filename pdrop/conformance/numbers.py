@@ -25,7 +25,7 @@ IMAGE_TOKENS = 16  # of a LLaVA image here: one square, which a method's own num
 def counts(subject: Subject, family: str, backend: str) -> None:
     """Tokens in each layer are what the method says of itself, and what the cache then holds."""
     method, schedule, model = subject.method, subject.schedule, build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     with subject.attached(model) as trace:
         model(**batch, past_key_values=cache)
@@ -34,11 +34,12 @@ def counts(subject: Subject, family: str, backend: str) -> None:
     must(held == [max(layer) for layer in trace.tokens], f"the cache holds {held}, the trace says {trace.tokens}")
     length = batch["input_ids"].shape[1]
     must(cache.get_seq_length() == length, f"the cache says {cache.get_seq_length()} tokens, the prompts have {length}")
+    adaptive = any(stage.adaptive for stage in schedule)
     by_grid = type(method).plan is not Method.plan
     for row, visual in enumerate(trace.visual):
         got = [layer[row] for layer in trace.visual_tokens]
         must(got == sorted(got, reverse=True), f"dropped tokens came back: {got}")
-        if method.adaptive or (by_grid and not (family.startswith("llava") and visual in (0, IMAGE_TOKENS))):
+        if adaptive or (by_grid and not (family.startswith("llava") and visual in (0, IMAGE_TOKENS))):
             continue
         want = method.tokens_per_layer(schedule, visual, LAYERS)
         must(got == want, f"of {visual} visual tokens {got} enter the layers, not {want} as the method says")
@@ -48,7 +49,7 @@ def counts(subject: Subject, family: str, backend: str) -> None:
 def text_stays(subject: Subject, family: str, backend: str) -> None:
     """Every text token reaches the end, and is counted in every layer."""
     model = build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     with subject.attached(model) as trace:
         logits = model(**batch).logits
     for row, visual in enumerate(trace.visual):
@@ -67,7 +68,7 @@ def text_stays(subject: Subject, family: str, backend: str) -> None:
 def order(subject: Subject, family: str, backend: str) -> None:
     """Those that stay are the best by the method's own scores, each once, in the order of the prompt."""
     model = build(family, backend, FLOAT[backend])
-    batch = collate(family, samples_of(family, model))
+    batch = collate(family, samples_of(family, model, subject))
     with subject.attached(model) as trace:
         model(**batch)
     before = [list(range(n)) for n in trace.visual]
@@ -90,7 +91,7 @@ def order(subject: Subject, family: str, backend: str) -> None:
 def seeds(subject: Subject, family: str, backend: str) -> None:
     """Twice the same, whatever is drawn elsewhere and in whatever order the prompts come."""
     model = build(family, backend, FLOAT[backend])
-    samples = samples_of(family, model)
+    samples = samples_of(family, model, subject)
     batch, turned = collate(family, samples), collate(family, samples[::-1])
     found = []
     for inputs, noise in ((batch, 1), (batch, 2), (turned, 3)):

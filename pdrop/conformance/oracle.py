@@ -104,6 +104,24 @@ def attention(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, alive: Sequence[i
     return logits.masked_fill(~visible, -math.inf).softmax(-1), value
 
 
+def run_layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, alive: Sequence[int]) -> Tensor:
+    """One decoder layer on one row x [tokens, width]: see `attention`."""
+    weights, value = attention(layer, x, cos, sin, alive)
+    x = x + layer.self_attn.o_proj((weights @ value).transpose(0, 1).flatten(1))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def positions_of(decoder: Any, seen: dict[str, Any], length: int) -> Tensor:
+    """Position ids that the decoder was given, [rows or 1, tokens], or of three axes (time, height, width)."""
+    given = seen.get("position_ids")
+    given = torch.arange(length)[None] if given is None else given
+    if given.ndim == 3 and len(given) == 4:  # Qwen: text positions for flash attention, then time, height, width
+        given = given[1:]
+    if given.ndim == 2 and "mrope_section" in (decoder.config.rope_parameters or {}):
+        given = given[None].expand(3, -1, -1)
+    return given
+
+
 def queries_of(labels: Tensor | None, real: list[int]) -> list[int]:
     """Query positions of a row: the last real token, or with labels those before each answer span."""
     if labels is None:
@@ -133,17 +151,10 @@ def forward(
     embeddings, ids = seen["inputs_embeds"], batch["input_ids"]
     rows, length = ids.shape
     mask = batch.get("attention_mask", torch.ones_like(ids))
-    given = seen.get("position_ids")
-    given = torch.arange(length)[None] if given is None else given
-    if given.ndim == 3 and len(given) == 4:  # Qwen: text positions for flash attention, then time, height, width
-        given = given[1:]
-    if given.ndim == 2 and "mrope_section" in (decoder.config.rope_parameters or {}):
-        given = given[None].expand(3, -1, -1)
-    deep, deep_places = seen.get("deepstack_visual_embeds") or (), seen.get("visual_pos_masks")
+    given = positions_of(decoder, seen, length)
+    deep = seen.get("deepstack_visual_embeds") or ()
     vision_ids = [getattr(model.config, key, None) for key in VISION_KEYS]
-    truth = Truth(
-        logits=embeddings, alive=[], kept=[[] for _ in boundaries], scores=[[] for _ in boundaries], tokens=[]
-    )
+    truth = Truth(embeddings, [], [[] for _ in boundaries], [[] for _ in boundaries], [])
     outputs = []
     for row in range(rows):
         real = [p for p in range(length) if mask[row, p]]
@@ -158,9 +169,8 @@ def forward(
                 if rule and number == boundary - rule.observe:
                     truth.scores[stage].append([])
                     if asking and visual:
-                        cos, sin = _rotation(decoder, x, rotation, alive, positions)
-                        weights = attention(layer, x, cos, sin, alive)[0].detach()
-                        scores[stage] = weights[:, asking].mean((0, 1))
+                        turned = _rotation(decoder, x, rotation, alive, positions)
+                        scores[stage] = attention(layer, x, *turned, alive)[0].detach()[:, asking].mean((0, 1))
                         ranked = [p for p in visual if p in alive and p not in asking]
                         truth.scores[stage][-1] += scores[stage][ranked].tolist()
                 if number != boundary:
@@ -175,14 +185,10 @@ def forward(
                 alive = [p for p in alive if p not in where or p in stays]
                 truth.kept[stage].append([where[p] for p in stays])
             entering.append(len(alive))
-            cos, sin = _rotation(decoder, x, rotation, alive, positions)
-            weights, value = attention(layer, x, cos, sin, alive)
-            x = x + layer.self_attn.o_proj((weights @ value).transpose(0, 1).flatten(1))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = run_layer(layer, x, *_rotation(decoder, x, rotation, alive, positions), alive)
             if number < len(deep):
-                added = torch.zeros_like(embeddings)
-                added[deep_places] = deep[number].to(added)
-                x = x + added[row]
+                places = seen["visual_pos_masks"][..., None]
+                x = x + torch.zeros_like(embeddings).masked_scatter(places, deep[number].to(x))[row]
         outputs.append(model.lm_head(decoder.norm(x)))
         truth.alive.append(alive)
         truth.tokens.append(entering)

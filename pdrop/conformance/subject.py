@@ -85,10 +85,13 @@ def tolerance(backend: str) -> float:
     return TOLERANCE[backend]
 
 
-def samples_of(family: str, model: Any) -> list[dict[str, Tensor]]:
-    """Prompts with one image, two, none and one; where the family takes videos, the second of two is a video."""
+def samples_of(family: str, model: Any, subject: Subject) -> list[dict[str, Tensor]]:
+    """Prompts with one image, two, none and one; where the family takes videos, the second of two is a video.
+
+    Not for methods that look at the vision tower, which sees the frames of a video before they are pooled.
+    """
     assert family in FAMILIES
-    video = family in VIDEOS
+    video = family in VIDEOS and subject.method.looks_at() is None
     return [sample(family, model, texts, n, video=video and n == 1) for n, texts in enumerate(RAGGED)]
 
 

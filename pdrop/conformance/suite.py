@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pdrop.conformance import behaviour, numbers
-from pdrop.conformance.families import CORE, FAMILIES
+from pdrop.conformance import behaviour, numbers, views
+from pdrop.conformance.families import CORE, FAMILIES, READ_TOWERS
 from pdrop.conformance.subject import NotApplicable, Subject, Unmet
+from pdrop.engine.tower import UnknownTower
 
 __all__ = ["CHECKS", "Check", "NotApplicable", "Result", "Subject", "run"]
 
@@ -38,6 +39,8 @@ BOTH = ("sdpa", "eager")
 CHECKS = (
     Check("nothing dropped at keep 1, to the bit", behaviour.identity, "core", BOTH),
     Check("as many tokens as it says, in every layer and in the cache", numbers.counts, "all", BOTH),
+    Check("it is shown what the model computes", views.shown, "core"),
+    Check("made tokens stand where it says", views.placed, "core"),
     Check("text is never dropped", numbers.text_stays, "all"),
     Check("the best of its own ranking, in their order", numbers.order, "all"),
     Check("no token sees a later one", behaviour.causal, "core", BOTH),
@@ -93,6 +96,9 @@ def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
         check.made(subject, family, backend)
     except NotApplicable as reason:
         found = {"outcome": "not applicable", "message": str(reason)}
+    except UnknownTower as reason:
+        outcome = "failed" if family in READ_TOWERS else "not applicable"
+        found = {"outcome": outcome, "message": str(reason)}
     except Unmet as error:
         found = {"outcome": "failed", "message": str(error)}
     except Exception as error:

@@ -24,6 +24,8 @@ Where the official codes are silent:
 - `generate(use_cache=False)` ranks again at each step, by the newest token.
 """
 
+from typing import Any
+
 from torch import nn
 
 from pdrop.engine.hooks import Attachment
@@ -34,16 +36,17 @@ from pdrop.schedule import Schedule
 __all__ = ["Attachment", "Trace", "attach"]
 
 
-def attach(model: nn.Module, method: Method | None, schedule: Schedule) -> Attachment:
+def attach(model: nn.Module, method: Method | None, schedule: Schedule, *, tokenizer: Any = None) -> Attachment:
     """Drop visual tokens in `model` while the returned context is open; entering it yields the `Trace`.
 
     Args:
         model: A decoder-only vision-language model of transformers, or a PEFT, DDP or FSDP wrapping of one.
         method: Ranks the visual tokens. None goes with an empty schedule: nothing is dropped, the trace is kept.
         schedule: Where and how many.
+        tokenizer: The prompts' own, for methods that read the question's text (CDPruner).
 
     Raises:
         ValueError: If the model, the method and the schedule do not go together.
         RuntimeError: On entering, if something is attached to the model already.
     """
-    return Attachment(model, method, schedule)
+    return Attachment(model, method, schedule, tokenizer)

@@ -11,25 +11,28 @@ copies, beams, crops and several caches in flight. What is known of a forward wh
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from pdrop.engine import callers, deepstack, early
+from pdrop.engine import autocast, callers, deepstack, early
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
-from pdrop.engine.layout import read_layout
+from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
-from pdrop.engine.ranking import cached_keys, cut, view
+from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Running, Threads
+from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
@@ -41,18 +44,21 @@ ENTERING = threading.Lock()  # of two threads that attach at once the second is 
 class Attachment:
     """A context manager; see pdrop.engine.attach. `trace` may be read inside the block and after it."""
 
-    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule):
+    def __init__(self, model: nn.Module, method: Method | None, schedule: Schedule, tokenizer: Any = None):
         self.architecture = read_architecture(model)
         check_fit(self.architecture, model, method, schedule)
         self.turns = probe(self.architecture.decoder, self.architecture.layers) if schedule else ()
-        self.method, self.schedule = method or Method(), schedule
+        self.method, self.schedule, self.tokenizer = method or Method(), schedule, tokenizer
         self.boundaries = {stage.layer: stage for stage in schedule}
         # which boundary's ranking is observed on the input of which layer
-        self.observed = {stage.layer + self.method.observe for stage in schedule}
+        self.observed = {stage.layer + self.method.at(stage).observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
+        looks = self.method.looks_at() if schedule else None
+        kind = type(self.method).__name__
+        self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
-        self.now = Running()
+        self.current = Running()
         self.handles: list[Any] = []
         vlm: Any = self.architecture.vlm
         # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
@@ -61,13 +67,13 @@ class Attachment:
     @property
     def run(self) -> Forward | None:
         """What is known about the forward that runs in this thread, if it has anything to do here."""
-        return self.now.run
+        return self.current.run
 
     @property
     def prefill(self) -> Prefill:
         """What is written of it, where it brought visual tokens."""
-        assert self.now.prefill is not None
-        return self.now.prefill
+        assert self.current.prefill is not None
+        return self.current.prefill
 
     def __enter__(self) -> Trace:
         with ENTERING:
@@ -84,6 +90,9 @@ class Attachment:
             )
             self.trace.home = threading.get_ident()
             self.register()
+            # `generate` compiles by itself with a static cache on CUDA, and such a graph does not see hooks
+            uncompiled: Any = self.architecture.vlm
+            uncompiled.get_compiled_call = MethodType(not_compiled, uncompiled)
         return self.trace
 
     def register(self) -> None:
@@ -99,11 +108,17 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                if self.method.observe < 0 and number in self.observed:
+                # in front of other hooks: FSDP's takes the layer's weights away. The one registered last runs first
+                if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                     watch = partial(self.watch, number)
-                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True))
-                self.handles.append(layer.register_forward_hook(partial(self.add_deepstack, number)))
+                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True, prepend=True))
+                add = partial(self.add_deepstack, number)  # before it is watched: its output enters the boundary
+                self.handles.append(layer.register_forward_hook(add, prepend=True))
             self.handles.append(layers[-1].register_forward_hook(self.leave))
+        for module, when, hook in self.tower.hooks() if self.tower is not None else []:
+            before = when == "before"
+            handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True) if before else None
+            self.handles.append(handle or module.register_forward_hook(hook))
 
     def __exit__(self, *exception: object) -> None:
         self.threads.end()
@@ -112,7 +127,8 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        self.now.clear()
+        self.architecture.vlm.__dict__.pop("get_compiled_call", None)
+        self.current.clear()
         if generating:
             Ended(self.hooked, generating, self.threads.words)
 
@@ -120,11 +136,11 @@ class Attachment:
 
     def open(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins: read the prompt, unless this is a decoding step with nothing to do."""
-        if not self.now.opens(module, module is self.hooked[0]):
+        if not self.current.opens(module, module is self.hooked[0]):
             return
         self.threads.enter()
-        self.now.clear()
-        self.now.owner = module
+        self.current.clear()
+        self.current.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         cache: Any = given.get("past_key_values")
@@ -151,8 +167,13 @@ class Attachment:
             run = Forward(prompts if droppable else None, alive, mask, padded, self.turns, self.trace.samples)
             if prompts is not None:
                 run.layout = partial(read_layout, self.architecture.vlm, given, prompts)
+                if self.tower is not None:
+                    run.tower = functools.cache(partial(self.tower.of, given, prompts))
+                if self.tokenizer is not None:
+                    run.texts = partial(texts, self.tokenizer)
+            run.norm = getattr(self.architecture.decoder, "norm", run.norm)
             run.study = self.studies and self.trace.study
-            self.now.run = run
+            self.current.run = run
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
@@ -166,8 +187,8 @@ class Attachment:
         prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
-            self.now.prefill = self.trace.begin()
-            self.now.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+            self.current.prefill = self.trace.begin()
+            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
         return prompts
 
     def check_call(self, given: dict[str, Any]) -> None:
@@ -201,24 +222,28 @@ class Attachment:
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """A forward ends, also by an exception (then without output)."""
-        if self.now.owner is not module:
+        if self.current.owner is not module:
             return
-        prefill = self.now.prefill
-        self.now.clear()
+        prefill = self.current.prefill
+        self.current.clear()
         self.threads.leave()
+        if self.tower is not None:
+            self.tower.close()
         if prefill is not None and output is not None:
             self.trace.show(prefill)
 
     # ---------------------------------------------------------------- around a layer
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What goes into decoder layer `number`: shortened at a boundary; after one, with its mask and positions."""
-        run = self.now.run
+        """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
+        run = self.current.run
         if run is None:
             return None
         hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
-            run.begun = self.method.begin(view(run, number, layer, hidden, given))
+            seen = view(run, number, layer, hidden, given)
+            with autocast.off(hidden):
+                run.begun = self.method.begin(seen)
         if run.prompts is not None and run.study and (number == 0 or number in self.boundaries):
             self.prefill.noted.append(note(view(run, number, layer, hidden, self.rotary(run, hidden, given))))
         if run.prompts is not None and (number in self.boundaries or number in self.observed):
@@ -244,9 +269,12 @@ class Attachment:
             return
         hidden = args[0]
         keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
-        stage = self.boundaries[number - self.method.observe]
+        stage = self.boundaries[number + 1]
         rotary = kwargs["position_embeddings"]
-        run.pending = self.method.score(view(run, number, layer, hidden, rotary, stage, keys))
+        seen = view(run, number, layer, hidden, rotary, stage, keys, output)
+        method = self.method.at(stage)
+        with autocast.off(hidden):
+            run.pending = method.score(with_plan(run, method, seen))
 
     def drop(self, run: Forward, number: int, layer: nn.Module, hidden: Tensor, given: Rotary) -> Tensor:
         """At a boundary: rank, and keep the rows that stay; merge some that go. [B, T, D] -> [B, T', D]."""
@@ -257,10 +285,12 @@ class Attachment:
         if stage is None:
             return hidden
         seen = view(run, number, layer, hidden, self.rotary(run, hidden, given), stage)
-        scores = run.pending if self.method.observe < 0 else self.method.score(seen)
-        assert scores is not None
-        run.pending = None
-        hidden, ranked = cut(run, self.method, seen, scores)
+        method = self.method.at(stage)
+        with autocast.off(hidden):
+            scores = run.pending if method.observe < 0 else method.score(with_plan(run, method, seen))
+            assert scores is not None
+            run.pending = None
+            hidden, ranked = cut(run, method, seen, scores)
         self.prefill.boundary(number, run.alive.lengths, run.alive.visual_counts, ranked)
         return hidden
 
@@ -310,6 +340,11 @@ class Attachment:
         decoding = run.prompts is None and hidden.shape[1] == 1 and not getattr(cache, "is_compileable", False)
         if decoding and run.whole is None and self.causal_kernel:
             return None  # what create_causal_mask would find out, in every stage of every decoding step
+        filled = (
+            run.prompts is not None and run.dropped and not run.past and not getattr(cache, "is_compileable", False)
+        )
+        if filled and self.causal_kernel:
+            return None  # what is left of each row comes first: causality alone hides what it is filled up with
         if "mask" not in run.memo:
             # before layer 0 the cache counts what went, the mask must not
             keys: Any = cache if number or cache is None else early.Keys(run.past)
@@ -333,14 +368,27 @@ class Attachment:
     # ---------------------------------------------------------------- visual features added after the first layers
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Where tokens are dropped before the layers that add features, the decoder is not given these."""
-        if self.run is None or not deepstack.take_over(self.run, min(self.boundaries), kwargs):
+        """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
+        if self.run is None or not deepstack.take_over(self.run, min(self.observed), kwargs):
             return None
         return args, kwargs | {"deepstack_visual_embeds": None}
 
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """And this adds them instead, after layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
+
+
+def not_compiled(model: nn.Module, config: Any) -> Any:
+    """What an attached model gives in place of its compiled call."""
+    return model.__call__
+
+
+def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
+    """The ids of each prompt under the mask as text, without special tokens."""
+    rows: list[str] = tokenizer.batch_decode(
+        [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
+    )
+    return rows
 
 
 class Ended:

@@ -24,6 +24,7 @@ class Ranked:
     names: Tensor | None  # [B, T] names before it (see Alive.names), where something was merged here or before
     centres: Tensor | None = None  # [B, M] and
     weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class MergedToken:
         number: Index of the merged token in its prompt, from 0.
         centre: The visual token whose place it took.
         sources: What it was made of: {visual token: weight}.
+        moved: It is the one token that it was made of, standing elsewhere.
 
     Visual tokens are named as in `Trace.order`: original ones by their index, merged token m by -1 - m.
     """
@@ -41,6 +43,7 @@ class MergedToken:
     number: int
     centre: int
     sources: dict[int, float]
+    moved: bool = False
 
 
 @dataclass
@@ -80,8 +83,19 @@ class Prefill:
 
     @property
     def kept(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU."""
-        return [[row[row >= 0] for row in boundary] for boundary in self.order]
+        """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU.
+
+        A made token that is one original token, moved, is that token.
+        """
+        moved: list[dict[int, int]] = [{} for _ in self.visual]
+        boundaries = []
+        for order, merged in zip(self.order, self.merged):
+            for own, made in zip(moved, merged):
+                copies = {-1 - token.number: next(iter(token.sources)) for token in made if token.moved}
+                own |= {name: own.get(source, source) for name, source in copies.items()}
+            named = [[own.get(name, name) for name in row.tolist()] for own, row in zip(moved, order)]
+            boundaries.append([torch.tensor(sorted(n for n in row if n >= 0), dtype=torch.long) for row in named])
+        return boundaries
 
     @property
     def order(self) -> list[list[Tensor]]:
@@ -109,7 +123,7 @@ class Prefill:
         for at, number in enumerate(range(first, ranked.after.made[row])):
             weights = ranked.weights[row, at].tolist()
             sources = {name: weight for name, weight in zip(names, weights) if weight}
-            made.append(MergedToken(number, names[centres[at]], sources))
+            made.append(MergedToken(number, names[centres[at]], sources, ranked.moved and len(sources) == 1))
         return made
 
     @property

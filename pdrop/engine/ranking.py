@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from pdrop.engine import deepstack
+from pdrop.engine import autocast, deepstack
 from pdrop.engine.architecture import Rotary
 from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
@@ -31,23 +32,30 @@ def view(
     rotary: Rotary,
     stage: Stage | None = None,
     keys: Tensor | None = None,
+    output: Tensor | None = None,
 ) -> View:
     """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`.
 
-    `keys` [B, kv heads, T, head size] are the layer's own, where it has run already.
+    `keys` [B, kv heads, T, head size] and `output` [B, T, D] are the layer's own, where it has run already.
     """
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
     cos, sin = (x.to(hidden.device) for x in rotary)
+    turns = run.turns[number]
 
-    def attention(rows: Tensor | None, most: int | None) -> AttentionRows:
+    def attention(rows: Tensor | None, most: int | None, rotated: bool) -> AttentionRows:
         asking = alive.query if rows is None else rows & alive.valid
         if most is None:
             most = prompts.max_queries if rows is None else int(asking.sum(1).max())
-        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, run.turns[number])
+        if rotated:
+            return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, turns)
+        return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, None, "nothing")
 
     def draw(seed: int) -> Tensor:
         return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
+
+    def own_keys() -> Tensor:
+        return keys if keys is not None else layer_keys(layer, hidden, (cos, sin), turns)
 
     text = [length - visual for length, visual in zip(alive.lengths, alive.visual_counts)]
     return View(
@@ -62,10 +70,32 @@ def view(
         prompts.protected_counts,
         stage,
         run.begun,
-        attention,
+        take(prompts.ids.to(hidden.device), alive.index),
+        prompts.visual_counts,
+        None,
+        output,
+        autocast.as_here(hidden, attention),
         draw,
         run.images,
+        autocast.as_here(hidden, own_keys),
+        run.norm,
+        autocast.as_here(hidden, run.tower),
+        run.texts,
     )
+
+
+def with_plan(run: Forward, method: Method, seen: View) -> View:
+    """The view with the numbers that are to stay, for methods that choose a set."""
+    if seen.stage is None or seen.stage.adaptive:
+        return seen
+    assert run.prompts is not None
+    return replace(seen, stays=[stay for stay, _ in planned(run.prompts, method, seen, None)])
+
+
+def layer_keys(layer: nn.Module, hidden: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
+    """The keys of `layer`, rotated, [B, kv heads, T, head size], where no cache keeps them."""
+    norm: Any = layer.input_layernorm
+    return projected(layer, "k", norm(hidden), rotary, turns)
 
 
 def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> tuple[Tensor, Ranked]:
@@ -94,13 +124,13 @@ def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> t
         deepstack.shorten(run, rows)
         return take(hidden, rows), Ranked(scores, alive, run.alive, alive.names)
     merged, names = method.merge(seen, scores, alive.candidates & ~stays, going), run.names(hidden.device)
-    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, method.in_place)
+    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, merged.after)
     deepstack.shorten(run, rows, merged.weights)
     hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
-    return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights)
+    return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights, merged.moved)
 
 
-def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking) -> list[tuple[int, int]]:
+def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking | None) -> list[tuple[int, int]]:
     """Of each prompt, how many visual tokens stay and how many are made: the method's plan within what is possible.
 
     Query tokens stay; prompts that may lose nothing keep everything.
@@ -110,7 +140,11 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
     """
     now = seen.visual_counts
     if isinstance(ranked, Ranking):
-        counts = [(n, method.merges(max(0, before - n))) for n, before in zip(ranked.stays.tolist(), now)]
+        if ranked.makes is None:
+            counts = [(n, method.merges(max(0, before - n))) for n, before in zip(ranked.stays.tolist(), now)]
+        else:
+            pairs = torch.stack([ranked.stays, ranked.makes.to(ranked.stays.device)], 1).tolist()
+            counts = [(stay, made) for stay, made in pairs]
     elif seen.stage is not None and seen.stage.adaptive:
         raise ValueError(
             f"{type(method).__name__}.score says nothing of how many stay at {seen.stage}: return a Ranking"
@@ -125,8 +159,11 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
 
 
 def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
-    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways."""
-    layers = getattr(cache, "layers", ())
+    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways.
+
+    An offloaded cache has sent them away by then.
+    """
+    layers = () if getattr(cache, "offloading", False) else getattr(cache, "layers", ())
     if number >= len(layers) or type(layers[number]) is not DynamicLayer:
         return None
     keys: Tensor = layers[number].keys[:, :, -new:]
@@ -159,38 +196,20 @@ def attention_rows(
         turns: What of each head the layer turns: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
-    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = rotary
-
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, heads, T, head size], as the layer turns it."""
-        if turns == "nothing":
-            return x
-        reach = cos.shape[-1] if turns == "part" else x.shape[-1]
-        # the function rotates queries and keys at once: hand it no second half to rotate
-        turned = rope(x[..., :reach], x[:, :0, :, :reach], cos, sin)[0]
-        return torch.cat([turned, x[..., reach:]], -1) if turns == "part" else turned
-
-    def project(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, heads, T, head size], with the model's own norm and rotation."""
-        x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
-        norm = getattr(attention, f"{name}_norm", None)
-        x = (norm(x) if norm is not None else x).transpose(1, 2)
-        norm = getattr(attention, f"{name}_layernorm", None)  # head by head, where there is one
-        return rotate(norm(x) if norm is not None else x, cos, sin)
-
     at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
     asks = (take(cos, at), take(sin, at))
     norm: Any = layer.input_layernorm  # of each token alone: those that ask suffice where the keys are there
     if keys is None:
         hidden = norm(hidden)
-        q, k = project("q", take(hidden, at), *asks), project("k", hidden, cos, sin)
+        q, k = projected(layer, "q", take(hidden, at), asks, turns), projected(layer, "k", hidden, rotary, turns)
     else:
-        q, k = project("q", norm(take(hidden, at)), *asks), keys
+        q, k = projected(layer, "q", norm(take(hidden, at)), asks, turns), keys
     # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
     q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)
-    logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+    with autocast.off(hidden):
+        logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
     seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
     logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
@@ -198,11 +217,31 @@ def attention_rows(
 
     def rotation() -> Tensor:
         ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
-        q, k = (rotate(x, *angles)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
-        products: Tensor = q @ k.transpose(1, 2) * attention.scaling
-        return products
+        q, k = (rotate(layer, x, angles, turns)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
+        return q @ k.transpose(1, 2) * attention.scaling
 
     return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
+
+
+def rotate(layer: nn.Module, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
+    """[B, heads, T, head size], as the layer turns it."""
+    if turns == "nothing":
+        return x
+    rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
+    reach = rotary[0].shape[-1] if turns == "part" else x.shape[-1]
+    # the function rotates queries and keys at once: hand it no second half to rotate
+    turned = rope(x[..., :reach], x[:, :0, :, :reach], *rotary)[0]
+    return torch.cat([turned, x[..., reach:]], -1) if turns == "part" else turned
+
+
+def projected(layer: nn.Module, name: str, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
+    """Queries ("q") or keys ("k") with the model's own norms and rotation, [B, T, D] -> [B, heads, T, head size]."""
+    attention: Any = layer.self_attn
+    x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    x = (norm(x) if norm is not None else x).transpose(1, 2)
+    norm = getattr(attention, f"{name}_layernorm", None)  # head by head, where there is one
+    return rotate(layer, norm(x) if norm is not None else x, rotary, turns)
 
 
 def floats(rotary: Rotary) -> Rotary:

@@ -200,12 +200,11 @@ class Alive:
         centres: Tensor,
         merged: list[int],
         named: Tensor,
-        in_place: bool = False,
+        after: Tensor | None = None,
     ) -> tuple[Alive, Tensor]:
         """Without the tokens that go, and with merged ones after the last candidate of each row.
 
         After the last one that was, not the last that stays: no text may see what was made from later tokens.
-        `in_place`, they stand where their centres stood.
 
         Args:
             stays: [B, T] bool.
@@ -213,6 +212,7 @@ class Alive:
             centres: [B, M] which of the T rows the merged tokens take the place of.
             merged: How many of the M are a row's.
             named: [B, T] the names so far.
+            after: [B, M] which of the T rows they stand after instead, -1: in front of all.
 
         Returns:
             Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted after the others.
@@ -222,12 +222,15 @@ class Alive:
         new = numbers < torch.tensor(merged, device=device)[:, None]
         made = self.made or [0] * len(merged)
         own = torch.arange(width, device=device) * (most + 1)
-        after = take(own[None], centres) if in_place else (self.candidates * own).amax(1, keepdim=True) + 1 + numbers
-        stays, everything = torch.cat([stays, new], 1), torch.cat([own.expand(len(stays), width), after], 1)
+        last = (self.candidates * own).amax(1, keepdim=True) if after is None else after.to(device) * (most + 1)
+        stays, everything = (
+            torch.cat([stays, new], 1),
+            torch.cat([own.expand(len(stays), width), last + 1 + numbers], 1),
+        )
         no = torch.zeros_like(new)
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
-        last = (width + 1) * (most + 1)
-        rows = everything.masked_fill(~stays, last).argsort(dim=1, stable=True)[:, : max(lengths)]
+        end = (width + 1) * (most + 1)
+        rows = everything.masked_fill(~stays, end).argsort(dim=1, stable=True)[:, : max(lengths)]
         names = torch.cat([named, -1 - torch.tensor(made, device=device)[:, None] - numbers], 1)
         alive = Alive(
             index=take(torch.cat([self.index, take(self.index, centres)], 1), rows),

@@ -15,11 +15,30 @@ from torch import Tensor
 from pdrop.engine.sequence import Alive, Prompts, take
 from pdrop.methods.base import Ranking
 from pdrop.methods.layout import TokenGrid
+from pdrop.methods.tower import Tower
 from pdrop.schedule import Schedule
 
 # what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
 # part alone (as far as the angles reach), nothing
 Turns = Literal["all", "part", "nothing"]
+
+
+def no_tower() -> Tower:
+    """Where the method has not said that it looks.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("view.tower is kept for methods that declare that they look: set tower_layers in the class")
+
+
+def no_texts(ids: Tensor, mask: Tensor) -> list[str]:
+    """Where no tokenizer was given.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("this method reads the question's text: attach(model, method, schedule, tokenizer=TOKENIZER)")
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,9 @@ class Forward:
     pending: Tensor | Ranking | None = None  # [B, T] scores observed before the boundary to come
     deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added after the first layers
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
+    norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's last normalisation
+    tower: Callable[[], Tower] = no_tower  # what the vision tower made of the pictures
+    texts: Callable[[Tensor, Tensor], list[str]] = no_texts  # ids [B, T] under a mask as text
     layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens lie in their pictures
     grids: list[list[TokenGrid]] | None = None  # as it was read
 

@@ -90,9 +90,9 @@ class Answer:
         text_tokens, visual_tokens: Of the prompt (and of the continuation).
         answer_tokens: Generated or scored tokens.
         visual_per_layer: Visual tokens that entered each layer.
-        images: What of the prompt went through the vision tower (pdrop/evaluation/crops.py).
-        kept: One hexadecimal bit mask per boundary.
-        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/layout.py).
+        images: What of the prompt went through the vision tower (pdrop/evaluation/pictures.py).
+        kept: One hexadecimal bit mask a boundary.
+        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/pictures.py).
         attention: Where nothing is dropped but every layer ranks: see `pack_attention`.
     """
 

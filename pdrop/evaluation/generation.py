@@ -19,9 +19,8 @@ from torch import Tensor
 
 from pdrop.engine import attach
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
-from pdrop.evaluation.crops import seen
 from pdrop.evaluation.generation_arguments import GenerationArguments
-from pdrop.evaluation.layout import layouts
+from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import Prompter
 from pdrop.methods.base import Method
@@ -70,8 +69,8 @@ class Respondent:
         for batch in planned:  # what cannot be honoured is refused before anything is asked
             with blame(batch):
                 GenerationArguments.parse(batch[0].arguments)
-        with attach(self.model, self.method, self.schedule) as trace:
-            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers per layer
+        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
+            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
                 # answers of a part, all of it is asked again
@@ -158,10 +157,9 @@ class Respondent:
         """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry per prompt."""
         copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
-        visual = [trace.visual[place] for place in places]
-        towers = seen(inputs, [len(pictures) for pictures in images], visual)
-        config, mode = self.model.config, self.prompter.image_mode
-        drawn = layouts(config, self.prompter.processor, inputs, images, visual, mode)
+        read, mode = pictures_of(self.model, inputs), self.prompter.image_mode
+        cropped = bool(getattr(self.prompter.processor.image_processor, "do_center_crop", False))
+        shown = [None] * len(images) if read is None else read
         tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
         return [
             {
@@ -169,11 +167,11 @@ class Respondent:
                 "visual_tokens": trace.visual[place],
                 "visual_per_layer": [layer[place] for layer in per_layer],
                 "kept": [pack(boundary[place].tolist()) for boundary in kept],
-                "images": tower,
-                "layout": layout,
+                "images": None if pictures is None else tower_of(pictures),
+                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped),
                 "attention": pack_attention(attention[place]),
             }
-            for place, tower, layout in zip(places, towers, drawn)
+            for place, pictures, own in zip(places, shown, images)
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:

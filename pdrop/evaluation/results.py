@@ -7,7 +7,7 @@ A sample, which pdrop/samples.py keeps on disk:
     metrics      {metric: whatever the task's aggregation works on}
     visual_tokens, visual_per_layer, kept, kept_counts     of the first request; `kept` as in answers.py
     image        what samples about the same picture share (its id, or a hash), for statistics by cluster
-    layout       where the visual tokens lie in the pictures (pdrop/evaluation/layout.py); null where that is not known
+    layout       where the visual tokens lie in the pictures (pictures.py); null where that is not known
     attention    where nothing is dropped but layers rank: what the query tokens attend to (pdrop/evaluation/answers.py)
     losses       of the choices, where the task compares likelihoods
 """

@@ -9,8 +9,9 @@ must see the prompt before the first layer looks at it in `begin`. One that coun
 sees, says so in `plan`, or returns a `Ranking`. Methods are frozen: what a forward has to remember is what `begin`
 returns, and belongs to that forward.
 
-What it sees is in pdrop/methods/view.py. Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive
-(padding included), M merged tokens, D hidden size.
+What it sees is in pdrop/methods/view.py; of the vision tower, if it says that it looks, in pdrop/methods/tower.py.
+Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), M merged tokens, D
+hidden size.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ class Method:
 
     Attributes:
         positions: After a drop, position ids are renumbered 0..n-1 ("compact") or kept with gaps ("original").
-        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer before it, on that
-            layer's input, as methods do that read the attention of a layer that has already run.
+        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
+            layer's input, as methods do that read the attention of a layer that has already run. Methods that rank by
+            attention have it as a field: re-implementations differ in it.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
         pixels: Share of a picture's pixels that the processor is shown.
         adaptive: Whether it finds the numbers of adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
-        in_place: Whether merged tokens stand where their centres stood, not after the prompt's last visual token. For
-            methods whose centre is the last token it stands for: then no token sees what was made from later ones.
+        tower_layers: Layers of the vision tower whose attention or keys it reads in `view.tower`, counted from 0 or,
+            negative, from the end; () where states alone are read. None: it does not look at the tower, and nothing of
+            it is kept.
     """
 
     positions: Positions = field(default="original", kw_only=True)
@@ -53,11 +56,13 @@ class Method:
     pixels: ClassVar[float] = 1.0
     adaptive: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = False
-    in_place: ClassVar[bool] = False
+    tower_layers: ClassVar[tuple[int, ...] | None] = None
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {self.positions!r}")
+        if self.observe not in (0, -1):
+            raise ValueError(f"observe is 0 (the layer at the boundary) or -1 (in front of it), not {self.observe!r}")
 
     @property
     def parts(self) -> list[Method]:
@@ -69,7 +74,8 @@ class Method:
         found: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.name != "positions" and value is not None:
+            usual = one.name == "observe" and value == one.default
+            if one.name != "positions" and value is not None and not usual:
                 nested = isinstance(value, Method)
                 found[one.name] = {"method": type(value).__name__, **value.arguments()} if nested else value
         return found
@@ -87,6 +93,14 @@ class Method:
             raise ValueError(f"{name} takes a schedule of one boundary, not {schedule}: layers=[0]")
         if not self.adaptive and any(stage.adaptive for stage in schedule):
             raise ValueError(f"{name} does not find its own numbers of tokens: give it fractions, not {schedule}")
+
+    def at(self, stage: Stage) -> Method:
+        """Whose boundary a stage is, where a method is made of several."""
+        return self
+
+    def looks_at(self) -> tuple[int, ...] | None:
+        """`tower_layers`; of a random twin, what its numbers need."""
+        return self.tower_layers
 
     # ------------------------------------------------------------------ how many
 
@@ -177,8 +191,8 @@ class Method:
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
         """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
 
-        They will stand after the prompt's last visual token and before the text that follows it (or at their
-        centres: `in_place`), count as visual, and can be dropped or merged again.
+        They will stand after the prompt's last visual token and in front of the text that follows it, or where
+        `Merged.after` says, count as visual, and can be dropped or merged again.
 
         Args:
             view: The input of the boundary's layer: the same tokens as when they were ranked, also where the method

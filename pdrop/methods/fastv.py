@@ -9,8 +9,8 @@ variant that prunes once, at prefill, and keeps the original positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pdrop.methods.base import Method, View
 from pdrop.schedule import Schedule, Stage, single
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class FastV(Method):
     """Attention from the query tokens in layer K-1; keeps round(n * keep) tokens, halves to even as Python rounds."""
 
-    observe: ClassVar[int] = -1
+    observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
 
     def count(self, stage: Stage, visual: int) -> int:
         """round(n * keep), the rule of the authors' implementation for transformers models (25 at 0.5 -> 12)."""

@@ -89,8 +89,6 @@ class Uniform(Gridded):
 class Pool(Gridded):
     """The mean of each block of the grid stands where the block's last token stood."""
 
-    in_place: ClassVar[bool] = True
-
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
         """None stays as it is; of all together as many are made as the reduced grids have."""
         return [(n, 0) if made == n else (0, made) for n, made in zip(visual, self.counts(view, visual))]
@@ -126,7 +124,8 @@ class Pool(Gridded):
                 states[prompt, : len(lists)] = torch.cat([pooled(visual, grid, keep) for grid in grids])
         spread = torch.zeros(batch, most, width, device=at.device)
         spread = spread.scatter(2, at[:, None].expand(-1, most, -1), weights.to(at.device))
-        return Merged(states, at.gather(1, centres.to(at.device)), spread)
+        places = at.gather(1, centres.to(at.device))
+        return Merged(states, places, spread, after=places)
 
 
 def share(stage: Stage | None, visual: int) -> float:

@@ -24,6 +24,7 @@ class PyramidDrop(Method):
     """Attention from the query tokens, observed and cut at the boundary layer; keeps int(n * keep) tokens."""
 
     positions: Positions = field(default="compact", kw_only=True)
+    observe: int = field(default=0, kw_only=True)  # type: ignore[misc]
 
     def score(self, view: View) -> Tensor:
         """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""

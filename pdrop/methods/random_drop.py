@@ -8,7 +8,7 @@ included; the same positions; other tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pdrop.methods.base import Method, Ranking, View
@@ -39,6 +39,16 @@ class RandomDrop(Method):
             super().check(schedule)
         else:
             self.like.check(schedule)
+
+    def looks_at(self) -> tuple[int, ...] | None:
+        """No layer, but which tokens are of which tile, where `like` counts by these."""
+        return None if self.like is None or self.like.looks_at() is None else ()
+
+    def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
+        """As many as enter each layer under `like`."""
+        if self.like is None:
+            return super().tokens_per_layer(schedule, visual, num_layers)
+        return self.like.tokens_per_layer(schedule, visual, num_layers)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
         """int(n * keep), or as many as `like` has after the boundary."""
@@ -84,7 +94,18 @@ class RandomAdaptive(RandomDrop):
 
     ranks_by_attention: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
-    observe: ClassVar[int] = -1
+    observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
+
+    def at(self, stage: Stage) -> Method:
+        """The twin of the part whose boundary it is."""
+        part = self.like if self.like is None else self.like.at(stage)
+        if part is self.like or part is None:
+            return self
+        return twin_of(part, self.seed)
+
+    def looks_at(self) -> tuple[int, ...] | None:
+        """The method's own."""
+        return None if self.like is None else self.like.looks_at()
 
     def begin(self, view: View) -> Any:
         """The method's own look at the prompt."""
@@ -98,6 +119,8 @@ class RandomAdaptive(RandomDrop):
         found, drawn = self.like.score(view), view.draw(self.seed)
         if not isinstance(found, Ranking):
             return drawn
+        if found.makes is not None:
+            return Ranking(drawn, found.stays + found.makes, torch.zeros_like(found.stays))
         counts = zip(found.stays.tolist(), view.visual_counts)
         stays = [n + self.like.merges(max(0, now - n)) for n, now in counts]
         return Ranking(drawn, torch.tensor(stays, device=drawn.device))
@@ -118,7 +141,6 @@ def twin_of(method: Method, seed: int = 0) -> RandomDrop:
         raise ValueError("a random method is its own control: twin=true is for the method it is compared with")
     if method.pixels != 1:
         raise ValueError(f"{type(method).__name__} drops no token: it has no random twin")
-    if method.adaptive and method.observe != RandomAdaptive.observe:
-        raise ValueError(f"{type(method).__name__} finds its numbers at the boundary itself: no twin of it is here yet")
-    kind = RandomAdaptive if method.adaptive else RandomDrop
-    return kind(seed=seed, like=replace(method), positions=method.positions)
+    if method.adaptive:
+        return RandomAdaptive(seed=seed, like=replace(method), positions=method.positions, observe=method.observe)
+    return RandomDrop(seed=seed, like=replace(method), positions=method.positions)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.sparsevlm_schedules import sparsevlm
@@ -44,7 +44,7 @@ class SparseVLM(Method):
     recycle: float = 0.3
     tokens_per_cluster: int = 10
     positions: Positions = field(default="compact", kw_only=True)
-    observe: ClassVar[int] = -1
+    observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +85,7 @@ class SparseVLM(Method):
         """
         import torch
 
-        visual, text = view.visual, instruction(view)
+        visual, text = view.visual, view.question()
         images = visual.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.visual_counts)]
         words = text.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.text_counts)]
         hidden, row = view.hidden.detach().float(), torch.arange(len(visual), device=visual.device)[:, None]
@@ -152,14 +152,6 @@ class SparseVLM(Method):
     def gone(self, before: int, after: int) -> int:
         """How many of `before` tokens went, where `after` are left of them, merged ones included (or one more)."""
         return next((n for n in range(1, before + 1) if before - n + self.merges(n) == after), 0)
-
-
-def instruction(view: View) -> Tensor:
-    """Text after the last visual token and up to the last query token, [B, T] bool."""
-    text = view.valid & ~view.visual
-    after = view.visual.flip(1).cumsum(1).flip(1) == 0
-    asked = view.query.flip(1).cumsum(1).flip(1) > 0
-    return text & after & asked
 
 
 def last_of(mask: Tensor) -> Tensor:

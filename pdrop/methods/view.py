@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pdrop.methods.layout import TokenGrid
+from pdrop.methods.tower import Tower
 from pdrop.schedule import Stage
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ class View:
         visual: Whether it is a visual token that may be dropped, merged ones included, [B, T] bool.
         query: Whether it is a query token, [B, T] bool: the last instruction token; with labels, the token in front
             of each answer.
-        visual_counts: Visual tokens of each prompt, known without asking the device.
-        text_counts: The other tokens of each prompt, likewise.
-        pinned: Visual tokens of each prompt that are query tokens and stay, likewise.
-        stage: What the boundary opens that this is ranked for; None in `begin`.
-        begun: What the method's `begin` returned for this forward.
+        visual_counts: Visual tokens of each prompt, known without asking the device. text_counts: The other tokens of
+        each prompt, likewise. pinned: Visual tokens of each prompt that are query tokens and stay, likewise. stage:
+        What the boundary opens that this is ranked for; None in `begin`. begun: What the method's `begin` returned for
+        this forward. ids: Input ids of the tokens alive, [B, T]; of a merged token, its centre's. originals: Visual
+        tokens of each prompt before anything was dropped. stays: How many visual tokens of each prompt are to stay as
+        they are, pinned ones among them, as `plan` says: for
+            methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
+        output: What the layer made of `hidden`, which is what enters the boundary, [B, T, D]. None unless the method
+            observes the layer in front.
     """
 
     layer: int
@@ -70,9 +75,17 @@ class View:
     pinned: list[int]
     stage: Stage | None
     begun: Any
-    _attention: Callable[[Tensor | None, int | None], AttentionRows]
+    ids: Tensor
+    originals: list[int]
+    stays: list[int] | None
+    output: Tensor | None
+    _attention: Callable[[Tensor | None, int | None, bool], AttentionRows]
     _draw: Callable[[int], Tensor]
     _images: Callable[[], list[list[TokenGrid]]]
+    _keys: Callable[[], Tensor]
+    _norm: Callable[[Tensor], Tensor]
+    _tower: Callable[[], Tower]
+    _texts: Callable[[Tensor, Tensor], list[str]]
 
     def attention(self, rows: Tensor | None = None, most: int | None = None) -> Tensor:
         """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
@@ -84,11 +97,48 @@ class View:
             rows: Which tokens ask, [B, T] bool; default: the query tokens.
             most: A bound on how many of a prompt ask. Without one, the number is read from the device.
         """
-        return self._attention(rows, most).mean()
+        return self._attention(rows, most, True).mean()
 
-    def attention_rows(self, rows: Tensor | None = None, most: int | None = None) -> AttentionRows:
-        """The same before any mean is taken, head by head."""
-        return self._attention(rows, most)
+    def attention_rows(
+        self, rows: Tensor | None = None, most: int | None = None, rotated: bool = True
+    ) -> AttentionRows:
+        """The same before any mean is taken, head by head; `rotated=False`: as if all tokens stood at one place.
+
+        Without rotary positions the layer's keys are computed anew, also where it has run.
+        """
+        return self._attention(rows, most, rotated)
+
+    def keys(self) -> Tensor:
+        """The layer's keys with their rotary positions, [B, key heads, T, head size]; no copy where it has run."""
+        return self._keys()
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        """The decoder's last normalisation, the one in front of lm_head, [..., D]."""
+        return self._norm(states)
+
+    @property
+    def tower(self) -> Tower:
+        """What the vision tower made of the pictures.
+
+        Raises:
+            ValueError: If the method does not declare that it looks (`tower_layers`), or the tower cannot be read.
+        """
+        return self._tower()
+
+    def question(self) -> Tensor:
+        """Text after the last visual token and up to the last query token, [B, T] bool."""
+        text = self.valid & ~self.visual
+        after = self.visual.flip(1).cumsum(1).flip(1) == 0
+        asked = self.query.flip(1).cumsum(1).flip(1) > 0
+        return text & after & asked
+
+    def texts(self) -> list[str]:
+        """The `question` of each prompt as text, without special tokens.
+
+        Raises:
+            ValueError: If no tokenizer was given: attach(..., tokenizer=).
+        """
+        return self._texts(self.ids, self.question())
 
     def draw(self, seed: int) -> Tensor:
         """Uniform numbers in [0, 1), [B, T] float32, seeded by (`seed`, layer, the prompt's own token ids).
@@ -114,10 +164,12 @@ class Ranking:
     Attributes:
         scores: [B, T] float32.
         stays: How many visual tokens of each prompt stay, [B] whole numbers; read from the device once a boundary.
+        makes: How many are made of those that go, likewise; None: as the method's `merges` says.
     """
 
     scores: Tensor
     stays: Tensor
+    makes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +181,14 @@ class Merged:
         centres: Which of the T tokens each stands for, [B, M]: it takes its place, and with original positions its
             position. All different, and among those that go.
         weights: What each was made of, [B, M, T] float32: 0 for tokens without a part in it.
+        after: Which of the T tokens each stands after (at its place, if that one goes), [B, M]; -1: in front of the
+            prompt. Several after the same one stand in the order of M. No text may come to stand in front of what was
+            made from pictures that follow it. None: after the prompt's last visual token that could go.
+        moved: Made tokens of a single part are that token, only standing elsewhere: it counts as kept.
     """
 
     states: Tensor
     centres: Tensor
     weights: Tensor
+    after: Tensor | None = None
+    moved: bool = False

@@ -63,6 +63,11 @@ class Checkpoint:
     processor: Any  # transformers ProcessorMixin
 
     @property
+    def tokenizer(self) -> Any:
+        """The processor's; None where there is no processor."""
+        return getattr(self.processor, "tokenizer", None)
+
+    @property
     def num_layers(self) -> int:
         """Layers of the language model's decoder."""
         return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)

@@ -43,16 +43,17 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
     one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
     cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
+    tokenizer = checkpoint.tokenizer
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make)
+        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, tokenizer)
     else:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)
+        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
     lane = cost.timing["stages"]["prefill"]
@@ -79,7 +80,8 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
     def measured(schedule: Schedule) -> float:
         if not schedule.stages:
             return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[1].median
-        return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[0].median
+        tokenizer = checkpoint.tokenizer
+        return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)[0].median
 
     return measured
 
@@ -145,7 +147,7 @@ def answer_request(question: Path, answer: Path) -> None:
     checkpoint, spec, protocol = settings.load(), settings.spec, settings.protocol
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
     make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make)
+    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make, checkpoint.tokenizer)
     answer.write_text(json.dumps(found, allow_nan=False))
 
 

@@ -134,11 +134,12 @@ def counted(
     import torch
 
     from pdrop import attach
-    from pdrop.evaluation import crops
+    from pdrop.evaluation.pictures import pictures_of, tower_of
 
     one = inputs(checkpoint, source, spec, images, batch=1)
-    with torch.inference_mode(), attach(checkpoint.model, method, schedule) as trace:
+    with torch.inference_mode(), attach(checkpoint.model, method, schedule, tokenizer=checkpoint.tokenizer) as trace:
         checkpoint.model(**one, use_cache=True, logits_to_keep=1)
-    towers = crops.seen(one, [images], trace.visual)[0]
+    read = pictures_of(checkpoint.model, one)
+    towers = None if read is None else tower_of(read[0])
     entering = [row[0] for row in trace.visual_tokens]
     return PromptSize(trace.tokens[0][0] - entering[0], trace.visual[0], tuple(entering), towers)  # type: ignore[arg-type]

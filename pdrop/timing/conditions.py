@@ -36,7 +36,7 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
         "attention_tower": getattr(tower, "_attn_implementation", None),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if cuda else None,
+        "tf32": tf32() if cuda else None,
         "load": round(os.getloadavg()[0], 2),
         "others_gib": None,
     }
@@ -44,6 +44,14 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(weights.device)
         found["others_gib"] = round((total - free - torch.cuda.memory_reserved(weights.device)) / 2**30, 2)
     return found
+
+
+def tf32() -> bool:
+    """Whether float32 products are rounded to TF32 on CUDA, by whichever of torch's two ways that was asked for.
+
+    The older way of asking, allow_tf32, raises once anything in the process has used the newer one.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ def measure(
     schedule: Schedule,
     protocol: TimingProtocol,
     preprocess: Callable[[], Any] | None = None,
+    tokenizer: Any = None,
 ) -> Lane:
     """Measure a run.
 
@@ -55,6 +56,7 @@ def measure(
         schedule: with this schedule, which has a boundary.
         protocol: How long, how many tokens, memory or not.
         preprocess: Makes the inputs from images and text; timed on the CPU where it is given.
+        tokenizer: The prompts' own, for methods that read the question.
 
     Returns:
         `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
@@ -66,7 +68,7 @@ def measure(
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: there is nothing to compare")
     device, before = model_device(model), conditions(model)
-    attachment = attach(model, method, schedule)
+    attachment = attach(model, method, schedule, tokenizer=tokenizer)
     if protocol.new_tokens:
         found = answers(model, inputs, attachment, protocol, device)
     else:

@@ -39,7 +39,12 @@ RESAMPLES = 2000
 
 
 def prefill_ratio(
-    model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule, protocol: TimingProtocol
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    method: Method,
+    schedule: Schedule,
+    protocol: TimingProtocol,
+    tokenizer: Any = None,
 ) -> tuple[Interval, Interval, Interval]:
     """Time prefills of a dropping and of the unpruned model, in turns.
 
@@ -49,6 +54,7 @@ def prefill_ratio(
         method: What is timed,
         schedule: with this schedule, which has a boundary: there is nothing to time where nothing is dropped.
         protocol: How long.
+        tokenizer: The prompts' own, for methods that read the question.
 
     Returns:
         This prefill in ms, the unpruned one in ms, and the paired ratio this / unpruned.
@@ -58,7 +64,7 @@ def prefill_ratio(
     """
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: its prefill is the unpruned one, not timed")
-    attachment = attach(model, method, schedule)
+    attachment = attach(model, method, schedule, tokenizer=tokenizer)
 
     def dropping() -> Timed:
         with attachment:

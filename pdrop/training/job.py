@@ -11,7 +11,7 @@ import shlex
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,11 +92,7 @@ def train(
     refuse_untrainable(method_name, method, schedule)
     refuse_uneven(settings, schedule, records.lengths)
     encoder = Encoder(
-        checkpoint.processor,
-        settings.format,
-        settings.image_mode,
-        settings.max_length,
-        settings.overlong,
+        checkpoint.processor, settings.format, settings.image_mode, settings.max_length, settings.overlong
     )
     encoder.check(records)
     spec = settings.identity(
@@ -109,11 +105,8 @@ def train(
     with locked(folder) if main else contextlib.nullcontext():
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
-            log.warning(
-                "%s was %s by other code; force=true starts anew",
-                folder,
-                "made" if before.status == "done" else "begun",
-            )
+            made = "made" if before.status == "done" else "begun"
+            log.warning("%s was %s by other code; force=true starts anew", folder, made)
         if before is not None and before.status == "done":
             log.info("done already  %s", folder)
             return before
@@ -121,33 +114,49 @@ def train(
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
         record.environment = environment(settings.device)
-        if main:
-            if settings.force:  # what an earlier training left would be gone on from after a kill
-                for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
-                    shutil.rmtree(old)
-            record.write(folder)
-        log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
-        try:
-            run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
-        except BaseException as error:
-            # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended, unless it
-            # lay in the data: other data make another training
-            record.status = "failed" if isinstance(error, Exception) else "running"
-            record.error = traceback.format_exc()
-            if main:
-                record.write(folder)
-            if not isinstance(error, Exception):
-                raise
-            raise TrainingFailed(f"{folder} failed: {error} (traceback in {folder / FILE})") from error
-        record.status = "done"
-        if main:
-            record.write(folder)
-            for old in folder.glob("checkpoint-*"):
+        if main and settings.force:  # what an earlier training left would be gone on from after a kill
+            for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
                 shutil.rmtree(old)
+        log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
+        with recorded(record, folder, main):
+            run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
     seconds = record.cost.step_wall_s if record.cost is not None else 0.0
     log.info("done          %s  loss %.4f, %.2f s a step", folder, record.final_loss, seconds)
     log.info("to score it:  python run.py %s", shlex.join(record.scoring(spec.folder, folder / "model")))
     return record
+
+
+@contextlib.contextmanager
+def recorded(record: TrainingRecord, folder: Path, main: bool) -> Iterator[None]:
+    """Write the record when its training begins, and how it ends; checkpoints of a finished one go.
+
+    Args:
+        record: Of status "running".
+        folder: The training's.
+        main: Whether this process is the one that writes.
+
+    Raises:
+        TrainingFailed: If it broke.
+    """
+    if main:
+        record.write(folder)
+    try:
+        yield
+    except BaseException as error:
+        # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended, unless it
+        # lay in the data: other data make another training
+        record.status = "failed" if isinstance(error, Exception) else "running"
+        record.error = traceback.format_exc()
+        if main:
+            record.write(folder)
+        if not isinstance(error, Exception):
+            raise
+        raise TrainingFailed(f"{folder} failed: {error} (traceback in {folder / FILE})") from error
+    record.status = "done"
+    if main:
+        record.write(folder)
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
 
 
 def run(
@@ -193,7 +202,7 @@ def run(
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
-    drops = attach(model, method, schedule) if schedule else contextlib.nullcontext()
+    drops = attach(model, method, schedule, tokenizer=checkpoint.tokenizer) if schedule else contextlib.nullcontext()
     with drops:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()

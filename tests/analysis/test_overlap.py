@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.report import explain as words
+from analysis.report import explain
 from analysis.store.load import load_runs
 from analysis.studies import overlap_figure
 from analysis.studies.overlap import chance, kept_sets, overlap
@@ -66,9 +66,9 @@ def test_a_stable_ranking_shares_all_and_a_random_one_what_chance_shares(store: 
 def test_diff_says_how_far_two_runs_agree(tmp_path: Path) -> None:
     for method in ("pyramiddrop", "random"):
         put(tmp_path, make_record(method, 0.5))
-    told = words.diff(run_of(tmp_path, "pyramiddrop"), run_of(tmp_path, "random"))
+    told = explain.diff(run_of(tmp_path, "pyramiddrop"), run_of(tmp_path, "random"))
     lines = [line for line in told.splitlines() if "  boundary " in line]
     assert [line.split(":")[0].strip() for line in lines] == ["boundary 3", "boundary 6", "boundary 9"]
     assert "chance 33" in lines[0] and "over 180 samples" in lines[0]
     put(tmp_path, make_record("none", 1.0))
-    assert "boundary" not in words.diff(run_of(tmp_path, "none"), load_runs(tmp_path)[-1])
+    assert "boundary" not in explain.diff(run_of(tmp_path, "none"), load_runs(tmp_path)[-1])

@@ -61,6 +61,7 @@ def trial(rng: np.random.Generator, correlation: float, name: str) -> list[tuple
     return found
 
 
+@pytest.mark.product(1)
 @pytest.mark.parametrize("correlation", [0.0, 0.2, 0.4])
 def test_the_average_of_tasks_that_share_images_is_covered(correlation: float) -> None:
     rng = np.random.default_rng([5, int(10 * correlation)])

@@ -1,4 +1,4 @@
-"""Tables from made-up records: what is printed, in three formats, and what runs are told in words.
+"""Tables from made-up records: what is printed, in three formats, and what runs are told in explain.
 
 python -m pytest tests/analysis/test_tables.py
 """
@@ -21,7 +21,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.comparison.table_model import Cell
 from analysis.grid import escape_latex
-from analysis.report import explain as words
+from analysis.report import explain
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
 from analysis.tables.table import by_layer, grids, markdown, papers_average, percent
@@ -170,7 +170,7 @@ def test_second_time_nothing_is_written(copied: Path, capsys: pytest.CaptureFixt
     for command in ("tables", "figures"):
         assert main([command, "--results", str(copied)]) == 0
     made = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in copied.glob("[tf]*/demo*")}
-    assert len(made) == 7
+    assert len(made) == 5
     capsys.readouterr()
     for command in ("tables", "figures"):
         assert main([command, "--results", str(copied)]) == 0
@@ -237,7 +237,7 @@ def test_list_explain_and_diff(copied: Path, capsys: pytest.CaptureFixture[str])
 
 def test_diff_does_not_compare_other_data(copied: Path) -> None:
     rewrite(run_of(copied, "fastv", "0.5"), data_hash="other")
-    told = words.diff(run_of(copied, "none"), run_of(copied, "fastv", "0.5"))
+    told = explain.diff(run_of(copied, "none"), run_of(copied, "fastv", "0.5"))
     assert "toy_exist: not compared, data_hash differ" in told and "toy_ocr: " in told
 
 

@@ -16,7 +16,7 @@ from pdrop.record import RunSpec
 from pdrop.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_THE_WAY = ("run.py", "compose.py", "settings.py", "lmms_command.py", "runs", "evaluate.py", "speed.py")
+ON_THE_WAY = ("cli/run.py", "cli/compose.py", "cli/lmms_command.py", "runs", "evaluation/lmms.py")
 HERE = {"device": "cpu", "tasks": ["embedded_chart"]}
 
 
@@ -25,6 +25,7 @@ def test_a_dial_needs_its_value_its_field_and_its_use(dial: str) -> None:
     """Nothing between conf/ and the use of a spec names it."""
     folder = ROOT / "pdrop"
     for path in [path for name in ON_THE_WAY for path in [folder / name, *(folder / name).glob("*.py")]]:
+        assert path.exists(), path
         for node in ast.walk(ast.parse(path.read_text() if path.is_file() else "")):
             named = getattr(node, "arg", None) == dial or getattr(node, "value", None) == dial
             assert not named, f"{path}:{node.lineno} passes {dial} on by name"

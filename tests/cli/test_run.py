@@ -238,6 +238,7 @@ def test_every_shipped_choice_says_what_it_is(path):
     assert OmegaConf.load(path) is not None
 
 
+@pytest.mark.product(4)
 @pytest.mark.parametrize("name", conf.choices("method"))
 def test_every_method_composes_for_every_depth(name):
     from hydra import compose, initialize_config_dir

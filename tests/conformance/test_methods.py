@@ -9,21 +9,59 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from pdrop import attach
 from pdrop.cli.compose import choices
 from pdrop.conformance import behaviour, numbers
 from pdrop.conformance.__main__ import main, subject_of
-from pdrop.conformance.families import CORE
+from pdrop.conformance.families import CLIP, CORE
 from pdrop.conformance.suite import CHECKS, Check, run
 
-METHODS = [name for name in choices("method") if name != "none"]
+ASKS_FOR_A_FOLDER = "cdpruner"  # see test_cdpruner_conforms
+METHODS = [name for name in choices("method") if name not in ("none", ASKS_FOR_A_FOLDER)]
 TWINS = [name for name in METHODS if not name.startswith("random") and name != "downsample"]
-MORE = [("sparsevlm_v1", ("method.scale=1",)), ("pyramiddrop", ("positions=original", "layers=[0,2,4]"))]
+MORE = [
+    ("sparsevlm_v1", ("method.scale=1",)),
+    ("pyramiddrop", ("positions=original", "layers=[0,2,4]")),
+    ("pyramiddrop", ("method.observe=-1",)),
+    ("fastv", ("method.observe=0", "layers=[0]")),
+    ("visionzip", ("method.contextual=2", "positions=original")),
+    ("holov", ("method.crops=4",)),
+    ("feather", ("schedule.adaptive=true",)),
+    ("prumerge_plus", ("schedule.adaptive=true",)),
+]
 SUBJECTS = [*((name, ()) for name in METHODS), *MORE]
+# variants of what is tried anyway
+RARER = (
+    "pyramiddrop_192",
+    "pyramiddrop_128",
+    "pyramiddrop_64",
+    "prumerge_plus",
+    "holov_redistributed",
+    "cdpruner_embeddings",
+    "random_fastv",
+    "visionzip_pyramiddrop",
+)
+IN_FRONT = ("divprune", "fastervlm", "vispruner", "scope", "hired", "prumerge", "fitprune", "vtw", "v2drop", "dart")
 ELSEWHERE = [check for check in CHECKS if check.families != "one" and check.made is not behaviour.identity]
 OF_TWINS = [check for check in CHECKS if check.made in (numbers.counts, numbers.seeds, behaviour.alone)]
+
+
+def marked(name: str, dials: tuple[str, ...]) -> Any:
+    """A subject of a test; variants are for the exhaustive run."""
+    rarer = name in RARER or (bool(dials) and (name, dials) != MORE[0] and (name, dials) != MORE[1])
+    return pytest.param(name, dials, id=" ".join([name, *dials]), marks=pytest.mark.exhaustive if rarer else [])
 
 
 def complaints(name: str, dials: tuple[str, ...], family: str, backend: str, checks: Sequence[Check]) -> list[str]:
@@ -32,7 +70,7 @@ def complaints(name: str, dials: tuple[str, ...], family: str, backend: str, che
     return [f"{r.check}, {r.family}/{r.backend}: {r.message}" for r in found if r.outcome == "failed"]
 
 
-@pytest.mark.parametrize(("name", "dials"), SUBJECTS, ids=[" ".join([name, *dials]) for name, dials in SUBJECTS])
+@pytest.mark.parametrize(("name", "dials"), [marked(*subject) for subject in SUBJECTS])
 def test_a_method_conforms(name: str, dials: tuple[str, ...]) -> None:
     assert complaints(name, dials, "llava", "sdpa", CHECKS) == []
     eager = [check for check in CHECKS if check.made is behaviour.causal]
@@ -42,10 +80,36 @@ def test_a_method_conforms(name: str, dials: tuple[str, ...]) -> None:
     assert complaints(name, dials, family, "sdpa", ELSEWHERE) == []
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in (*RARER, *IN_FRONT) else []) for name in TWINS]
+)
 def test_its_random_twin_conforms(name: str) -> None:
     dials = ("twin=true", "method.scale=1") if name == "sparsevlm_v1" else ("twin=true",)
     assert complaints(name, dials, "llava", "sdpa", OF_TWINS) == []
+
+
+class Words:
+    """A tokenizer whose words are "w" and their id."""
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        """Every prompt's own words."""
+        return [" ".join(f"w{n % 60}" for n in row) for row in rows]
+
+
+@pytest.mark.exhaustive
+def test_cdpruner_conforms(tmp_path: Path) -> None:
+    text = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "eos_token_id": 2}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 40}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=CLIP, projection_dim=8)).save_pretrained(tmp_path)
+    words = Tokenizer(WordLevel({f"w{n}": n for n in range(64)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
+    subject = subject_of("cdpruner", (f"method.clip={tmp_path}",))
+    subject = replace(subject, attach=partial(attach, tokenizer=Words()))
+    found = [result for family in ("llava", "llava_next") for result in run(subject, [family], ["sdpa"])]
+    # its closed form is for a question of one segment, as these are
+    assert [(r.check, r.family, r.message) for r in found if r.outcome == "failed"] == []
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +124,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["pyramid"], "unknown method 'pyramid': choose downsample, fastv, "),
+        (["pyramid"], "unknown method 'pyramid': choose cdpruner, "),
         (["none"], "nothing to check"),
         (["fastv", "ratio"], "dial=value"),
         (["fastv", "ratio=2"], "between 0 and 1"),

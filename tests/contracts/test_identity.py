@@ -24,24 +24,15 @@ RUNS = {
 }
 # what makes no numbers: texts, doors, what finds a schedule (which identifies a run itself), what keeps files
 IDLE = (
-    *("__init__.py", "__main__.py", "run.py", "train.py", "compose.py", "choices.py", "lmms_command.py"),
-    *(
-        "names.py",
-        "store.py",
-        "samples.py",
-        "environment.py",
-        "identity.py",
-        "settings.py",
-        "runs/__init__.py",
-        "runs/run.py",
-    ),
-    *("budget.py", "ledger.py", "counters.py", "training_flops.py", "lists.py", "sizes.py"),
-    *("methods/__init__.py", "training", "conformance", "embedded"),
+    *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
+    *("names.py", "store.py", "samples.py", "environment.py", "identity.py"),
+    *("runs/__init__.py", "runs/run.py", "runs/settings.py", "runs/calibration.py"),
+    *("cost/__init__.py", "cost/breakdown.py", "cost/budget.py", "cost/counters.py", "cost/training.py"),
 )
 # doors to what is not measured, or not by these lines: texts that a run prints, files that it writes, its settings
-BESIDE = {"ledger.py", "settings.py", "store.py", "samples.py", "names.py", "training_flops.py"}
-# what the package's door imports is what its names stand for
-BESIDE |= {"__init__.py", "lists.py", "methods/__init__.py"}
+BESIDE = {"cost/breakdown.py", "runs/settings.py", "store.py", "samples.py", "names.py", "cost/training.py"}
+# what the package's doors import is what their names stand for
+BESIDE |= {"__init__.py", "methods/__init__.py", "runs/__init__.py", "cost/__init__.py"}
 
 
 @pytest.fixture
@@ -94,7 +85,7 @@ def test_an_edit_of_what_makes_no_numbers_changes_no_run(
 
 
 def test_comments_and_layout_change_no_run(before: dict[str, str], edit: Callable[[Path, str], None]) -> None:
-    for path in ("engine/hooks.py", "methods/fastv.py", "evaluate.py"):
+    for path in ("engine/hooks.py", "methods/fastv.py", "evaluation/lmms.py"):
         edit(PACKAGE / path, "\n\n# a comment\n")
         assert run_ids() == before
 
@@ -111,9 +102,10 @@ def before() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("path", "changed"),
     [
-        *((path, EVERY) for path in ("engine/hooks.py", "evaluate.py", "scoring/generation.py", "flops.py")),
-        *((path, EVERY) for path in ("schedule.py", "shapes.py", "checkpoint.py", "source.py", "latency.py")),
-        *((path, EVERY) for path in ("timed_prompt.py", "runs/measured.py", "speed.py", "methods/base.py")),
+        *((path, EVERY) for path in ("engine/hooks.py", "evaluation/lmms.py", "evaluation/generation.py")),
+        *((path, EVERY) for path in ("schedule.py", "shapes.py", "models/checkpoint.py", "models/source.py")),
+        *((path, EVERY) for path in ("cost/flops.py", "timing/paired.py", "runs/timed_prompt.py")),
+        *((path, EVERY) for path in ("runs/measured.py", "runs/timed.py", "methods/base.py")),
         ("methods/pyramiddrop.py", {"pyramiddrop"}),
         ("methods/fastv.py", {"fastv", "twin"}),
         ("methods/sparsevlm.py", {"plus"}),

@@ -26,6 +26,7 @@ CASES: list[Any] = [
 ]
 
 
+@pytest.mark.product(8)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("decoder", [True, False], ids=["full", "projector"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -94,6 +95,7 @@ def test_a_step_that_trains_nothing_is_refused() -> None:
         training_step_flops(sizes, PromptSize(60, 576).undropped(32), train_decoder=False, train_projector=False)
 
 
+@pytest.mark.product(1)
 @pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
 def test_the_benchmark_holds_its_steps_against_what_torch_counts(lane: Lane) -> None:
     case, lane = lane.cases[0], replace(lane, text=lane.text[:2], visual=144)

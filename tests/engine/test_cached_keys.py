@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
-from pdrop import FastV, Schedule, SparseVLM, Stage, attach
+from pdrop import FastV, PyramidDrop, Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.conformance.families import CORE, build
 from pdrop.engine.ranking import cached_keys
 from tests.support.cases import RAGGED, batch_of
@@ -43,3 +43,35 @@ def test_only_a_plain_cache_is_read() -> None:
     with attach(model, FastV(), Schedule()):
         model(**batch, past_key_values=static)
     assert cached_keys(static, 0, length) is None, "its keys are longer than what came in"
+
+
+class SentAway(DynamicCache):
+    """An offloaded cache: a layer's keys leave the device as soon as the layer has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offloading, self.away = True, dict[int, dict[str, Any]]()
+
+    def update(self, keys: Any, values: Any, number: int, *args: Any, **kwargs: Any) -> Any:
+        self.offloading = False  # what the class itself does then needs CUDA
+        if number < len(self.layers):
+            self.layers[number].__dict__.update(self.away[number])
+        found = super().update(keys, values, number, *args, **kwargs)
+        layer: Any = self.layers[number]
+        self.away[number] = {"keys": layer.keys, "values": layer.values}
+        layer.keys, layer.values = layer.keys.to("meta"), layer.values.to("meta")
+        self.offloading = True
+        return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "method", [FastV(), SparseVLM(), SparseVLMPlus(), PyramidDrop()], ids=lambda m: type(m).__name__
+)
+def test_keys_that_an_offloaded_cache_has_sent_away_are_not_read(method: Any) -> None:
+    model = build("llava")
+    batch = batch_of("llava", model, RAGGED)
+    greedy: dict[str, Any] = dict(max_new_tokens=3, do_sample=False)
+    with attach(model, method, SCHEDULE):
+        want = model.generate(**batch, **greedy)
+        assert torch.equal(model.generate(**batch, **greedy, past_key_values=SentAway()), want)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
 from pdrop import Schedule, attach, single
 from pdrop.conformance.families import fresh
@@ -42,6 +43,7 @@ def compile_layers(model: Any) -> None:
         layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
 
 
+@pytest.mark.product(1)
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
@@ -61,6 +63,7 @@ def test_compiled_layers_give_the_same_without_graph_breaks(family: str) -> None
     assert not counters["graph_break"]
 
 
+@pytest.mark.exhaustive
 @torch.no_grad()
 def test_attaching_and_leaving_a_compiled_model_at_any_time() -> None:
     """Hooks registered after the first compiled call are seen, and those removed are gone."""
@@ -112,3 +115,26 @@ def test_compiled_layers_train() -> None:
         if want.grad is not None:
             torch.testing.assert_close(got.grad, want.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert not counters["graph_break"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", methods("llava")[:2], ids=lambda m: type(m).__name__)
+def test_a_static_cache_that_generate_compiles_for_is_right_while_attached(method: Any) -> None:
+    """On CUDA generate compiles the model's call by itself; the graph of an unattached call does not see hooks."""
+    model = fresh("llava", dtype=torch.float32)
+    batch = batch_of("llava", model, CALLS[2])
+    compiling = CompileConfig(backend="eager", mode=None)
+    compiling._compile_all_devices = True  # as on CUDA
+    static: dict[str, Any] = dict(cache_implementation="static", compile_config=compiling)
+    more: dict[str, Any] = dict(max_new_tokens=6, do_sample=False, suppress_tokens=[2])
+    torch._dynamo.reset()
+    plain = model.generate(**batch, **more)
+    assert torch.equal(model.generate(**batch, **more, **static), plain)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs, "nothing was compiled: this test would say nothing"
+    with attach(model, method, HALVES):
+        want = model.generate(**batch, **more)
+        assert not torch.equal(want, plain)
+        assert torch.equal(model.generate(**batch, **more, **static), want)
+    assert "get_compiled_call" not in model.__dict__
+    assert torch.equal(model.generate(**batch, **more, **static), plain)

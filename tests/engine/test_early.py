@@ -58,6 +58,7 @@ def test_a_forward_equals_the_oracle(family: str, backend: str, side: str) -> No
             )
 
 
+@pytest.mark.product(4)
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
 @pytest.mark.parametrize("family", CORE)

@@ -69,6 +69,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
+@pytest.mark.product(12)
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)

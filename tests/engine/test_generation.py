@@ -42,6 +42,7 @@ def teacher_forced(model: Any, batch: dict[str, Tensor], sequences: Tensor) -> T
     return model(**prolong(batch, ids), labels=labels).logits[:, length - 1 :]
 
 
+@pytest.mark.product(4)
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", CORE)
@@ -86,6 +87,7 @@ def test_cached_decoding_equals_teacher_forcing(family: str) -> None:
         torch.testing.assert_close(torch.stack(out.logits, 1).double(), forced.double(), rtol=0, atol=5e-5)
 
 
+@pytest.mark.product(4)
 @torch.no_grad()
 @pytest.mark.parametrize("family", CORE)
 @pytest.mark.parametrize("how", ["beams", "sampling"])

@@ -19,6 +19,7 @@ from tests.support.cases import FLOAT, HALVES, ONE, RAGGED, batch_of, kept_of, m
 EVERYTHING = Schedule((Stage(1, 1.0), Stage(3, 1.0)))
 
 
+@pytest.mark.product(8)
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -40,6 +41,7 @@ def test_keeping_everything_is_bit_identical(family: str, backend: str, rows: An
             assert [len(row) for row in scores] == trace.visual, "a boundary that keeps everything still ranks"
 
 
+@pytest.mark.product(8)
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,6 +64,7 @@ def test_a_row_in_its_batch_is_the_row_alone(family: str, side: str) -> None:
             assert [layer[0] for layer in alone.tokens] == [layer[row] for layer in tokens]
 
 
+@pytest.mark.product(3)
 @torch.no_grad()
 @pytest.mark.parametrize("family", CORE)
 def test_generation_of_a_batch_is_that_of_its_rows(family: str) -> None:

@@ -155,6 +155,7 @@ def draw_and_check(family: str, backend: str, examples: int, video: bool = False
     drawn()
 
 
+@pytest.mark.product(5)
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", CORE)
 def test_engine_equals_oracle(family: str, backend: str) -> None:
@@ -188,6 +189,7 @@ def check_decoding(family: str, case: Case) -> None:
     ]
 
 
+@pytest.mark.product(2)
 @pytest.mark.parametrize("family", CORE)
 def test_decoding_equals_oracle(family: str) -> None:
     @seed(zlib.crc32(family.encode()))

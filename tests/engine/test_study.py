@@ -19,9 +19,11 @@ import torch
 from pdrop import PyramidDrop, attach, pyramid
 from pdrop.conformance.families import LAYERS, build
 from pdrop.conformance.prompts import collate, sample
+from pdrop.engine.pictures import SeenPicture
 from pdrop.evaluation.answers import AnswerStore, Question
 from pdrop.evaluation.generation import Respondent
-from pdrop.evaluation.layout import squares, tokens
+from pdrop.evaluation.pictures import layout_of
+from pdrop.methods.layout import TokenGrid
 from pdrop.models.checkpoint import load
 from tests.support.saved_checkpoints import save_llava, save_llava_next, save_qwen2_5_vl
 from tests.support.specs import spec_of
@@ -109,7 +111,8 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
     store = AnswerStore(tmp_path / "answers.jsonl")
     for answer, row, wanted in zip(respondent.answer(questions, store).answers, SIZES, expected):
         assert answer.layout is not None and len(answer.layout) == len(row)
-        assert sum(tokens(block) for blocks in answer.layout for block in blocks) == answer.visual_tokens
+        sizes = [rows * (columns + newline) for blocks in answer.layout for rows, columns, newline, *_ in blocks]
+        assert sum(sizes) == answer.visual_tokens
         if wanted is not None:
             assert answer.layout[0][0][:3] == wanted[0][0][:3]
             assert [[block[:3] for block in blocks] for blocks in answer.layout] == [
@@ -125,8 +128,14 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
     assert all(again[question] == store[question] for question in questions)
 
 
-def test_a_layout_that_does_not_add_up_is_unknown() -> None:
+def test_what_blocks_cannot_say_is_unknown() -> None:
     image: Any = SimpleNamespace(width=30, height=10)
-    assert squares([image], 15, "crop", True) is None and squares([], 0, "crop", True) is None
-    assert squares([image], 16, "pad", True) == [[[4, 4, 0, 0.0, -1.0, 1.0, 2.0]]]
-    assert squares([image], 16, "crop", False) == [[[4, 4, 0, 0.0, 0.0, 1.0, 1.0]]]
+    square = TokenGrid(0, 4, 4, 4)
+    assert layout_of([SeenPicture(16, [square])], [image], "pad", True) == [[[4, 4, 0, 0.0, -1.0, 1.0, 2.0]]]
+    assert layout_of([SeenPicture(16, [square])], [image], "crop", False) == [[[4, 4, 0, 0.0, 0.0, 1.0, 1.0]]]
+    rows = [square, TokenGrid(16, 3, 5, 6), TokenGrid(21, 3, 1, 6)]
+    boxes = [[4, 4, 0, 0.0, 0.0, 1.0, 1.0], [3, 5, 1, 0.0, 0.0, 1.0, 1.0]]
+    assert layout_of([SeenPicture(34, rows, 5)], [image], "crop", False) == [boxes]
+    with_class_token = [TokenGrid(0, 1, 1, 1), TokenGrid(1, 4, 4, 4)]
+    assert layout_of([SeenPicture(17, with_class_token)], [image], "crop", False) is None
+    assert layout_of([SeenPicture(16, [square])] * 2, [image], "crop", False) is None, "tiles that were not joined"

@@ -27,6 +27,7 @@ def text_turn(batch: dict[str, Tensor], first: Any) -> tuple[dict[str, Tensor], 
     return {key: value for key, value in longer.items() if "pixel_values" not in key and key != "image_sizes"}, ids
 
 
+@pytest.mark.product(4)
 @torch.no_grad()
 @pytest.mark.parametrize("family", CORE)
 @pytest.mark.parametrize("rows", [RAGGED[:1], RAGGED], ids=["one", "ragged"])

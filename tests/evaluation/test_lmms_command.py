@@ -56,6 +56,7 @@ def of_command(name: str, given: dict[str, Any]) -> Any:
     return method, schedule(32)
 
 
+@pytest.mark.product(3)
 @pytest.mark.parametrize("name", choices("method"))
 def test_every_method_is_run_pys(name: str) -> None:
     for given in GIVEN:

@@ -34,6 +34,7 @@ def text_rows(batch: dict[str, Any], row: int) -> Any:
     return batch["attention_mask"][row].bool() & (ids < 190)
 
 
+@pytest.mark.product(5)
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("schedule", [SHARES, COUNTS], ids=["shares", "counts"])

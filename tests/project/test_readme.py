@@ -9,7 +9,7 @@ from analysis.__main__ import main
 from analysis.report import readme
 from analysis.style import task_names
 from analysis.tables.table import signed
-from tests.support.records import make_record, put, standard, table_of
+from tests.support.records import fill, make_record, put, table_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = (ROOT / page for page in readme.PAGES)
@@ -66,10 +66,11 @@ def test_the_numbers_shown_are_those_of_the_records():
 
 
 def test_what_is_said_follows_the_records(tmp_path):
-    store = standard(tmp_path / "results")
-    put(store, make_record("pyramiddrop", 0.5), experiment="positions")
-    put(store, make_record("pyramiddrop", 0.5, positions="original"), experiment="positions")
-    put(store, make_record("none", 1.0), experiment="positions")
+    store, n = tmp_path / "results", 100  # few flips are told apart from nothing
+    fill(store, n=n)
+    put(store, make_record("pyramiddrop", 0.5), n, experiment="positions")
+    put(store, make_record("pyramiddrop", 0.5, positions="original"), n, experiment="positions")
+    put(store, make_record("none", 1.0), n, experiment="positions")
     page = tmp_path / "README.md"
     start, end = readme.marks(readme.LONG)
     page.write_text(f"before {start} old {end} after {start.replace('results', 'demo')}")
@@ -83,7 +84,8 @@ def test_what_is_said_follows_the_records(tmp_path):
     assert "Of 2 rankings in the table above that have a random twin there, 2 beat it and 0 lose" in said
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
-    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not distinguishable from none: ")
+    assert "compact minus original 0.0 [0.0, 0.0], not told apart" in said
+    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not told apart from none: ")
     for task, cell in best.cells.items():
         change = cell.delta
         assert change is not None

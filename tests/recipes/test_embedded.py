@@ -250,6 +250,7 @@ def test_two_processes_stay_one_model_through_all_kinds_of_stages(tmp_path: Path
         assert any(part in name and not torch.equal(first[name], start[name]) for name in first), part
 
 
+@pytest.mark.exhaustive
 def test_two_processes_take_the_step_of_their_mean_gradient(tmp_path: Path) -> None:
     first, _ = _in_two_processes(STEP, tmp_path)
     alone = Trainer(STEP, compiled=False)
@@ -286,6 +287,7 @@ def test_a_step_makes_nothing_on_another_device_than_its_own() -> None:
     assert trainer.finished and all(weight.device.type == "cpu" for weight in trainer.model.parameters())
 
 
+@pytest.mark.exhaustive
 def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) -> None:
     recipe = (TrainingPhase("all at once", images=12, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
     train(tmp_path / "whole", tmp_path / "whole_model", recipe=recipe, window=1, checkpoint_seconds=0)

@@ -22,7 +22,7 @@ from pdrop.runs.settings import Settings, scheduled
 from pdrop.runs.timed import answer_request, in_fresh_processes
 from pdrop.shapes import ModelSizes
 from pdrop.timing.clock import Timed
-from pdrop.timing.conditions import conditions, differences, invalid, refuse_differences
+from pdrop.timing.conditions import conditions, differences, invalid, refuse_differences, tf32
 from pdrop.timing.measure import measure, pooled
 from pdrop.timing.memory import cache_bytes, peak, weight_bytes
 from pdrop.timing.paired import prefill, warm_up
@@ -51,6 +51,7 @@ def test_an_answer_has_a_fixed_length_and_a_time_for_each_token() -> None:
     assert trace.prefills == 1, "one prompt, then steps on its cache"
 
 
+@pytest.mark.product(2)
 @pytest.mark.parametrize("family", CORE)
 def test_a_cell_has_every_lane(family: str) -> None:
     model = fresh(family, "sdpa", torch.float32)
@@ -205,3 +206,23 @@ def test_protocols_say_what_is_wrong_with_them() -> None:
         TimingProtocol("x", repeats=2)
     with pytest.raises(ValueError, match="from 1 on"):
         TimingProtocol("x", new_tokens=(0,))
+
+
+def test_tf32_is_read_however_it_was_set() -> None:
+    """The older flag raises once the newer way of asking has been used anywhere in the process."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision, torch.backends.fp32_precision
+    try:
+        matmul.fp32_precision = "ieee"
+        assert not tf32()
+        matmul.fp32_precision = "tf32"
+        assert tf32()
+        matmul.fp32_precision, torch.backends.fp32_precision = "none", "tf32"
+        assert tf32(), "that of all backends holds where none is set"
+        with pytest.raises(RuntimeError, match="legacy and new"):
+            bool(matmul.allow_tf32)
+    finally:
+        matmul.fp32_precision, torch.backends.fp32_precision = before
+    for asked in (True, False):
+        matmul.allow_tf32 = asked
+        assert tf32() is asked

@@ -303,6 +303,7 @@ def test_deepspeed_choices_parse(name) -> None:
     assert read.get_value("train_batch_size") == "auto" and read.get_value("gradient_accumulation_steps") == "auto"
 
 
+@pytest.mark.product(1)
 @pytest.mark.parametrize("recipe", ["llava_1_5_finetune with LoRA", "llava_next_finetune"])
 def test_other_kinds_resume_too(recipe, command, data, tmp_path, monkeypatch) -> None:
     """Adapters and tiles: broken off after a checkpoint, the curve and the weights are those of one go."""
@@ -384,6 +385,7 @@ def one_process(rank: int, count: int, kind: str, folder: str, port: int, argume
     train.main()
 
 
+@pytest.mark.product(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "kind"), [(1, "none"), (2, "ddp")])
 def test_processes_of_torchrun_train_the_same_model(count, kind, command, tiny, tmp_path) -> None:

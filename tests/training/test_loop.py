@@ -45,6 +45,7 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: floa
         assert (got[name] - value).abs().max() <= tolerance * value.abs().max() + 1e-12, name
 
 
+@pytest.mark.product(4)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", CORE)
 def test_loss_and_gradients_equal_the_oracle(family: str, side: str) -> None:
@@ -65,6 +66,7 @@ def test_loss_and_gradients_equal_the_oracle(family: str, side: str) -> None:
         assert_same(got, want, 1e-4)
 
 
+@pytest.mark.product(4)
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 @pytest.mark.parametrize("family", CORE)
 def test_gradient_checkpointing_changes_nothing(family: str, use_reentrant: bool) -> None:

@@ -1,6 +1,6 @@
 """What went through the vision tower: counted from what processors make, and right to the last FLOP.
 
-pytest tests/evaluation/test_crops.py
+pytest tests/evaluation/test_pictures.py
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import pytest
 import torch
 import transformers
 
+from pdrop.conformance.families import build
 from pdrop.cost.counters import counted_prefill_flops
 from pdrop.cost.flops import cost
 from pdrop.engine import attach
+from pdrop.engine.pictures import tiled
 from pdrop.evaluation.answers import Question
-from pdrop.evaluation.crops import seen
 from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.pictures import pictures_of, tower_of
 from pdrop.evaluation.prompts import Prompter
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.models.checkpoint import load
 from pdrop.schedule import Schedule, pyramid
 from pdrop.shapes import ModelSizes
-from tests.support.saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
+from tests.support.saved_checkpoints import LAYERS, save_llava, save_llava_next, save_qwen2_5_vl
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import picture
 
@@ -59,34 +61,50 @@ def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: b
             assert found.prefill_flops == pytest.approx(flops, rel=1e-6)
 
 
+def towers(family: str, visual: list[int], **inputs: Any) -> list[Any] | None:
+    """What goes through the tower of prompts of so many visual tokens, text and padding around them."""
+    model = build(family)
+    ids = torch.full((len(visual), max(visual) + 2), 5)
+    for row, count in zip(ids, visual):
+        row[1 : 1 + count] = model.config.image_token_id
+    read = pictures_of(model, {"input_ids": ids, **inputs})
+    return None if read is None else [tower_of(row) for row in read]
+
+
 def test_layouts() -> None:
-    assert seen({}, [0, 0], [0, 0]) == [0, 0], "text alone"
+    assert towers("llava", [0, 0]) == [0, 0], "text alone"
+    flat = torch.ones(8, 3, 2, 2)
+    assert towers("internvl", [4, 28], pixel_values=flat) == [1, 7], "InternVL: all tiles in a row"
+    assert towers("llava", [3 * 16, 5 * 16], pixel_values=flat) == [3, 5]
+    assert towers("internvl", [5, 28], pixel_values=flat) is None, "tiles of unequal size"
     tiles = torch.ones(3, 5, 3, 2, 2)
     tiles[0, 3:] = 0
     tiles[2, 1:] = 0
-    assert seen({"pixel_values": tiles}, [1, 2], [40, 70]) == [3, 6], "LLaVA-NeXT: one row per image"
-    assert seen({"pixel_values": tiles}, [2, 1, 3], [40, 20, 60]) == [3, 5, 1], "Idefics: one row per prompt"
-    flat = torch.ones(8, 3, 2, 2)
-    assert seen({"pixel_values": flat}, [1, 2], [4, 28]) == [1, 7], "InternVL: all tiles in a row"
-    assert seen({"pixel_values": flat}, [3, 5], [3 * VISUAL_TOKENS, 5 * VISUAL_TOKENS]) == [3, 5]
-    assert seen({"pixel_values": flat}, [1, 2], [5, 28]) == [None, None], "tiles of unequal size"
-    assert seen({"pixel_values": flat[0, 0]}, [1], [4]) == [None] and seen({}, [1], [4]) == [None]
-    grids = {"image_grid_thw": torch.tensor([[1, 4, 4], [1, 8, 4], [1, 4, 8]])}
-    assert seen(grids, [2, 1], [12, 8]) == [[[1, 4, 4], [1, 8, 4]], [[1, 4, 8]]]
+    assert towers("idefics3", [12, 20, 4], pixel_values=tiles) == [3, 5, 1], "Idefics: a row per prompt"
+    grids = torch.tensor([[1, 4, 4], [1, 8, 4], [1, 4, 8]])
+    given = {"pixel_values": flat, "image_grid_thw": grids}
+    assert towers("qwen2_5_vl", [4 + 8, 8], **given) == [[[1, 4, 4], [1, 8, 4]], [[1, 4, 8]]]
+    assert towers("qwen2_5_vl", [4 + 8, 9], **given) is None, "other numbers of tokens"
+
+
+def test_tiles_only_where_a_prompt_has_one_picture() -> None:
+    """LLaVA-OneVision leaves pictures whole that share a prompt."""
+    model = build("llava_onevision")
+    size = [2 * model.config.vision_config.image_size] * 2
+    alone, sharing = tiled(model.model, size, True), tiled(model.model, size, False)
+    assert isinstance(alone.tower, int) and alone.tower > 1 and sharing.tower == 1
+    given = {"image_sizes": torch.tensor([size] * 3), "batch_num_images": torch.tensor([1, 2])}
+    visual = [alone.tokens, 2 * sharing.tokens]
+    assert towers("llava_onevision", visual, pixel_values=torch.ones(1), **given) == [alone.tower, 2]
 
 
 def test_processors_of_other_families() -> None:
-    """LLaVA-OneVision cuts tiles only where a prompt has one picture; InternVL puts all tiles in a row."""
+    """InternVL puts all tiles in a row; which prompt has which follows from the tokens."""
     pictures: Any = [[picture(0, (640, 480))], [picture(1), picture(2, (28, 112))]]
     side = {"height": 28, "width": 28}
-    onevision = transformers.LlavaOnevisionImageProcessorPil(
-        size=side, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]
-    )
-    inputs = onevision(pictures, return_tensors="pt")
-    assert inputs["pixel_values"].shape[:2] == (3, 5)
-    assert seen(inputs, [1, 2], [100, 32]) == [5, 2]
     internvl = transformers.GotOcr2ImageProcessorPil(size=side, crop_to_patches=True, min_patches=1, max_patches=4)
     inputs = internvl([image for row in pictures for image in row], return_tensors="pt")
     tiles = inputs["num_patches"].tolist()
     assert len(inputs["pixel_values"]) == sum(tiles) > 3
-    assert seen(inputs, [1, 2], [4 * tiles[0], 4 * sum(tiles[1:])]) == [tiles[0], sum(tiles[1:])]
+    visual = [4 * tiles[0], 4 * sum(tiles[1:])]
+    assert towers("internvl", visual, pixel_values=inputs["pixel_values"]) == [tiles[0], sum(tiles[1:])]

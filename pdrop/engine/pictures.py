@@ -1,4 +1,7 @@
-"""Where the visual tokens of a forward lie in its pictures, read from what the model was given.
+"""Where the visual tokens of a forward lie in its pictures, and what of these goes through the vision tower.
+
+The one reader of it: methods that thin out a grid, overlays and FLOPs all see what is read here from what the model is
+given.
 
 The layouts of processors are few, and are known from the inputs and their sizes, not from the kind of model:
 
@@ -17,6 +20,7 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -27,47 +31,74 @@ from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
 from pdrop.methods.layout import TokenGrid
 
-# tokens, and their grids counted from the picture's first token; None: position ids tell
-Picture = tuple[int, list[TokenGrid] | None]
+
+class UnknownLayout(ValueError):
+    """Pictures whose layout is none of the above."""
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """One image, crop or video of a prompt.
+
+    Attributes:
+        tokens: How many it became.
+        grids: Where they lie; numbered from the picture's first token, or from the prompt's once it has a prompt. None:
+            position ids tell.
+        tower: What of it goes through the tower: a number of crops or frames (towers of a fixed size), or (frames,
+            height, width) in patches.
+    """
+
+    tokens: int
+    grids: list[TokenGrid] | None
+    tower: int | tuple[int, int, int] = 1
 
 
 def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[TokenGrid]]:
-    """The grids of each prompt, in the order of its visual tokens.
+    """The grids of each prompt, in the order of its visual tokens. As `read_pictures`."""
+    rows = read_pictures(vlm, given, prompts.ids, prompts.visual)
+    return [[grid for picture in row for grid in picture.grids or ()] for row in rows]
+
+
+def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tensor) -> list[list[SeenPicture]]:
+    """The pictures of each prompt, in the order of its visual tokens.
 
     Args:
         vlm: The model.
-        given: What it was called with.
-        prompts: Its prompts.
+        given: What it was or would be called with.
+        ids: Input ids of the prompts, [B, L].
+        visual: Which are visual tokens, [B, L] bool.
 
     Raises:
-        ValueError: If the layout is none of the above, or makes other numbers of tokens than the prompts have.
+        UnknownLayout: If the layout is none of the above, or makes other numbers of tokens than the prompts have.
     """
+    counts = visual.sum(1).tolist()
     video_id = getattr(vlm.config, "video_token_id", None)
     videos = [
         name for named in (given, encoded(given)) for name in named if "video" in name and named[name] is not None
     ]
     kinds: list[list[bool]]  # of each prompt's visual tokens: part of a video?
     if videos and isinstance(video_id, int):
-        kinds = [(ids == video_id)[visual].tolist() for ids, visual in zip(prompts.ids, prompts.visual)]
+        kinds = [(row == video_id)[places].tolist() for row, places in zip(ids, visual)]
     else:
-        kinds = [[False] * count for count in prompts.visual_counts]
+        kinds = [[False] * count for count in counts]
     tokens = {video: sum(kind.count(video) for kind in kinds) for video in (False, True)}
     sources = {video: iter(pictures(vlm, given, video, tokens[video])) for video in (False, True) if tokens[video]}
     rows = []
     for number, kind in enumerate(kinds):
-        row: list[TokenGrid] = []
+        row: list[SeenPicture] = []
         first = 0
         for video, run in groupby(kind):
             end = first + len(list(run))
             while first < end:
-                size, found = next(sources[video], (end + 1, None))
-                if first + size > end:
-                    raise unknown(vlm, f"the pictures make other numbers of tokens than {prompts.visual_counts}")
-                if found is None:
-                    places = prompts.visual[number].nonzero()[first : first + size, 0]
-                    found = numbered(given["position_ids"][-3:, number % given["position_ids"].shape[1], places])
-                row += moved(found, first)
-                first += size
+                picture = next(sources[video], None)
+                if picture is None or first + picture.tokens > end:
+                    raise unknown(vlm, f"the pictures make other numbers of tokens than {counts}")
+                grids = picture.grids
+                if grids is None:
+                    places = visual[number].nonzero()[first : first + picture.tokens, 0]
+                    grids = numbered(given["position_ids"][-3:, number % given["position_ids"].shape[1], places])
+                row.append(replace(picture, grids=moved(grids, first)))
+                first += picture.tokens
         rows.append(row)
     return rows
 
@@ -77,12 +108,12 @@ def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
     return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 
-def unknown(vlm: Any, why: str) -> ValueError:
+def unknown(vlm: Any, why: str) -> UnknownLayout:
     """The error of a layout that cannot be read."""
-    return ValueError(f"where visual tokens of {type(vlm).__name__} lie in their picture is not known here: {why}")
+    return UnknownLayout(f"where visual tokens of {type(vlm).__name__} lie in their picture is not known here: {why}")
 
 
-def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[Picture]:
+def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[SeenPicture]:
     """The images (or videos) of a forward, in order; `tokens` is what they make together."""
     made = encoded(given).get("video" if video else "image")
     if made is not None:
@@ -91,7 +122,7 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
     grids = given.get("video_grid_thw" if video else "image_grid_thw")
     if grids is not None:
         merge = vlm.config.vision_config.spatial_merge_size
-        yield from (frames_of(count, h // merge, w // merge) for count, h, w in grids.tolist())
+        yield from (frames_of(count, h, w, merge) for count, h, w in grids.tolist())
         return
     sizes = given.get("image_sizes")
     if sizes is not None and not video:
@@ -101,7 +132,7 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
             yield from (tiled(inner, size, whole) for size, whole in zip(sizes, single_images(given, len(sizes))))
         else:
             side = vlm.config.vision_config.patch_size * getattr(vlm.config, "spatial_merge_size", 1)
-            yield from (frames_of(1, h // side, w // side) for h, w in sizes)
+            yield from (replace(frames_of(1, h, w, side), tower=1) for h, w in sizes)
         return
     names = ("pixel_values_videos",) if video else ("pixel_values", "pixel_values_images")
     pixels = next((given[name] for name in names if given.get(name) is not None), None)
@@ -110,10 +141,12 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
     yield from fixed(vlm, pixels, video, tokens)
 
 
-def frames_of(count: int, height: int, width: int) -> Picture:
-    """So many frames of one size, row by row without anything between them."""
-    size = height * width
-    return count * size, [TokenGrid(frame * size, height, width, width) for frame in range(count)]
+def frames_of(count: int, height: int, width: int, merge: int) -> SeenPicture:
+    """So many frames of one size in patches, of which a square of merge x merge makes a token, without newlines."""
+    rows, columns = height // merge, width // merge
+    size = rows * columns
+    grids = [TokenGrid(frame * size, rows, columns, columns) for frame in range(count)]
+    return SeenPicture(count * size, grids, (count, height, width))
 
 
 def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
@@ -122,28 +155,39 @@ def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
     return [True] * images if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
 
 
-def tiled(inner: Any, size: Sequence[int], tiles: bool) -> Picture:
+def tiled(inner: Any, size: Sequence[int], tiles: bool) -> SeenPicture:
     """An image of `size` (height, width) that is seen small, and in tiles.
 
     The model itself is asked to pack features that are but zeros, with ones for newlines: where these come out tells
     the rows.
     """
-    config, side = inner.config, inner.config.vision_config.image_size
-    patches = side // config.vision_config.patch_size
-    module = sys.modules[type(inner).__module__]
-    count = module.image_size_to_num_patches(list(size), config.image_grid_pinpoints, side) if tiles else 1
+    patches = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
+    count = tiles_of(inner, size, tiles)
+    packed = pack(inner, torch.zeros(count, patches * patches), size, newline=1)
+    return replace(rows_to_newlines(packed == 1, patches), tower=count)
+
+
+def tiles_of(inner: Any, size: Sequence[int], tiled: bool) -> int:
+    """How many tiles an image of `size` (height, width) is cut into, the small one included."""
+    if not tiled:
+        return 1
+    module, config = sys.modules[type(inner).__module__], inner.config
+    count = module.image_size_to_num_patches(list(size), config.image_grid_pinpoints, config.vision_config.image_size)
+    return int(count)
+
+
+def pack(inner: Any, values: Tensor, size: Sequence[int], newline: float) -> Tensor:
+    """What the model makes of one value per patch, [tiles, patches], and of newlines: one value per token."""
     takes = inspect.signature(inner.pack_image_features).parameters
-    more = {
-        name: getattr(config, name)
-        for name in ("vision_feature_select_strategy", "vision_aspect_ratio")
-        if name in takes and hasattr(config, name)
-    }
-    blank = torch.zeros(count, patches * patches, 1)
-    packed, _ = inner.pack_image_features([blank], torch.tensor([list(size)]), image_newline=torch.ones(1), **more)
-    return rows_to_newlines(packed[0][:, 0] == 1, patches)
+    names = ("vision_feature_select_strategy", "vision_aspect_ratio")
+    more = {name: getattr(inner.config, name) for name in names if name in takes and hasattr(inner.config, name)}
+    line = torch.full((1,), float(newline), dtype=values.dtype)
+    packed, _ = inner.pack_image_features([values[..., None]], torch.tensor([list(size)]), image_newline=line, **more)
+    tokens: Tensor = packed[0][:, 0]
+    return tokens
 
 
-def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
+def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
     """A small square picture of `patches` rows, and rows of a large one that end in newlines (or one newline).
 
     Args:
@@ -157,10 +201,10 @@ def rows_to_newlines(newline: Tensor, patches: int) -> Picture:
         grids += [TokenGrid(small, height, stride - 1, stride), TokenGrid(ends[0], height, 1, stride)]
     elif ends:
         grids.append(TokenGrid(small, 1, 1, 1))
-    return len(newline), grids
+    return SeenPicture(len(newline), grids)
 
 
-def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[Picture]:
+def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[SeenPicture]:
     """The pictures of features that the tower has made already: `encoding.pooler_output` has one entry each."""
     if getattr(encoding, "last_hidden_state", None) is None:
         raise unknown(vlm, "the features come without a last_hidden_state, which tells crops and frames")
@@ -170,7 +214,7 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
     positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
     for one in made:
         if positions is not None and positions.ndim == 3:
-            yield len(one), None
+            yield SeenPicture(len(one), None)
         elif newline is not None and not video and hasattr(inner, "pack_image_features"):
             vision = inner.config.vision_config
             yield rows_to_newlines((one == newline.to(one)).all(-1), vision.image_size // vision.patch_size)
@@ -181,7 +225,8 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
             elif rest or not crop or len(one) % crop:
                 yield framed(vlm, len(one), 1)
             else:  # an entry may be a prompt of several pictures
-                yield len(one), [g for n in range(len(one) // crop) for g in moved(framed(vlm, crop, 1)[1], n * crop)]
+                copy = framed(vlm, crop, 1).grids or []
+                yield SeenPicture(len(one), [g for n in range(len(one) // crop) for g in moved(copy, n * crop)])
 
 
 def numbered(positions: Tensor) -> list[TokenGrid]:
@@ -198,7 +243,7 @@ def numbered(positions: Tensor) -> list[TokenGrid]:
     return [TokenGrid(start, (end - start) // width, width, width) for start, end in zip(frames, ends)]
 
 
-def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Picture]:
+def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[SeenPicture]:
     """Crops, or videos of frames, all of one size.
 
     Args:
@@ -221,8 +266,8 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[Pictur
     return [framed(vlm, each, frames)] * count
 
 
-def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[TokenGrid]]:
-    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline after them all.
+def framed(vlm: Any, tokens: int, frames: int) -> SeenPicture:
+    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
 
     Raises:
         ValueError: If they are not squares.
@@ -238,4 +283,4 @@ def framed(vlm: Any, tokens: int, frames: int) -> tuple[int, list[TokenGrid]]:
     for frame in range(frames):
         grids += [TokenGrid(frame * per, 1, 1, 1)] if head else []
         grids.append(TokenGrid(frame * per + head, side, side, side))
-    return tokens, [*grids, *([TokenGrid(tokens - 1, 1, 1, 1)] if tail else [])]
+    return SeenPicture(tokens, [*grids, *([TokenGrid(tokens - 1, 1, 1, 1)] if tail else [])], frames)

@@ -1,0 +1,33 @@
+"""Ranking and merging are float32 also where the model runs under autocast; the model's own parts run as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def off(states: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast on the device of `states`."""
+    kind = states.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def as_here(states: Tensor, function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """`function` under the autocast of this moment, wherever it is called: for what the model itself computes."""
+    kind = states.device.type
+    if not torch.is_autocast_enabled(kind):
+        return function
+    dtype = torch.get_autocast_dtype(kind)
+
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with torch.autocast(kind, dtype=dtype):
+            return function(*args, **kwargs)
+
+    return called

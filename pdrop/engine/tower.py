@@ -1,0 +1,301 @@
+"""The vision tower, for methods that look at it: what is kept of its run, and which of its rows became which token.
+
+Where a method declares that it looks (`Method.tower_layers`), pre-hooks keep the input of the layers it names and of
+the layer whose input is projected, one tensor each, and nothing runs twice: attention rows and keys are computed from
+these on demand, with the layers' own modules, so the tower stays on any attention backend. `generate` runs the tower
+before the model; what was kept then hangs on the tower's output and goes with it.
+
+Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes one
+token behind a `multi_modal_projector`, with newlines and cut padding between them or without. Shapes: P pictures, tiles
+and crops, R rows of each, d the tower's width.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdrop.engine.pictures import pack, single_images, tiles_of
+from pdrop.engine.sequence import Prompts
+from pdrop.engine.visual import encoded
+from pdrop.methods.tower import Tile, Tower
+
+
+class UnknownTower(ValueError):
+    """A vision tower that cannot be read."""
+
+
+@dataclass
+class Seen:
+    """What was kept of one run of the tower: inputs [P, R, d] of its layers, by number; the last one's output."""
+
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+
+
+class TowerReader:
+    """Finds the tower, and keeps what a method looks at."""
+
+    def __init__(self, vlm: Any, method: str, layers: tuple[int, ...]):
+        self.vlm, self.inner = vlm, getattr(vlm, "model", vlm)
+        name = type(vlm).__name__
+        tower = getattr(self.inner, "vision_tower", None)
+        self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
+        encoder = getattr(tower, "encoder", tower)
+        stack = getattr(encoder, "layers", None)
+        refused = f"{method} reads the vision tower, and that of {name} cannot be read: "
+        if tower is None or self.projector is None or stack is None:
+            raise UnknownTower(refused + "it has no `vision_tower` of `layers` and `multi_modal_projector`")
+        self.tower: nn.Module = tower
+        self.layers = [getattr(layer, "_fsdp_wrapped_module", layer) for layer in stack]
+        for layer in self.layers:
+            attention = getattr(layer, "self_attn", None)
+            if not hasattr(layer, "layer_norm1") or not all(
+                hasattr(attention, p) for p in ("q_proj", "k_proj", "scale")
+            ):
+                raise UnknownTower(
+                    refused + "its layers have no `layer_norm1`, `self_attn.q_proj`, `k_proj` and `scale`"
+                )
+        config = self.inner.config
+        taken, count = getattr(config, "vision_feature_layer", -1), len(self.layers)
+        if not isinstance(taken, int):
+            raise UnknownTower(refused + f"several of its layers are projected together ({taken})")
+        if outside := [n for n in layers if not -count <= n < count]:
+            raise UnknownTower(refused + f"it has {count} layers, and layers {list(outside)} are asked for")
+        # the states numbered k of count + 1 are what enters layer k; those behind the last layer are its output
+        self.projected = taken % (count + 1)
+        self.read = sorted({n % count for n in layers} | {self.projected} - {count})
+        vision = config.vision_config
+        self.classes = int(vision.model_type == "clip_vision_model")
+        self.first = int(getattr(config, "vision_feature_select_strategy", "full") == "default")
+        self.side = vision.image_size // vision.patch_size
+        self.now = threading.local()
+
+    # ---------------------------------------------------------------- hooks
+
+    def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
+        """What is to be hooked: module, "before" or "after" it runs, and with what."""
+        found: list[tuple[nn.Module, str, Callable[..., None]]] = []
+        for number in self.read:
+            found.append((self.layers[number], "before", self._entering(number)))
+        if self.projected == len(self.layers):
+            found.append((self.layers[-1], "after", self._left))
+        return [*found, (self.tower, "after", self._done)]
+
+    def _entering(self, number: int) -> Callable[..., None]:
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._running().inputs[number] = args[0] if args else kwargs["hidden_states"]
+
+        return keep
+
+    def _left(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._running().inputs[len(self.layers)] = output[0] if isinstance(output, tuple) else output
+
+    def _running(self) -> Seen:
+        """What is kept of the run of the moment, in this thread."""
+        if getattr(self.now, "seen", None) is None:
+            self.now.seen = Seen()
+        return self.now.seen
+
+    def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
+        """The tower has run: what was kept is that output's from here on."""
+        self.now.latest, self.now.seen = self._running(), None
+        output._pdrop_tower = self.now.latest
+
+    def close(self) -> None:
+        """A forward is over."""
+        self.now.latest = self.now.seen = None
+
+    # ---------------------------------------------------------------- what a method sees
+
+    def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
+        """What the tower made of the pictures of a forward.
+
+        Args:
+            given: What the model was called with.
+            prompts: Its prompts.
+
+        Raises:
+            UnknownTower: If it did not run while this was attached, or its rows are not the tokens.
+        """
+        made = encoded(given).get("image")
+        if made is None:
+            seen = getattr(self.now, "latest", None)
+        else:
+            seen = getattr(made, "_pdrop_tower", None)
+        if seen is None:
+            raise self.unknown("it has not run on these pictures since the method was attached")
+        states = seen.inputs[self.projected]
+        entries = self._entries(given, made, states)
+        total = sum(prompts.visual_counts)
+        if sum(len(rows) for rows in entries) != total:
+            raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
+        source = torch.full(prompts.ids.shape, -1)
+        visual = prompts.visual.cpu()
+        if self.first < self.classes:  # class tokens that the language model is shown
+            entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
+        source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
+        places = [row.nonzero()[:, 0] for row in visual]
+        pictures = grouped(entries, places, states.shape[1])
+        layers = [Looked(layer, seen.inputs.get(number), self.classes) for number, layer in enumerate(self.layers)]
+        device = prompts.ids.device
+        return Tower(
+            states,
+            self.classes,
+            source.to(device),
+            pictures,
+            lambda number: layers[number].rows,
+            lambda number: layers[number].keys,
+            lambda number: layers[number].asking[:, :, 0],
+            self.projector,
+        )
+
+    def unknown(self, why: str) -> UnknownTower:
+        """The error of a forward whose rows cannot be told."""
+        return UnknownTower(
+            f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
+        )
+
+    def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor) -> list[Tensor]:
+        """Of each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
+        per = states.shape[1] - self.first
+        packs = hasattr(self.inner, "pack_image_features")
+        if made is not None:
+            known: dict[int, Tensor] = {}
+            tiles = 0
+            for one in made.pooler_output:
+                if id(one) not in known:  # copies for beams are the same tensors
+                    numbers, count = self._of_feature(one) if packs else whole(len(one), per)
+                    if len(numbers) != len(one):
+                        raise self.unknown(f"{len(one)} tokens are no rows of {per}")
+                    known[id(one)] = self._rows(numbers, per, tiles)
+                    tiles += count
+            if tiles != len(states):
+                raise self.unknown(f"the tokens are of {tiles} tiles, and {len(states)} went through it")
+            return [known[id(one)] for one in made.pooler_output]
+        sizes = given.get("image_sizes")
+        if packs and sizes is not None:
+            sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
+            found, tiles = [], 0
+            for size, tiled in zip(sizes, single_images(given, len(sizes))):
+                numbers, count = self._packed(size, per, tiled)
+                found.append(self._rows(numbers, per, tiles))
+                tiles += count
+            return found
+        return [self._rows(torch.arange(per), per, tile) for tile in range(len(states))]
+
+    def _rows(self, numbers: Tensor, per: int, tiles: int) -> Tensor:
+        """Numbers of patches (tile by tile, `per` each; -1: newline) as rows of the tower, behind so many tiles."""
+        tile, patch = numbers.clamp(min=0) // per, numbers.clamp(min=0) % per
+        rows = (tiles + tile) * (per + self.first) + self.first + patch
+        return rows.masked_fill(numbers < 0, -1)
+
+    def _packed(self, size: list[int], per: int, tiled: bool) -> tuple[Tensor, int]:
+        """The patch of each token of a picture, and its tiles: the model itself is asked to pack numbers."""
+        count = tiles_of(self.inner, size, tiled)
+        numbers = torch.arange(count * per, dtype=torch.float64).view(count, per)
+        found = pack(self.inner, numbers, size, newline=-1)
+        if not torch.equal(found, found.round()):
+            raise self.unknown("the model scales so large a picture's features down")
+        return found.long(), count
+
+    def _of_feature(self, one: Tensor) -> tuple[Tensor, int]:
+        """The patch of each token of a picture whose features [tokens, D] are all that is known, and its tiles.
+
+        Newlines tell the rows of the joined picture, and these the smallest grid of tiles it can have been cut from. Of
+        another length than the features where they do not.
+        """
+        newline, vision = self.inner.image_newline, self.inner.config.vision_config
+        ends = (one == newline.to(one)).all(-1).nonzero()[:, 0].tolist()
+        side, small = self.side, self.side**2
+        head = torch.arange(small)
+        if len(one) <= small + 1:
+            return torch.cat([head, torch.full((max(0, len(one) - small),), -1)]), 1
+        width, height = ends[0] - small if ends else 0, len(ends)
+        grids = {(h // vision.image_size, w // vision.image_size) for h, w in self.inner.config.image_grid_pinpoints}
+        fits = [
+            (down, across)
+            for down, across in grids
+            if (down * side == height and across * side >= width) or (across * side == width and down * side >= height)
+        ]
+        if not fits:
+            return head, 1
+        down, across = min(fits, key=lambda grid: grid[0] * grid[1])
+        numbers = (torch.arange(down * across * small) + small).view(down, across, side, side)
+        joined = numbers.permute(0, 2, 1, 3).reshape(down * side, across * side)
+        top, left = (down * side - height) // 2, (across * side - width) // 2
+        joined = joined[top : top + height, left : left + width]
+        rows = torch.cat([joined, torch.full((height, 1), -1)], 1).flatten()
+        return torch.cat([head, rows]), down * across + 1
+
+
+def whole(tokens: int, per: int) -> tuple[Tensor, int]:
+    """The patches of whole tiles, and how many tiles."""
+    return torch.arange(tokens // per * per), tokens // per
+
+
+def grouped(entries: list[Tensor], places: list[Tensor], rows: int) -> list[list[list[Tile]]]:
+    """The pictures of each prompt with their tiles.
+
+    Args:
+        entries: Of each picture, the row of each of its tokens, [tokens]; -1: none.
+        places: Of each prompt, where its visual tokens stand.
+        rows: Of a tile.
+    """
+    found, left = [], list(entries)
+    for own in places:
+        pictures: list[list[Tile]] = []
+        first = 0
+        while first < len(own):
+            entry = left.pop(0)
+            there = own[first : first + len(entry)]
+            tile = torch.where(entry < 0, -1, entry // rows)
+            tiles = [Tile(n, tuple(there[tile == n].tolist())) for n in tile.unique().tolist() if n >= 0]
+            pictures.append(tiles)
+            first += len(entry)
+        found.append(pictures)
+    return found
+
+
+class Looked:
+    """Attention of one layer of the tower, as far as it is asked for, each part once. `states` [P, R, d] entered it."""
+
+    def __init__(self, layer: nn.Module, states: Tensor | None, classes: int):
+        self.attention: Any = layer.self_attn
+        self.norm: Any = layer.layer_norm1
+        self.states, self.classes = states, classes
+
+    @functools.cached_property
+    def normed(self) -> Tensor:
+        """What queries and keys are made of, [P, R, d]."""
+        if self.states is None:
+            raise ValueError("this layer of the vision tower is not kept: name it in the method's tower_layers")
+        states: Tensor = self.norm(self.states)
+        return states
+
+    def heads(self, projected: Tensor) -> Tensor:
+        """[P, R, d] -> [P, heads, R, head size]."""
+        return projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """[P, heads, R, head size]."""
+        return self.heads(self.attention.k_proj(self.normed))
+
+    @functools.cached_property
+    def asking(self) -> Tensor:
+        """The class token's query, or all rows' where there is none, [P, heads, 1 or R, head size]."""
+        return self.heads(self.attention.q_proj(self.normed[:, :1] if self.classes else self.normed))
+
+    @functools.cached_property
+    @torch.no_grad()
+    def rows(self) -> Tensor:
+        """What they attend to, the mean over those that ask, [P, heads, R] float32."""
+        wide = torch.promote_types(self.keys.dtype, torch.float32)  # half precision ties by the dozen
+        logits = (self.asking.to(wide) * self.attention.scale) @ self.keys.to(wide).transpose(-1, -2)
+        return logits.softmax(-1).mean(2).float()

@@ -1,0 +1,101 @@
+"""Of each answered prompt: what went through the vision tower, and where in the pictures its visual tokens lie.
+
+Both are read by the engine's one reader (pdrop/engine/pictures.py) from what the processor made, as a method sees them.
+FLOPs need the first: LLaVA-NeXT cuts the features of padding away after the tower, and Qwen's towers attend within each
+image, so that two small ones cost less than a large one of as many tokens. Overlays need the second.
+
+A layout has one entry per picture: its blocks in the order of their tokens. A block is
+
+    [rows, columns, newline, left, top, right, bottom]
+
+a grid of rows x columns tokens over a box of the picture (fractions of the task's own picture; padding lies outside
+of 0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and
+OneVision: the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the
+picture's shape. A layout that blocks cannot say (class tokens, a lone newline, tiles that were not joined) is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
+from pdrop.engine.visual import visual_tokens
+from pdrop.evaluation.answers import Seen
+from pdrop.methods.layout import TokenGrid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Block = list[float]
+Layout = list[list[Block]]
+WHOLE = [0.0, 0.0, 1.0, 1.0]
+
+
+def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]] | None:
+    """The pictures of each prompt of a batch; None where their layout is not known.
+
+    Args:
+        model: A vision-language model.
+        inputs: What the processor made of the batch, `input_ids` [B, L] among it.
+    """
+    ids = inputs["input_ids"]
+    visual = visual_tokens(ids, inputs, model.config)
+    if (mask := inputs.get("attention_mask")) is not None:
+        visual = visual & mask.bool()
+    try:
+        return read_pictures(model, inputs, ids, visual)
+    except UnknownLayout:
+        return None
+
+
+def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
+    """What of a prompt's pictures goes through the tower: a number of crops, or each image's grid in patches."""
+    grids = [list(picture.tower) for picture in pictures if not isinstance(picture.tower, int)]
+    return grids or sum(picture.tower for picture in pictures if isinstance(picture.tower, int))
+
+
+def layout_of(
+    pictures: Sequence[SeenPicture], images: Sequence[Image], image_mode: str, cropped: bool
+) -> Layout | None:
+    """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
+
+    Args:
+        pictures: As they were read.
+        images: The task's own.
+        image_mode: "crop" or "pad".
+        cropped: Whether the processor cuts a square out of the middle.
+    """
+    if len(pictures) != len(images):
+        return None
+    layout: Layout = []
+    for picture, image in zip(pictures, images):
+        square = picture.tower == 1 and len(picture.grids or ()) == 1
+        box = seen_box(image.width, image.height, image_mode, cropped) if square else WHOLE
+        blocks = blocks_of(picture.grids or [], box)
+        if blocks is None:
+            return None
+        layout.append(blocks)
+    return layout
+
+
+def blocks_of(grids: Sequence[TokenGrid], box: list[float]) -> list[Block] | None:
+    """A picture's grids as blocks; None where one is neither a part of the picture nor the newlines of one."""
+    blocks: list[Block] = []
+    for place, grid in enumerate(grids):
+        before = grids[place - 1] if place else None
+        if before is not None and before.stride > before.width and grid.first == before.first + before.width:
+            continue  # the column of newlines that ends its rows
+        if grid.stride - grid.width not in (0, 1) or (grid.height == grid.width == 1 and len(grids) > 1):
+            return None
+        blocks.append([grid.height, grid.width, grid.stride - grid.width, *box])
+    return blocks
+
+
+def seen_box(width: int, height: int, image_mode: str, cropped: bool) -> list[float]:
+    """The part of the picture that fills the tower's square, in fractions of the picture."""
+    if image_mode != "pad" and not cropped:
+        return WHOLE
+    side = max(width, height) if image_mode == "pad" else min(width, height)
+    across, down = side / width / 2, side / height / 2
+    return [round(edge, 6) for edge in (0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down)]

@@ -1,0 +1,130 @@
+"""HiRED: the class token's attention, with a budget for every tile (arXiv 2408.10945, "HiRED: Attention-Guided Token
+Dropping for Efficient Inference of High-Resolution Vision-Language Models"; its code, hasanar1f/HiRED at 502d6dd).
+
+Of a tiled picture the small picture gets int(number * alpha). The rest is shared among the tiles by where the small
+picture's class token looks in the FIRST layer of the tower: of its int(n (1 - alpha)) most attended patches, how many
+are each tile's. In every tile, and in the small picture, stay the patches with the most attention in the last layer but
+one (sum over heads). A picture of one tile is thinned out by that attention alone.
+
+A tile's patches are those of its run of the small picture's FLAT row, as published: for 2 x 2 tiles the first one is
+given what the top quarter of the picture deserves, six full rows, not the top left quadrant. shares="quadrants" is what
+was meant.
+
+Where this differs from the published code:
+- tiles are where they are; that code reads rows for columns and joins every grid that is not square transposed;
+- padding that was cut away is no candidate; that code chooses first and then loses what it chose in the bars;
+- whole shares are rounded down and the rest is lost, as there (28 of 30, say), but what a tile does not have is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from pdrop.methods.base import View
+from pdrop.methods.in_front import InFront
+from pdrop.methods.tower import Tile
+from pdrop.schedule import Schedule, check_ratio
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shares = Literal["flat", "quadrants"]
+
+
+@dataclass(frozen=True)
+class HiRED(InFront):
+    """Attention of the tower's class token, tile by tile.
+
+    Attributes:
+        alpha: Share of the number that the small picture gets.
+        shares: Which patches of the small picture speak for a tile: "flat" runs, or "quadrants".
+    """
+
+    alpha: float = 0.5
+    shares: Shares = "flat"
+    tower_layers: ClassVar[tuple[int, ...] | None] = (0, -2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.alpha)
+        if self.shares not in get_args(Shares):
+            raise ValueError(f"shares is one of {', '.join(get_args(Shares))}, not {self.shares!r}")
+
+    def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
+        """What the tiles are given, of what they have."""
+        found = []
+        for row, original in enumerate(visual):
+            pictures = list(self.pictures(view, row))
+            given = [
+                min(n, len(tile.places)) for picture, each in pictures for tile, n in self.given(view, picture, each)
+            ]
+            found.append((sum(given), 0) if pictures else (original, 0))
+        return found
+
+    def given(self, view: View, picture: list[Tile], count: int) -> Iterator[tuple[Tile, int]]:
+        """How many tokens of each tile stay, of `count` of the picture."""
+        import torch
+
+        tower, small, tiles = view.tower, picture[0], picture[1:]
+        if not tiles:
+            yield small, count
+            return
+        seen = tower.rows(0)[small.number].sum(0)[tower.classes :].cpu()
+        patches = len(seen)
+        first = min(int(count * self.alpha), patches)
+        best = torch.zeros(patches)
+        best[seen.argsort(descending=True, stable=True)[: int(patches * (1 - self.alpha))]] = 1
+        looks = [float(part.sum()) for part in self.parts_of(best, view, picture)]
+        yield small, first
+        for tile, look in zip(tiles, looks):
+            share = torch.tensor(look) / max(1.0, sum(looks)) * (count - first)
+            yield tile, min(int(share), patches)
+
+    def parts_of(self, best: Tensor, view: View, picture: list[Tile]) -> list[Tensor]:
+        """The patches of the small picture that speak for each tile, [patches] cut up."""
+        tiles = len(picture) - 1
+        if self.shares == "flat":
+            return list(best.split([(len(best) * (n + 1)) // tiles - (len(best) * n) // tiles for n in range(tiles)]))
+        side, down = round(len(best) ** 0.5), rows_of_tiles(picture)
+        square = best.view(side, side)
+        across = tiles // down
+        return [
+            part
+            for band in square.tensor_split(down, 0)
+            for part in (piece.flatten() for piece in band.tensor_split(across, 1))
+        ]
+
+    def score(self, view: View) -> Tensor:
+        """Sum over heads of the class token's attention, [B, T]; much more for what is chosen of a tiled picture."""
+        scores = view.tower.of(view.index, view.tower.rows(-2).sum(1))
+        raised = scores.clone()
+        for row in range(len(view.originals)):
+            pictures = list(self.pictures(view, row))
+            if sum(len(picture) for picture, _ in pictures) < 2:
+                continue
+            for picture, each in pictures:
+                for tile, count in self.given(view, picture, each):
+                    places = [place for place in tile.places]
+                    best = scores[row, places].argsort(descending=True, stable=True)[:count].tolist()
+                    raised[row, [places[n] for n in best]] += view.tower.rows(-2).shape[1]
+        return raised
+
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
+        """A row of the last layer but one, of the first as well where a picture has tiles."""
+        tiles = prompt.images if isinstance(prompt.images, int) else 1
+        thinned = min(prompt.visual_per_layer, default=0) < prompt.visual
+        return SelectionCost(tower_rows=self.rows_of(schedule, prompt, sizes, 2 if tiles > 1 and thinned else 1))
+
+
+def rows_of_tiles(picture: list[Tile]) -> int:
+    """How many rows the tiles of a picture stand in: tiles beside each other share the places of a row of tokens."""
+    tiles, rows, end = picture[1:], 1, -1
+    for tile in tiles:
+        if end >= 0 and tile.places and tile.places[0] > end:
+            rows += 1
+            end = -1
+        end = max(end, tile.places[-1] if tile.places else end)
+    return rows

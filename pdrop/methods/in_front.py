@@ -1,0 +1,156 @@
+"""What methods in front of the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
+
+The schedule's number is the prompt's. Every picture, tile and crop of it gets the same whole share of that, int(number
+/ tiles), as the published codes give each the same number: 640, 320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32
+for each of five tiles. What a tile does not have, since padding was cut away, is not handed on. Newline tokens go,
+which none of these codes has; nothing does where all tokens are to stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from pdrop.methods.base import Merged, Method, Positions, View
+from pdrop.methods.tower import Tile
+from pdrop.schedule import Schedule, Stage, single
+from pdrop.shapes import ModelSizes, PromptSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InFront(Method):
+    """A method of one boundary that ranks by what the vision tower made of each tile."""
+
+    positions: Positions = field(default="compact", kw_only=True)
+    ranks_by_attention: ClassVar[bool] = False
+    one_boundary: ClassVar[bool] = True
+    tower_layers: ClassVar[tuple[int, ...] | None] = ()
+
+    # ------------------------------------------------------------------ how many
+
+    def share(self, stage: Stage, visual: int, tiles: int) -> int | None:
+        """How many tokens of each tile stay, made ones included; None where nothing goes."""
+        whole = self.count(stage, visual)
+        return None if whole >= visual else whole // max(1, tiles)
+
+    def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
+        """Each tile's share, of what it has."""
+        assert view.stage is not None
+        found = []
+        for row, original in enumerate(visual):
+            tiles = tiles_of(view, row)
+            each = self.share(view.stage, original, len(tiles))
+            found.append((original, 0) if each is None else self.made(view, [min(each, len(t.places)) for t in tiles]))
+        return found
+
+    def made(self, view: View, each: list[int]) -> tuple[int, int]:
+        """Of a prompt's tiles that end with so many tokens each: how many stay as they are, how many are made."""
+        return sum(each), 0
+
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """As many of every crop."""
+        tiles = prompt.images if isinstance(prompt.images, int) else 1
+        left = super().entering(schedule, prompt, num_layers)
+        if tiles < 2:
+            return left
+        return [n if n >= prompt.visual else float(n // tiles * tiles) for n in left]
+
+    def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
+        """One cut in front of the decoder."""
+        return single(0, ratio, num_layers, layers)
+
+    # ------------------------------------------------------------------ which
+
+    def chosen(self, view: View, least: int = 2) -> Iterator[tuple[int, Tile, Tensor, int]]:
+        """Of every tile that loses tokens: its prompt, the tile, its candidates' places [n], and its share.
+
+        Args:
+            least: Of prompts with at least so many tiles.
+        """
+        import torch
+
+        assert view.stage is not None
+        for row, original in enumerate(view.originals):
+            tiles = tiles_of(view, row)
+            each = self.share(view.stage, original, len(tiles))
+            if each is None or len(tiles) < least:
+                continue
+            for tile in tiles:
+                places = torch.tensor(tile.places, device=view.index.device, dtype=torch.long)
+                if view.pinned[row]:
+                    places = places[view.visual[row, places]]
+                yield row, tile, places, each
+
+    def pictures(self, view: View, row: int) -> Iterator[tuple[list[Tile], int]]:
+        """A prompt's pictures that lose tokens, and how many each ends with: the same number of each."""
+        assert view.stage is not None
+        pictures = view.tower.pictures[row]
+        each = self.share(view.stage, view.originals[row], len(pictures))
+        if each is not None:
+            yield from ((picture, each) for picture in pictures)
+
+    def by_tile(self, view: View, scores: Tensor) -> Tensor:
+        """Scores in 0..1, raised by 1 for the best of each tile where a prompt has several. [B, T]."""
+        raised = scores.clone()
+        for row, _, places, each in self.chosen(view):
+            best = scores[row, places].argsort(descending=True, stable=True)[:each]
+            raised[row, places[best]] += 1
+        return raised
+
+    # ------------------------------------------------------------------ what it costs
+
+    def rows_of(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes, layers: int = 1) -> tuple[float, ...]:
+        """Rows of attention in so many layers of the tower: the class token's, or all where there is none."""
+        if not schedule or not prompt.visual:
+            return ()
+        frames = sizes.tower.frames(prompt.visual, prompt.images)
+        asked = 1.0 if sizes.tower.class_tokens else max((h * w for h, w in frames), default=0.0)
+        return (asked,) * layers
+
+
+def tiles_of(view: View, row: int) -> list[Tile]:
+    """All tiles of a prompt, picture by picture."""
+    return [tile for picture in view.tower.pictures[row] for tile in picture]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tokens that a prompt is given: states [m, D], their centres' places [m], what they are made of [m, T].
+
+    Attributes:
+        place: Which token they stand after, -1: in front of the prompt.
+    """
+
+    states: Tensor
+    centres: Tensor
+    weights: Tensor
+    place: int = -1
+
+    def after(self, place: int) -> Made:
+        """Standing after a place."""
+        return replace(self, place=place)
+
+
+def together(view: View, made: Sequence[Sequence[Made]]) -> Merged:
+    """What is made for each prompt, in order, as one."""
+    import torch
+
+    (batch, width, size), device = view.hidden.shape, view.index.device
+    most = max(sum(len(part.centres) for part in parts) for parts in made)
+    states = view.hidden.new_zeros(batch, most, size)
+    centres, after = (torch.zeros(batch, most, dtype=torch.long, device=device) for _ in range(2))
+    weights = torch.zeros(batch, most, width, device=device)
+    for row, parts in enumerate(made):
+        first = 0
+        for part in parts:
+            end = first + len(part.centres)
+            if end > first:
+                states[row, first:end] = part.states.to(states)
+                centres[row, first:end], after[row, first:end] = part.centres, part.place
+                weights[row, first:end] = part.weights
+            first = end
+    return Merged(states, centres, weights, after)

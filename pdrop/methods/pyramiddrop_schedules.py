@@ -1,0 +1,34 @@
+"""PyramidDrop's schedules for the budgets that tables of this field name: 192, 128 and 64 average tokens of 576.
+
+pyramiddrop(num_layers=32, budget=192)      # Schedule('2:0.581 8:0.337561 16:0.196122941 24:0.113947428721')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdrop.schedule import Schedule, pyramid
+
+# The ratio at each of four boundaries, as STAR-Pro's re-run has them: 192, 128 and 64 of 576 tokens enter a layer of
+# 32 on average. The paper's own boundaries, 8, 16 and 24, cannot go below 144.
+RATIOS = {192: 0.5810, 128: 0.4371, 64: 0.1960}
+
+
+def pyramiddrop(num_layers: int = 32, budget: int = 192, layers: Sequence[int] | None = None) -> Schedule:
+    """PyramidDrop at a named budget: boundaries 2, 8, 16 and 24 of 32 layers, 2, 10, 20 and 30 of 40.
+
+    Args:
+        num_layers: Layers of the decoder; of other depths, the boundaries are 2 and the quarters. budget: Its name,
+        192, 128 or 64. What enters a decoder of another depth on average is near it, and tables show it. layers: Other
+        boundaries.
+
+    Raises:
+        ValueError: If there is no such budget, or the boundaries do not fit the layers.
+    """
+    if budget not in RATIOS:
+        raise ValueError(
+            f"budget is one of {', '.join(map(str, RATIOS))}, not {budget!r}: others by budget=avg_tokens:N"
+        )
+    quarter = num_layers // 4
+    own = sorted({2, quarter, 2 * quarter, 3 * quarter}) if layers is None else layers
+    return pyramid(num_layers, ratio=RATIOS[budget], layers=own)

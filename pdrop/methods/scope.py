@@ -1,0 +1,100 @@
+"""SCOPE: cover the picture with tokens that the class token attends to (arXiv 2510.24214, "SCOPE: Saliency-Coverage
+Oriented Token Pruning for Efficient Multimodal LLMs"; its code, kinredon/SCOPE at 6bf7306).
+
+Greedily, always the token that adds most to how well all tokens are covered by a chosen one (the largest cosine of
+tower states, from 0 up: negative cosines never count), times its attention to the power `alpha`. Attention is the sum
+over heads of the class token's row in the tower's last layer but one. Text is not used, nothing is merged, the class
+token is not kept.
+
+The number is the prompt's, and every picture or tile of it has the same whole share, as in that code: 100 of three
+tiles are 33 each.
+
+Where this differs from the published code:
+- cosines and gains in float32; in half precision that code's choices are decided by rounding at 192 tokens;
+- a number at or above what there is keeps everything; that code raises above it;
+- no newline, also where a picture has one tile alone.
+The release does not run as published (imports from a private folder, a script that names a baseline no branch knows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from pdrop.methods.base import View
+from pdrop.methods.in_front import InFront
+from pdrop.schedule import Schedule
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Combined = Literal["multi", "add"]
+
+
+@dataclass(frozen=True)
+class SCOPE(InFront):
+    """Coverage times attention.
+
+    Attributes:
+        alpha: The power of the attention; 0: coverage alone.
+        combined: How they are combined: "multi" or "add", as that code calls it.
+    """
+
+    alpha: float = 1.0
+    combined: Combined = "multi"
+    tower_layers: ClassVar[tuple[int, ...] | None] = (-2,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.combined not in get_args(Combined):
+            raise ValueError(f"combined is one of {', '.join(get_args(Combined))}, not {self.combined!r}")
+        if self.alpha < 0:
+            raise ValueError(f"alpha is a power from 0 on, not {self.alpha!r}")
+
+    def score(self, view: View) -> Tensor:
+        """Of the chosen ones, how many were left in their tile when each was chosen; 0 for others. [B, T]."""
+        import torch
+
+        tower = view.tower
+        attention, rows = tower.rows(-2).sum(1).flatten(), tower.at(view.index)
+        states = tower.states.detach().flatten(0, 1)
+        scores = torch.zeros(view.index.shape, device=view.index.device)
+        for row, _, places, each in self.chosen(view, least=1):
+            at = rows[row, places]
+            turns = covering(states[at], attention[at], min(each, len(places)), self.alpha, self.combined)
+            scores[row, places[turns]] = torch.arange(len(turns), 0, -1, device=scores.device, dtype=scores.dtype)
+        return scores
+
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
+        """One row of the tower, and where some go, cosines of all of a tile's tokens with all."""
+        asked = self.rows_of(schedule, prompt, sizes)
+        if not asked or min(prompt.visual_per_layer) >= prompt.visual:
+            return SelectionCost(tower_rows=asked)
+        frames = sizes.tower.frames(prompt.visual, prompt.images)
+        return SelectionCost(tower_rows=asked, macs=sum((h * w) ** 2 for h, w in frames) * sizes.tower.hidden)
+
+
+def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, combined: Combined = "multi") -> Tensor:
+    """Which of states [N, d] are chosen, in their turn, [count].
+
+    Args:
+        states: In front of the projector.
+        attention: Of each, [N].
+        count: How many.
+        alpha, combined: As `SCOPE` has them.
+    """
+    import torch
+
+    states = torch.nn.functional.normalize(states.float(), dim=-1)
+    cosines, weight = states @ states.T, attention.float() ** alpha
+    cover, taken = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
+    turns = []
+    for _ in range(count):
+        gain = (cosines - cover).clamp(min=0).sum(1)
+        gain = gain * weight if combined == "multi" else gain + weight
+        best = gain.masked_fill(taken, -torch.inf).argmax()
+        turns.append(best)
+        taken[best] = True
+        cover = torch.maximum(cover, cosines[best])
+    return torch.stack(turns) if turns else torch.zeros(0, dtype=torch.long, device=states.device)

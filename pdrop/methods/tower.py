@@ -1,0 +1,89 @@
+"""What a method gets to see of the vision tower, where it says that it looks (`Method.tower_layers`).
+
+Shapes: P pictures, tiles and crops that went through the tower, R rows of each (class token included), d its width, B
+prompts, L tokens of the padded prompts, T tokens alive, D the decoder's hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture, tile or crop of a prompt, as the tower saw it.
+
+    Attributes:
+        number: Which of the P it is.
+        places: Where the tokens stand in the padded prompt that were made from it, in the order of its patches. Fewer
+            than it has patches where padding was cut away.
+    """
+
+    number: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What the vision tower made of this forward's pictures, in front of the projector.
+
+    Attributes:
+        states: What the projector is given, class token included where there is one, [P, R, d].
+        classes: Leading rows that are no patches: 1 (CLIP) or 0 (SigLIP).
+        source: The row, counted through all P * R, that the token at each place of the padded prompts was made from,
+            [B, L]; -1: text, padding, newlines.
+        pictures: Of each prompt, its pictures in order, and the tiles of each: the small picture first, if it is tiled.
+    """
+
+    states: Tensor
+    classes: int
+    source: Tensor
+    pictures: list[list[list[Tile]]]
+    _rows: Callable[[int], Tensor]
+    _keys: Callable[[int], Tensor]
+    _query: Callable[[int], Tensor]
+    _project: Callable[[Tensor], Tensor]
+
+    def rows(self, layer: int) -> Tensor:
+        """What the class token attends to in a layer of the tower, [P, heads, R] float32: softmax over all R keys.
+
+        Where there is no class token: the mean over all asking rows. Only these rows are computed, whatever the
+        tower's attention backend, and once a forward.
+        """
+        return self._rows(layer)
+
+    def keys(self, layer: int) -> Tensor:
+        """Keys of all rows in a layer of the tower, biases included, [P, heads, R, head size]. Once a forward."""
+        return self._keys(layer)
+
+    def query(self, layer: int) -> Tensor:
+        """The class token's query in a layer of the tower, bias included, not scaled, [P, heads, head size]."""
+        return self._query(layer)
+
+    def project(self, states: Tensor) -> Tensor:
+        """What the model's own projector makes of states, [..., d] -> [..., D]."""
+        return self._project(states)
+
+    def at(self, index: Tensor) -> Tensor:
+        """Which row the tokens alive were made from, [B, T]; -1: none.
+
+        Args:
+            index: `view.index`.
+        """
+        return self.source.to(index.device).gather(1, index)
+
+    def of(self, index: Tensor, values: Tensor) -> Tensor:
+        """The values of the rows that the tokens alive were made from, [B, T, ...]; zeros where there is none.
+
+        Args:
+            index: `view.index`.
+            values: One for each row, [P, R, ...].
+        """
+        at = self.at(index)
+        found = values.flatten(0, 1)[at.clamp(min=0).to(values.device)].to(index.device)
+        return found.masked_fill((at < 0).reshape(at.shape + (1,) * (found.ndim - 2)), 0)

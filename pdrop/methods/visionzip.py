@@ -1,0 +1,151 @@
+"""VisionZip: the tower's dominant tokens, and contextual ones that the others are merged into (arXiv 2412.04467,
+"VisionZip: Longer is Better but Not Necessary in Vision Language Models"; its code, JIA-Lab-research/VisionZip at
+3151f6d).
+
+Dominant are the tower's class token, which goes through the projector and stands in front of the picture, and the
+patches that it attends to most in the tower's last layer but one. Of the others, every so many is a target; each of the
+rest joins the target whose keys (that layer's, mean over heads) are most like its own. A contextual token is the
+target's state plus the mean of those that joined it, projected: not a mean of all, and twice the size of other tokens,
+as the published code has it. Text is not used.
+
+The stage's number counts all of them. The paper's 192, 128 and 64 are contextual=30, 20 and 10; its "dominant" counts
+the
+class token. Of a tiled picture every tile has its share of both; the small picture stands as above, then come the
+other tiles' dominant tokens in the order of the joined picture, their class tokens, and their contextual tokens.
+
+Where this differs from the published code:
+- attention in float32, computed for one row of one layer; that code computes all maps of all layers by patching CLIP;
+- a number at or above what there is keeps everything, more contextual tokens than fit are cut down; that code raises;
+- the newline at the end of a picture of one tile goes, as all newlines do.
+Without a class token (SigLIP), rows are the mean over all that ask, as the authors do for Qwen, and none stands in
+front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pdrop.methods.base import Merged, View
+from pdrop.methods.in_front import InFront, Made, together
+from pdrop.methods.tower import Tile
+from pdrop.schedule import Schedule, Stage
+from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAYER = -2
+
+
+@dataclass(frozen=True)
+class VisionZip(InFront):
+    """Dominant and contextual tokens.
+
+    Attributes:
+        contextual: How many of the stage's tokens are contextual.
+    """
+
+    contextual: int = 10
+    tower_layers: ClassVar[tuple[int, ...] | None] = (LAYER,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.contextual, bool) or not isinstance(self.contextual, int) or self.contextual < 0:
+            raise ValueError(f"contextual is a number of tokens from 0 on, not {self.contextual!r}")
+
+    # ------------------------------------------------------------------ how many
+
+    def parts_of(self, each: int, tiles: int, classes: int = 1) -> tuple[int, int, int]:
+        """Of a tile's `each` tokens: patches, class tokens, contextual ones."""
+        classes = min(classes, each)
+        contextual = min(self.contextual // max(1, tiles), each - classes)
+        return each - classes - contextual, classes, contextual
+
+    def stays(self, stage: Stage, visual: int, now: int) -> int:
+        """The dominant patches, of one picture."""
+        each = self.count(stage, visual)
+        return now if each >= visual else min(now, self.parts_of(each, 1)[0])
+
+    def merges(self, going: int) -> int:
+        """The class token and the contextual ones, where there is room for all of them."""
+        return min(going, self.contextual + 1) if going else 0
+
+    def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
+        """The stage's number, all of them counted."""
+        return schedule.tokens_per_layer(visual, num_layers, self.count)
+
+    def made(self, view: View, each: list[int]) -> tuple[int, int]:
+        """Patches; class tokens and contextual ones."""
+        parts = [self.parts_of(n, len(each), view.tower.classes) for n in each]
+        return sum(p for p, _, _ in parts), sum(c + m for _, c, m in parts)
+
+    # ------------------------------------------------------------------ which
+
+    def score(self, view: View) -> Tensor:
+        """Sum over heads of the class token's attention, [B, T]; much more for the best of each of several tiles."""
+        scores = view.tower.of(view.index, view.tower.rows(LAYER).sum(1))
+        raised = scores.clone()
+        for row, _, places, each in self.chosen(view):
+            tiles = sum(map(len, view.tower.pictures[row]))
+            patches = self.parts_of(min(each, len(places)), tiles, view.tower.classes)[0]
+            best = scores[row, places].argsort(descending=True, stable=True)[:patches]
+            raised[row, places[best]] += view.tower.rows(LAYER).shape[1]  # more than all heads' attention together
+        return raised
+
+    def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
+        """The class token in front of each picture, and after it the contextual tokens."""
+        made: list[list[Made]] = [[] for _ in going]
+        shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
+        for row, pictures in enumerate(view.tower.pictures):
+            for picture in pictures:
+                asked = [(tile, *shares[row, tile.number]) for tile in picture if (row, tile.number) in shares]
+                found = [self.of_tile(view, row, goes, *one) for one in asked]
+                if found:
+                    end = max(tile.places[-1] for tile in picture)
+                    made[row] += [found[0][0].after(picture[0].places[0] - 1), found[0][1].after(picture[0].places[-1])]
+                    made[row] += [heads.after(end) for heads, _ in found[1:]]
+                    made[row] += [tails.after(end) for _, tails in found[1:]]
+        return together(view, made)
+
+    def of_tile(self, view: View, row: int, goes: Tensor, tile: Tile, places: Tensor, each: int) -> tuple[Made, Made]:
+        """The class token and the contextual tokens of one tile."""
+        import torch
+
+        tower, width = view.tower, goes.shape[1]
+        tiles = sum(map(len, tower.pictures[row]))
+        patches, classes, count = self.parts_of(min(each, len(places)), tiles, tower.classes)
+        # in order of place; how many is known without asking the device
+        rest = places[goes[row, places].int().argsort(descending=True, stable=True)[: len(places) - patches]]
+        step = max(1, len(rest) // count) if count else len(rest) + 1
+        numbers = list(range(0, len(rest), step))[:count]
+        targets, others = rest[numbers], rest[[n for n in range(len(rest)) if n not in set(numbers)]]
+        rows = tower.at(view.index)[row]
+        states, keys = tower.states.flatten(0, 1), tower.keys(LAYER).mean(1).flatten(0, 1)
+        keys = torch.nn.functional.normalize(keys.detach().float(), dim=-1)
+        merged, weights = states[rows[targets]], torch.zeros(count, width, device=goes.device)
+        if count and len(others):
+            joined = (keys[rows[others]] @ keys[rows[targets]].T).argmax(1)
+            share = torch.nn.functional.one_hot(joined, count).T.float()  # [contextual, others]
+            share = share / share.sum(1, keepdim=True).clamp(min=1)
+            merged = merged + (share @ states[rows[others]].float()).to(merged)
+            weights[:, others] = share
+        weights[torch.arange(count, device=targets.device), targets] = 1
+        nothing = torch.zeros(classes, width, device=goes.device)
+        head = Made(tower.project(tower.states[tile.number, :classes]), others[:classes], nothing)
+        return head, Made(tower.project(merged), targets, weights)
+
+    # ------------------------------------------------------------------ what it costs
+
+    def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
+        """A row of the tower; likeness and means of the others; the projector for what is made."""
+        asked = self.rows_of(schedule, prompt, sizes)
+        tower, left = sizes.tower, min(prompt.visual_per_layer)
+        if not asked or left >= prompt.visual:
+            return SelectionCost(tower_rows=asked)
+        tiles = len(tower.frames(prompt.visual, prompt.images))
+        patches, classes, contextual = self.parts_of(round(left) // tiles, tiles, tower.class_tokens)
+        others = prompt.visual / tiles - patches - contextual
+        macs = others * contextual * (tower.hidden / tower.heads + tower.hidden)
+        macs += (classes + contextual) * sum(inward * outward for inward, outward in tower.projector)
+        return SelectionCost(tower_rows=asked, macs=tiles * macs)
