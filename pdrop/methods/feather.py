@@ -78,7 +78,7 @@ class FEATHER(Method):
                 scores[row, at[grid]] += 1
                 count = len({*grid, *best})
             stays.append(count)
-        return Ranking(scores, torch.tensor(stays, device=scores.device)) if view.stage.adaptive else scores
+        return Ranking(scores, torch.tensor(stays)) if view.stage.adaptive else scores
 
     def grid(self, view: View, row: int) -> list[int]:
         """Numbers of the visual tokens that stand in every `stride`-th row and column."""

@@ -122,7 +122,7 @@ class RandomAdaptive(RandomDrop):
             return Ranking(drawn, found.stays + found.makes, torch.zeros_like(found.stays))
         counts = zip(found.stays.tolist(), view.visual_counts)
         stays = [n + self.like.merges(max(0, now - n)) for n, now in counts]
-        return Ranking(drawn, torch.tensor(stays, device=drawn.device))
+        return Ranking(drawn, torch.tensor(stays))
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """The method's own: a bound, since nothing is merged here."""
