@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 import yaml
@@ -81,7 +82,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
         pairs = [dial.partition("=") for dial in dials]
         if odd := [dial for dial, (_, sign, _) in zip(dials, pairs) if not sign]:
             raise ValueError(f"{odd[0]!r} is no dial: write dial=value")
-        method, schedule = choose(name, {key: yaml.safe_load(value) for key, _, value in pairs})
+        method, schedule = choose(name, {key: read(key, value) for key, _, value in pairs})
         if method is None:
             raise ValueError(f"{name} is no method that drops: there is nothing to check")
         return Subject(" ".join([name, *dials]), method, schedule)
@@ -97,6 +98,18 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
     if not isinstance(method, Method):
         raise ValueError(f"{name} is no pdrop.methods.base.Method")
     return Subject(name, method, lambda layers: usual(method))
+
+
+def read(dial: str, value: str) -> Any:
+    """What a dial is set to.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{dial}={value} cannot be read: {getattr(error, 'problem', error)}") from error
 
 
 def usual(method: Method) -> Schedule:
