@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, typed
 from pdrop.cli.run import called, stop
+from pdrop.record import check_seed
 
 if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
@@ -126,7 +127,7 @@ def settings(config: Any) -> TrainingSettings:
     Raises:
         ValueError: If a value is not one of its dial's.
     """
-    from pdrop.models.checkpoint import check_weights
+    from pdrop.models.checkpoint import check_device, check_weights
     from pdrop.training.parts import Lora, resolve
     from pdrop.training.settings import TrainingSettings
     from pdrop.training.start import Start
@@ -139,9 +140,18 @@ def settings(config: Any) -> TrainingSettings:
         raise ValueError(f"train.lora has r, alpha and dropout, not {', '.join(sorted(unknown))}")
     if recipe.lora is not None and not {"r", "alpha"} <= set(recipe.lora):
         raise ValueError("train.lora needs r and alpha: 'train.lora={r: 128, alpha: 256}', in quotes")
-    device, _, index = (config.device or default_device()).partition(":")
+    device, _, index = (default_device() if config.device is None else config.device).partition(":")
     if index and config.device:
         raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
+    check_device(device)
+    check_seed("seed", config.seed)
+    if not config.output.strip():
+        raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
+    if "resume_from_checkpoint" in recipe.args:
+        raise ValueError(
+            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "another one's weights are model=folder model.path=..."
+        )
     own = {
         "lr_scheduler_type": recipe.scheduler,
         "warmup_steps": recipe.warmup,
@@ -191,3 +201,7 @@ def main() -> None:
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
     called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

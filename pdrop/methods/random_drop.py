@@ -33,6 +33,11 @@ class RandomDrop(Method):
     like: Method | None = None
     ranks_by_attention: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed is a whole number, not {self.seed!r}")
+
     def check(self, schedule: Schedule) -> None:
         """As the method does whose numbers these are, which decides what it can count."""
         if self.like is None:
