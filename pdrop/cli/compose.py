@@ -291,7 +291,7 @@ def check_arguments(node: Any, dial: str) -> None:
         raise ValueError(f"{dial} needs a _target_, such as pdrop.methods.fastv.FastV, not {target!r}")
     try:
         maker = pkgutil.resolve_name(target)
-        hints = get_type_hints(maker.__init__ if isinstance(maker, type) else maker)
+        hints = get_type_hints(vars(maker).get("__init__", maker) if isinstance(maker, type) else maker)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{dial}._target_={target} cannot be imported: {error}") from error
     except (TypeError, NameError):  # a signature without readable types

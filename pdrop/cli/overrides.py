@@ -20,7 +20,17 @@ from pdrop.cli.choices import near, searched, values
 from pdrop.cli.compose import kind_of
 
 CFG = ("--cfg", "-c")
-WITH_VALUE = (*CFG, "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+WITH_VALUE: tuple[str, ...] = (
+    *CFG,
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+)
 WITH_VALUE += ("--experimental-rerun", "--info", "-i")
 
 
@@ -35,8 +45,8 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
     try:
         overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
     except OverrideParseException as error:
-        wrong = next((word for word in words(arguments) if not parses(word)), "")
-        return f"{wrong!r} is no dial: write name=value ({first_line(error)})"
+        broken = next((word for word in words(arguments) if not parses(word)), "")
+        return f"{broken!r} is no dial: write name=value ({first_line(error)})"
     if any(searched(arguments, overrides)):  # other folders may hold other types: Hydra says it
         return None
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from pdrop.methods.base import Merged, View
 from pdrop.methods.in_front import InFront, Made, together
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 

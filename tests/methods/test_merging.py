@@ -324,6 +324,7 @@ def test_lists_of_other_sizes() -> None:
 def test_a_picture_whose_columns_are_all_padding_has_newlines_alone():
     """LLaVA-NeXT with a picture of 1 x 50 pixels: its large part is rows of no token and a newline each."""
     from pdrop.engine.layout import rows_to_newlines
+
     from pdrop.methods.layout import TokenGrid, reduced_count
 
     newline = torch.tensor([False] * 16 + [True] * 8)
