@@ -218,7 +218,8 @@ def attention_rows(
     def rotation() -> Tensor:
         ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
         q, k = (rotate(layer, x, angles, turns)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
-        return q @ k.transpose(1, 2) * attention.scaling
+        products: Tensor = q @ k.transpose(1, 2) * attention.scaling
+        return products
 
     return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
 

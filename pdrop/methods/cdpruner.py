@@ -120,7 +120,6 @@ class CDPruner(Diverse):
         return -(image @ text.T).mean(1)
 
     def question(self, text: str) -> str:
-        """The question alone."""
         for words in self.leave_out:
             text = text.replace(words, "")
         return text.strip().removesuffix("assistant").strip()

@@ -66,7 +66,6 @@ class HoloV(InFront):
         return now if self.count(stage, visual) >= visual else 0
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """The stage's number."""
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:

@@ -104,7 +104,6 @@ class RandomAdaptive(RandomDrop):
         return twin_of(part, self.seed)
 
     def looks_at(self) -> tuple[int, ...] | None:
-        """The method's own."""
         return None if self.like is None else self.like.looks_at()
 
     def begin(self, view: View) -> Any:

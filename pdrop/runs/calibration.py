@@ -159,7 +159,6 @@ class Looking(FitPrune):
     adaptive: ClassVar[bool] = True
 
     def score(self, view: View) -> Tensor | Ranking:  # type: ignore[override]
-        """Keeps all."""
         own, question = self.attention(view)
         visual = view.visual[0]
         self.sums.own[view.layer] = float(own[0, visual].sum())

@@ -51,7 +51,7 @@ def tf32() -> bool:
 
     The older way of asking, allow_tf32, raises once anything in the process has used the newer one.
     """
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
