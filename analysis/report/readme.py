@@ -203,7 +203,7 @@ def redundancy(table: Table | None) -> str:
 
 def verdict(change: Estimate) -> str:
     """Said of a difference to dropping nothing that is none."""
-    return "" if change.clear else " (not told apart from none)"
+    return "" if change.clear else " (not distinguishable from none)"
 
 
 def untold(change: Estimate) -> str:
@@ -257,7 +257,7 @@ def fragile(table: Table) -> str:
     ]
     if not told:
         return f"At ratio {RATIO}, no task of PyramidDrop's is told apart from none." if same else ""
-    rest = f" Not told apart from none: {', '.join(same)}." if same else ""
+    rest = f" Not distinguishable from none: {', '.join(same)}." if same else ""
     return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 
 

@@ -122,7 +122,7 @@ def decoding(subject: Subject, family: str, backend: str) -> None:
         whole, labels = answered(batch, STEPS - 1)
         whole["input_ids"][:, length:] = labels[:, length:] = out.sequences[:, length : length + STEPS - 1]
         forward = model(**numbered(family, whole), labels=labels).logits
-        must(order_of(trace) == order, "with its answer behind it and labels on that, a prompt keeps other tokens")
+        must(order_of(trace) == order, "with its answer after it and labels on that, a prompt keeps other tokens")
     steps = torch.stack(out.logits, 1)
     equal(steps, forward[:, length - 1 :], 2 * tolerance(backend), "decoding, against one forward over all of it")
     if merged:

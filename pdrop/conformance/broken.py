@@ -165,7 +165,7 @@ class OneOff(Attachment):
     """Takes the tower's class token for the first patch."""
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """Each token's row is the one in front of its own."""
+        """Each token's row is the one before its own."""
         run = self.run
         if run is not None and number == 0 and self.tower is not None:
             seen = run.tower
@@ -190,7 +190,7 @@ class AtTheEnd(Attachment):
 
 
 class AtEnd(Alive):
-    """Who is left, and made tokens behind them."""
+    """Who is left, and made tokens after them."""
 
     def shorten_with(self, *given: Any) -> Any:
         """Without the last argument, which says where."""
@@ -254,7 +254,6 @@ class Free(FasterVLM):
     """Says that reading the vision tower costs nothing."""
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """Nothing."""
         return SelectionCost()
 
 

@@ -108,7 +108,7 @@ class Attachment:
                 if number >= first or (number == 0 and (self.begins or self.studies)):
                     enter = partial(self.enter, number)
                     self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                # in front of other hooks: FSDP's takes the layer's weights away. The one registered last runs first
+                # before other hooks: FSDP's takes the layer's weights away. The one registered last runs first
                 if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                     watch = partial(self.watch, number)
                     self.handles.append(layer.register_forward_hook(watch, with_kwargs=True, prepend=True))
@@ -235,7 +235,7 @@ class Attachment:
     # ---------------------------------------------------------------- around a layer
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What goes into decoder layer `number`: shortened at a boundary; behind one, with its mask and positions."""
+        """What goes into decoder layer `number`: shortened at a boundary; after one, with its mask and positions."""
         run = self.current.run
         if run is None:
             return None
@@ -368,7 +368,7 @@ class Attachment:
     # ---------------------------------------------------------------- visual features added after the first layers
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Where tokens are dropped in front of the layers that add features, the decoder is not given these."""
+        """Where tokens are dropped before the layers that add features, the decoder is not given these."""
         if self.run is None or not deepstack.take_over(self.run, min(self.observed), kwargs):
             return None
         return args, kwargs | {"deepstack_visual_embeds": None}

@@ -269,7 +269,7 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[SeenPi
 
 
 def framed(vlm: Any, tokens: int, frames: int) -> SeenPicture:
-    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline behind them all.
+    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline after them all.
 
     Raises:
         ValueError: If they are not squares.

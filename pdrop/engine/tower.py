@@ -6,7 +6,7 @@ these on demand, with the layers' own modules, so the tower stays on any attenti
 before the model; what was kept then hangs on the tower's output and goes with it.
 
 Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes one
-token behind a `multi_modal_projector`, with newlines and cut padding between them or without. Shapes: P pictures, tiles
+token after a `multi_modal_projector`, with newlines and cut padding between them or without. Shapes: P pictures, tiles
 and crops, R rows of each, d the tower's width.
 """
 
@@ -67,7 +67,7 @@ class TowerReader:
             raise UnknownTower(refused + f"several of its layers are projected together ({taken})")
         if outside := [n for n in layers if not -count <= n < count]:
             raise UnknownTower(refused + f"it has {count} layers, and layers {list(outside)} are asked for")
-        # the states numbered k of count + 1 are what enters layer k; those behind the last layer are its output
+        # the states numbered k of count + 1 are what enters layer k; those after the last layer are its output
         self.projected = taken % (count + 1)
         self.read = sorted({n % count for n in layers} | {self.projected} - {count})
         vision = config.vision_config
@@ -191,7 +191,7 @@ class TowerReader:
         return [self._rows(torch.arange(per), per, tile) for tile in range(len(states))]
 
     def _rows(self, numbers: Tensor, per: int, tiles: int) -> Tensor:
-        """Numbers of patches (tile by tile, `per` each; -1: newline) as rows of the tower, behind so many tiles."""
+        """Numbers of patches (tile by tile, `per` each; -1: newline) as rows of the tower, after so many tiles."""
         tile, patch = numbers.clamp(min=0) // per, numbers.clamp(min=0) % per
         rows = (tiles + tile) * (per + self.first) + self.first + patch
         return rows.masked_fill(numbers < 0, -1)

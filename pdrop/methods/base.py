@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         positions: After a drop, position ids are renumbered 0..n-1 ("compact") or kept with gaps ("original").
-        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer in front of it, on that
+        observe: 0 = rank with the layer at the boundary, on its input; -1 = with the layer before it, on that
             layer's input, as methods do that read the attention of a layer that has already run. Methods that rank by
             attention have it as a field: re-implementations differ in it.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
@@ -62,7 +62,7 @@ class Method:
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions is one of {', '.join(get_args(Positions))}, not {self.positions!r}")
         if self.observe not in (0, -1):
-            raise ValueError(f"observe is 0 (the layer at the boundary) or -1 (in front of it), not {self.observe!r}")
+            raise ValueError(f"observe is 0 (the layer at the boundary) or -1 (before it), not {self.observe!r}")
 
     @property
     def parts(self) -> list[Method]:
@@ -191,7 +191,7 @@ class Method:
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
         """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
 
-        They will stand after the prompt's last visual token and in front of the text that follows it, or where
+        They will stand after the prompt's last visual token and before the text that follows it, or where
         `Merged.after` says, count as visual, and can be dropped or merged again.
 
         Args:

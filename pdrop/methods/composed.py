@@ -1,4 +1,4 @@
-"""Two methods, one after the other: one in front of the decoder and one inside it (VisionZip, then PyramidDrop).
+"""Two methods, one after the other: one before the decoder and one inside it (VisionZip, then PyramidDrop).
 
 The stage at boundary 0 is the first one's, all others are the second one's. Fractions are of the prompt's ORIGINAL
 visual tokens for both; tokens that the first one made can be dropped or merged by the second.
@@ -36,12 +36,12 @@ class Composed(Method):
         front = type(self.front).__name__
         if self.front.ranks_by_attention or self.front.observe or self.front.adaptive:
             raise ValueError(
-                f"front is a method of fixed numbers that works in front of the decoder, such as VisionZip, not {front}"
+                f"front is a method of fixed numbers that works before the decoder, such as VisionZip, not {front}"
             )
         if self.front.pixels != 1 or self.inside.pixels != 1:
             raise ValueError("a control that makes the picture smaller is no part of a composition")
         if self.inside.looks_at() is not None:
-            raise ValueError(f"{type(self.inside).__name__} works in front of the decoder: it is front, not inside")
+            raise ValueError(f"{type(self.inside).__name__} works before the decoder: it is front, not inside")
 
     # ------------------------------------------------------------------ who has which boundary
 
@@ -132,7 +132,7 @@ class Composed(Method):
     # ------------------------------------------------------------------ what it costs
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """Both together."""
+        """What the two parts' selections cost together."""
         front, inside = halves(schedule)
         if not schedule or not prompt.visual:
             return SelectionCost()
@@ -150,7 +150,7 @@ def halves(schedule: Schedule) -> tuple[Schedule, Schedule]:
 
 
 def after_front(ratio: float, inside: Schedule) -> Schedule:
-    """`ratio` in front of the decoder, and a schedule's fractions of that inside."""
+    """`ratio` before the decoder, and a schedule's fractions of that inside."""
     stages = [Stage(stage.layer, ratio * (stage.keep or 0.0)) for stage in inside if stage.keep is not None]
     if len(stages) != len(inside):
         raise ValueError(f"a composition takes fractions, not {inside}")
@@ -164,7 +164,7 @@ def front_then_pyramid(
     stages: int = 4,
     layers: Sequence[int] | None = None,
 ) -> Schedule:
-    """A cut in front of the decoder and a pyramid of what is left.
+    """A cut before the decoder and a pyramid of what is left.
 
     Args:
         num_layers: Layers of the decoder.

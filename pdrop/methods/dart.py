@@ -2,7 +2,7 @@
 Language Models: Duplication Matters More"; its code as ZichenWen1/DART published it, read in Chenfei-Liao/VTC-Bench at
 983e443).
 
-Pivots have the longest keys (L1, with their rotary positions) in the layer in front of the boundary: some visual
+Pivots have the longest keys (L1, with their rotary positions) in the layer before the boundary: some visual
 tokens, and some text tokens after the last picture, which only choose. Each in turn takes equally many of the visual
 tokens that are left: those least like it, by the cosine of what enters the boundary after the decoder's LAST
 normalisation. The visual pivots stay as well. So of a number b there stay 4 + 8 * (b // 8): 196, 132 and 68 of the
@@ -107,5 +107,5 @@ class DART(Method):
         return before * sizes.hidden * pivots
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """One boundary in front of layer 2."""
+        """One boundary before layer 2."""
         return single(2, ratio, num_layers, layers)

@@ -55,7 +55,7 @@ class DivPrune(Method):
         return prompt.visual**2 * sizes.hidden if min(prompt.visual_per_layer) < prompt.visual else 0.0
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """One cut in front of the decoder."""
+        """One cut before the decoder."""
         return single(0, ratio, num_layers, layers)
 
 

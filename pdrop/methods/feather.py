@@ -1,7 +1,7 @@
 """FEATHER: attention without positions, and a coarse grid beside it (arXiv 2412.13180, "Feather the Throttle:
 Revisiting Visual Token Pruning for Vision-Language Model Acceleration"; its code, markendo/FEATHER at c2a09b2).
 
-The last token's attention in the layer in front of the boundary, its queries and keys not turned by their positions,
+The last token's attention in the layer before the boundary, its queries and keys not turned by their positions,
 with softmax over the visual keys alone, mean over heads. At the first boundary every `stride`-th row and column of the
 picture stays as well; later ones rank alone. Layers keep their positions, the ranking alone has none.
 
@@ -37,7 +37,7 @@ class FEATHER(Method):
         stride: Every so many rows and columns stay at the first boundary; 0: none.
         reduction: At adaptive stages, the share that the ranking lets go.
         rotated: Whether the ranking has the rotary positions.
-        observe: -1: the layer in front of the boundary, 0: the layer at it.
+        observe: -1: the layer before the boundary, 0: the layer at it.
     """
 
     stride: int = 3

@@ -1,7 +1,7 @@
 """FitPrune: attention from the picture times attention from the question (arXiv 2409.10197, "Fit and Prune: Fast and
 Training-free Visual Token Pruning for Multi-modal Large Language Models"; its code, ywh187/FitPrune at d28e418).
 
-In the layer in front of the boundary, the largest head's attention: what each visual token gets from the visual tokens,
+In the layer before the boundary, the largest head's attention: what each visual token gets from the visual tokens,
 on average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The
 published code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is
 a cut on the next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the
@@ -34,7 +34,7 @@ class FitPrune(Method):
     """The largest head's attention from the picture and from the question.
 
     Attributes:
-        observe: -1: in the layer in front of the boundary, 0: in the layer at it.
+        observe: -1: in the layer before the boundary, 0: in the layer at it.
     """
 
     observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]

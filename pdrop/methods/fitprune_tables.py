@@ -35,7 +35,7 @@ def fitprune(
 ) -> Schedule:
     """FitPrune's published tables, by their name or by a ratio between them.
 
-    Its code cuts inside a layer, which is the boundary in front of the next. Other depths have the tables in
+    Its code cuts inside a layer, which is the boundary before the next. Other depths have the tables in
     proportion.
 
     Args:

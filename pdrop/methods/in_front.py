@@ -1,4 +1,4 @@
-"""What methods in front of the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
+"""What methods before the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
 
 The schedule's number is the prompt's. Every picture, tile and crop of it gets the same whole share of that, int(number
 / tiles), as the published codes give each the same number: 640, 320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32
@@ -61,7 +61,7 @@ class InFront(Method):
         return [n if n >= prompt.visual else float(n // tiles * tiles) for n in left]
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """One cut in front of the decoder."""
+        """One cut before the decoder."""
         return single(0, ratio, num_layers, layers)
 
     # ------------------------------------------------------------------ which
@@ -122,7 +122,7 @@ class Made:
     """Tokens that a prompt is given: states [m, D], their centres' places [m], what they are made of [m, T].
 
     Attributes:
-        place: Which token they stand after, -1: in front of the prompt.
+        place: Which token they stand after, -1: before the prompt.
     """
 
     states: Tensor

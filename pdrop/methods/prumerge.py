@@ -4,7 +4,7 @@
 
 "Attention" is the class token's query against all keys of the tower's LAST layer, whose output LLaVA does not read,
 with all heads as one vector, over the square root of its width. Chosen are the tokens with the most of it. Each is
-given, in front of the projector, the sum of its `neighbours` most alike tokens (cosine of keys, chosen ones among
+given, before the projector, the sum of its `neighbours` most alike tokens (cosine of keys, chosen ones among
 them), weighted by their attention: little is added, the weights are of the order of 1 / tokens. One more token is the
 attention-weighted sum of all that were not chosen. They stand in order of attention, the extra one last, and positions
 are renumbered.
@@ -70,7 +70,6 @@ class PruMerge(InFront):
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
     def made(self, view: View, each: list[int]) -> tuple[int, int]:
-        """All of them."""
         return 0, sum(each)
 
     # ------------------------------------------------------------------ which
@@ -199,7 +198,7 @@ class PruMerge(InFront):
 
 
 def tile_front(view: View, row: int, tile: Tile) -> int:
-    """The place in front of the picture that a tile is of."""
+    """The place before the picture that a tile is of."""
     picture = next(picture for picture in view.tower.pictures[row] if tile in picture)
     return min(one.places[0] for one in picture if one.places) - 1
 
@@ -207,7 +206,7 @@ def tile_front(view: View, row: int, tile: Tile) -> int:
 def prumerge(
     num_layers: int, ratio: float = 0.125, layers: Sequence[int] | None = None, adaptive: bool = False
 ) -> Schedule:
-    """One cut in front of the decoder.
+    """One cut before the decoder.
 
     Args:
         num_layers: Layers of the decoder.

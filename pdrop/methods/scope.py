@@ -79,7 +79,7 @@ def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, 
     """Which of states [N, d] are chosen, in their turn, [count].
 
     Args:
-        states: In front of the projector.
+        states: Before the projector.
         attention: Of each, [N].
         count: How many.
         alpha, combined: As `SCOPE` has them.

@@ -30,7 +30,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tower:
-    """What the vision tower made of this forward's pictures, in front of the projector.
+    """What the vision tower made of this forward's pictures, before the projector.
 
     Attributes:
         states: What the projector is given, class token included where there is one, [P, R, d].

@@ -1,7 +1,7 @@
 """V2Drop: what the layer in front changed least goes (arXiv 2509.01552, "Variation-aware Vision Token Dropping for
 Faster Large Vision-Language Models"; its code, xuyang-liu16/V2Drop at 219e03e).
 
-The length of the difference between what entered the layer in front of the boundary and what left it. Boundaries 3, 17
+The length of the difference between what entered the layer before the boundary and what left it. Boundaries 3, 17
 and 22 of 32 layers keep 0.5, 0.5 and 0 of what is LEFT, here 0.5, 0.25 and 0 of the original number: 288 and 144 of
 576. "0" is one token in that code, and here. Layers 3, 16 and 22 with 0.25, 0.0125 and 0 are its Qwen2-VL.
 
@@ -56,7 +56,7 @@ def v2drop(num_layers: int, ratio: float = 0.5, layers: Sequence[int] | None = N
     Args:
         num_layers: Layers of the decoder; boundaries are in proportion where they are not 32.
         ratio: Share of the original tokens that stays at the first boundary; 0.5 is the published one.
-        layers: Other boundaries; each but the last keeps half of the one in front of it.
+        layers: Other boundaries; each but the last keeps half of the one before it.
 
     Raises:
         ValueError: If the ratio is no fraction, or the boundaries do not fit the layers.

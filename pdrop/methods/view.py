@@ -113,7 +113,7 @@ class View:
         return self._keys()
 
     def final_norm(self, states: Tensor) -> Tensor:
-        """The decoder's last normalisation, the one in front of lm_head, [..., D]."""
+        """The decoder's last normalisation, the one before lm_head, [..., D]."""
         return self._norm(states)
 
     @property
@@ -181,8 +181,8 @@ class Merged:
         centres: Which of the T tokens each stands for, [B, M]: it takes its place, and with original positions its
             position. All different, and among those that go.
         weights: What each was made of, [B, M, T] float32: 0 for tokens without a part in it.
-        after: Which of the T tokens each stands after (at its place, if that one goes), [B, M]; -1: in front of the
-            prompt. Several after the same one stand in the order of M. No text may come to stand in front of what was
+        after: Which of the T tokens each stands after (at its place, if that one goes), [B, M]; -1: before the
+            prompt. Several after the same one stand in the order of M. No text may come to stand before what was
             made from pictures that follow it. None: after the prompt's last visual token that could go.
         moved: Made tokens of a single part are that token, only standing elsewhere: it counts as kept.
     """

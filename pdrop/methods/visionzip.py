@@ -2,7 +2,7 @@
 "VisionZip: Longer is Better but Not Necessary in Vision Language Models"; its code, JIA-Lab-research/VisionZip at
 3151f6d).
 
-Dominant are the tower's class token, which goes through the projector and stands in front of the picture, and the
+Dominant are the tower's class token, which goes through the projector and stands before the picture, and the
 patches that it attends to most in the tower's last layer but one. Of the others, every so many is a target; each of the
 rest joins the target whose keys (that layer's, mean over heads) are most like its own. A contextual token is the
 target's state plus the mean of those that joined it, projected: not a mean of all, and twice the size of other tokens,
@@ -94,7 +94,7 @@ class VisionZip(InFront):
         return raised
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The class token in front of each picture, and after it the contextual tokens."""
+        """The class token before each picture, and after it the contextual tokens."""
         made: list[list[Made]] = [[] for _ in going]
         shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
         for row, pictures in enumerate(view.tower.pictures):

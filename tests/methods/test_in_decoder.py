@@ -46,7 +46,7 @@ def forward(case: dict[str, Any], method: Method, schedule: Schedule, ends: Tens
     """The trace, once everything that the model computes has been found to be the official program's.
 
     Args:
-        ends: Which visual tokens the official logits are of, where that code drops some behind the last layer.
+        ends: Which visual tokens the official logits are of, where that code drops some after the last layer.
     """
     arrays, (model, batch) = case["arrays"], single_row(case, "sdpa")
     rows = model.model.get_image_features(None).pooler_output

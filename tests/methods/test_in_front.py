@@ -1,4 +1,4 @@
-"""Methods in front of the decoder against what the official programs computed: tests/vectors/README.md has the cases.
+"""Methods before the decoder against what the official programs computed: tests/vectors/README.md has the cases.
 
 What enters the first layer is compared as a whole: it fixes which tokens stay, their order, what is made, and where it
 stands.

@@ -85,7 +85,7 @@ def test_what_is_said_follows_the_records(tmp_path):
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
     assert "compact minus original 0.0 [0.0, 0.0], not told apart" in said
-    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not told apart from none: ")
+    lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not distinguishable from none: ")
     for task, cell in best.cells.items():
         change = cell.delta
         assert change is not None

@@ -1,4 +1,4 @@
-"""FSDP takes a layer's weights away as soon as it has run: whoever observes it must be in front of that.
+"""FSDP takes a layer's weights away as soon as it has run: whoever observes it must be before that.
 
 One process is a mesh, too: its weights are sharded tensors all the same.
 
