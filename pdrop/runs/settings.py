@@ -115,7 +115,7 @@ def resolve(
     names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
-    sampled = generation_arguments.check(spec.tasks, folders)
+    sampled = generation_arguments.check(spec.tasks, folders, spec.max_new_tokens)
     model = dials["model"]
     source = ModelSource.of(
         **{key: model[key] for key in ("name", "path", "revision", "weights", "visual_tokens", "text_tokens")},
@@ -191,6 +191,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
+    if not str(dials["results"]).strip():
+        raise ValueError("results is the folder of the store; it is empty here")
     checkpoint.check_weights(spec.weights)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
