@@ -191,6 +191,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
+    if not str(dials["results"]).strip():
+        raise ValueError("results is the folder of the store; it is empty here")
     checkpoint.check_weights(spec.weights)
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
