@@ -121,19 +121,17 @@ def job(cfg: Any) -> float | None:
         stop(str(error))
 
 
-def settings(config: Any) -> TrainingSettings:
-    """The configuration as plain, resolved settings.
+def checked(config: Any) -> str:
+    """Refuse what no training can be made of; returns the kind of device.
 
     Raises:
-        ValueError: If a value is not one of its dial's.
+        ValueError: Naming the dial.
     """
     from pdrop.models.checkpoint import check_device, check_weights
-    from pdrop.training.parts import Lora, resolve
-    from pdrop.training.settings import TrainingSettings
-    from pdrop.training.start import Start
+    from pdrop.training.parts import Lora
 
-    model, recipe = config.model, config.train
-    check_weights(model.weights)
+    recipe = config.train
+    check_weights(config.model.weights)
     if recipe.lora is not None and not isinstance(recipe.lora, dict):
         raise ValueError(f"train.lora is {recipe.lora!r}: write 'train.lora={{r: 128, alpha: 256}}', in quotes")
     if unknown := set(recipe.lora or {}) - {f.name for f in fields(Lora)}:
@@ -152,6 +150,20 @@ def settings(config: Any) -> TrainingSettings:
             "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
             "another one's weights are model=folder model.path=..."
         )
+    return str(device)
+
+
+def settings(config: Any) -> TrainingSettings:
+    """The configuration as plain, resolved settings.
+
+    Raises:
+        ValueError: If a value is not one of its dial's.
+    """
+    from pdrop.training.parts import Lora, resolve
+    from pdrop.training.settings import TrainingSettings
+    from pdrop.training.start import Start
+
+    model, recipe, device = config.model, config.train, checked(config)
     own = {
         "lr_scheduler_type": recipe.scheduler,
         "warmup_steps": recipe.warmup,

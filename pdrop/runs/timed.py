@@ -40,16 +40,16 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
     one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
     cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
-    tokenizer = checkpoint.tokenizer
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, tokenizer)
+        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
     else:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+        tokenizer = checkpoint.tokenizer
         timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
@@ -131,8 +131,8 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def answer_request(question: Path, answer: Path) -> None:
-    """The child process: read a request, measure, write the result."""
+def measured_alone(settings: Settings, torch_threads: int) -> str:
+    """The other side: build the model, measure; what was found, as JSON."""
     import torch
     import transformers
 
@@ -144,9 +144,5 @@ def answer_request(question: Path, answer: Path) -> None:
     assert method is not None
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
     make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make, checkpoint.tokenizer)
-    answer.write_text(json.dumps(found, allow_nan=False))
-
-
-if __name__ == "__main__":
-    answer_request(Path(sys.argv[1]), Path(sys.argv[2]))
+    found = measure(checkpoint.model, inputs, method, settings.schedule, protocol, make, checkpoint.tokenizer)
+    return json.dumps(found, allow_nan=False)
