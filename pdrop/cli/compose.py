@@ -11,6 +11,7 @@ what a configuration names is imported when it is made.
 from __future__ import annotations
 
 import functools
+import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from collections.abc import Sequence as AbcSequence
@@ -290,8 +291,8 @@ def check_arguments(node: Any, dial: str) -> None:
     if not isinstance(target, str):
         raise ValueError(f"{dial} needs a _target_, such as pdrop.methods.fastv.FastV, not {target!r}")
     try:
-        maker = pkgutil.resolve_name(target)
-        hints = get_type_hints(maker.__init__ if isinstance(maker, type) else maker)
+        maker: Any = pkgutil.resolve_name(target)
+        hints = get_type_hints(inspect.getattr_static(maker, "__init__") if isinstance(maker, type) else maker)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{dial}._target_={target} cannot be imported: {error}") from error
     except (TypeError, NameError):  # a signature without readable types

@@ -20,8 +20,11 @@ from pdrop.cli.choices import near, searched, values
 from pdrop.cli.compose import kind_of
 
 CFG = ("--cfg", "-c")
-WITH_VALUE = (*CFG, "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
-WITH_VALUE += ("--experimental-rerun", "--info", "-i")
+WITH_VALUE = {*CFG, "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"} | {
+    "--experimental-rerun",
+    "--info",
+    "-i",
+}
 
 
 def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
@@ -32,6 +35,7 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         conf: Hydra's configuration folder.
         config: The command's file in it, without .yaml.
     """
+    wrong: str | None
     try:
         overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
     except OverrideParseException as error:
