@@ -25,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec
+from pdrop.record import RunSpec, check_seed
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedu
     """
     from pdrop.methods.base import Method
 
+    check_seed("seed", cfg.seed)
     node: Any = None if cfg.method is None else OmegaConf.to_container(cfg.method, resolve=True)
     if node is not None and cfg.positions is not None:
         node["positions"] = cfg.positions
