@@ -11,6 +11,7 @@ what a configuration names is imported when it is made.
 from __future__ import annotations
 
 import functools
+import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from collections.abc import Sequence as AbcSequence
@@ -24,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec
+from pdrop.record import RunSpec, check_seed
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedu
     """
     from pdrop.methods.base import Method
 
+    check_seed("seed", cfg.seed)
     node: Any = None if cfg.method is None else OmegaConf.to_container(cfg.method, resolve=True)
     if node is not None and cfg.positions is not None:
         node["positions"] = cfg.positions

@@ -42,6 +42,7 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         conf: Hydra's configuration folder.
         config: The command's file in it, without .yaml.
     """
+    wrong: str | None
     try:
         overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
     except OverrideParseException as error:

@@ -208,6 +208,29 @@ def settings(config: Any) -> TrainingSettings:
     )
 
 
+def checked_device(config: Any) -> str:
+    """The device to train on; with it, the dials that would fail only after the model is loaded are looked at.
+
+    Raises:
+        ValueError: Naming the dial and what it takes.
+    """
+    from pdrop.models.checkpoint import check_device
+
+    device, _, index = (default_device() if config.device is None else config.device).partition(":")
+    if index and config.device:
+        raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
+    check_device(device)
+    check_seed("seed", config.seed)
+    if not config.output.strip():
+        raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
+    if "resume_from_checkpoint" in config.train.args:
+        raise ValueError(
+            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "another one's weights are model=folder model.path=..."
+        )
+    return str(device)
+
+
 def main() -> None:
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
