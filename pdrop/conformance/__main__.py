@@ -83,7 +83,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
         pairs = [dial.partition("=") for dial in dials]
         if odd := [dial for dial, (_, sign, _) in zip(dials, pairs) if not sign]:
             raise ValueError(f"{odd[0]!r} is not a dial: write dial=value")
-        method, schedule = choose(name, {key: yaml.safe_load(value) for key, _, value in pairs})
+        method, schedule = choose(name, {key: read(key, value) for key, _, value in pairs})
         if method is None:
             raise ValueError(f"{name} is not a method that drops: there is nothing to check")
         return Subject(" ".join([name, *dials]), method, schedule)

@@ -49,4 +49,12 @@ def attach(model: nn.Module, method: Method | None, schedule: Schedule, *, token
         ValueError: If the model, the method and the schedule do not go together.
         RuntimeError: On entering, if something is attached to the model already.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a vision-language model of transformers, not {model!r}")
+    if method is not None and not isinstance(method, Method):
+        raise ValueError(f"method is an object such as FastV(), or None, not {method!r}")
+    if not isinstance(schedule, Schedule):
+        raise ValueError(
+            f"schedule is a Schedule such as pyramid(num_layers=32), not {schedule!r}: Schedule.parse reads text"
+        )
     return Attachment(model, method, schedule, tokenizer)

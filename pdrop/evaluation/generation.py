@@ -68,7 +68,7 @@ class Respondent:
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
         for batch in planned:  # what cannot be honoured is refused before anything is asked
             with blame(batch):
-                GenerationArguments.parse(batch[0].arguments)
+                GenerationArguments.parse(batch[0].arguments).options(self.spec.max_new_tokens)
         with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:

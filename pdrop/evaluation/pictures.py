@@ -86,7 +86,8 @@ def blocks_of(grids: Sequence[TokenGrid], box: list[float]) -> list[Block] | Non
         before = grids[place - 1] if place else None
         if before is not None and before.stride > before.width and grid.first == before.first + before.width:
             continue  # the column of newlines that ends its rows
-        if grid.stride - grid.width not in (0, 1) or (grid.height == grid.width == 1 and len(grids) > 1):
+        lone = grid.width == grid.stride == 1 and len(grids) > 1  # class tokens, newlines without a row
+        if lone or grid.stride - grid.width not in (0, 1):
             return None
         blocks.append([grid.height, grid.width, grid.stride - grid.width, *box])
     return blocks

@@ -120,7 +120,7 @@ def load(
     refuse_other_tower(processor, config, path)
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     try:
-        model = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options, path)
+        model, missing = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options)
     except (ImportError, ValueError) as error:
         if "attn" in str(error).lower() or "attention" in str(error).lower():
             raise ValueError(
@@ -130,6 +130,10 @@ def load(
         if isinstance(error, ImportError):  # of a package that its config asks for, such as one that quantises
             raise ValueError(f"{path}: {first_line(error)}") from error
         raise
+    if missing:  # of weights whose headers tell nothing, such as quantised ones
+        raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
+    if weights == "pretrained":
+        refuse_not_finite(model, path)
     identity = fingerprint(folder, weights=weights, seed=seed)
     return Checkpoint(name, path, revision, weights, identity, model.to(device).eval(), processor)
 
@@ -262,26 +266,24 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device} cannot be had: this machine has {here} for torch; use device=cpu")
 
 
-def _pretrained(folder: Path, options: dict[str, Any], path: str) -> Any:
+def _pretrained(folder: Path, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The model, and the names of the weights that its files lack."""
     from transformers import AutoModelForImageTextToText
 
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder, output_loading_info=True, trust_remote_code=False, **options
     )
     model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):  # of weights whose headers tell nothing, such as quantised ones
-        raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
-    refuse_not_finite(model, path)
-    return model
+    return model, sorted(loading["missing_keys"])
 
 
-def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> Any:
+def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> tuple[Any, list[str]]:
     import torch
     from transformers import AutoModelForImageTextToText
 
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **options)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **options), []
 
 
 def _processor(folder: Path, path: str) -> Any:

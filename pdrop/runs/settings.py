@@ -114,7 +114,7 @@ def resolve(
     names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
-    sampled = generation_arguments.check(spec.tasks, folders)
+    sampled = generation_arguments.check(spec.tasks, folders, spec.max_new_tokens)
     task_checks.check_aggregations(spec.tasks, folders)
     model = dials["model"]
     source = ModelSource.of(

@@ -164,6 +164,15 @@ def test_bytes_that_are_no_numbers_are_refused(copy):
         load(str(copy), name="x")
 
 
+def test_a_damaged_attention_weight_is_not_taken_for_a_missing_backend(copy):
+    held = load_file(copy / "model.safetensors")
+    name = next(name for name in sorted(held) if "self_attn.q_proj" in name)
+    held[name][0, 0] = float("nan")
+    save_file(held, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^[^=]*: 1 of its \d+ weight tensors .*self_attn\.q_proj.* is damaged"):
+        load(str(copy), name="x")
+
+
 def test_values_that_a_dtype_cannot_hold_are_refused(copy):
     held = load_file(copy / "model.safetensors")
     held["lm_head.weight" if "lm_head.weight" in held else sorted(held)[0]][0, 0] = 1e5

@@ -205,6 +205,18 @@ def test_protocols_say_what_is_wrong_with_them() -> None:
         TimingProtocol("x", new_tokens=(0,))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("pairs", "abc"), ("pairs", None), ("pairs", 2.5), ("warmup", True), ("memory", "maybe"), ("fresh", 1)],
+        *[("min_seconds", "1s"), ("steady", None), ("new_tokens", 2), ("new_tokens", "16"), ("new_tokens", ["a"])],
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_dial(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^latency\.{field} is .*, not {value!r}$".replace("[", r"\[")):
+        TimingProtocol("x", **{field: value})
+
+
 def test_tf32_is_read_however_it_was_set() -> None:
     """The older flag raises once the newer way of asking has been used anywhere in the process."""
     matmul: Any = torch.backends.cuda.matmul
