@@ -93,7 +93,6 @@ def test_python_turns_the_same_dials() -> None:
         ({"seed": 2**32}, "seed is a whole number from 0 to 4294967295"),
         ({"model.text_tokens": -99}, "model.text_tokens is a whole number from 0 on, or null, not -99"),
         ({"model.visual_tokens": 0}, "model.visual_tokens is a whole number from 1 on, or null, not 0"),
-        ({"results": ""}, "results is the folder of the store; it is empty here"),
         ({"device": ""}, "device is cpu, cuda or mps, or null, not ''"),
         ({"model.path": " "}, "model.path is a folder"),
         ({"model.revision": ""}, "model.revision is a branch"),
