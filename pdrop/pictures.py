@@ -6,6 +6,7 @@ decodes another JPEG than Pillow does (up to 91 of 255 away), so a file is opene
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,39 @@ def scaled(document: Any) -> Any:
     return [scaled(value) for value in document] if isinstance(document, list) else document
 
 
+def opened(path: Path, whole: bool = True) -> Image.Image:
+    """A picture's file, opened as Pillow does, but for the texts of a PNG: nothing here reads them, and Pillow refuses
+    the whole picture for a large one.
+
+    Args:
+        path: The file.
+        whole: Whether its pixels are read, too; texts may follow them.
+
+    Raises:
+        OSError, ValueError, SyntaxError: As Pillow does.
+    """
+    try:
+        image = Image.open(path)
+        if whole and image.format == "PNG":
+            image.load()
+        return image
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        return Image.open(io.BytesIO(without_texts(path.read_bytes())))
+
+
+def without_texts(png: bytes) -> bytes:
+    """The file of a PNG without its text chunks (a chunk: length, kind, content, checksum)."""
+    kept, at = [png[:8]], 8
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def check(image: Image.Image) -> None:
     """Refuse what cannot be shown; its header is enough, no pixel is read.
 
@@ -58,7 +92,7 @@ def read(path: Path) -> Image.Image | None:
         FileNotFoundError: If there is no such file.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             film = image.format in FILMS or (image.format in ANIMATED and getattr(image, "is_animated", False))
             return None if film else as_shown(image)
     except UnidentifiedImageError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,6 +35,9 @@ Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
+
+# what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
+ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,11 @@ class RunSpec:
             value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
             if get_origin(hint) is Literal:
                 check_word(told, value, options)
-            if isinstance(value, int) and value < 1 and name != "seed":
+            if name == "attn_implementation" and not ATTENTION.fullmatch(value):
+                raise ValueError(f"{told} is sdpa, eager or flash_attention_2, not {value!r}")
+            if name == "seed":
+                check_seed(told, value)
+            elif isinstance(value, int) and value < 1:
                 null = ", or null" if type(None) in options else ""
                 raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
 
@@ -244,6 +252,16 @@ class RunRecord:
             raise ValueError(
                 f"{path} is not a record that this version reads ({error}); move the folder away"
             ) from error
+
+
+def check_seed(told: str, value: int) -> None:
+    """Refuse a seed that the generators of numpy and transformers do not take.
+
+    Raises:
+        ValueError: Naming what the user calls it.
+    """
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{told} is a whole number from 0 to {2**32 - 1}, not {value}")
 
 
 def check_word(told: str, value: str, words: Sequence[str]) -> None:

@@ -188,6 +188,8 @@ def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequen
     if layers is None:
         if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
             raise ValueError(f"stages is a whole number from 1 on, not {stages!r}")
+        if not isinstance(num_layers, int):
+            raise ValueError(f"num_layers is a whole number, not {num_layers!r}")
         if stages > num_layers:
             raise ValueError(f"{stages} stages do not fit into {num_layers} layers: at most {num_layers}")
         layers = [num_layers // stages * s for s in range(1, stages)]

@@ -49,17 +49,19 @@ def open_in_place(path: Path, flags: int) -> int:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a run's folder that is a link or holds one: what is written there would lie elsewhere.
+    """Refuse a run's folder that is a link or holds one, or a pipe: what is written there would lie elsewhere.
 
     The store itself may be a link, and so may the folders of it that hold the runs: a user puts them where there is
     room.
 
     Raises:
-        ValueError: Naming the link.
+        ValueError: Naming the link, pipe or device.
     """
     for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
         if path.is_symlink():
             raise ValueError(f"{path} is a link, and nothing is written through links: remove it")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+            raise ValueError(f"{path} is no file of a store but {kind_of(path)}: remove it")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

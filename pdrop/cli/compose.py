@@ -11,17 +11,22 @@ what a configuration names is imported when it is made.
 from __future__ import annotations
 
 import functools
+import inspect
+import pkgutil
 from collections.abc import Mapping, Sequence
+from collections.abc import Sequence as AbcSequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec
+from pdrop.record import RunSpec, check_seed
+from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
@@ -201,13 +206,17 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
         ValueError: If something asked for cannot be had.
     """
     from pdrop.runs.settings import resolve
+    from pdrop.timing.protocol import TimingProtocol
 
     try:
         dials: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines() if line.strip())) from error
-    dials |= {"device": dials["device"] or default_device(), "tasks": task_names(dials["tasks"], dials["task_folders"])}
-    return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"]), asked)
+    dials |= {
+        "device": default_device() if dials["device"] is None else dials["device"],
+        "tasks": task_names(dials["tasks"], dials["task_folders"]),
+    }
+    return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"], "latency", TimingProtocol), asked)
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:
@@ -217,10 +226,13 @@ def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedu
         cfg: The composed configuration, whose dials a budget turns.
         name: The method's: the file that was chosen.
     """
+    from pdrop.methods.base import Method
+
+    check_seed("seed", cfg.seed)
     node: Any = None if cfg.method is None else OmegaConf.to_container(cfg.method, resolve=True)
     if node is not None and cfg.positions is not None:
         node["positions"] = cfg.positions
-    method = None if node is None else instantiate(node)
+    method = None if node is None else instantiate(node, "method", Method)
     if cfg.twin and method is not None:
         from pdrop.methods.random_drop import twin_of
 
@@ -239,17 +251,28 @@ def schedule_of(
     turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
     turned |= {} if layers is None else {"layers": list(layers)}
     node = OmegaConf.to_container(OmegaConf.merge(cfg, turned).schedule, resolve=True)
-    return instantiate(node, num_layers=num_layers)
+    return instantiate(node, "schedule", Schedule, num_layers=num_layers)
 
 
-def instantiate(node: Any, **arguments: Any) -> Any:
+def instantiate(node: Any, dial: str = "", wanted: type | None = None, **arguments: Any) -> Any:
     """Build what a node with _target_ names; what its constructor refuses is the user's error, not Hydra's.
 
+    Args:
+        node: With its arguments: each is held against the constructor's type before it is called.
+        dial: What the command line calls the node.
+        wanted: What it must be.
+        arguments: Further ones.
+
     Raises:
-        ValueError: As the constructor says it.
+        ValueError: As the constructor says it; if there is no such constructor, it makes something else, or an argument
+            is of another kind.
     """
     try:
-        return hydra.utils.instantiate(node, **arguments)
+        check_arguments(node, dial)
+        made = hydra.utils.instantiate(node, **arguments)
+        if wanted is not None and not isinstance(made, wanted):
+            raise ValueError(f"{dial}._target_={node['_target_']} is no {wanted.__module__}.{wanted.__name__}")
+        return made
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, (ValueError, TypeError)):
@@ -257,6 +280,57 @@ def instantiate(node: Any, **arguments: Any) -> Any:
         raise
     except SystemExit as error:  # of a module that a method is imported from: the run must not end as if it were done
         raise ValueError(f"{node['_target_']}: its code called sys.exit({error.code!r})") from error
+
+
+def check_arguments(node: Any, dial: str) -> None:
+    """Hold a node's arguments against the types that its constructor's signature gives them.
+
+    Raises:
+        ValueError: Naming the first of another kind, or a _target_ that cannot be imported.
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str):
+        raise ValueError(f"{dial} needs a _target_, such as pdrop.methods.fastv.FastV, not {target!r}")
+    try:
+        maker = pkgutil.resolve_name(target)
+        hints = get_type_hints(vars(maker).get("__init__", maker) if isinstance(maker, type) else maker)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{dial}._target_={target} cannot be imported: {error}") from error
+    except (TypeError, NameError):  # a signature without readable types
+        return
+    for name, value in node.items():
+        if (hint := hints.get(name)) is not None and not fits(value, hint):
+            raise ValueError(f"{dial}.{name} is {in_words(hint, f'{dial}.{name}')}, not {value!r}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a plain type; what is neither number, word nor list of such is left to its maker."""
+    if kinds := [kind for kind in get_args(hint) if get_origin(hint) in (Union, UnionType)]:
+        return any(fits(value, kind) for kind in kinds)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    if get_origin(hint) in (list, tuple, AbcSequence):
+        kinds = [kind for kind in get_args(hint) if kind is not Ellipsis]
+        return isinstance(value, list | tuple) and all(fits(one, kinds[0]) for one in value if len(kinds) == 1)
+    return True
+
+
+def in_words(hint: Any, name: str) -> str:
+    """A type as a user would say it."""
+    kinds = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
+    words = [
+        "null"
+        if kind is type(None)
+        else f"a list such as {name}=[1,2]"
+        if get_origin(kind)
+        else KINDS.get(kind, "a word")
+        for kind in kinds
+    ]
+    return " or ".join(words)
 
 
 def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig, settings_of
+from pdrop.cli.overrides import misfit, shown
 from pdrop.names import printable
 
 log = logging.getLogger("pdrop")
@@ -87,6 +88,9 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):
         sys.exit(f"error: {told}")
+    if told := misfit(sys.argv[1:], CONF, "run" if known is None else "train"):
+        sys.exit(f"error: {told}")
+    sys.argv[1:] = shown(sys.argv[1:])
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
     try:
@@ -98,3 +102,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 def main() -> None:
     called(job, None, "the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

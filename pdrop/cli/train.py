@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, typed
 from pdrop.cli.run import called, stop
+from pdrop.record import check_seed
 
 if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
@@ -120,28 +121,49 @@ def job(cfg: Any) -> float | None:
         stop(str(error))
 
 
-def settings(config: Any) -> TrainingSettings:
-    """The configuration as plain, resolved settings.
+def checked(config: Any) -> str:
+    """Refuse what no training can be made of; returns the kind of device.
 
     Raises:
-        ValueError: If a value is not one of its dial's.
+        ValueError: Naming the dial.
     """
-    from pdrop.models.checkpoint import check_weights
-    from pdrop.training.parts import Lora, resolve
-    from pdrop.training.settings import TrainingSettings
-    from pdrop.training.start import Start
+    from pdrop.models.checkpoint import check_device, check_weights
+    from pdrop.training.parts import Lora
 
-    model, recipe = config.model, config.train
-    check_weights(model.weights)
+    recipe = config.train
+    check_weights(config.model.weights)
     if recipe.lora is not None and not isinstance(recipe.lora, dict):
         raise ValueError(f"train.lora is {recipe.lora!r}: write 'train.lora={{r: 128, alpha: 256}}', in quotes")
     if unknown := set(recipe.lora or {}) - {f.name for f in fields(Lora)}:
         raise ValueError(f"train.lora has r, alpha and dropout, not {', '.join(sorted(unknown))}")
     if recipe.lora is not None and not {"r", "alpha"} <= set(recipe.lora):
         raise ValueError("train.lora needs r and alpha: 'train.lora={r: 128, alpha: 256}', in quotes")
-    device, _, index = (config.device or default_device()).partition(":")
+    device, _, index = (default_device() if config.device is None else config.device).partition(":")
     if index and config.device:
         raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
+    check_device(device)
+    check_seed("seed", config.seed)
+    if not config.output.strip():
+        raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
+    if "resume_from_checkpoint" in recipe.args:
+        raise ValueError(
+            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "another one's weights are model=folder model.path=..."
+        )
+    return str(device)
+
+
+def settings(config: Any) -> TrainingSettings:
+    """The configuration as plain, resolved settings.
+
+    Raises:
+        ValueError: If a value is not one of its dial's.
+    """
+    from pdrop.training.parts import Lora, resolve
+    from pdrop.training.settings import TrainingSettings
+    from pdrop.training.start import Start
+
+    model, recipe, device = config.model, config.train, checked(config)
     own = {
         "lr_scheduler_type": recipe.scheduler,
         "warmup_steps": recipe.warmup,
@@ -186,8 +208,35 @@ def settings(config: Any) -> TrainingSettings:
     )
 
 
+def checked_device(config: Any) -> str:
+    """The device to train on; with it, the dials that would fail only after the model is loaded are looked at.
+
+    Raises:
+        ValueError: Naming the dial and what it takes.
+    """
+    from pdrop.models.checkpoint import check_device
+
+    device, _, index = (default_device() if config.device is None else config.device).partition(":")
+    if index and config.device:
+        raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
+    check_device(device)
+    check_seed("seed", config.seed)
+    if not config.output.strip():
+        raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
+    if "resume_from_checkpoint" in config.train.args:
+        raise ValueError(
+            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "another one's weights are model=folder model.path=..."
+        )
+    return str(device)
+
+
 def main() -> None:
     # TrainingArguments has no list here: any of its names may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
     called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

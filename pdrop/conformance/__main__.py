@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 import yaml
@@ -98,6 +99,18 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
     if not isinstance(method, Method):
         raise ValueError(f"{name} is not a pdrop.methods.base.Method")
     return Subject(name, method, lambda layers: usual(method))
+
+
+def read(dial: str, value: str) -> Any:
+    """What a dial is set to.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{dial}={value} cannot be read: {getattr(error, 'problem', error)}") from error
 
 
 def usual(method: Method) -> Schedule:

@@ -108,8 +108,8 @@ def run_layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor, alive: Sequence[i
     """One decoder layer on one row x [tokens, width]: see `attention`."""
     weights, value = attention(layer, x, cos, sin, alive)
     x = x + layer.self_attn.o_proj((weights @ value).transpose(0, 1).flatten(1))
-    output: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-    return output
+    out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return out
 
 
 def positions_of(decoder: Any, seen: dict[str, Any], length: int) -> Tensor:

@@ -58,7 +58,7 @@ class Budget:
         Raises:
             ValueError: If it is not a budget.
         """
-        match = re.fullmatch(r"\s*(\w+)\s*:\s*(\d+\.?\d*|\.\d+)\s*", text)
+        match = re.fullmatch(r"\s*(\w+)\s*:\s*(\d+\.?\d*|\.\d+)\s*", str(text))
         if match is None or match[1] not in KINDS:
             raise ValueError(
                 f"budget is one of {', '.join(KINDS)} with an amount, such as avg_tokens:192, not {text!r}"
@@ -152,6 +152,11 @@ def solve(
     Raises:
         ValueError: If it is not a budget, or cannot be met; then with the bound.
     """
+    if isinstance(method, type) or not hasattr(method, "priced_as"):
+        raise ValueError(f"method is an object such as FastV(), not {method!r}")
+    for name, number in (("num_layers", num_layers), ("visual_tokens", visual_tokens)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"{name} is a whole number, not {number!r}")
     wanted = Budget.parse(budget)
     if visual_tokens < 1:
         raise ValueError(f"a budget is spent on visual tokens: visual_tokens is at least 1, not {visual_tokens}")

@@ -340,6 +340,8 @@ class Attachment:
         decoding = run.prompts is None and hidden.shape[1] == 1 and not getattr(cache, "is_compileable", False)
         if decoding and run.whole is None and self.causal_kernel:
             return None  # what create_causal_mask would find out, in every stage of every decoding step
+        if decoding and run.whole is not None and self.architecture.decoder.config._attn_implementation == "sdpa":
+            return run.whole[:, None, None]  # likewise, without asking the device whether all keys are tokens
         filled = (
             run.prompts is not None and run.dropped and not run.past and not getattr(cache, "is_compileable", False)
         )

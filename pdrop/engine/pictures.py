@@ -198,7 +198,9 @@ def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
     grids = [TokenGrid(0, patches, patches, patches)]
     if len(newline) > small + 1:
         stride, height = ends[0] - small + 1, len(ends)
-        grids += [TokenGrid(small, height, stride - 1, stride), TokenGrid(ends[0], height, 1, stride)]
+        # of a picture so narrow that all its columns are padding, the newlines are left
+        grids += [TokenGrid(small, height, stride - 1, stride)] if stride > 1 else []
+        grids.append(TokenGrid(ends[0], height, 1, stride))
     elif ends:
         grids.append(TokenGrid(small, 1, 1, 1))
     return SeenPicture(len(newline), grids)

@@ -13,6 +13,8 @@ from torch import Tensor
 from pdrop.engine.sequence import Alive
 from pdrop.engine.study import LayerAttention, Noted
 
+SHOWN = 3  # prompts that are printed
+
 
 @dataclass
 class Ranked:
@@ -46,7 +48,7 @@ class MergedToken:
     moved: bool = False
 
 
-@dataclass
+@dataclass(repr=False)
 class Prefill:
     """What one forward did with the prompts it brought, written while it runs: see `Trace` for what is read of it.
 
@@ -64,6 +66,22 @@ class Prefill:
     noted: list[Noted] = field(default_factory=list)
     lengths: dict[int, list[int]] = field(default_factory=dict)  # from this layer on, per row
     visual_lengths: dict[int, list[int]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """A line for each of the first prompts: tokens that enter the layers where their number changes."""
+        lines = []
+        for row, visual in enumerate(self.visual[:SHOWN]):
+            changes = sorted(layer for layer in self.lengths if row < len(self.lengths[layer]))
+            steps = ", ".join(
+                f"layer {layer}: {self.lengths[layer][row]} tokens, {self.visual_lengths[layer][row]} visual"
+                for layer in changes
+            )
+            made = [after.made[row] for after in (ranked.after for ranked in self.ranked) if after.made]
+            merged = f", {made[-1]} of them merged" if made and made[-1] else ""
+            lines.append(f"  prompt {row}, {visual} visual tokens; from {steps}{merged}")
+        if (more := len(self.visual) - SHOWN) > 0:
+            lines.append(f"  and {more} more prompts")
+        return "\n".join(lines) or "  no prompt"
 
     def start(self, visual: list[int], lengths: list[int], is_visual: Tensor) -> None:
         """The prompts have come in. `is_visual` [B, L]."""

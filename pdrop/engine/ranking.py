@@ -21,6 +21,7 @@ from pdrop.engine.prefill import Ranked
 from pdrop.engine.sequence import Prompts, take
 from pdrop.engine.state import Forward, Turns
 from pdrop.methods.base import AttentionRows, Method, Ranking, View
+from pdrop.methods.transfer import moved
 from pdrop.schedule import Stage
 
 
@@ -52,7 +53,7 @@ def view(
         return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, None, "nothing")
 
     def draw(seed: int) -> Tensor:
-        return take(prompts.draw(seed, number, run.samples).to(hidden.device), alive.index)
+        return take(moved(prompts.draw(seed, number, run.samples), hidden.device), alive.index)
 
     def own_keys() -> Tensor:
         return keys if keys is not None else layer_keys(layer, hidden, (cos, sin), turns)
@@ -205,11 +206,14 @@ def attention_rows(
         q, k = projected(layer, "q", take(hidden, at), asks, turns), projected(layer, "k", hidden, rotary, turns)
     else:
         q, k = projected(layer, "q", norm(take(hidden, at)), asks, turns), keys
-    # grouped-query attention: [B, kv heads, group, Q, T] without repeating the keys
+    # grouped-query attention: the heads of a group are rows of one product, so its keys are neither repeated nor copied
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
-    q, k = q.to(wide).unflatten(1, (k.shape[1], -1)), k.to(wide)
+    q, k = (
+        q.to(wide).unflatten(1, (k.shape[1], -1)),
+        k.to(wide),
+    )  # [B, kv heads, group, Q, size], [B, kv heads, T, size]
     with autocast.off(hidden):
-        logits = (q @ k[:, :, None].transpose(-1, -2)).float() * attention.scaling
+        logits = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4]).float() * attention.scaling
     seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
     logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
@@ -218,8 +222,8 @@ def attention_rows(
     def rotation() -> Tensor:
         ones = (x.new_ones(*x.shape[:2], attention.head_dim, dtype=torch.float32)[:, None] for x in (asks[0], cos))
         q, k = (rotate(layer, x, angles, turns)[:, 0] for x, angles in zip(ones, (floats(asks), floats((cos, sin)))))
-        products: Tensor = q @ k.transpose(1, 2) * attention.scaling
-        return products
+        logits: Tensor = q @ k.transpose(1, 2) * attention.scaling
+        return logits
 
     return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
 

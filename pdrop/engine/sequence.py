@@ -5,11 +5,14 @@ Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size
 
 from __future__ import annotations
 
+import functools
 import zlib
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from pdrop.methods.transfer import on_device
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -38,6 +41,11 @@ class Prompts:
     def padded(self) -> bool:
         return min(self.lengths) < self.ids.shape[1]
 
+    @functools.cached_property
+    def on_the_host(self) -> tuple[Tensor, ...]:
+        """ids, valid and query on the CPU, read once a forward, [3, B, L]."""
+        return tuple(torch.stack([self.ids, self.valid.to(self.ids.dtype), self.query.to(self.ids.dtype)]).cpu())
+
     def draw(self, seed: int, layer: int, samples: list[str] | None = None) -> Tensor:
         """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query.
 
@@ -55,7 +63,7 @@ class Prompts:
             raise ValueError(f"trace.samples names {len(samples)} prompts, but the batch has {len(self.ids)}")
         copies = len(self.ids) // len(samples) if samples else 1
         drawn = torch.zeros(self.ids.shape)
-        for row, (ids, valid, query) in enumerate(zip(self.ids.cpu(), self.valid.cpu(), self.query.cpu())):
+        for row, (ids, valid, query) in enumerate(zip(*self.on_the_host)):
             places = valid.nonzero()[:, 0]
             end = int(query.nonzero()[-1]) if bool(query.any()) else ids.shape[0]
             own = ids[places[places <= end]].tolist()
@@ -171,7 +179,7 @@ class Alive:
             keep: Per row, protected ones among them.
         """
         order = scores.masked_fill(~self.candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
-        chosen = torch.tensor([k - p for k, p in zip(keep, protected)], device=scores.device)
+        chosen = on_device([k - p for k, p in zip(keep, protected)], scores.device)
         top = torch.arange(order.shape[1], device=order.device) < chosen[:, None]
         return self.valid & (~self.candidates | torch.zeros_like(top).scatter_(1, order, top))
 
@@ -219,7 +227,7 @@ class Alive:
         """
         (_, width), most, device = stays.shape, centres.shape[1], stays.device
         numbers = torch.arange(most, device=device)
-        new = numbers < torch.tensor(merged, device=device)[:, None]
+        new = numbers < on_device(merged, device)[:, None]
         made = self.made or [0] * len(merged)
         own = torch.arange(width, device=device) * (most + 1)
         last = (self.candidates * own).amax(1, keepdim=True) if after is None else after.to(device) * (most + 1)
@@ -231,7 +239,7 @@ class Alive:
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
         end = (width + 1) * (most + 1)
         rows = everything.masked_fill(~stays, end).argsort(dim=1, stable=True)[:, : max(lengths)]
-        names = torch.cat([named, -1 - torch.tensor(made, device=device)[:, None] - numbers], 1)
+        names = torch.cat([named, -1 - on_device(made, device)[:, None] - numbers], 1)
         alive = Alive(
             index=take(torch.cat([self.index, take(self.index, centres)], 1), rows),
             valid=take(stays, rows),

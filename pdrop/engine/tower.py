@@ -100,8 +100,8 @@ class TowerReader:
         """What is kept of the run of the moment, in this thread."""
         if getattr(self.now, "seen", None) is None:
             self.now.seen = Seen()
-        found: Seen = self.now.seen
-        return found
+        seen: Seen = self.now.seen
+        return seen
 
     def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
         """The tower has run: what was kept is that output's from here on."""
@@ -173,7 +173,7 @@ class TowerReader:
                 if id(one) not in known:  # copies for beams are the same tensors
                     numbers, count = self._of_feature(one) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
-                        raise self.unknown(f"{len(one)} tokens are no rows of {per}")
+                        raise self.unknown(f"{len(one)} tokens are not rows of {per}")
                     known[id(one)] = self._rows(numbers, per, tiles)
                     tiles += count
             if tiles != len(states):
@@ -281,8 +281,8 @@ class Looked:
 
     def heads(self, projected: Tensor) -> Tensor:
         """[P, R, d] -> [P, heads, R, head size]."""
-        heads: Tensor = projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
-        return heads
+        split: Tensor = projected.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+        return split
 
     @functools.cached_property
     def keys(self) -> Tensor:

@@ -23,7 +23,7 @@ class Here(threading.local):
     study: bool | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """Report of the last prefill: the last forward that brought images, or began a cache with text alone.
 
@@ -45,6 +45,11 @@ class Trace:
     _study: bool = False
     _here: Here = field(default_factory=Here)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __repr__(self) -> str:
+        """A few lines: prompts, and tokens per layer (all layers are in `tokens`, what stays in `kept`)."""
+        seen = f"{self.prefills} prefill{'' if self.prefills == 1 else 's'} of {self.num_layers} layers seen"
+        return f"Trace: {seen}\n{self.last}" if self.prefills else f"Trace: {seen}"
 
     def begin(self) -> Prefill:
         """A prefill to be written."""

@@ -89,7 +89,15 @@ class GenerationArguments:
 
         Args:
             max_new_tokens: The run's, where the task sets none.
+
+        Raises:
+            ValueError: If an answer would have to be longer than that.
         """
+        if self.max_new_tokens is None and (self.min_new_tokens or 0) > max_new_tokens:
+            raise ValueError(
+                f"generation_kwargs: min_new_tokens {self.min_new_tokens} is more than the run's max_new_tokens "
+                f"{max_new_tokens}, and the task sets none: max_new_tokens={self.min_new_tokens}"
+            )
         found: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens or max_new_tokens,
             "num_beams": self.num_beams,
@@ -104,8 +112,13 @@ class GenerationArguments:
         return found | {name: value for name, value in sampling.items() if value is not None}
 
 
-def check(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> bool:
+def check(names: Sequence[str], task_dirs: Sequence[str | Path] = (), max_new_tokens: int | None = None) -> bool:
     """Check the arguments that the YAMLs of tasks say; nothing is imported or loaded.
+
+    Args:
+        names: Tasks, groups or tags.
+        task_dirs: Folders with tasks of one's own.
+        max_new_tokens: The run's, for tasks that set none; None: not known yet.
 
     Returns:
         Whether any of the tasks samples its answers.
@@ -116,12 +129,12 @@ def check(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> bool:
     samples = False
     for path in dict.fromkeys(path for paths in task_index.find(names, task_dirs).values() for path in paths):
         for name, given in _arguments(read_config(path), path):
-            samples |= of_task(name, given).samples
+            samples |= of_task(name, given, max_new_tokens).samples
     return samples
 
 
-def of_task(name: str, given: Mapping[str, Any] | None) -> GenerationArguments:
-    """The arguments of a task.
+def of_task(name: str, given: Mapping[str, Any] | None, max_new_tokens: int | None = None) -> GenerationArguments:
+    """The arguments of a task; with the run's `max_new_tokens`, whether they fit it, too.
 
     Raises:
         ValueError: Naming the task and the argument.
@@ -129,7 +142,10 @@ def of_task(name: str, given: Mapping[str, Any] | None) -> GenerationArguments:
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"task {name}: generation_kwargs are names with values, not {given!r}")
     try:
-        return GenerationArguments.parse(given or {})
+        found = GenerationArguments.parse(given or {})
+        if max_new_tokens is not None:
+            found.options(max_new_tokens)
+        return found
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
 

@@ -32,6 +32,7 @@ from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, task_result
+from pdrop.evaluation.task_checks import check_aggregations, check_target
 from pdrop.names import check as check_name
 from pdrop.samples import write_samples
 
@@ -55,6 +56,7 @@ def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> N
         ValueError: Naming the unknown ones and close matches.
     """
     generation_arguments.check(tasks, task_dirs)
+    check_aggregations(tasks, task_dirs)
 
 
 def evaluate(
@@ -138,7 +140,11 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
         with task_code(name, "its data cannot be loaded"):
             if folders not in managers:
                 managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
-            tasks |= _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+            made = _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
+        tasks |= made
+        if not all(task_index.is_shipped(path.parent) for path in paths):
+            for task in made.values():
+                check_target(task)
     for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
         check_name("a task", name)
         if "generate" in str(task.OUTPUT_TYPE):

@@ -34,6 +34,7 @@ class Entry:
 
     path: Path
     members: list[str] = field(default_factory=list)
+    also: list[Path] = field(default_factory=list)  # further files of the same folder that define the name
 
 
 def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Sequence[str] = ()) -> dict[str, list[Path]]:
@@ -128,16 +129,21 @@ def _scan(root: Path) -> dict[str, Entry]:
         task, several = keys.get("task", ([], False))
         names = keys.get("group", ([], False))[0]
         if names and (several or not task):
-            entries[names[0]] = Entry(path, task)
+            entries[names[0]] = Entry(path, task, again(entries.get(names[0])))
         elif task and not several:
-            entries[task[0]] = Entry(path)
+            entries[task[0]] = Entry(path, also=again(entries.get(task[0])))
             for tag in keys.get("tag", ([], False))[0] + names:
                 members = tags.setdefault(tag, Entry(path)).members
                 members += [task[0]] if task[0] != tag else []
     return tags | entries
 
 
-def _keys(path: Path) -> dict[str, tuple[list[str], bool]]:
+def again(entry: Entry | None) -> list[Path]:
+    """The files that have defined a name before."""
+    return [] if entry is None else [*entry.also, entry.path]
+
+
+def _keys(path: Path, within: tuple[Path, ...] = ()) -> dict[str, tuple[list[str], bool]]:
     """The values of a file's keys and whether they are written as a list; keys of the files it includes count too."""
     text = path.read_text(encoding="utf8", errors="replace")
     keys: dict[str, tuple[list[str], bool]] = {}
@@ -147,7 +153,9 @@ def _keys(path: Path) -> dict[str, tuple[list[str], bool]]:
         )
     for name in keys.pop("include", ([], False))[0]:
         included = path.parent / name
-        keys = (_keys(included) if included.is_file() else {}) | keys
+        if included.resolve() in (path.resolve(), *within):
+            raise ValueError(f"{path} includes itself (include: {name}): take that line out")
+        keys = (_keys(included, (*within, path.resolve())) if included.is_file() else {}) | keys
     return keys
 
 
@@ -168,6 +176,9 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
 def _files(name: str, entries: dict[str, Entry], seen: tuple[str, ...]) -> Iterator[Path]:
     entry = entries[name]
     check(f"a task of {entry.path}", name)  # its samples go into a file of this name
+    if entry.also and not is_shipped(entry.path.parent):
+        files = " and ".join(sorted(str(path) for path in (entry.path, *entry.also)))
+        raise ValueError(f"task {name!r} is defined in {files}: rename one of them")
     yield entry.path
     for member in entry.members:
         if member in entries and member not in seen:

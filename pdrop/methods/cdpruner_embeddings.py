@@ -42,7 +42,6 @@ class CDPrunerEmbeddings(Diverse):
         return -like if self.negative else like
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """Multiply-adds of the kernel and of choosing from it."""
         if not schedule or not prompt.visual or min(prompt.visual_per_layer) >= prompt.visual:
             return SelectionCost()
         return SelectionCost(macs=self.kernel_macs(prompt, sizes))

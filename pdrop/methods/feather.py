@@ -78,7 +78,7 @@ class FEATHER(Method):
                 scores[row, at[grid]] += 1
                 count = len({*grid, *best})
             stays.append(count)
-        return Ranking(scores, torch.tensor(stays, device=scores.device)) if view.stage.adaptive else scores
+        return Ranking(scores, torch.tensor(stays)) if view.stage.adaptive else scores
 
     def grid(self, view: View, row: int) -> list[int]:
         """Numbers of the visual tokens that stand in every `stride`-th row and column."""
@@ -94,7 +94,6 @@ class FEATHER(Method):
         return SelectionCost(boundaries=schedule.layers, keys_cached=self.observe < 0 and self.rotated)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """Two boundaries, the first of which keeps `ratio`."""
         return feather(num_layers, ratio, layers)
 
 
@@ -111,7 +110,7 @@ def feather(
         adaptive: The published rule, which counts the grid and the ranking's overlap: `ratio` has no say.
 
     Raises:
-        ValueError: If the ratio is no fraction, or the boundaries do not fit the layers.
+        ValueError: If the ratio is not a fraction, or the boundaries do not fit the layers.
     """
     check_ratio(ratio)
     at = layers or [max(1, round(num_layers / 4)), max(2, round(num_layers / 2))]

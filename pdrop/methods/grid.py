@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.layout import TokenGrid, reduced_count, square
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import PromptSize
 
@@ -150,6 +151,6 @@ def pooled(visual: Tensor, grid: TokenGrid, keep: float) -> Tensor:
     """Adaptive average pooling of a grid, [tokens of the reduced grid, D], from all visual tokens [N, D]."""
     import torch
 
-    tokens = torch.tensor(grid.tokens(), device=visual.device)
+    tokens = on_device(grid.tokens(), visual.device)
     image = visual[tokens].view(grid.height, grid.width, -1).permute(2, 0, 1)
     return torch.nn.functional.adaptive_avg_pool2d(image, grid.reduced(keep)).flatten(1).T

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from pdrop.methods.base import Merged, View
 from pdrop.methods.in_front import InFront, Made, together
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -87,10 +88,10 @@ class HoloV(InFront):
         made: list[list[Made]] = [[] for _ in going]
         for row in range(len(going)):
             for picture, each in self.pictures(view, row):
-                places = torch.tensor(sorted(place for tile in picture for place in tile.places), device=goes.device)
+                places = on_device(sorted(place for tile in picture for place in tile.places), goes.device)
                 count = min(each, len(places))
                 order = arranged(scores[row, places].cpu(), self.crops, count, self.overflow)
-                kept = torch.tensor([n for n in order if n != ZERO], dtype=torch.long, device=goes.device)
+                kept = on_device([n for n in order if n != ZERO], goes.device)
                 spare = [n for n in range(len(places)) if n not in set(order)][: count - len(kept)]
                 states = torch.cat(
                     [view.hidden[row, places[kept]], view.hidden.new_zeros(len(spare), view.hidden.shape[2])]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import ModelSizes, PromptSize
 
@@ -71,7 +72,6 @@ class InFront(Method):
         Args:
             least: Of prompts with at least so many tiles.
         """
-        import torch
 
         assert view.stage is not None
         for row, original in enumerate(view.originals):
@@ -80,7 +80,7 @@ class InFront(Method):
             if each is None or len(tiles) < least:
                 continue
             for tile in tiles:
-                places = torch.tensor(tile.places, device=view.index.device, dtype=torch.long)
+                places = on_device(tile.places, view.index.device)
                 if view.pinned[row]:
                     places = places[view.visual[row, places]]
                 yield row, tile, places, each

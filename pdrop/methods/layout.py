@@ -37,7 +37,7 @@ class TokenGrid:
         Each side shrinks by the square root of `keep`, to the nearest whole number from 1 on; a side of one stays.
         Nothing is left for `keep` = 0.
         """
-        if keep <= 0:
+        if keep <= 0 or not self.height * self.width:
             return 0, 0
         # a column shrinks with the rows beside it
         return smaller(self.height, keep), smaller(self.width, keep)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdrop.methods.base import Merged, Ranking, View
 from pdrop.methods.in_front import InFront, Made, tiles_of, together
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -85,7 +86,7 @@ class PruMerge(InFront):
             for row in range(len(view.originals))
         ]
         makes = [min(made, now) for made, now in zip(makes, view.visual_counts)]
-        count = torch.tensor(makes, device=scores.device)
+        count = torch.tensor(makes)
         return Ranking(scores, torch.zeros_like(count), count)
 
     def attention(self, view: View) -> Tensor:
@@ -97,8 +98,8 @@ class PruMerge(InFront):
         query, keys = view.tower.query(-1).float(), view.tower.keys(-1).float()  # [P, heads, size], [P, heads, R, size]
         width = query.shape[1] * query.shape[2]
         products = torch.einsum("phrs,phs->pr", keys, query)
-        probabilities: Tensor = (products / width**0.5).softmax(-1)
-        return probabilities
+        found: Tensor = (products / width**0.5).softmax(-1)
+        return found
 
     def taken(self, scores: Tensor, row: int, tile: Tile, count: int | None) -> list[int]:
         """Places of a tile's chosen tokens, in their order.
@@ -144,11 +145,11 @@ class PruMerge(InFront):
                 continue
             for tile in tiles:
                 each = None if share is None else min(share, len(tile.places)) - 1
-                chosen = torch.tensor(self.taken(scores, row, tile, each), dtype=torch.long, device=goes.device)
-                places = torch.tensor(tile.places, device=goes.device)
+                taken = self.taken(scores, row, tile, each)
+                chosen, places = on_device(taken, goes.device), on_device(tile.places, goes.device)
                 weights = self.weights(attention[row], keys[rows[row]], places, chosen)
                 state = weights[:, places] @ states[rows[row, places]].float()
-                rest = next((n for n in tile.places if n not in set(chosen.tolist())), tile.places[-1])
+                rest = next((n for n in tile.places if n not in set(taken)), tile.places[-1])
                 centres = torch.cat([chosen, chosen.new_tensor([rest])])
                 front = tile_front(view, row, tile)
                 made[row].append(Made(view.tower.project(state.to(states)), centres, weights.detach(), front))

@@ -33,6 +33,11 @@ class RandomDrop(Method):
     like: Method | None = None
     ranks_by_attention: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed is a whole number, not {self.seed!r}")
+
     def check(self, schedule: Schedule) -> None:
         """As the method does whose numbers these are, which decides what it can count."""
         if self.like is None:
@@ -122,7 +127,7 @@ class RandomAdaptive(RandomDrop):
             return Ranking(drawn, found.stays + found.makes, torch.zeros_like(found.stays))
         counts = zip(found.stays.tolist(), view.visual_counts)
         stays = [n + self.like.merges(max(0, now - n)) for n, now in counts]
-        return Ranking(drawn, torch.tensor(stays, device=drawn.device))
+        return Ranking(drawn, torch.tensor(stays))
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """The method's own: a bound, since nothing is merged here."""

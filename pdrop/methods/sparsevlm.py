@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.sparsevlm_schedules import sparsevlm
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize
 
@@ -113,7 +114,7 @@ class SparseVLM(Method):
         centres = order[:, :most].clone()
         for number in sorted(set(going) - {0}):  # prompts that lose equally many are clustered together
             rows = [row for row, n in enumerate(going) if n == number]
-            chosen = torch.tensor(rows, device=order.device)
+            chosen = on_device(rows, order.device)
             at = order[chosen, : self.recycled(number)]  # [R, recycled], best first
             members = view.hidden[chosen[:, None], at].float()
             centre, group = density_peaks(members.detach(), self.merges(number), self.tie_break(at))

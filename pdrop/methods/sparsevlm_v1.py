@@ -51,7 +51,7 @@ class SparseVLMV1(SparseVLM):
             n if rank == n else max(0, min(int(rank * self.scale + self.bias), n - 1))
             for n, rank in zip(view.visual_counts, self.ranks(view, rows))
         ]
-        return Ranking(rows.mean(), torch.tensor(stays, device=view.index.device))
+        return Ranking(rows.mean(), torch.tensor(stays))  # on the host, where they are read
 
     def ranks(self, view: View, rows: AttentionRows) -> list[int]:
         """Rank of each prompt's raters x visual tokens, computed on its own rows alone: the same in any batch."""

@@ -41,8 +41,9 @@ class V2Drop(Method):
     def score(self, view: View) -> Tensor:
         """Euclidean length of the change, [B, T]."""
         assert view.output is not None
-        length: Tensor = (view.output.detach().to(view.hidden.device) - view.hidden.detach()).float().norm(dim=-1)
-        return length
+        moved: Tensor = view.output.detach().to(view.hidden.device) - view.hidden.detach()
+        far: Tensor = moved.float().norm(dim=-1)
+        return far
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """Three boundaries: the ratio, its half, and one token."""
@@ -58,7 +59,7 @@ def v2drop(num_layers: int, ratio: float = 0.5, layers: Sequence[int] | None = N
         layers: Other boundaries; each but the last keeps half of the one before it.
 
     Raises:
-        ValueError: If the ratio is no fraction, or the boundaries do not fit the layers.
+        ValueError: If the ratio is not a fraction, or the boundaries do not fit the layers.
     """
     check_ratio(ratio)
     at = layers or sorted({max(1, round(boundary * num_layers / 32)) for boundary in BOUNDARIES})

@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pdrop.models.processor import refuse_other_tower
 from pdrop.models.weights import (
     DEEPEST,
     deepest_of,
@@ -116,6 +117,7 @@ def load(
 
         refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
     processor = _processor(folder, path)
+    refuse_other_tower(processor, config, path)
     options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     try:
         model = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options, path)

@@ -25,6 +25,7 @@ INDEXED = re.compile(r"\.(\d+)(?=\.)")  # a layer's number in a weight's name
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "depth")
 DEEPEST = 1024  # no model has more layers
 SAME_MAGNITUDE = 2  # tied and fused weights are counted twice at most
+POINTER = b"version https://git-lfs.github.com/spec/"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -38,6 +39,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     Raises:
         ValueError: Naming file and place, if it does not.
     """
+    refuse_pointer(path, what)
     try:
         data = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError) as error:
@@ -45,6 +47,17 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{what}: {path.name} holds a {type(data).__name__}, where a JSON object belongs")
     return data
+
+
+def refuse_pointer(path: Path, what: str) -> None:
+    """Refuse the few lines that git leaves in place of a large file.
+
+    Raises:
+        ValueError: Naming the file and how it is fetched.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{what}: {path.name} is a git-lfs pointer, not the file: git lfs pull, in its folder")
 
 
 def weight_files(folder: Path, what: str) -> list[Path]:
@@ -85,6 +98,7 @@ def headers(folder: Path, what: str) -> dict[str, tuple[int, ...]]:
 
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder, what):
+        refuse_pointer(path, what)
         try:
             with safe_open(path, framework="pt") as file:
                 found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import names
 from pdrop.environment import versions
-from pdrop.evaluation import generation_arguments, task_index
+from pdrop.evaluation import generation_arguments, task_checks, task_index
 from pdrop.identity import code_digest
 from pdrop.models import checkpoint
 from pdrop.models.source import ModelSource
@@ -115,6 +115,7 @@ def resolve(
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
     sampled = generation_arguments.check(spec.tasks, folders)
+    task_checks.check_aggregations(spec.tasks, folders)
     model = dials["model"]
     source = ModelSource.of(
         **{key: model[key] for key in ("name", "path", "revision", "weights", "visual_tokens", "text_tokens")},
@@ -190,9 +191,32 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
+    if not str(dials["results"]).strip():
+        raise ValueError("results is the folder of the store; it is empty here")
     checkpoint.check_weights(spec.weights)
+    check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
+
+
+def check_words(dials: Mapping[str, Any]) -> None:
+    """Refuse empty words, and numbers that no prompt has.
+
+    Raises:
+        ValueError: Naming the dial and what it takes.
+    """
+    model = dials["model"]
+    for name, value, takes in (
+        ("results", dials["results"], "the store's folder"),
+        ("device", dials["device"], "cpu, cuda or mps, or null"),
+        ("model.path", model["path"], "a folder, a repository on the Hub, or package://module/folder"),
+        ("model.revision", model["revision"], "a branch, a tag or a commit, or null"),
+    ):
+        if value is not None and not str(value).strip():
+            raise ValueError(f"{name} is {takes}, not {value!r}")
+    for name, least in (("visual_tokens", 1), ("text_tokens", 0)):
+        if model[name] is not None and model[name] < least:
+            raise ValueError(f"model.{name} is a whole number from {least} on, or null, not {model[name]}")
 
 
 def _of_model(source: ModelSource) -> dict[str, Any]:

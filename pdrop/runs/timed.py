@@ -1,7 +1,7 @@
 """What is timed in a run, and where: in this process, or in fresh ones that hold nothing else.
 
 A sweep's process has warm caches, leftovers on the device and threads of libraries; `latency=full` therefore measures
-each run in processes of its own. Such a process gets the settings as they are, pickled, builds the model again, and
+each run in processes of its own, one after the other. Such a process gets the settings, builds the model again, and
 gives back what it found as JSON.
 """
 
@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import pickle
-import subprocess
-import sys
-import tempfile
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pdrop.record import Cost, Interval
@@ -43,16 +40,16 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
     one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
     cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
-    tokenizer = checkpoint.tokenizer
     if protocol.fresh:
         with off_the_device(checkpoint.model):
             cost.timing = in_fresh_processes(settings)
     elif protocol.new_tokens or protocol.memory:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
         make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, tokenizer)
+        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
     else:
         inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+        tokenizer = checkpoint.tokenizer
         timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
         cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
         return
@@ -93,22 +90,20 @@ def in_fresh_processes(settings: Settings) -> dict[str, Any]:
     """Measure a run in `repeats` processes, one after the other.
 
     Raises:
-        RuntimeError: If one of them fails; with the end of what it said.
+        RuntimeError: If one of them fails; with what it said.
     """
+    from pdrop.evaluation.answers import described
     from pdrop.timing.measure import pooled
 
     found, repeats = [], settings.protocol.repeats
+    spawn = multiprocessing.get_context("spawn")  # a forked one would hold what this one holds
     for number in range(repeats):
         log.info("timing        process %d of %d", number + 1, repeats)
-        with tempfile.TemporaryDirectory() as folder:
-            question, answer = Path(folder) / "request.pickle", Path(folder) / "found.json"
-            question.write_bytes(pickle.dumps((settings, threads())))
-            command = [sys.executable, "-m", "pdrop.runs.timed", str(question), str(answer)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = " ".join(done.stderr.strip().splitlines()[-1:])
-                raise RuntimeError(f"the process that measured this run failed: {said}")
-            found.append(json.loads(answer.read_text()))
+        with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+            try:
+                found.append(json.loads(fresh.submit(measured_alone, settings, threads()).result()))
+            except Exception as error:
+                raise RuntimeError(f"the process that measured this run failed: {described(error)}") from error
     return pooled(found)
 
 
@@ -136,20 +131,18 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def answer_request(question: Path, answer: Path) -> None:
-    """The child process: read a request, measure, write the result."""
+def measured_alone(settings: Settings, torch_threads: int) -> str:
+    """The other side: build the model, measure; what was found, as JSON."""
     import torch
+    import transformers
 
     from pdrop.timing.measure import measure
 
-    settings, torch_threads = pickle.loads(question.read_bytes())
+    transformers.logging.disable_progress_bar()  # this run's model has been seen loading
     torch.set_num_threads(torch_threads)
-    checkpoint, spec, protocol = settings.load(), settings.spec, settings.protocol
+    checkpoint, spec, protocol, method = settings.load(), settings.spec, settings.protocol, settings.method
+    assert method is not None
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
     make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-    found = measure(checkpoint.model, inputs, settings.method, settings.schedule, protocol, make, checkpoint.tokenizer)
-    answer.write_text(json.dumps(found, allow_nan=False))
-
-
-if __name__ == "__main__":
-    answer_request(Path(sys.argv[1]), Path(sys.argv[2]))
+    found = measure(checkpoint.model, inputs, method, settings.schedule, protocol, make, checkpoint.tokenizer)
+    return json.dumps(found, allow_nan=False)

@@ -8,9 +8,9 @@
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
 at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
-attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on the
-same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so that
-a bare machine with a GPU can run it.
+attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on
+the same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so
+that a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """

@@ -37,6 +37,7 @@ class TimingProtocol:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "new_tokens", tuple(sorted(set(self.new_tokens))))
         if self.warmup < 0 or self.pairs < 0 or self.min_seconds < 0 or self.steady < 0:
             raise ValueError(f"a timing protocol has no negative numbers: {self}")
@@ -44,6 +45,22 @@ class TimingProtocol:
             raise ValueError(f"images, repeats and new_tokens are whole numbers from 1 on: {self}")
         if self.repeats > 1 and not self.fresh:
             raise ValueError(f"latency.repeats={self.repeats} are processes: set latency.fresh=true, too")
+
+    def _check_kinds(self) -> None:
+        """A dial's value comes from a command line, where a word or half a number is soon written."""
+        whole = "a whole number"
+        kinds: dict[str, tuple[str, tuple[type, ...]]] = dict.fromkeys(
+            ("warmup", "pairs", "images", "repeats"), (whole, (int,))
+        )
+        kinds |= dict.fromkeys(("min_seconds", "steady"), ("a number", (int, float)))
+        kinds |= dict.fromkeys(("memory", "fresh"), ("true or false", (bool,)))
+        for name, (words, types) in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or isinstance(value, bool) != (bool in types):
+                raise ValueError(f"latency.{name} is {words}, not {value!r}")
+        lengths = self.new_tokens
+        if not isinstance(lengths, Sequence) or isinstance(lengths, str) or any(type(n) is not int for n in lengths):
+            raise ValueError(f"latency.new_tokens is a list of whole numbers, such as [1,16], not {lengths!r}")
 
     @property
     def measures(self) -> bool:

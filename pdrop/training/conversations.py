@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from pdrop.evaluation.prompts import PLACEHOLDER
-from pdrop.pictures import check
+from pdrop.pictures import check, opened
 
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 NAMED = 3  # how many of the faulty records an error names
@@ -186,8 +186,8 @@ def _checked_size(image: Path, name: str, folder: Path) -> int:
     if not image.is_file():
         raise ValueError(f"{name}: there is no image {image}; train.images is the folder of images (now {folder})")
     try:
-        with Image.open(image) as opened:
-            check(opened)
+        with opened(image, whole=False) as picture:
+            check(picture)
             return image.stat().st_size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {image} cannot be read ({error}); replace it or leave the record out") from error

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, PromptBuilder
-from pdrop.pictures import as_shown
+from pdrop.pictures import as_shown, opened
 from pdrop.record import ImageMode, check_word
 from pdrop.training.conversations import Conversations, Record
 from pdrop.training.record import Format, Overlong
@@ -176,7 +176,7 @@ class Encoder:
     @staticmethod
     def _open(path: Path, record: Record) -> Image.Image:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 return as_shown(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from analysis.comparison.comparable import ASKED
+from pdrop import FastV, RandomDrop, attach, pyramid, solve
 from pdrop.cli import compose
+from pdrop.methods.base import Method
 from pdrop.record import RunSpec
 from pdrop.schedule import Schedule
 
@@ -79,11 +83,66 @@ def test_python_turns_the_same_dials() -> None:
         ({"ratoi": 0.5}, "there is no dial 'ratoi'"),
         ({"model": "lava"}, "unknown model 'lava': choose embedded"),
         ({"layers": 3}, "layers is a list such as layers=.8,16,24., not 3"),
+        ({"results": ""}, "results is the folder of the store; it is empty here"),
+        ({"latency.pairs": 2.5}, "^latency.pairs is a whole number, not 2.5"),
+        ({"latency.memory": "maybe"}, "^latency.memory is true or false, not 'maybe'"),
+        ({"latency.new_tokens": 2}, "^latency.new_tokens is a list of whole numbers, such as .1,16., not 2"),
         ({"force": "maybe"}, "force is true or false, not 'maybe'"),
         ({"model": "folder"}, "model.name"),
+        ({"seed": -1}, "seed is a whole number from 0 to 4294967295, not -1"),
+        ({"seed": 2**32}, "seed is a whole number from 0 to 4294967295"),
+        ({"model.text_tokens": -99}, "model.text_tokens is a whole number from 0 on, or null, not -99"),
+        ({"model.visual_tokens": 0}, "model.visual_tokens is a whole number from 1 on, or null, not 0"),
+        ({"results": ""}, "results is the store's folder, not ''"),
+        ({"device": ""}, "device is cpu, cuda or mps, or null, not ''"),
+        ({"model.path": " "}, "model.path is a folder"),
+        ({"model.revision": ""}, "model.revision is a branch"),
+        ({"attn_implementation": "foo"}, "attn_implementation is sdpa, eager or flash_attention_2, not 'foo'"),
+        ({"tasks": 3}, "tasks is a set, a task, or a list of them"),
+        ({"tasks": [["a"]]}, "tasks is a set, a task, or a list of them"),
+        ({"latency._target_": "builtins.dict"}, "latency._target_=builtins.dict is no .*TimingProtocol"),
+        ({"latency.warmup": "x"}, "latency.warmup is a whole number, not 'x'"),
+        ({"latency.new_tokens": ["a"]}, "latency.new_tokens is a list such as"),
+        ({"method": "sparsevlm", "method.recycle": "x"}, "method.recycle is a number, not 'x'"),
+        ({"method": "random", "method.seed": "x"}, "seed is a whole number, not 'x'"),
     ],
 )
 def test_what_a_dial_cannot_be_is_one_line(dials: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told) as error:
         compose.settings(HERE | dials)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"_target_": "builtins.dict"}, "method._target_=builtins.dict is no pdrop.methods.base.Method"),
+        ({"_target_": "nowhere.No"}, "method._target_=nowhere.No cannot be imported: No module named"),
+        ({"_target_": "pdrop.schedule.pyramid"}, "missing 1 required positional argument"),
+        ({"_target_": "pdrop.methods.fastv.FastV", "seed": 1}, "unexpected keyword argument 'seed'"),
+        ({"positions": "compact"}, "method needs a _target_"),
+    ],
+)
+def test_what_is_no_method_is_one_line(node: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        compose.instantiate(node, "method", Method)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: attach(None, FastV(), Schedule.parse("2:0.5")),
+        lambda model: attach(model, FastV, Schedule.parse("2:0.5")),
+        lambda model: attach(model, FastV(), "2:0.5"),
+        lambda model: solve(FastV, "keep:0.5", num_layers=4, visual_tokens=4),
+        lambda model: solve("fastv", "keep:0.5", num_layers=4, visual_tokens=4),
+        lambda model: solve(FastV(), 0.5, num_layers=4, visual_tokens=4),
+        lambda model: solve(FastV(), "keep:0.5", num_layers=None, visual_tokens=4),
+        lambda model: pyramid("x"),
+        lambda model: RandomDrop(seed="x"),
+    ],
+)
+def test_wrong_arguments_of_the_python_calls_are_value_errors(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r"^(model|method|schedule|budget|num_layers|seed) is .*, not "):
+        call(torch.nn.Linear(1, 1))

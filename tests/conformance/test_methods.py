@@ -135,3 +135,12 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_refusals(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dial", "told"), [("ratio=[1", "ratio=[1 cannot be read"), ("foo=1", "no dial 'foo'"), ("seed=-1", "seed is")]
+)
+def test_dials_that_cannot_be_are_one_line(dial, told, capsys):
+    assert main(["fastv", dial]) == 1
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from analysis.overlays.pictures import read_images
 from analysis.report.samples import uri
 from pdrop.evaluation.requests import _images
-from pdrop.pictures import as_shown, check, read
+from pdrop.pictures import as_shown, check, opened, read
 from pdrop.training.conversations import Conversations
 from pdrop.training.encode import Encoder
 from tests.evaluation.test_frames import video
@@ -139,3 +139,19 @@ def test_files_are_pictures_first_and_videos_last(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.jpg cannot be read as a picture .*mend or replace it"):
         _images(lambda _: [str(tmp_path / "cut.jpg")], dict)
+
+
+def test_a_png_with_a_large_comment_is_read_without_it(tmp_path: Path) -> None:
+    picture, texts = noise(), PngImagePlugin.PngInfo()
+    texts.add_text("story", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    path = tmp_path / "told.png"
+    picture.save(path, pnginfo=texts)
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"):
+        Image.open(path).load()
+    assert pixels(read(path)) == pixels(picture)
+    with opened(path, whole=False) as header:
+        assert header.size == picture.size
+    conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": str(path), "conversations": conversation}]))
+    record = Conversations(tmp_path / "data.json")[0]
+    assert pixels(Encoder._open(record.images[0], record)) == pixels(picture)

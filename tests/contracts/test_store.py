@@ -68,6 +68,13 @@ def test_a_run_folder_that_is_or_holds_a_link_is_refused(tmp_path):
         refuse_links(tmp_path / "real")
 
 
+@pytest.mark.parametrize("name", [".lock", "answers.jsonl", "record.json", "samples.zip"])
+def test_a_run_folder_that_holds_a_pipe_is_refused_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is no file of a store but a pipe: remove it"):
+        refuse_links(tmp_path)
+
+
 def test_a_record_replaces_a_link(tmp_path):
     elsewhere = tmp_path / "diary.txt"
     elsewhere.write_text("mine")

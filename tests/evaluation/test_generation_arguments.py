@@ -109,3 +109,13 @@ def test_yaml_is_read_as_lmms_eval_reads_it(tmp_path: Path) -> None:
 def test_the_papers_tasks_are_answered_greedily_and_mmvet_is_not() -> None:
     assert not check(["mme", "pope", "gqa", "seedbench", "mmbench_en_dev_static", "mmmu_val", "scienceqa_img"])
     assert check(["mmvet"]), "temperature 0.2, and do_sample: false, which lmms-eval's models do not look at"
+
+
+def test_an_answer_that_must_be_longer_than_the_runs_longest_is_refused(tmp_path: Path) -> None:
+    for name, given in (("long", {"min_new_tokens": 50}), ("fits", {"min_new_tokens": 50, "max_new_tokens": 60})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, "generation_kwargs": given}))
+    with pytest.raises(
+        ValueError, match=r"^task long: .* 50 is more than the run's max_new_tokens 16, .*: max_new_tok"
+    ):
+        check(["long"], [tmp_path], 16)
+    assert not check(["long"], [tmp_path], 50) and not check(["fits"], [tmp_path], 16)

@@ -227,3 +227,24 @@ def test_code_that_comes_with_a_checkpoint_is_never_run(copy, tmp_path, kind, mo
         with pytest.raises(ValueError, match=r"by code that comes with it alone .* never executed here"):
             load(str(copy), name="x")
     assert not witness.exists(), "it was run"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_named_with_its_remedy(copy, name):
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, not the file: git lfs pull"):
+        load(str(copy), name="x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"patch_size": GONE}, '"patch_size": 7'),
+        ({"num_additional_image_tokens": GONE}, '"num_additional_image_tokens": 1'),
+        ({"vision_feature_select_strategy": "full"}, '"vision_feature_select_strategy": "default"'),
+    ],
+)
+def test_a_processor_that_counts_other_tokens_than_the_tower_is_refused(copy, changes, remedy):
+    change(copy / "processor_config.json", **changes)
+    with pytest.raises(ValueError, match=f"set in processor_config.json {remedy}"):
+        load(str(copy), name="x")

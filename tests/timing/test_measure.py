@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
-from pathlib import Path
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from pdrop.cost.flops import kv_bytes
 from pdrop.methods.random_drop import twin_of
 from pdrop.record import EQUAL_CONDITIONS
 from pdrop.runs.settings import Settings, scheduled
-from pdrop.runs.timed import answer_request, in_fresh_processes
+from pdrop.runs.timed import in_fresh_processes, measured_alone
 from pdrop.shapes import ModelSizes
 from pdrop.timing.clock import Timed
 from pdrop.timing.conditions import conditions, differences, invalid, refuse_differences, tf32
@@ -181,18 +180,16 @@ def test_a_fresh_process_measures_the_same_run() -> None:
 
 
 @pytest.mark.parametrize("method", [METHOD, twin_of(METHOD, seed=3)], ids=["method", "twin"])
-def test_a_request_holds_all_that_a_process_needs(
-    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_hold_all_that_a_process_needs(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     from pdrop.timing import measure as module
 
     protocol = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), fresh=True)
     settings = of_embedded(protocol, method)
     seen: list[Any] = []
     monkeypatch.setattr(module, "measure", lambda *given: seen.append(given) or {"found": 1})
-    (tmp_path / "question").write_bytes(pickle.dumps((settings, 1)))
-    answer_request(tmp_path / "question", tmp_path / "found")
-    assert json.loads((tmp_path / "found").read_text()) == {"found": 1}
+    threads = torch.get_num_threads()
+    sent = ForkingPickler.loads(ForkingPickler.dumps(settings))  # as multiprocessing hands it over
+    assert json.loads(measured_alone(sent, threads)) == {"found": 1}
     _, inputs, asked, schedule, told, make = seen[0]
     assert asked == method and schedule == settings.schedule and told == protocol and make is not None
     assert inputs["input_ids"].shape[0] == 1

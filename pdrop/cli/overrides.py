@@ -1,0 +1,147 @@
+"""Overrides of the command line, tried before Hydra composes anything: one line where it prints seven, or a traceback.
+
+Which files are chosen has been looked at before (pdrop/cli/choices.py); here are the parts and values of dials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from pdrop.cli.choices import near, searched, values
+from pdrop.cli.compose import kind_of
+
+CFG = ("--cfg", "-c")
+WITH_VALUE: tuple[str, ...] = (
+    *CFG,
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+)
+WITH_VALUE += ("--experimental-rerun", "--info", "-i")
+
+
+def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
+    """One line about a word that is no override, a part that a file has not, or a value of another kind; else None.
+
+    Args:
+        arguments: The command line's, without the program's name. Of a sweep every value is looked at.
+        conf: Hydra's configuration folder.
+        config: The command's file in it, without .yaml.
+    """
+    wrong: str | None
+    try:
+        overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
+    except OverrideParseException as error:
+        broken = next((word for word in words(arguments) if not parses(word)), "")
+        return f"{broken!r} is no dial: write name=value ({first_line(error)})"
+    if any(searched(arguments, overrides)):  # other folders may hold other types: Hydra says it
+        return None
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        try:
+            cfg = hydra.compose(config, [one for override in overrides for one in first_of(override)])
+        except (HydraException, OmegaConfBaseException) as error:
+            return one_by_one(overrides, config) or first_line(error)
+        for override in overrides:
+            if (wrong := other_kind(cfg, override)) is not None:
+                return wrong
+    return None
+
+
+def one_by_one(overrides: Sequence[Override], config: str) -> str | None:
+    """The first override that cannot be composed, in words."""
+    taken: list[str] = []
+    cfg = hydra.compose(config)
+    for override in sorted(overrides, key=lambda one: "." in one.key_or_group):  # files before their parts
+        taken += first_of(override)
+        try:
+            cfg = hydra.compose(config, taken)
+        except (HydraException, OmegaConfBaseException) as error:
+            return told(override, first_of(override)[0], cfg, error)
+    return None
+
+
+def words(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments that should be overrides: neither options nor their values."""
+    for place, word in enumerate(arguments):
+        if not word.startswith("-") and (place == 0 or arguments[place - 1] not in WITH_VALUE):
+            yield word
+
+
+def parses(word: str) -> bool:
+    """Whether it is an override."""
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return False
+    return True
+
+
+def first_of(override: Override) -> list[str]:
+    """An override as the first run of a sweep has it."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if isinstance(override.value(), Glob):
+        return []
+    return [f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"]
+
+
+def told(override: Override, given: str, cfg: DictConfig, error: Exception) -> str:
+    """What is wrong with an override, in one line."""
+    name = override.key_or_group
+    node: Any = cfg
+    for part in name.split("."):
+        if isinstance(node, DictConfig) and part not in node:
+            parts = [str(key) for key in node if not str(key).startswith("_")]
+            where = name.rpartition(f".{part}")[0] or "the command line"
+            return f"{given}: {where} has no {part!r}{near(part, parts)}; it has {', '.join(parts) or 'nothing to set'}"
+        node = node[part] if isinstance(node, DictConfig) else None
+    kind = kind_of(name)
+    return (
+        f"{given}: {first_line(error.__cause__ or error)}"
+        if kind == "a word"
+        else f"{name} is {kind}, not {given.partition('=')[2]}"
+    )
+
+
+def other_kind(cfg: DictConfig, override: Override) -> str | None:
+    """One line about the first value of a sweep that its dial cannot have."""
+    name = override.key_or_group
+    if not override.is_choice_sweep() or isinstance(OmegaConf.select(cfg, name), DictConfig):
+        return None
+    for value in values(override):
+        copy = cfg.copy()
+        try:
+            with open_dict(copy):
+                OmegaConf.update(copy, name, value, merge=False)
+        except OmegaConfBaseException:
+            return f"{name} is {kind_of(name)}, not {value!r}"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shown(arguments: Sequence[str]) -> list[str]:
+    """The command line; of a sweep whose configuration is asked for (--cfg), which Hydra refuses, its first run's."""
+    if not any(word.split("=")[0] in CFG for word in arguments):
+        return list(arguments)
+    given = list(words(arguments))
+    options = [word for word in arguments if word not in (*given, "-m", "--multirun")]
+    overrides = [one for word in given for one in OverridesParser.create().parse_overrides([word])]
+    return [*(first for override in overrides for first in first_of(override)), *options]

@@ -1,0 +1,61 @@
+"""What the YAML of a task of one's own says and lmms-eval would take without a word, or fail on after all questions."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pdrop.evaluation import task_index
+from pdrop.evaluation.generation_arguments import read_config
+
+
+def check_aggregations(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
+    """Refuse an aggregation that lmms-eval has not: it would say so when every question is answered.
+
+    Raises:
+        ValueError: Naming task, metric and the nearest ones.
+    """
+    for name, paths in task_index.find(names, task_dirs).items():
+        for path in paths:
+            if task_index.is_shipped(path.parent):
+                continue
+            for metric in read_config(path).get("metric_list") or ():
+                given = metric.get("aggregation") if isinstance(metric, Mapping) else None
+                if isinstance(given, str) and given not in (known := aggregations()):
+                    near = get_close_matches(given, known, 1)
+                    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                    raise ValueError(
+                        f"task {name}: aggregation: {given} of {metric.get('metric')} is not known: {hint}"
+                    )
+
+
+@functools.cache
+def aggregations() -> list[str]:
+    """The aggregations that lmms-eval registers, read from its source: importing it takes 10 s."""
+    text = (task_index.installed_folder().parent / "api" / "metrics.py").read_text(encoding="utf8")
+    return sorted(set(re.findall(r"@register_aggregation\(\s*[\"'](\w+)[\"']", text)))
+
+
+def check_target(task: Any) -> None:
+    """Refuse a doc_to_target that names no column: lmms-eval would take the name itself for the right answer.
+
+    Args:
+        task: lmms-eval's, whose data are loaded.
+
+    Raises:
+        ValueError: Naming the columns that there are.
+    """
+    config, columns = task.config, list(task.eval_docs.column_names)
+    target = config.doc_to_target
+    if config.process_results is not None or not isinstance(target, str) or not target.isidentifier():
+        return
+    if target not in columns:
+        near = get_close_matches(target, columns, 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise ValueError(
+            f"task {config.task}: doc_to_target: {target} is no column{hint} There are {', '.join(columns)}"
+        )

@@ -1,0 +1,75 @@
+"""What Hydra would say in seven lines, or with a traceback, is one line; --cfg shows the first run of a sweep."""
+
+from pathlib import Path
+
+import pytest
+
+from pdrop.cli import run, train
+from pdrop.cli.overrides import misfit, shown
+from tests.support.command_line import called
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+REFUSED = {
+    "no override": (["x"], "'x' is no dial: write name=value"),
+    "an open bracket": (["tasks=["], "'tasks=.' is no dial: write name=value"),
+    "a word for a number": (["stages=x"], "stages is a whole number, not x"),
+    "a fraction": (["limit=0.5"], "limit is a whole number, not 0.5"),
+    "in a sweep": (["-m", "ratio=0.3,x"], "ratio is a number, not 'x'"),
+    "first in a sweep": (["-m", "limit=x,1"], "limit is a whole number, not x"),
+    "no list": (["task_folders=x"], "task_folders is a list such as"),
+    "a list of words": (["layers=[a]"], "layers is a list such as layers=.8,16,24., not .a."),
+    "a part that is not there": (["latency.paris=3"], "latency has no 'paris', did you mean pairs"),
+    "a part of a method": (["method.foo=3", "method=fastv"], "method.foo=3: method has no 'foo'"),
+    "a part of the model": (["model.batchsize=3"], "did you mean batch_size"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_composed_is_one_line(arguments, words):
+    told = misfit(arguments, CONF, "run")
+    assert told is not None and "\n" not in told
+    with pytest.raises(ValueError, match=words):
+        raise ValueError(told)
+
+
+def test_trainings_are_looked_at_as_well():
+    assert "train has no 'foo'" in (misfit(["train.foo=3"], CONF, "train") or "")
+    assert misfit(["train.steps=3", "++train.args.x=1", "train=embedded"], CONF, "train") is None
+
+
+def test_what_can_be_composed_passes():
+    for arguments in (
+        ["ratio=0.3"],
+        ["-m", "ratio=0.3,0.5", "method=none,fastv"],
+        ["-m", "experiments=demo"],
+        ["ratio=0.3", "--cfg", "job"],
+        ["method=sparsevlm", "method.recycle=0.2"],
+        ["+method.foo=1"],  # its constructor decides
+        ["-m", "stages=range(2,5)", "method=glob(fast*)"],
+        ["--help"],
+    ):
+        assert misfit(arguments, CONF, "run") is None, arguments
+
+
+def test_cfg_of_a_sweep_shows_its_first_run(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert shown(["-m", "ratio=0.3,0.5"]) == ["-m", "ratio=0.3,0.5"], "nothing is changed where a sweep is run"
+    code, said = called(run.main, "run.py", ("-m", "--cfg", "job", "ratio=0.3,0.5", "method=fastv"), monkeypatch, capfd)
+    assert code == 0 and "ratio: 0.3" in said and "FastV" in said and "Traceback" not in said
+    code, said = called(run.main, "run.py", ("-m", "experiments=demo", "--cfg", "job"), monkeypatch, capfd)
+    assert code == 0 and "experiment: demo" in said
+
+
+def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for word, told in (
+        ("device=cuda:5", "choose a GPU with CUDA_VISIBLE_DEVICES=5"),
+        ("device=tpu", "unknown device 'tpu'"),
+        ("device=", "unknown device ''"),
+        ("seed=-1", "seed is a whole number from 0"),
+        ("output=", "output is the folder of the trainings"),
+        ("train.args.resume_from_checkpoint=/nope", "goes on from its own last checkpoint"),
+    ):
+        words = ("train=embedded", "train.data=none.json", word)
+        code, said = called(train.main, "train.py", words, monkeypatch, capfd)
+        assert code == 1 and told in said and said.count("\n") == 1, said
