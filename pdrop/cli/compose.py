@@ -11,7 +11,6 @@ what a configuration names is imported when it is made.
 from __future__ import annotations
 
 import functools
-import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from collections.abc import Sequence as AbcSequence
