@@ -45,7 +45,7 @@ class Estimate:
         value: The value.
         low, high: Its 95 % interval; None where no interval can be given.
         p: Of the exact test of the same difference, where samples are right or wrong and each row is one run.
-        anecdote: Whether it rests on a single seed of something random: then it is no evidence of anything.
+        anecdote: Whether it rests on a single seed of something random: then it is not evidence of anything.
     """
 
     value: float

@@ -179,7 +179,7 @@ def score_difference(first: Run, second: Run, task: str) -> str:
     change, flipped = between(rows[1], rows[0], [task])
     if change.low is None:
         text = f"{scores[0]:.4f} | {scores[1]:.4f} | {change.value:+.4f}"
-        return f"{text} (no interval: the score is no mean over samples)"
+        return f"{text} (no interval: the score is not a mean over samples)"
     text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(change)}"
     if flipped is None:
         return text

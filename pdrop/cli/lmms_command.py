@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
-from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
 
@@ -34,7 +34,7 @@ OTHERS = {field.name for kind in (CheckpointConfig, RunConfig) for field in fiel
 OTHERS &= {field.name for field in fields(RunSpec)} - {*DROPPING, *PARTS, "model", "latency", "tasks", "limit"}
 
 
-def from_arguments(pretrained: str = "package://pdrop.embedded/model", **arguments: Any) -> Respondent:
+def from_arguments(pretrained: str = "package://pdrop.embedded/model", **arguments: Any) -> Generator:
     """What answers questions as the arguments say.
 
     Args:
@@ -57,7 +57,7 @@ def from_arguments(pretrained: str = "package://pdrop.embedded/model", **argumen
     except ValueError as error:
         raise ValueError(f"model_args: {error}") from error
     log.info("%s: %r, %r", pretrained, settings.method, settings.schedule)
-    return Respondent(settings.load(), settings.method, settings.schedule, settings.spec)
+    return Generator(settings.load(), settings.method, settings.schedule, settings.spec)
 
 
 def read(value: Any) -> Any:
@@ -80,7 +80,7 @@ def command_adapter() -> type:
         """Answers as the arguments say."""
 
         def __init__(self, **arguments: Any) -> None:
-            respondent = from_arguments(**arguments)
-            super().__init__(lambda questions: respondent.answer(questions).answers)
+            generator = from_arguments(**arguments)
+            super().__init__(lambda questions: generator.answer(questions).answers)
 
     return PdropModel

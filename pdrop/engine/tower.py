@@ -173,7 +173,7 @@ class TowerReader:
                 if id(one) not in known:  # copies for beams are the same tensors
                     numbers, count = self._of_feature(one) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
-                        raise self.unknown(f"{len(one)} tokens are no rows of {per}")
+                        raise self.unknown(f"{len(one)} tokens are not rows of {per}")
                     known[id(one)] = self._rows(numbers, per, tiles)
                     tiles += count
             if tiles != len(states):

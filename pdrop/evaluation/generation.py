@@ -22,7 +22,7 @@ from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionErro
 from pdrop.evaluation.generation_arguments import GenerationArguments
 from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
-from pdrop.evaluation.prompts import Prompter
+from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
@@ -39,7 +39,7 @@ class Answered:
     reused: int
 
 
-class Respondent:
+class Generator:
     """One checkpoint under one method and schedule, asked as a spec says.
 
     Args:
@@ -53,7 +53,7 @@ class Respondent:
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
-        self.prompter = Prompter(checkpoint.processor, spec.prompt, spec.image_mode, longest)
+        self.builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode, longest)
 
     @torch.inference_mode()
     def answer(
@@ -99,12 +99,12 @@ class Respondent:
         for question in questions:
             with blame([question]):
                 images = [as_shown(image) for image in question.images()]
-                split[not images].append((question, self.prompter.render(question.text, len(images)), images))
+                split[not images].append((question, self.builder.render(question.text, len(images)), images))
         for _, rows in sorted(split.items()):
             yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        inputs = self.prompter.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
+        inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
         return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
 
     def _generate(
@@ -137,7 +137,7 @@ class Respondent:
         ends = [f"{question.continuation}{self.tokenizer.eos_token}" for question in questions]
         joined = [f"{prompt} {end.lstrip()}" for prompt, end in zip(prompts, ends)]
         inputs = self._inputs(joined, images)
-        lengths = [self.prompter.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
+        lengths = [self.builder.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
         labels = torch.full_like(inputs["input_ids"], -100)
         for row, length in enumerate(lengths):
             labels[row, -length:] = inputs["input_ids"][row, -length:]
@@ -157,8 +157,8 @@ class Respondent:
         """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry per prompt."""
         copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
-        read, mode = pictures_of(self.model, inputs), self.prompter.image_mode
-        cropped = bool(getattr(self.prompter.processor.image_processor, "do_center_crop", False))
+        read, mode = pictures_of(self.model, inputs), self.builder.image_mode
+        cropped = bool(getattr(self.builder.processor.image_processor, "do_center_crop", False))
         shown = [None] * len(images) if read is None else read
         tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
         return [

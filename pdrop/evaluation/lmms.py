@@ -30,7 +30,7 @@ from pdrop.evaluation.answers import Answer, AnswerStore, Question
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
-from pdrop.evaluation.requests import Translator
+from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, task_result
 from pdrop.evaluation.task_checks import check_aggregations, check_target
 from pdrop.names import check as check_name
@@ -85,12 +85,12 @@ def evaluate(
         ValueError: For unknown tasks or wrong arguments.
         RuntimeError: If anything goes wrong with a question (naming task and doc_id) or in a task's own code.
     """
-    from pdrop.evaluation.generation import Respondent
+    from pdrop.evaluation.generation import Generator
 
     spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
-    respondent = Respondent(checkpoint, method, schedule, spec)
+    generator = Generator(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -99,7 +99,7 @@ def evaluate(
         asked: dict[tuple[int, int], Answer] = {}
 
         def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
-            answered = respondent.answer(questions, store, line)
+            answered = generator.answer(questions, store, line)
             asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
             evaluation.asked += answered.asked
             evaluation.reused += answered.reused
@@ -228,7 +228,7 @@ def adapter() -> type:
         def __init__(self, ask: Ask) -> None:
             super().__init__()
             self._ask = ask
-            self._translator = Translator()
+            self._reader = QuestionReader()
 
         def clean(self) -> None:
             """Keep the model: the base class would delete it after every call."""
@@ -249,7 +249,7 @@ def adapter() -> type:
             raise ValueError(f"task {requests[0].task_name} asks in several rounds, which is not supported yet")
 
         def _answers(self, requests: list[Any]) -> list[Answer]:
-            return self._ask(self._translator.questions(requests, self.task_dict))
+            return self._ask(self._reader.questions(requests, self.task_dict))
 
     return PdropModel
 

@@ -31,7 +31,7 @@ VICUNA_V1_SYSTEM = (
 PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
 
 
-class Prompter:
+class PromptBuilder:
     """Renders and encodes the prompts of one checkpoint in one style.
 
     Args:

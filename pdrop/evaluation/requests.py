@@ -19,7 +19,7 @@ from pdrop.pictures import read, scaled
 REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
 
 
-class Translator:
+class QuestionReader:
     """Turns requests into questions; remembers what it has hashed."""
 
     def __init__(self) -> None:

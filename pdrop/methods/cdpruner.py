@@ -80,7 +80,7 @@ class CDPruner(Diverse):
 
     Attributes:
         clip: A folder with a CLIP checkpoint and its tokenizer, the one that the model's vision tower was made from.
-        leave_out: What is no part of the question.
+        leave_out: What is not part of the question.
     """
 
     clip: str | None = None

@@ -39,7 +39,7 @@ class Composed(Method):
                 f"front is a method of fixed numbers that works before the decoder, such as VisionZip, not {front}"
             )
         if self.front.pixels != 1 or self.inside.pixels != 1:
-            raise ValueError("a control that makes the picture smaller is no part of a composition")
+            raise ValueError("a control that makes the picture smaller is not part of a composition")
         if self.inside.looks_at() is not None:
             raise ValueError(f"{type(self.inside).__name__} works before the decoder: it is front, not inside")
 
@@ -174,7 +174,7 @@ def front_then_pyramid(
         layers: Its boundaries, instead of stages.
 
     Raises:
-        ValueError: If a ratio is no fraction, or the boundaries do not fit the layers.
+        ValueError: If a ratio is not a fraction, or the boundaries do not fit the layers.
     """
     own = None if layers is None else [layer for layer in layers if layer]
     return after_front(ratio, pyramid(num_layers, stages, inside, own))

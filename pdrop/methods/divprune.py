@@ -8,7 +8,7 @@ Where this differs from the published code:
 - all visual tokens of a prompt are ranked together, whatever pictures they are of; that code thins out the first alone;
 - each prompt of a batch by its own tokens; that code cuts the first prompt's places out of all;
 - cosines in float32, that code's in the model's dtype;
-- nothing at keep 0, everything at keep 1; a prompt of one token is no error.
+- nothing at keep 0, everything at keep 1; a prompt of one token is not an error.
 As there, newlines of tiled pictures are tokens like others. They are all alike, and so one of them stays.
 """
 

@@ -110,7 +110,7 @@ def feather(
         adaptive: The published rule, which counts the grid and the ranking's overlap: `ratio` has no say.
 
     Raises:
-        ValueError: If the ratio is no fraction, or the boundaries do not fit the layers.
+        ValueError: If the ratio is not a fraction, or the boundaries do not fit the layers.
     """
     check_ratio(ratio)
     at = layers or [max(1, round(num_layers / 4)), max(2, round(num_layers / 2))]

@@ -12,7 +12,7 @@ was meant.
 
 Where this differs from the published code:
 - tiles are where they are; that code reads rows for columns and joins every grid that is not square transposed;
-- padding that was cut away is no candidate; that code chooses first and then loses what it chose in the bars;
+- padding that was cut away is not a candidate; that code chooses first and then loses what it chose in the bars;
 - whole shares are rounded down and the rest is lost, as there (28 of 30, say), but what a tile does not have is too.
 """
 

@@ -34,7 +34,7 @@ class Tower:
 
     Attributes:
         states: What the projector is given, class token included where there is one, [P, R, d].
-        classes: Leading rows that are no patches: 1 (CLIP) or 0 (SigLIP).
+        classes: Leading rows that are not patches: 1 (CLIP) or 0 (SigLIP).
         source: The row, counted through all P * R, that the token at each place of the padded prompts was made from,
             [B, L]; -1: text, padding, newlines.
         pictures: Of each prompt, its pictures in order, and the tiles of each: the small picture first, if it is tiled.

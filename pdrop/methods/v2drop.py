@@ -59,7 +59,7 @@ def v2drop(num_layers: int, ratio: float = 0.5, layers: Sequence[int] | None = N
         layers: Other boundaries; each but the last keeps half of the one before it.
 
     Raises:
-        ValueError: If the ratio is no fraction, or the boundaries do not fit the layers.
+        ValueError: If the ratio is not a fraction, or the boundaries do not fit the layers.
     """
     check_ratio(ratio)
     at = layers or sorted({max(1, round(boundary * num_layers / 32)) for boundary in BOUNDARIES})

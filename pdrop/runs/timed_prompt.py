@@ -64,16 +64,16 @@ def preprocessing(
     import numpy as np
     from PIL import Image
 
-    from pdrop.evaluation.prompts import Prompter
+    from pdrop.evaluation.prompts import PromptBuilder
 
     known, config = source.one_image, checkpoint.model.config
     height, width = (NOISE_SIDE, NOISE_SIDE) if known is None else picture_size(known, config)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    prompter = Prompter(checkpoint.processor, spec.prompt, spec.image_mode)
+    builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode)
 
     def encode(question: str, prompts: int) -> Any:
         pictures = [[Image.fromarray(pixels)] * images] * prompts
-        return prompter.encode([prompter.render(question, images)] * prompts, pictures)
+        return builder.encode([builder.render(question, images)] * prompts, pictures)
 
     def tokens(question: str) -> int:
         return round(size_of(encode(question, 1), config).text)

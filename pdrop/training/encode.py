@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, Prompter
+from pdrop.evaluation.prompts import PLACEHOLDER, VICUNA_V1_SYSTEM, PromptBuilder
 from pdrop.pictures import as_shown, opened
 from pdrop.record import ImageMode, check_word
 from pdrop.training.conversations import Conversations, Record
@@ -64,7 +64,7 @@ class Encoder:
         check_word("overlong", overlong, get_args(Overlong))
         if not getattr(processor.tokenizer, "is_fast", False):
             raise ValueError("training needs a fast tokenizer (tokenizer.json), which says where each token comes from")
-        self.prompter = Prompter(processor, "chat" if format == "chat" else "vicuna_v1", image_mode)
+        self.builder = PromptBuilder(processor, "chat" if format == "chat" else "vicuna_v1", image_mode)
         self.processor, self.tokenizer, self.format = processor, processor.tokenizer, format
         self.max_length, self.overlong = max_length, overlong
         self.mark = processor.image_token
@@ -169,7 +169,7 @@ class Encoder:
         """One image as the model takes it: the ids that stand for it [1, v], and what goes into the tower."""
         return dict(
             self.processor(
-                text=[self.mark], images=[self.prompter.prepare(image)], add_special_tokens=False, return_tensors="pt"
+                text=[self.mark], images=[self.builder.prepare(image)], add_special_tokens=False, return_tensors="pt"
             )
         )
 

@@ -21,7 +21,7 @@ from pdrop.conformance.families import LAYERS, build
 from pdrop.conformance.prompts import collate, sample
 from pdrop.engine.pictures import SeenPicture
 from pdrop.evaluation.answers import AnswerStore, Question
-from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.pictures import layout_of
 from pdrop.methods.layout import TokenGrid
 from pdrop.models.checkpoint import load
@@ -107,9 +107,9 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
         )
         for number, row in enumerate(SIZES)
     ]
-    respondent = Respondent(checkpoint, method, schedule, spec_of(batch_size=2, max_new_tokens=1))
+    generator = Generator(checkpoint, method, schedule, spec_of(batch_size=2, max_new_tokens=1))
     store = AnswerStore(tmp_path / "answers.jsonl")
-    for answer, row, wanted in zip(respondent.answer(questions, store).answers, SIZES, expected):
+    for answer, row, wanted in zip(generator.answer(questions, store).answers, SIZES, expected):
         assert answer.layout is not None and len(answer.layout) == len(row)
         sizes = [rows * (columns + newline) for blocks in answer.layout for rows, columns, newline, *_ in blocks]
         assert sum(sizes) == answer.visual_tokens

@@ -109,7 +109,7 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
     assert respond("method=random_fastv,seed=5").method == twin_of(FastV(), 5)
     none = respond("method=none,prompt=vicuna_v1,image_mode=pad,max_new_tokens=5,dtype=bfloat16")
     assert none.method is None and not none.schedule and none.spec.max_new_tokens == 5
-    assert (none.prompter.style, none.prompter.image_mode) == ("vicuna_v1", "pad")
+    assert (none.builder.style, none.builder.image_mode) == ("vicuna_v1", "pad")
     assert none.model.dtype == torch.bfloat16
 
 

@@ -19,9 +19,9 @@ from pdrop.cost.flops import cost
 from pdrop.engine import attach
 from pdrop.engine.pictures import tiled
 from pdrop.evaluation.answers import Question
-from pdrop.evaluation.generation import Respondent
+from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.pictures import pictures_of, tower_of
-from pdrop.evaluation.prompts import Prompter
+from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.models.checkpoint import load
 from pdrop.schedule import Schedule, pyramid
@@ -43,18 +43,18 @@ CASES: list[tuple[Any, list[list[tuple[int, int]]], list[Any]]] = [
 def test_cost_is_what_torch_counts(save: Any, sizes: Any, expected: Any, drop: bool, tmp_path: Path) -> None:
     checkpoint = load(str(save(tmp_path / "model")), name="tiny")
     method, schedule = (PyramidDrop(positions="original"), pyramid(LAYERS)) if drop else (None, Schedule())
-    prompter = Prompter(checkpoint.processor)
+    builder = PromptBuilder(checkpoint.processor)
     questions, counted = [], []
     for number, row in enumerate(sizes):
         pictures = [picture(place, size) for place, size in enumerate(row)]
         questions.append(Question("task", number, 0, "What is it?", images=functools.partial(list, pictures)))
-        inputs = prompter.encode([prompter.render("What is it?", len(row))], [pictures])
+        inputs = builder.encode([builder.render("What is it?", len(row))], [pictures])
         with attach(checkpoint.model, method, schedule):
             counted.append(counted_prefill_flops(checkpoint.model, inputs)["total"])
     arch = ModelSizes.from_config(checkpoint.model.config)
     for batch_size in (1, 3):
-        respondent = Respondent(checkpoint, method, schedule, spec_of(batch_size=batch_size, max_new_tokens=1))
-        answers = respondent.answer(questions).answers
+        generator = Generator(checkpoint, method, schedule, spec_of(batch_size=batch_size, max_new_tokens=1))
+        answers = generator.answer(questions).answers
         assert [answer.images for answer in answers] == expected
         for answer, flops in zip(answers, counted):
             found = cost(arch, [answer.size], schedule, method, 4)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pdrop.evaluation.lmms import evaluate
-from pdrop.evaluation.prompts import Prompter
+from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.models.checkpoint import load
 from pdrop.samples import read_samples, sample_lines
@@ -29,7 +29,7 @@ def processor(tmp_path_factory):
 
 
 def test_styles(processor):
-    chat, vicuna = Prompter(processor), Prompter(processor, "vicuna_v1")
+    chat, vicuna = PromptBuilder(processor), PromptBuilder(processor, "vicuna_v1")
     assert chat.render("What?", 1) == "USER: <image>\nWhat? ASSISTANT:"
     assert chat.render("What?", 0) == "USER: What? ASSISTANT:"
     assert vicuna.render("What?", 1) == f"{SYSTEM} USER: <image>\nWhat? ASSISTANT:"
@@ -39,33 +39,33 @@ def test_styles(processor):
 
 def test_a_question_may_say_where_its_pictures_stand(processor):
     text = "Is <image> like <image>?"
-    assert Prompter(processor, "vicuna_v1").render(text, 2) == f"{SYSTEM} USER: {text} ASSISTANT:"
-    assert Prompter(processor).render(text, 2).replace("\n", "") == f"USER: {text} ASSISTANT:"
+    assert PromptBuilder(processor, "vicuna_v1").render(text, 2) == f"{SYSTEM} USER: {text} ASSISTANT:"
+    assert PromptBuilder(processor).render(text, 2).replace("\n", "") == f"USER: {text} ASSISTANT:"
     with pytest.raises(ValueError, match="marks 2 images with <image>, but has 1"):
-        Prompter(processor).render(text, 1)
+        PromptBuilder(processor).render(text, 1)
 
 
 def test_what_a_checkpoint_lacks_is_said(processor, tmp_path):
     bare = load(str(save_llava(tmp_path / "bare", template=False)), name="bare").processor
     with pytest.raises(ValueError, match="no chat template: use prompt=vicuna_v1"):
-        Prompter(bare)
+        PromptBuilder(bare)
     with pytest.raises(ValueError, match="unknown prompt style 'vicuna'"):
-        Prompter(processor, "vicuna")
+        PromptBuilder(processor, "vicuna")
     with pytest.raises(ValueError, match="unknown image mode 'square'"):
-        Prompter(processor, image_mode="square")
+        PromptBuilder(processor, image_mode="square")
     with pytest.raises(ValueError, match="a visual of type str: only images"):
-        Prompter(processor).encode(["USER: <image>"], [["video.mp4"]])
+        PromptBuilder(processor).encode(["USER: <image>"], [["video.mp4"]])
 
 
 def test_a_smaller_picture_makes_fewer_tokens_or_loses_detail(processor, tmp_path):
     image = Image.effect_noise((112, 112), 80)
-    ids, pixels = (Prompter(processor).encode(["USER: <image>\nWhat?"], [[image]], share) for share in (1.0, 0.25))
+    ids, pixels = (PromptBuilder(processor).encode(["USER: <image>\nWhat?"], [[image]], share) for share in (1.0, 0.25))
     assert torch.equal(ids["input_ids"], pixels["input_ids"]), "a fixed tower's processor scales it up again"
     assert not torch.equal(ids["pixel_values"], pixels["pixel_values"])
     small = image.convert("RGB").resize((56, 56), Image.Resampling.BICUBIC)
-    by_hand = Prompter(processor).encode(["USER: <image>\nWhat?"], [[small]])
+    by_hand = PromptBuilder(processor).encode(["USER: <image>\nWhat?"], [[small]])
     assert torch.equal(pixels["pixel_values"], by_hand["pixel_values"])
-    qwen = Prompter(load(str(save_qwen2_5_vl(tmp_path / "qwen")), name="tiny").processor)
+    qwen = PromptBuilder(load(str(save_qwen2_5_vl(tmp_path / "qwen")), name="tiny").processor)
     grids = [qwen.encode([qwen.render("What?", 1)], [[image]], share)["image_grid_thw"] for share in (1.0, 0.25)]
     assert grids[1].prod() < grids[0].prod()
 
@@ -74,7 +74,7 @@ def test_pad_shows_what_crop_cuts_off(processor):
     wide = Image.new("RGB", (84, 28), (0, 0, 0))
     wide.paste((255, 255, 255), (0, 0, 20, 28))  # white on the left, which cropping the middle loses
     crop, pad = (
-        Prompter(processor, image_mode=mode).encode(["USER: <image>"], [[wide]])["pixel_values"]
+        PromptBuilder(processor, image_mode=mode).encode(["USER: <image>"], [[wide]])["pixel_values"]
         for mode in ("crop", "pad")
     )
     assert crop.shape == pad.shape == (1, 3, 28, 28)
@@ -85,13 +85,13 @@ def test_pad_shows_what_crop_cuts_off(processor):
 
 
 def test_batches_are_padded_on_the_left_and_start_once(processor):
-    prompter = Prompter(processor)
-    prompts = [prompter.render(text, 1) for text in ("What?", "What is it that is shown here?")]
-    inputs = prompter.encode(prompts, [[picture(0)], [picture(1)]])
+    builder = PromptBuilder(processor)
+    prompts = [builder.render(text, 1) for text in ("What?", "What is it that is shown here?")]
+    inputs = builder.encode(prompts, [[picture(0)], [picture(1)]])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     assert mask[0, 0] == 0 and mask[:, -1].all() and (ids == 1).sum(1).tolist() == [1, 1]
     assert (ids == processor.image_token_id).sum(1).tolist() == [VISUAL_TOKENS, VISUAL_TOKENS]
-    spelled_out = prompter.encode([f"<s>{prompt}" for prompt in prompts], [[picture(0)], [picture(1)]])
+    spelled_out = builder.encode([f"<s>{prompt}" for prompt in prompts], [[picture(0)], [picture(1)]])
     assert torch.equal(spelled_out["input_ids"], ids), "a template that spells <s> out gets no second one"
 
 

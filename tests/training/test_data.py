@@ -170,9 +170,9 @@ def test_chat_rows_are_what_inference_asks(family, checkpoints, data) -> None:
             row = encoder(record)
             _, answers = shown(checkpoint, row)
             assert answers == [f" {turn.answer}</s>" for turn in record.turns if turn.answer is not None]
-            asked = encoder.prompter.render(record.turns[0].question.replace("<image>\n", "<image>"), images)
+            asked = encoder.builder.render(record.turns[0].question.replace("<image>\n", "<image>"), images)
             pictures = [[Image.open(path) for path in record.images]]
-            prompt = encoder.prompter.encode([asked], pictures)
+            prompt = encoder.builder.encode([asked], pictures)
             first = int((row["labels"] != -100).nonzero()[0])
             assert row["input_ids"][:first].tolist() == prompt["input_ids"][0].tolist()
             for name in set(prompt) - {"input_ids", "attention_mask", "mm_token_type_ids"}:
