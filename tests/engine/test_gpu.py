@@ -18,7 +18,7 @@ from pdrop.conformance.families import CORE, build, fresh
 from pdrop.conformance.prompts import collate, sample, single
 from pdrop.timing.measure import measure
 from pdrop.timing.protocol import TimingProtocol
-from recipes.embedded.stage import Stage
+from recipes.embedded.stage import TrainingPhase
 from recipes.embedded.train import train
 from recipes.embedded.trainer import Trainer
 from tests.support.cases import GREEDY, HALVES, RAGGED, batch_of, kept_of, methods
@@ -104,7 +104,7 @@ def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
 
 
 def test_the_embedded_model_learns_as_on_the_cpu() -> None:
-    recipe = (Stage("all at once", images=8, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
+    recipe = (TrainingPhase("all at once", images=8, batch=4, blocks=2, spell=0.3, tower_rate=0.1, patch_weight=1.0),)
     losses = []
     for device in ("cpu", DEVICE):
         trainer = Trainer(recipe, compiled=False, device=device)
@@ -117,8 +117,8 @@ def test_the_embedded_model_learns_as_on_the_cpu() -> None:
 
 def test_the_embedded_model_trains_compiled_on_images_that_others_compose(tmp_path: Path) -> None:
     recipe = (
-        Stage("tower", images=8, batch=4, asks=False, tower_rate=1.0, patch_weight=1.0),
-        Stage("answers", images=8, batch=4, blocks=2, spell=0.3, hinted=True),
+        TrainingPhase("tower", images=8, batch=4, asks=False, tower_rate=1.0, patch_weight=1.0),
+        TrainingPhase("answers", images=8, batch=4, blocks=2, spell=0.3, hinted=True),
     )
     train(tmp_path / "work", tmp_path / "model", DEVICE, composers=2, recipe=recipe, window=1)
     assert (tmp_path / "model/model.safetensors").exists()

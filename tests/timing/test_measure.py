@@ -190,9 +190,9 @@ def test_settings_hold_all_that_a_process_needs(method: Method, monkeypatch: pyt
     threads = torch.get_num_threads()
     sent = ForkingPickler.loads(ForkingPickler.dumps(settings))  # as multiprocessing hands it over
     assert json.loads(measured_alone(sent, threads)) == {"found": 1}
-    _, inputs, asked, schedule, told, make = seen[0]
+    _, inputs, asked, schedule, told, make, tokenizer = seen[0]
     assert asked == method and schedule == settings.schedule and told == protocol and make is not None
-    assert inputs["input_ids"].shape[0] == 1
+    assert inputs["input_ids"].shape[0] == 1 and tokenizer is not None
 
 
 def test_protocols_say_what_is_wrong_with_them() -> None:
