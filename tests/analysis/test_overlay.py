@@ -65,8 +65,8 @@ def test_kept_patches_keep_their_colour_at_their_place() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "prompt"), [(15, "<image>"), (0, ""), (16, "<image> and <image>")])
-def test_without_a_layout_no_square_grid_is_refused(tokens: int, prompt: str) -> None:
-    with pytest.raises(ValueError, match="no square grid"):
+def test_without_a_layout_what_is_not_a_square_grid_is_refused(tokens: int, prompt: str) -> None:
+    with pytest.raises(ValueError, match="are not a square grid"):
         pictures.views(sample_of(tokens, prompt), [Image.new("RGB", (8, 8))], "crop")
 
 
