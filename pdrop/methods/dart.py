@@ -37,7 +37,8 @@ class DART(Method):
     """Visual tokens least like the pivots, and the visual pivots.
 
     Attributes:
-        image_pivots, text_pivots: How many.
+        image_pivots: How many of the visual tokens.
+        text_pivots: How many of the others.
     """
 
     image_pivots: int = 4

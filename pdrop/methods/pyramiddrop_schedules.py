@@ -18,9 +18,10 @@ def pyramiddrop(num_layers: int = 32, budget: int = 192, layers: Sequence[int] |
     """PyramidDrop at a named budget: boundaries 2, 8, 16 and 24 of 32 layers, 2, 10, 20 and 30 of 40.
 
     Args:
-        num_layers: Layers of the decoder; of other depths, the boundaries are 2 and the quarters. budget: Its name,
-        192, 128 or 64. What enters a decoder of another depth on average is near it, and tables show it. layers: Other
-        boundaries.
+        num_layers: Layers of the decoder; of other depths, the boundaries are 2 and the quarters.
+        budget: Its name, 192, 128 or 64. What enters a decoder of another depth on average is near it, and tables show
+            it.
+        layers: Other boundaries.
 
     Raises:
         ValueError: If there is no such budget, or the boundaries do not fit the layers.

@@ -82,7 +82,8 @@ def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, 
         states: Before the projector.
         attention: Of each, [N].
         count: How many.
-        alpha, combined: As `SCOPE` has them.
+        alpha: As `SCOPE` has it.
+        combined: As `SCOPE` has it.
     """
     import torch
 

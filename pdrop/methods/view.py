@@ -53,13 +53,15 @@ class View:
         visual: Whether it is a visual token that may be dropped, merged ones included, [B, T] bool.
         query: Whether it is a query token, [B, T] bool: the last instruction token; with labels, the token in front
             of each answer.
-        visual_counts: Visual tokens of each prompt, known without asking the device. text_counts: The other tokens of
-        each prompt, likewise. pinned: Visual tokens of each prompt that are query tokens and stay, likewise. stage:
-        What the boundary opens that this is ranked for; None in `begin`. begun: What the method's `begin` returned for
-        this forward. ids: Input ids of the tokens alive, [B, T]; of a merged token, its centre's. originals: Visual
-        tokens of each prompt before anything was dropped. stays: How many visual tokens of each prompt are to stay as
-        they are, pinned ones among them, as `plan` says: for
-            methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
+        visual_counts: Visual tokens of each prompt, known without asking the device.
+        text_counts: The other tokens of each prompt, likewise.
+        pinned: Visual tokens of each prompt that are query tokens and stay, likewise.
+        stage: What the boundary opens that this is ranked for; None in `begin`.
+        begun: What the method's `begin` returned for this forward.
+        ids: Input ids of the tokens alive, [B, T]; of a merged token, its centre's.
+        originals: Visual tokens of each prompt before anything was dropped.
+        stays: How many visual tokens of each prompt are to stay as they are, pinned ones among them, as `plan` says:
+            for methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
         output: What the layer made of `hidden`, which is what enters the boundary, [B, T, D]. None unless the method
             observes the layer in front.
     """
