@@ -126,5 +126,5 @@ def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.Capture
     assert "0.500 [0.490, 0.510]" in said and "+2.0 %" in said and "−2.0 %" not in said and "-2.0 %" in said
     assert "0.47 (its program)" in said and (tmp_path / "tables/bench.md").read_text() in said
     (tmp_path / "bench/2.json").write_text(json.dumps(record | {"format": 1}))
-    with pytest.raises(ValueError, match="no benchmark record that this version reads"):
+    with pytest.raises(ValueError, match="is not a benchmark record that this version reads"):
         bench.page(bench.newest(tmp_path))
