@@ -27,6 +27,8 @@ QUICK = ["tasks=embedded_chart", "limit=4", "batch_size=2", "latency=off"]
 class Breaks(Method):
     """A method that fails in the middle of a forward."""
 
+    observe: int = 0  # type: ignore[misc]  # a dial of the method whose place it takes
+
     def score(self, view: View):
         raise ZeroDivisionError("broken on purpose")
 
@@ -215,7 +217,7 @@ def test_wrong_values_get_one_clear_line(command, arguments, words):
 
 def test_a_checkpoint_that_is_no_vision_language_model_is_refused(command, text_only):
     code, said, _ = command(*QUICK, "model=folder", "model.name=llama", f"model.path={text_only}")
-    assert code != 0 and "no vision-language model" in said and "Traceback" not in said
+    assert code != 0 and "is not a vision-language model" in said and "Traceback" not in said
 
 
 def test_costs_without_tasks(command):
@@ -240,12 +242,14 @@ def test_every_shipped_choice_says_what_it_is(path):
 
 @pytest.mark.product(4)
 @pytest.mark.parametrize("name", conf.choices("method"))
-def test_every_method_composes_for_every_depth(name):
+def test_every_method_composes_for_every_depth(name, tmp_path):
     from hydra import compose, initialize_config_dir
 
+    (tmp_path / "config.json").touch()
+    folder = [f"method.clip={tmp_path}"] if name == "cdpruner" else []
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):
         for layers in (12, 28, 32, 40):
-            cfg = compose("run", [f"method={name}", "ratio=0.3"])
+            cfg = compose("run", [f"method={name}", "ratio=0.3", *folder])
             config = OmegaConf.to_object(cfg)
             schedule = conf.instantiate(config.schedule, num_layers=layers)
             assert isinstance(schedule, Schedule)

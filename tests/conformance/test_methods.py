@@ -115,7 +115,8 @@ def test_cdpruner_conforms(tmp_path: Path) -> None:
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fastv", "ratio=0.25", "--family", "llava"]) == 0
     said = capsys.readouterr().out
-    assert "2:0.25" in said and said.count("  ok ") == len(CHECKS) and "conforms" in said
+    assert "2:0.25" in said and said.count("  ok ") == len(CHECKS) - 1 and "conforms" in said
+    assert said.count("not applicable") == 1 and "  -       made tokens stand where it says" in said, "it makes none"
     assert main(["pdrop.conformance.broken.Lots", "--family", "llava"]) == 1
     said = capsys.readouterr().out
     assert "FAILED  the same seed, the same tokens" in said and "lost other tokens the second time" in said

@@ -62,7 +62,8 @@ def test_every_method_is_run_pys(name: str) -> None:
     for given in GIVEN:
         expected = outcome(lambda: of_run(name, given))  # noqa: B023
         assert outcome(lambda: of_command(name, given)) == expected, given  # noqa: B023
-    assert outcome(lambda: of_run(name, {})) is not ValueError
+    refused = outcome(lambda: of_run(name, {})) is ValueError
+    assert refused == (name == "cdpruner"), "it alone asks for a folder"
 
 
 def test_the_default_method_and_the_choices_are_run_pys() -> None:
