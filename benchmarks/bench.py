@@ -112,17 +112,29 @@ def build(layers: int = 32, hidden: int = 512, heads: int = 8, intermediate: int
     return transformers.LlavaForConditionalGeneration(config).eval()
 
 
-def prompt(visual: int) -> dict[str, torch.Tensor]:
-    """[1, visual + 60] ids: half of the text, the image's placeholders, the other half."""
+def prompt(model: Any, visual: int) -> dict[str, Any]:
+    """[1, visual + 60] ids: half of the text, the image's placeholders, the other half; and features for the image."""
     ids = torch.randint(3, 900, (1, visual + TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
     ids[:, TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + visual] = IMAGE_TOKEN
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features(model, [visual])}
+
+
+def features(model: Any, visual: list[int]) -> dict[str, Any]:
+    """What a vision tower would have made of images of so many tokens: with it the decoder runs alone.
+
+    Ids that come without pixels or features are text, of which nothing is dropped.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    hidden = model.config.text_config.hidden_size
+    made = [torch.zeros(count, hidden, dtype=model.dtype, device=model.device) for count in visual]
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=made)}}
 
 
 def bench_prefill(model: Any, visual: int, protocol: TimingProtocol, selection_rounds: int) -> dict[str, Any]:
     """Everything about one prompt size, as it goes into the record; prints its table."""
     sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
-    inputs, device = prompt(visual), model_device(model)
+    inputs, device = prompt(model, visual), model_device(model)
 
     def side(case: Case) -> Callable[[], Timed]:
         def call() -> Timed:
@@ -203,7 +215,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
 
 def decoding_side(model: Any, visual: int) -> Callable[[], Timed]:
     """Prefill now; each call then decodes one token more, as `generate` would: with the mask of the whole prompt."""
-    inputs = prompt(visual)
+    inputs = prompt(model, visual)
     cache = prefill(model, inputs).past_key_values
     mask = inputs["attention_mask"]
 

@@ -37,7 +37,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench import Case, build, compare, cpu_ms, say
+from benchmarks.bench import Case, build, compare, cpu_ms, features, say
 from pdrop.cost.training import training_step_flops
 from pdrop.embedded.model import build as build_embedded
 from pdrop.engine import attach
@@ -77,7 +77,7 @@ class Lane:
             weight.requires_grad_(trained or (self.embedded and "multi_modal_projector" in name))
         return model.train()
 
-    def batch(self, model: Any) -> dict[str, torch.Tensor]:
+    def batch(self, model: Any) -> dict[str, Any]:
         """Rows of visual tokens and of text, padded on the right; answers of 4 tokens each, of 2 where it is one."""
         rows, longest, generator = len(self.text), self.visual + max(self.text), torch.Generator().manual_seed(0)
         image, length = model.config.image_token_id, 4 if self.answers > 1 else 2
@@ -91,11 +91,12 @@ class Lane:
             for answer in range(self.answers):
                 end = self.visual + 5 + turn * (answer + 1)
                 labels[row, end - length : end] = ids[row, end - length : end]
-        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if self.embedded:
             side = model.config.vision_config.image_size
             inputs["pixel_values"] = torch.randn(rows, 3, side, side, generator=generator)
-        return inputs
+            return inputs
+        return inputs | features(model, [self.visual] * rows)
 
     def flops_ratio(self, case: Case, sizes: ModelSizes, causal: bool) -> float:
         """FLOPs of a step under the case / of one without. Every row is as long as the padded batch."""
@@ -129,7 +130,7 @@ LANES = (
 class TrainingSteps:
     """Training steps of one model; every side goes on from where the other left the weights: time does not care."""
 
-    def __init__(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
         self.model, self.inputs = model, inputs
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 

@@ -6,8 +6,9 @@ result is the median of the paired ratios with a bootstrap interval. Raw values 
 
 What is timed: one call of the model with `use_cache=True, logits_to_keep=1`, what `generate` does before the first
 token: vision tower, projector, decoder, selection, filling the cache, lm_head on the last position. Not in it: image
-preprocessing, tokenisation, sampling. `decoder_inputs(inputs)` leaves the tower out, too. On a GPU the clock is a pair
-of CUDA events around the call, synchronised; on a CPU it is perf_counter. Other stages: pdrop/timing/measure.py.
+preprocessing, tokenisation, sampling. `decoder_inputs(inputs)` leaves the tower out, for the unpruned model. On a GPU
+the clock is a pair of CUDA events around the call, synchronised; on a CPU it is perf_counter. Other stages:
+pdrop/timing/measure.py.
 
     protocol = TimingProtocol("quick", warmup=1, pairs=5, min_seconds=1.0)
     this, unpruned, ratio = prefill_ratio(model, inputs, PyramidDrop(), pyramid(num_layers=32), protocol)
@@ -93,8 +94,11 @@ def prefill(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
 
 
 def decoder_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs for timing the decoder alone: without pixels the placeholder ids are embedded like words (the shapes, and
-    so the times, are those of a real prompt; which tokens are dropped is meaningless)."""
+    """Inputs for timing the unpruned decoder alone: without pixels the placeholder ids are embedded like words.
+
+    They are text then, of which nothing is dropped; give features (`mm_encoder_outputs`) to time dropping without the
+    tower.
+    """
     return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
 
