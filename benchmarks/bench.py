@@ -127,7 +127,7 @@ def features(model: Any, visual: list[int]) -> dict[str, Any]:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     hidden = model.config.text_config.hidden_size
-    made = [torch.zeros(count, hidden, dtype=model.dtype, device=model.device) for count in visual]
+    made: Any = [torch.zeros(count, hidden, dtype=model.dtype, device=model.device) for count in visual]
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=made)}}
 
 
