@@ -123,7 +123,7 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
         ),
         (
             {"method": "random_drop"},
-            r"unknown method 'random_drop': choose downsample, fastv, no_image, none, pool, pyramiddrop, random",
+            r"unknown method 'random_drop': choose cdpruner, ",
         ),
         ({"layers": 8}, r"layers is a list such as layers=\[8,16,24\], not 8"),
         ({"stages": 2.5}, "stages is a whole number, not 2.5"),
