@@ -323,12 +323,12 @@ def test_lists_of_other_sizes() -> None:
 
 def test_a_picture_whose_columns_are_all_padding_has_newlines_alone():
     """LLaVA-NeXT with a picture of 1 x 50 pixels: its large part is rows of no token and a newline each."""
-    from pdrop.engine.layout import rows_to_newlines
-
+    from pdrop.engine.pictures import rows_to_newlines
     from pdrop.methods.layout import TokenGrid, reduced_count
 
     newline = torch.tensor([False] * 16 + [True] * 8)
-    tokens, grids = rows_to_newlines(newline, 4)
+    picture = rows_to_newlines(newline, 4)
+    tokens, grids = picture.tokens, picture.grids or []
     assert tokens == 24 and sorted(token for grid in grids for token in grid.tokens()) == list(range(24))
     assert reduced_count(grids, 0.25) == 4 + 4
     assert TokenGrid(0, 0, 5, 5).reduced(0.5) == (0, 0) and not list(TokenGrid(0, 5, 0, 1).blocks(0.5))

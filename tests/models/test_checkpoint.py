@@ -82,7 +82,7 @@ def test_a_language_model_is_no_vision_language_model(tmp_path):
     text = config().text_config
     transformers.LlamaForCausalLM(text).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no vision-language model: its config\.json says model_type 'llama'"):
+    with pytest.raises(ValueError, match=r"is not a vision-language model: its config\.json says model_type 'llama'"):
         load(str(tmp_path), name="x")
 
 
