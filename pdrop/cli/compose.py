@@ -266,11 +266,12 @@ def instantiate(node: Any, dial: str = "", wanted: type | None = None, **argumen
         ValueError: As the constructor says it; if there is no such constructor, it makes something else, or an argument
             is of another kind.
     """
+    node = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     try:
         check_arguments(node, dial)
         made = hydra.utils.instantiate(node, **arguments)
         if wanted is not None and not isinstance(made, wanted):
-            raise ValueError(f"{dial}._target_={node['_target_']} is no {wanted.__module__}.{wanted.__name__}")
+            raise ValueError(f"{dial}._target_={node['_target_']} is not a {wanted.__module__}.{wanted.__name__}")
         return made
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__

@@ -115,7 +115,7 @@ def test_what_a_dial_cannot_be_is_one_line(dials: dict[str, Any], told: str) -> 
 @pytest.mark.parametrize(
     ("node", "told"),
     [
-        ({"_target_": "builtins.dict"}, "method._target_=builtins.dict is no pdrop.methods.base.Method"),
+        ({"_target_": "builtins.dict"}, "method._target_=builtins.dict is not a pdrop.methods.base.Method"),
         ({"_target_": "nowhere.No"}, "method._target_=nowhere.No cannot be imported: No module named"),
         ({"_target_": "pdrop.schedule.pyramid"}, "missing 1 required positional argument"),
         ({"_target_": "pdrop.methods.fastv.FastV", "seed": 1}, "unexpected keyword argument 'seed'"),
