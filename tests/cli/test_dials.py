@@ -99,7 +99,7 @@ def test_python_turns_the_same_dials() -> None:
         ({"attn_implementation": "foo"}, "attn_implementation is sdpa, eager or flash_attention_2, not 'foo'"),
         ({"tasks": 3}, "tasks is a set, a task, or a list of them"),
         ({"tasks": [["a"]]}, "tasks is a set, a task, or a list of them"),
-        ({"latency._target_": "builtins.dict"}, "latency._target_=builtins.dict is no .*TimingProtocol"),
+        ({"latency._target_": "builtins.dict"}, "latency._target_=builtins.dict is not .*TimingProtocol"),
         ({"latency.warmup": "x"}, "latency.warmup is a whole number, not 'x'"),
         ({"latency.new_tokens": ["a"]}, "latency.new_tokens is a list such as"),
         ({"method": "sparsevlm", "method.recycle": "x"}, "method.recycle is a number, not 'x'"),
