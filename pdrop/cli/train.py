@@ -127,7 +127,7 @@ def checked(config: Any) -> str:
     Raises:
         ValueError: Naming the dial.
     """
-    from pdrop.models.checkpoint import check_device, check_weights
+    from pdrop.models.checkpoint import check_weights
     from pdrop.training.parts import Lora
 
     recipe = config.train
@@ -138,19 +138,7 @@ def checked(config: Any) -> str:
         raise ValueError(f"train.lora has r, alpha and dropout, not {', '.join(sorted(unknown))}")
     if recipe.lora is not None and not {"r", "alpha"} <= set(recipe.lora):
         raise ValueError("train.lora needs r and alpha: 'train.lora={r: 128, alpha: 256}', in quotes")
-    device, _, index = (default_device() if config.device is None else config.device).partition(":")
-    if index and config.device:
-        raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
-    check_device(device)
-    check_seed("seed", config.seed)
-    if not config.output.strip():
-        raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
-    if "resume_from_checkpoint" in recipe.args:
-        raise ValueError(
-            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
-            "another one's weights are model=folder model.path=..."
-        )
-    return str(device)
+    return checked_device(config)
 
 
 def settings(config: Any) -> TrainingSettings:
