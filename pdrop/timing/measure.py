@@ -8,9 +8,9 @@
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
 at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
-attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on
-the same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so
-that a bare machine with a GPU can run it.
+attached hooks, preprocessing where there is a processor, peak memory, and on CUDA the answers once more with other
+attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions are
+noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
@@ -26,15 +26,20 @@ import torch
 
 from pdrop.engine import attach
 from pdrop.methods.base import Method
+from pdrop.models.attention import sdpa_order
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
 from pdrop.timing.conditions import conditions, invalid
 from pdrop.timing.memory import memory
+from pdrop.timing.nvidia import clocks_at_work
+from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
 Lane = dict[str, Any]
+# of `selection` on a GPU, in the record
+BOUND = "an upper bound: each hook is timed alone, with the device's queue emptied before and after it"
 NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
 
 
@@ -59,38 +64,57 @@ def measure(
         tokenizer: The prompts' own, for methods that read the question.
 
     Returns:
-        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
-        after), `invalid` (why the numbers do not count; empty where they do) and `protocol`.
+        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `kernels` (both, by the order of
+        attention kernels), `memory`, `conditions` (before, after), `invalid` (why the numbers do not count; empty where
+        they do), `notes` (what else must be known of a stage) and `protocol`.
 
     Raises:
         ValueError: If the schedule is empty or the protocol times nothing.
     """
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: there is nothing to compare")
-    device, before = model_device(model), conditions(model)
+    device = model_device(model)
     attachment = attach(model, method, schedule, tokenizer=tokenizer)
-    if protocol.new_tokens:
-        found = answers(model, inputs, attachment, protocol, device)
-    else:
-
-        def call() -> Timed:
-            return time_call(lambda: prefill(model, inputs), device)
-
-        samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
-        times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
-        found = {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
-    stages: Lane = found["stages"]
-    pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
-    if pixels:
-        stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
-    stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
-    if preprocess is not None:
-        stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
-    if protocol.memory:
-        found["memory"] = peaks(model, inputs, attachment, protocol, device)
-    after = conditions(model)
+    with rows_not_packed(model, inputs):
+        before = at_work(model, inputs, device)
+        found = turns(model, inputs, attachment, protocol, device)
+        stages: Lane = found["stages"]
+        pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
+        if pixels:
+            stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
+        stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
+        if preprocess is not None:
+            stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+        if protocol.memory:
+            found["memory"] = peaks(model, inputs, attachment, protocol, device)
+        for name in protocol.kernels:
+            with sdpa_order(name):
+                found.setdefault("kernels", {})[name] = turns(model, inputs, attachment, protocol, device)
+        after = at_work(model, inputs, device)
     found |= {"conditions": {"before": before, "after": after}, "invalid": invalid(before, after)}
+    found |= {"notes": {"selection": BOUND} if device.type == "cuda" else {}}
     return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
+
+
+def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Lane:
+    """The conditions of this moment, with the clocks of a GPU that prefills."""
+    clocks = clocks_at_work(lambda: prefill(model, inputs), device) if device.type == "cuda" else {}
+    return conditions(model) | clocks
+
+
+def turns(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Lane:
+    """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
+    if protocol.new_tokens:
+        return answers(model, inputs, attachment, protocol, device)
+
+    def call() -> Timed:
+        return time_call(lambda: prefill(model, inputs), device)
+
+    samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
+    times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
+    return {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
 
 
 def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -186,14 +210,22 @@ def pooled(cells: Sequence[Lane]) -> Lane:
     first = cells[0]
     for cell in cells[1:]:
         refuse_differences(first["conditions"]["before"], cell["conditions"]["before"])
-    together = dict(first)
-    for group in ("stages", "end_to_end"):
-        together[group] = {name: joined([cell[group][name] for cell in cells]) for name in first[group]}
+    together = first | joined_turns(cells)
+    if "kernels" in first:
+        together["kernels"] = {name: joined_turns([cell["kernels"][name] for cell in cells]) for name in first["kernels"]}
     together["invalid"] = sorted({reason for cell in cells for reason in cell["invalid"]})
     together["processes"] = [
         {name: lane["ratio"]["median"] for name, lane in cell["stages"].items() if "ratio" in lane} for cell in cells
     ]
     return together
+
+
+def joined_turns(cells: Sequence[Lane]) -> Lane:
+    """`stages` and `end_to_end` of several processes, pooled."""
+    return {
+        group: {name: joined([cell[group][name] for cell in cells]) for name in cells[0][group]}
+        for group in ("stages", "end_to_end")
+    }
 
 
 def joined(lanes: Sequence[Lane]) -> Lane:
