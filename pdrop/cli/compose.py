@@ -87,6 +87,8 @@ class RunDials(DroppingDials):
     results: str = MISSING
     experiment: str | None = MISSING
     force: bool = MISSING
+    retry: str | None = MISSING
+    plan: bool = MISSING
 
 
 def typed(own: type, file: str, model: type | None = None) -> type:

@@ -28,7 +28,7 @@ from typing import Any
 
 from pdrop.record import canonical_json
 from pdrop.shapes import PromptSize
-from pdrop.store import open_in_place
+from pdrop.store import naming, open_in_place
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,8 @@ class AnswerStore:
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
             lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
         handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
-        with os.fdopen(handle, "a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+        # one write for the batch, so that two writers do not mix
+        with naming(self.path), os.fdopen(handle, "a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut_short = size > 0 and file.read(1) != b"\n"

@@ -98,6 +98,16 @@ class ModelSource:
         """Whether there is a model to load; otherwise there is a ledger in closed form alone."""
         return self.weights != "architecture"
 
+    def unchanged(self) -> bool:
+        """Whether `of` would find the same now, where this value was kept; without transformers.
+
+        Raises:
+            ValueError: If the model cannot be had any more.
+        """
+        if self.stands_in is None:
+            return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
+        return self.loadable or not checkpoint.at_hand(self.path, self.revision)
+
     @functools.cached_property
     def sizes(self) -> ModelSizes:
         """From the config alone.
@@ -152,7 +162,13 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
     layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
     if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
-    return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
+    return _fingerprint(path, revision, weights, seed), int(layers)
+
+
+@functools.cache
+def _fingerprint(path: str, revision: str | None, weights: Weights, seed: int) -> str:
+    folder = checkpoint.locate(path, revision=revision, weights=weights)
+    return checkpoint.fingerprint(folder, weights=weights, seed=seed)
 
 
 @functools.lru_cache(maxsize=1)
