@@ -73,7 +73,7 @@ def grids(table: Table) -> list[Grid]:
         by_task.rows.append([*start_cells, *guesses, Text(percent(table.floor)), *blank * (len(ends) - 1)])
     starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
     costs_in_full = cost_grid(table, head, starts)
-    return [main, by_task, sure, costs_in_full] if table.tasks else [main, costs_in_full]  # a ledger scores nothing
+    return [main, by_task, sure, costs_in_full] if table.tasks else [main, costs_in_full]  # nothing was scored
 
 
 def labels(table: Table) -> list[str]:
@@ -175,7 +175,7 @@ def sure_cells(row: Row, table: Table) -> list[Text]:
 
 
 def verdict(row: Row) -> str:
-    """Whether the row can be told from its random twin, over how many seeds of it, and McNemar's p."""
+    """Whether the row is distinguishable from its random twin, over how many seeds of it, and McNemar's p."""
     if row.against_random is None or not row.told_from_random:
         return DASH
     seeds = f"{row.random_seeds} seed{'s' if row.random_seeds > 1 else ''}"

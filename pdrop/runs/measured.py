@@ -27,7 +27,7 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
         ValueError: If the model is of a kind whose cost is not known; nothing has been asked then.
     """
     if checkpoint is None:
-        reckon(record, settings)
+        count(record, settings)
     else:
         score(record, settings, checkpoint)
 
@@ -54,16 +54,16 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
     if (known := settings.known_prompt) is not None:
         record.cost.model_prompt = known.counts
     if not spec.tasks:
-        title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
+        title = f"cost breakdown of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(breakdown.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
         timed.time_run(record.cost, settings, checkpoint)
         if record.cost.timed_prompt != record.cost.model_prompt and known is not None:
-            log.info("times are of %s; budgets and ledgers of %s", record.cost.timed_prompt, record.cost.model_prompt)
+            log.info("times are of %s; budgets and costs of %s", record.cost.timed_prompt, record.cost.model_prompt)
 
 
-def reckon(record: RunRecord, settings: Settings) -> None:
-    """A ledger, where there is no model: fills in the record's cost and prints it."""
+def count(record: RunRecord, settings: Settings) -> None:
+    """Without a model: fills in the record's cost in closed form and logs its breakdown."""
     from pdrop.cost import breakdown, flops
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
@@ -72,5 +72,5 @@ def reckon(record: RunRecord, settings: Settings) -> None:
     itemsize = {"float32": 4, "float64": 8}.get(spec.dtype, 2)
     record.cost = flops.cost(sizes, [left], schedule, method, itemsize)
     record.cost.model_prompt = left.counts
-    title = f"ledger of {spec.model}, {spec.method}, {spec.dtype}"
+    title = f"cost breakdown of {spec.model}, {spec.method}, {spec.dtype}"
     log.info("%s", "\n".join(breakdown.lines(sizes, left, schedule, method, itemsize, title)))

@@ -72,7 +72,7 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint it is a ledger."""
+    """Do the run, from stored answers if there are any. Without a checkpoint the cost is counted alone."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)

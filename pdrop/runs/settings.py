@@ -74,7 +74,7 @@ class Settings:
 
     @property
     def prompt(self) -> PromptSize:
-        """The model's prompt, which budgets and ledgers are of; where nothing is scored, with the protocol's images.
+        """The model's prompt, which budgets and costs are of; where nothing is scored, with the protocol's images.
 
         Raises:
             ValueError: If its size depends on the image, and nobody has said it.
