@@ -16,14 +16,14 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from ..statistics import Estimate, Flips, FloatArray, flips, interval, replicates
+from ..statistics import Estimate, Flips, FloatArray, flips, interval
 from ..store.load import Run
 from .against_random import hold_against_random
 from .comparable import Part
+from .resampling import Draws, mean_draws, run_draws
 from .table_model import Cell, Row, Table, describe_tasks, mean_or_none, pool
 
 FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
-Draws = FloatArray | None  # means under resampling [draws]; None where the score is not a mean over samples
 
 
 def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
@@ -56,8 +56,8 @@ def read_floors(folder: Path) -> dict[str, float]:
 def score(rows: list[Row], table: Table) -> None:
     """Fill in scores, intervals, differences and marks of the finished rows of one model."""
     values = {task: sample_values(rows, task) for task in table.tasks}
-    draws = {task: resample(rows, task, values[task]) for task in table.tasks}
-    averages = [average_draws([draws[task][number] for task in table.averaged]) for number in range(len(rows))]
+    draws = {task: resample(rows, task) for task in table.tasks}
+    averages = [mean_draws([draws[task][number] for task in table.averaged]) for number in range(len(rows))]
     for number, row in enumerate(rows):
         for task in table.tasks:
             if in_all(row, task):
@@ -121,27 +121,11 @@ def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
     return found
 
 
-def resample(rows: list[Row], task: str, values: list[FloatArray | None]) -> list[Draws]:
-    """Each row's mean under resampling [draws]; None where the task's score is not the mean over its samples (F1)."""
-    usable = []
-    for number, (row, samples) in enumerate(zip(rows, values)):
-        if samples is not None:
-            value = fmean(run.score(task) for run in row.runs)
-            if abs(value - float(samples.mean())) <= 1e-6 * max(1.0, abs(value)):
-                usable.append(number)
-    found: list[Draws] = [None] * len(rows)
-    if usable:
-        columns = np.stack([samples for n in usable if (samples := values[n]) is not None], axis=1)
-        means = replicates(task, columns, rows[usable[0]].runs[0].samples(task).clusters)
-        for place, number in enumerate(usable):
-            found[number] = means[:, place]
-    return found
-
-
-def average_draws(parts: list[Draws]) -> Draws:
-    """The average's draws: mean over tasks, which draw their common images together; None if a task has none."""
-    there = [part for part in parts if part is not None]
-    return np.mean(there, axis=0) if there and len(there) == len(parts) else None
+def resample(rows: list[Row], task: str) -> list[Draws]:
+    """Each row's score under resampling [draws], mean over its seeds; None where no interval can be given."""
+    having = [run for row in rows if in_all(row, task) for run in row.runs]
+    drawn = iter(run_draws(having, task))
+    return [mean_draws([next(drawn) for _ in row.runs]) if in_all(row, task) else None for row in rows]
 
 
 def estimate(value: float, draws: Draws) -> Estimate:
@@ -165,8 +149,8 @@ def between(first: Row, second: Row, tasks: Sequence[str]) -> tuple[Estimate, Fl
     """
     rows = [second, first]
     values = {task: sample_values(rows, task) for task in tasks}
-    draws = {task: resample(rows, task, values[task]) for task in tasks}
-    averages = [average_draws([draws[task][number] for task in tasks]) for number in range(2)]
+    draws = {task: resample(rows, task) for task in tasks}
+    averages = [mean_draws([draws[task][number] for task in tasks]) for number in range(2)]
     old, new = (Cell(Estimate(fmean(run.score(task) for task in tasks for run in row.runs))) for row in rows)
     flipped = total([flips_between(rows, task, values[task], 0, 1) for task in tasks])
     return difference(new, old, averages, 1, 0, flipped), flipped

@@ -94,7 +94,7 @@ class Task:
     metric: str
     n: int
     n_total: int
-    fraction: bool  # every score lies in 0..1, hence is shown in %
+    fraction: bool  # every score is a share of what could be right, hence is shown in %
     higher_is_better: bool
 
     @property
@@ -185,10 +185,23 @@ def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
     found = {}
     for name, having in by_task(runs).items():
         result = having[0].record.results[name]
-        scores = [run.record.results[name].scores[result.main_metric] for run in having]
-        fraction = all(0 <= score.value <= 1 for score in scores)
-        found[name] = Task(name, result.main_metric, result.n, result.n_total, fraction, scores[0].higher_is_better)
+        metric = result.main_metric
+        score = result.scores[metric]
+        found[name] = Task(name, metric, score.n, result.n_total, is_fraction(having, name), score.higher_is_better)
     return found
+
+
+def is_fraction(runs: Sequence[Run], task: str) -> bool:
+    """Whether a task's main score is a share of what could be right.
+
+    A record says what a full score is. Where none does (older ones, a task of one's own without a right answer), values
+    from 0 to 1 are taken for fractions; but where all are 0 they may as well be percentages or points.
+    """
+    known = {full for run in runs if (full := run.record.results[task].full(run.record.results[task].main_metric))}
+    if known:
+        return known <= {1.0, 100.0}
+    values = [run.score(task) for run in runs]
+    return all(0 <= value <= 1 for value in values) and any(values)
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
