@@ -16,12 +16,13 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from ..statistics import Estimate, Flips, FloatArray, flips, interval
+from ..statistics import Estimate, Flips, FloatArray, flips
 from ..store.load import Run
 from .against_random import hold_against_random
+from .answers import describe, estimated
 from .comparable import Part
 from .resampling import Draws, mean_draws, run_draws
-from .table_model import Cell, Row, Table, describe_tasks, mean_or_none, pool
+from .table_model import Cell, Row, Table, describe_tasks, in_all, mean_or_none, pool
 
 FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
 
@@ -61,10 +62,10 @@ def score(rows: list[Row], table: Table) -> None:
     for number, row in enumerate(rows):
         for task in table.tasks:
             if in_all(row, task):
-                row.cells[task] = Cell(estimate(fmean(run.score(task) for run in row.runs), draws[task][number]))
+                row.cells[task] = Cell(estimated(fmean(run.score(task) for run in row.runs), draws[task][number]))
         average = mean_or_none([row.cells[task].score.value if task in row.cells else None for task in table.averaged])
         if average is not None:
-            row.average = Cell(estimate(average, averages[number]))
+            row.average = Cell(estimated(average, averages[number]))
             if len(row.runs) > 1:
                 row.spread = stdev(fmean(run.score(task) for task in table.averaged) for run in row.runs)
         row.time = time_ratio(row) if table.times else None
@@ -84,6 +85,7 @@ def score(rows: list[Row], table: Table) -> None:
             if floor is not None and top > floor:
                 row.floor_to_full = (value - floor) / (top - floor)
     hold_against_random(rows, table, averages)
+    describe(rows, [baseline(rows, row) for row in rows], table)
 
     def flipped_between(base: int, number: int, tasks: Sequence[str]) -> Flips | None:
         return total([flips_between(rows, task, values[task], base, number) for task in tasks])
@@ -92,11 +94,6 @@ def score(rows: list[Row], table: Table) -> None:
         sign = 1 if column.higher_is_better else -1
         mark(rows, [row.cells.get(task) for row in rows], draws[task], partial(flipped_between, tasks=[task]), sign)
     mark(rows, [row.average for row in rows], averages, partial(flipped_between, tasks=table.averaged))
-
-
-def in_all(row: Row, task: str) -> bool:
-    """Whether every pooled run has the task."""
-    return all(task in run.record.results for run in row.runs)
 
 
 def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
@@ -128,16 +125,11 @@ def resample(rows: list[Row], task: str) -> list[Draws]:
     return [mean_draws([next(drawn) for _ in row.runs]) if in_all(row, task) else None for row in rows]
 
 
-def estimate(value: float, draws: Draws) -> Estimate:
-    """A value with the interval of its draws."""
-    return Estimate(value) if draws is None else Estimate(value, *interval(draws))
-
-
 def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: int, flipped: Flips | None) -> Estimate:
     """`cell` minus `other`, paired, with the exact test of their flips."""
     mine, theirs = draws[number], draws[base]
     pairs = None if mine is None or theirs is None else mine - theirs
-    found = estimate(cell.score.value - other.score.value, pairs)
+    found = estimated(cell.score.value - other.score.value, pairs)
     return replace(found, p=None if flipped is None else flipped.p)
 
 

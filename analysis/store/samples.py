@@ -22,6 +22,7 @@ from pdrop.samples import read_samples, samples_file
 from ..statistics import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
+LIKELIHOODS = "(likelihoods)"  # instead of an answer, where those of given ones were compared
 Layout = list[list[list[float]]]  # pictures -> blocks -> rows, columns, newline, left, top, right, bottom
 
 
@@ -128,7 +129,7 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
         prompt=str(data.get("prompt", "")),
         question=str(data["question"]),
         target=str(data["target"]),
-        answer="(likelihoods)" if answer is None else " | ".join(answer) if isinstance(answer, list) else str(answer),
+        answer=LIKELIHOODS if answer is None else " | ".join(answer) if isinstance(answer, list) else str(answer),
         score=float(score) if isinstance(score, (int, float)) else None,
         image=None if data.get("image") is None else str(data["image"]),
         visual_tokens=tokens,

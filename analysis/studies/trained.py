@@ -21,7 +21,7 @@ from ..grid import DASH, Grid, Text
 from ..statistics import Estimate, FloatArray, interval, over_seeds
 from ..store.load import Run, experiments, load_experiment
 from ..style import method_name, schedule_text
-from ..tables.table import percent, signed
+from ..tables.text import percent, signed
 
 EXPERIMENT = "training"
 
