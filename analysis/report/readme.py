@@ -26,7 +26,8 @@ from ..store.load import experiments, load_experiment
 from ..studies.attention import attention_studies, stability
 from ..studies.redundancy import studies
 from ..style import method_name, task_names
-from ..tables.table import grids, percent, signed
+from ..tables.table import grids
+from ..tables.text import percent, signed
 
 PAGES = (Path("README.md"), Path("docs/results.md"))
 SHORT, LONG = "demo", "results"  # what the comments around a block are called

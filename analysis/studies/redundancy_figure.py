@@ -23,7 +23,7 @@ from ..comparison.table_model import Cell, Row, Table
 from ..drawing import BARS, COLUMN, PAGE, SETTINGS
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
-from ..tables.table import minus
+from ..tables.text import minus
 from .redundancy import Place, Study, studies
 from .tradeoff_figure import half_lengths
 

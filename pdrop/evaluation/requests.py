@@ -20,9 +20,14 @@ REPEATS = 1000  # a repeated request is a question of its own; more than so many
 
 
 class QuestionReader:
-    """Turns requests into questions; remembers what it has hashed."""
+    """Turns requests into questions; remembers what it has hashed.
 
-    def __init__(self) -> None:
+    Args:
+        rows: The numbers in the whole task of the documents that are asked; None: as lmms-eval numbers them.
+    """
+
+    def __init__(self, rows: Sequence[int] | None = None) -> None:
+        self._rows = rows
         self._documents: dict[tuple[str, str], Documents] = {}
 
     def questions(self, requests: Sequence[Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Question]:
@@ -43,7 +48,7 @@ class QuestionReader:
             generate = isinstance(second, dict)
             question = Question(
                 task=task,
-                doc_id=doc_id,
+                doc_id=doc_id if self._rows is None else self._rows[doc_id],
                 idx=request.idx + REPEATS * asked[place],
                 text=text,
                 images=functools.partial(_images, visual, document),
