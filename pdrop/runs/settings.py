@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pdrop import names
@@ -264,5 +265,9 @@ def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_
         images=prompt.images, layers=layers,
         dial=lambda ratio, at: make_schedule(source.layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip
-    log.info("budget %s of %d + %d tokens: %s", budget, prompt.visual, prompt.text, schedule)
+    visual = round(prompt.visual)
+    average = fmean(prompt.under(method, schedule, source.layers).visual_per_layer)
+    log.info(
+        "budget %s of %d + %d tokens: %s; %.1f enter a layer on average", budget, visual, prompt.text, schedule, average
+    )
     return schedule
