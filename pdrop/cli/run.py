@@ -23,7 +23,7 @@ from hydra.types import RunMode
 
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig, settings_of
-from pdrop.cli.overrides import misfit, shown
+from pdrop.cli.overrides import misfit, shown, spelled_out
 from pdrop.names import printable
 
 log = logging.getLogger("pdrop")
@@ -39,8 +39,9 @@ def job(cfg: Any) -> float | None:
     from pdrop.runs.run import RunFailed, mean_score, run
 
     try:
-        # where the store lies is not part of a run: it may be moved. Sweeps escape colons, single runs need not
-        overrides = [o.replace("\\:", ":") for o in HydraConfig.get().overrides.task if not o.startswith("results=")]
+        # neither where the store lies nor who answers is part of a run. Sweeps escape colons, single runs need not
+        given = HydraConfig.get().overrides.task
+        overrides = [o.replace("\\:", ":") for o in given if not o.startswith(("results=", "workers."))]
         if cfg.budget is not None and any(o.startswith("ratio=") for o in overrides):
             raise ValueError(f"budget={cfg.budget} finds the ratio: leave out ratio=")
         return mean_score(run(settings_of(cfg, HydraConfig.get().runtime.choices["method"]), overrides))
@@ -84,6 +85,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     """
     # on cores that others use too, OpenMP threads that spin while they wait cost ten times what they compute
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     if told := check_dials(sys.argv[1:], known):
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):

@@ -23,10 +23,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pdrop.evaluation import generation_arguments, task_index
-from pdrop.evaluation.answers import Answer, AnswerStore, Question
+from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
@@ -37,6 +37,7 @@ from pdrop.names import check as check_name
 from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
+    from pdrop.evaluation.generation import Answered
     from pdrop.methods.base import Method
     from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
@@ -59,8 +60,18 @@ def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> N
     check_aggregations(tasks, task_dirs)
 
 
+class Answering(Protocol):
+    """What answers questions: pdrop.evaluation.generation.Generator in this process, or many in others."""
+
+    def answer(
+        self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
+    ) -> Answered:
+        """Their answers, in order; those that the store does not hold yet are asked for and put there."""
+        ...
+
+
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     method: Method | None,
     schedule: Schedule,
     spec: RunSpec,
@@ -68,11 +79,12 @@ def evaluate(
     *,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
+    generator: Answering | None = None,
 ) -> Evaluation:
-    """Score tasks, or go on where a killed run stopped. One process, one device.
+    """Score tasks, or go on where a killed run stopped.
 
     Args:
-        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load.
+        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load; None where `generator` has its own.
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
         spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
@@ -80,6 +92,7 @@ def evaluate(
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
+        generator: Answers instead of this process.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -90,9 +103,11 @@ def evaluate(
     spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
-    generator = Generator(checkpoint, method, schedule, spec)
+    if generator is None:
+        assert checkpoint is not None
+        generator = Generator(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
-    evaluation = Evaluation()
+    evaluation, everything = Evaluation(), list[Question]()
     samples: dict[str, list[dict[str, Any]]] = {}
     for name, task in load_tasks(spec.tasks, task_dirs).items():
         started = time.perf_counter()
@@ -100,6 +115,7 @@ def evaluate(
 
         def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
             answered = generator.answer(questions, store, line)
+            everything.extend(questions)
             asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
             evaluation.asked += answered.asked
             evaluation.reused += answered.reused
@@ -115,6 +131,7 @@ def evaluate(
         samples[name] = scored
         evaluation.results[name] = result
         evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+    evaluation.answered_by = answered_by(store, everything)
     write_samples(folder, samples)
     return evaluation
 

@@ -44,7 +44,7 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
     refuse_links(settings.folder)
     if (done := finished(settings, overrides)) is not None:
         return done
-    checkpoint = settings.load() if settings.source.loadable else None
+    checkpoint = settings.load() if settings.source.loadable and not settings.elsewhere else None
     with locked(settings.folder):
         # another process may have done it while this one loaded, or waited
         return finished(settings, overrides) or start(settings, checkpoint, overrides)
@@ -67,7 +67,7 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint it is a ledger."""
+    """Do the run, from stored answers if there are any. Without a checkpoint workers have it, or it is a ledger."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)

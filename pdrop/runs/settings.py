@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pdrop.models import checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
+from pdrop.runs.workers import Workers
 from pdrop.schedule import Schedule
 from pdrop.shapes import PromptSize
 
@@ -49,6 +50,7 @@ class Settings:
         task_folders: Folders with tasks of one's own.
         experiment: Which one asks for the run.
         force: Redo a finished run.
+        workers: How many processes answer; it is no part of the identity, for it changes no number.
     """
 
     spec: RunSpec
@@ -61,6 +63,12 @@ class Settings:
     task_folders: tuple[str, ...] = ()
     experiment: str | None = None
     force: bool = False
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers answer; where nothing is asked, this process measures by itself."""
+        return self.workers.count > 0 and bool(self.spec.tasks)
 
     @property
     def folder(self) -> Path:
@@ -137,7 +145,9 @@ def resolve(
         task_folders=folders,
         experiment=dials["experiment"],
         force=dials["force"],
+        workers=Workers(**dials["workers"]),
     )
+    settings.workers.check()
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:
