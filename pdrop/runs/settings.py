@@ -148,6 +148,8 @@ def resolve(
         workers=Workers(**dials["workers"]),
     )
     settings.workers.check()
+    if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
+        raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:

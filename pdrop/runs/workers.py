@@ -67,6 +67,8 @@ class Workers:
             raise ValueError(f"workers.gpus is a share of a GPU for each worker, such as 1 or 0.5, not {self.gpus}")
         if self.address is not None and not self.count:
             raise ValueError(f"workers.address={self.address} without workers: say how many, workers=8")
+        if self.count and self.gpus not in (None, 0) and self.gpus != int(self.gpus or 0) and self.gpus > 1:
+            raise ValueError(f"workers.gpus is a whole number or a share below 1, not {self.gpus}")
         if self.count and not ray_is_here():
             raise ValueError("workers need Ray, which is not installed: pip install 'pdrop[workers]'; or workers=0")
 
@@ -93,12 +95,21 @@ class Member:
 
 
 class Team:
-    """The workers of this process; made by `team`, and kept until it ends."""
+    """The workers of this process; made by `team`, and kept until it ends.
 
-    def __init__(self, workers: Workers, device: str) -> None:
+    Args:
+        workers: How many, and what each takes.
+        device: Where they compute.
+        kind: What each of them is; None: pdrop.runs.worker.Worker. Others stand in for it where the handing out itself
+            is looked at.
+    """
+
+    def __init__(self, workers: Workers, device: str, kind: type | None = None) -> None:
         import ray
 
-        self.workers, self.device, self.started = workers, device, 0
+        from pdrop.runs.worker import Worker
+
+        self.workers, self.device, self.kind, self.started = workers, device, kind or Worker, 0
         self.members: list[Member] = []
         self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
         self.early_deaths = 0  # in a row, before a worker was ready
@@ -128,11 +139,9 @@ class Team:
         """Start a worker; it comes when there is room for it."""
         import ray
 
-        from pdrop.runs.worker import Worker
-
         share, threads = self.workers.share(self.device), self.workers.threads
         # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
-        made = ray.remote(Worker).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
+        made = ray.remote(self.kind).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
         member = Member(self.started, made.remote(threads))
         self.started += 1
         self.starting[member.actor.about.remote()] = member
@@ -212,12 +221,13 @@ class TeamGenerator:
 
     Args:
         settings: The run's.
+        those: The team; None: this process's, as the settings have it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, those: Team | None = None) -> None:
         import ray
 
-        self.team = team(settings.workers, settings.device)
+        self.team = those or team(settings.workers, settings.device)
         self.spec, self.settings = settings.spec, ray.put(settings)
 
     def loaded(self) -> Loaded:
