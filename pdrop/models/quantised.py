@@ -1,8 +1,8 @@
 """Checkpoints with quantised weights: can they be had here, and do they compute in the dtype that was asked for?
 
-The engine calls a layer's projections as modules, so that it does not matter what their weights are. What matters is how
-they are loaded: straight onto their device, for most kinds cannot be moved. Which library a kind needs, transformers
-knows; that it is missing shows before any weight is read. FLOPs are counted as those of whole numbers.
+The engine calls a layer's projections as modules, so that it does not matter what their weights are. What matters is
+how they are loaded: straight onto their device, for most kinds cannot be moved. Which library a kind needs,
+transformers knows; that it is missing shows before any weight is read. FLOPs are counted as those of whole numbers.
 """
 
 from __future__ import annotations

@@ -77,11 +77,12 @@ def time_here(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     assert method is not None
     cost.timed_prompt = counts_of(settings, checkpoint)
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-    if protocol.new_tokens or protocol.memory:
-        make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
-        return
-    timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, checkpoint.tokenizer)
+    with sdpa_order(spec.sdpa_kernel):
+        if protocol.new_tokens or protocol.memory:
+            make = preprocessing(checkpoint, settings.source, spec, protocol.images)
+            cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
+            return
+        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, checkpoint.tokenizer)
     cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
 
 
@@ -158,8 +159,8 @@ def leave_the_device(device: str) -> None:
     if used and nvidia.exclusive(torch.device(device)):
         raise ValueError(
             "this GPU takes one process at a time (compute mode Exclusive_Process), and this one has used it: run "
-            "latency=full before anything else, one run per command (no -m, no budget in milliseconds), or let "
-            "nvidia-smi --compute-mode=DEFAULT allow more"
+            "latency=full before anything else, one run per command (no -m, no workers, no budget in milliseconds), or "
+            "let nvidia-smi --compute-mode=DEFAULT allow more"
         )
 
 

@@ -26,9 +26,9 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
     """The conditions under which `model` is measured now.
 
     Attention backends are read off the configs that the layers look at, of decoder and tower apart; `sdpa_kernels` are
-    those of torch that may be taken. `others_gib` is memory of the GPU that other processes hold, where the driver tells;
-    `outside_gib` all that is not torch's in this one, its own context and kernels among it. `load` is the machine's
-    running processes, mean of a minute.
+    those of torch that may be taken. `others_gib` is memory of the GPU that other processes hold, where the driver
+    tells; `outside_gib` all that is not torch's in this one, its own context and kernels among it. `load` is the
+    machine's running processes, mean of a minute.
     """
     weights = next(model.parameters())
     config: Any = model.config

@@ -9,8 +9,8 @@
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
 at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
 attached hooks, preprocessing where there is a processor, peak memory, and on CUDA the answers once more with other
-attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions are
-noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
+attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions
+are noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
@@ -37,7 +37,7 @@ from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
-Lane = dict[str, Any]
+Measurement = dict[str, Any]
 # of `selection` on a GPU, in the record
 BOUND = "an upper bound: each hook is timed alone, with the device's queue emptied before and after it"
 NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
@@ -51,7 +51,7 @@ def measure(
     protocol: TimingProtocol,
     preprocess: Callable[[], Any] | None = None,
     tokenizer: Any = None,
-) -> Lane:
+) -> Measurement:
     """Measure a run.
 
     Args:
@@ -78,13 +78,13 @@ def measure(
     with rows_not_packed(model, inputs):
         before = at_work(model, inputs, device)
         found = turns(model, inputs, attachment, protocol, device)
-        stages: Lane = found["stages"]
+        stages: Measurement = found["stages"]
         pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
         if pixels:
-            stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
-        stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
+            stages["vision"] = unpaired_times(lambda: tower_ms(model, pixels, device), protocol)
+        stages["selection"] = unpaired_times(lambda: selection_ms(model, inputs, method, schedule, tokenizer), protocol)
         if preprocess is not None:
-            stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+            stages["preprocess"] = unpaired_times(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
         if protocol.memory:
             found["memory"] = peaks(model, inputs, attachment, protocol, device)
         for name in protocol.kernels:
@@ -96,7 +96,7 @@ def measure(
     return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
 
 
-def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Lane:
+def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Measurement:
     """The conditions of this moment, with the clocks of a GPU that prefills."""
     clocks = clocks_at_work(lambda: prefill(model, inputs), device) if device.type == "cuda" else {}
     return conditions(model) | clocks
@@ -104,7 +104,7 @@ def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Lane
 
 def turns(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
     if protocol.new_tokens:
         return answers(model, inputs, attachment, protocol, device)
@@ -114,7 +114,7 @@ def turns(
 
     samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
     times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
-    return {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
+    return {"stages": {"prefill": paired_times(times["this"], times["none"])}, "end_to_end": {}}
 
 
 def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -129,7 +129,7 @@ def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
 
 def answers(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """One generation of the longest answer per turn: it also gives the times of all shorter ones."""
     longest = max(protocol.new_tokens)
 
@@ -137,17 +137,17 @@ def answers(
         return answer(model, inputs, longest, device)
 
     samples: Any = take_turns({"this": within(attachment, call), "none": call}, protocol)
-    stages = {"prefill": beside(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
+    stages = {"prefill": paired_times(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
     if longest > 1:
-        stages["decode"] = beside(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
+        stages["decode"] = paired_times(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
     lengths = {
-        str(n): beside(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
+        str(n): paired_times(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
         for n in protocol.new_tokens
     }
     return {"stages": stages, "end_to_end": lengths}
 
 
-def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
+def tower_ms(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
     """Milliseconds of tower and projector."""
 
     def call() -> Any:
@@ -157,16 +157,18 @@ def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
     return time_call(call, device).wall_ms
 
 
-def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+def selection_ms(
+    model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule, tokenizer: Any = None
+) -> float:
     """Milliseconds inside the hooks of one prefill: reading the prompt, ranking, gathering, masks."""
-    with (attachment := ClockedAttachment(model, method, schedule)):
+    with (attachment := ClockedAttachment(model, method, schedule, tokenizer)):
         prefill(model, inputs)
         return attachment.spent * 1000
 
 
 def peaks(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """Peak memory of both sides."""
     longest = max(protocol.new_tokens, default=0)
 
@@ -182,24 +184,24 @@ def peaks(
     return {"this": this, "none": memory(model, once, last, device)}
 
 
-def beside(this: Sequence[float], none: Sequence[float]) -> Lane:
+def paired_times(this: Sequence[float], none: Sequence[float]) -> Measurement:
     """Times of both sides, and their paired ratio."""
-    return {"this": described(this, "ms"), "none": described(none, "ms"), "ratio": described(this, "ratio", none)}
+    return {"this": summary(this, "ms"), "none": summary(none, "ms"), "ratio": summary(this, "ratio", none)}
 
 
-def described(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Lane:
+def summary(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Measurement:
     """Median, IQR, p90, bootstrap interval and raw values."""
     found = interval(values, unit) if base is None else paired_ratio(values, base)
     return {**asdict(found), "p90": float(np.percentile(found.values, 90))}
 
 
-def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
+def unpaired_times(call: Callable[[], float], protocol: TimingProtocol) -> Measurement:
     """A stage that both sides share, or that only one has: milliseconds of it."""
     call()
-    return {"this": described([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
+    return {"this": summary([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
 
 
-def pooled(cells: Sequence[Lane]) -> Lane:
+def pooled(processes: Sequence[Measurement]) -> Measurement:
     """Several processes' measurements of one run as one: raw values together, intervals over all of them.
 
     Raises:
@@ -207,30 +209,32 @@ def pooled(cells: Sequence[Lane]) -> Lane:
     """
     from pdrop.timing.conditions import refuse_differences
 
-    first = cells[0]
-    for cell in cells[1:]:
-        refuse_differences(first["conditions"]["before"], cell["conditions"]["before"])
-    together = first | joined_turns(cells)
+    first = processes[0]
+    for process in processes[1:]:
+        refuse_differences(first["conditions"]["before"], process["conditions"]["before"])
+    together = first | pooled_turns(processes)
     if "kernels" in first:
-        together["kernels"] = {name: joined_turns([cell["kernels"][name] for cell in cells]) for name in first["kernels"]}
-    together["invalid"] = sorted({reason for cell in cells for reason in cell["invalid"]})
+        kernels = {name: pooled_turns([process["kernels"][name] for process in processes]) for name in first["kernels"]}
+        together["kernels"] = kernels
+    together["invalid"] = sorted({reason for process in processes for reason in process["invalid"]})
     together["processes"] = [
-        {name: lane["ratio"]["median"] for name, lane in cell["stages"].items() if "ratio" in lane} for cell in cells
+        {name: times["ratio"]["median"] for name, times in process["stages"].items() if "ratio" in times}
+        for process in processes
     ]
     return together
 
 
-def joined_turns(cells: Sequence[Lane]) -> Lane:
+def pooled_turns(processes: Sequence[Measurement]) -> Measurement:
     """`stages` and `end_to_end` of several processes, pooled."""
     return {
-        group: {name: joined([cell[group][name] for cell in cells]) for name in cells[0][group]}
+        group: {name: pooled_times([process[group][name] for process in processes]) for name in processes[0][group]}
         for group in ("stages", "end_to_end")
     }
 
 
-def joined(lanes: Sequence[Lane]) -> Lane:
+def pooled_times(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several processes, pooled."""
-    values = {side: [v for lane in lanes for v in lane[side]["values"]] for side in lanes[0]}
+    values = {side: [v for times in measurements for v in times[side]["values"]] for side in measurements[0]}
     if "ratio" not in values:
-        return {side: described(v, "ms") for side, v in values.items()}
-    return beside(values["this"], values["none"])
+        return {side: summary(v, "ms") for side, v in values.items()}
+    return paired_times(values["this"], values["none"])

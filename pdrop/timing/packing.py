@@ -1,8 +1,8 @@
 """A fair comparison under flash attention: no layer asks the device whether its rows are packed sequences.
 
-Given position ids, transformers' flash attention finds out in each layer, of a prefill of one prompt, by a wait for the
-device. After a boundary the engine hands layers none, so that dropping would gain the unpruned model's waits: 24 to 30 of
-them. Here neither side has them, for what is timed is not packed.
+Given position ids, transformers' flash attention finds out in each layer, of a prefill of one prompt, by a wait for
+the device. After a boundary the engine hands layers none, so that dropping would gain the unpruned model's waits: 24 to
+30 of them. Here neither side has them, for what is timed is not packed.
 """
 
 from __future__ import annotations

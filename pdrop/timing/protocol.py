@@ -22,7 +22,7 @@ class TimingProtocol:
         new_tokens: Lengths of answers that are generated, for decoding and end-to-end times. None of them: prefill
             alone.
         images: Images in the prompt.
-        kernels: Orders of torch's attention kernels (pdrop/models/attention.py) that are timed, too: on CUDA, under sdpa.
+        kernels: Orders of torch's attention kernels (pdrop/models/attention.py) that are timed, too: on CUDA, of sdpa.
         memory: Whether peak memory is measured, in a pass of its own.
         fresh: Whether a run is measured in a process of its own,
         repeats: and in how many.
