@@ -177,7 +177,7 @@ def test_a_fresh_process_measures_the_same_run() -> None:
     assert found["conditions"]["before"]["threads"] == torch.get_num_threads()
     assert "preprocess" in found["stages"]
     assert alone.counted == settings.prompt.under(settings.method, settings.schedule, 12)
-    assert alone.timed_prompt == {"text": 11.0, "visual": 288.0}
+    assert alone.timed_prompt == {"text": 14, "visual": 288}
     with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
         in_fresh_processes(replace(settings, source=replace(settings.source, path="/no/where")))
 
