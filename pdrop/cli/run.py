@@ -51,7 +51,7 @@ def job(cfg: Any) -> float | None:
         if cfg.retry is not None and planned.state not in plan.AGAIN:
             sweep.say([f"nothing to do again: this run is {planned.state}"])
             return None
-        return mean_score(run(settings, overrides))
+        return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
