@@ -31,6 +31,7 @@ IDLE = (
         "runs/run.py",
         "runs/settings.py",
         "runs/calibration.py",
+        "runs/cards.py",
         "runs/plan.py",
         "runs/remembered.py",
         "runs/workers.py",
