@@ -83,7 +83,7 @@ class ModelSource:
         known, seed = shipped.of_checkpoint(path), seed if weights == "random" else 0
         there = weights != "pretrained" or asked or known is None or checkpoint.at_hand(path, revision)
         if not there:
-            log.info("%s: no weights here, so its ledger in closed form; model.weights=random times it, too", path)
+            log.info("%s: no weights here, so its cost in closed form; model.weights=random times it, too", path)
         stands_in = known if not asked and (weights == "random" or not there) else None
         kind = weights if there else "architecture"
         if stands_in is None:
@@ -95,7 +95,7 @@ class ModelSource:
 
     @property
     def loadable(self) -> bool:
-        """Whether there is a model to load; otherwise there is a ledger in closed form alone."""
+        """Whether there is a model to load; otherwise there is its cost in closed form alone."""
         return self.weights != "architecture"
 
     def unchanged(self) -> bool:
@@ -122,7 +122,7 @@ class ModelSource:
 
     @functools.cached_property
     def one_image(self) -> PromptSize | None:
-        """The model's prompt with one image, which budgets and ledgers are of; None where its size depends on the
+        """The model's prompt with one image, which budgets and costs are of; None where its size depends on the
         image, and nobody has said it."""
         known, text = shipped.of_checkpoint(self.path), self.text_tokens
         own = None if known is None else shipped.reference_prompt(known)
