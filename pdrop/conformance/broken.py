@@ -81,19 +81,14 @@ class Open(Alive):
 class Doubled(Attachment):
     """Looks at a layer's attention by running it again, which appends its keys and values again."""
 
-    cache: Any = None
-
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        self.cache = kwargs.get("past_key_values")
-        return super().enter(number, layer, args, kwargs)
-
-    def add_deepstack(self, number: int, layer: Any, args: Any, output: Tensor) -> Tensor | None:
         """After the layer before the first boundary: what a second run would have left."""
-        if self.cache is not None and self.run is not None and self.run.prompts is not None:
-            held = self.cache.layers[number]
-            if number == min(self.boundaries) - 1:
+        cache: Any = kwargs.get("past_key_values")
+        if number == min(self.boundaries) and number and cache is not None and self.run is not None:
+            if self.run.prompts is not None:
+                held = cache.layers[number - 1]
                 held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
-        return super().add_deepstack(number, layer, args, output)
+        return super().enter(number, layer, args, kwargs)
 
 
 class Stale(Attachment):
