@@ -50,7 +50,7 @@ class Worst(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """With an order turned round."""
-        run.alive = Turned(**vars(run.alive))
+        run.alive = Turned(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
@@ -66,7 +66,7 @@ class Hungry(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """With every token but the query a candidate."""
-        run.alive = Open(**vars(run.alive))
+        run.alive = Open(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
@@ -84,10 +84,10 @@ class Doubled(Attachment):
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
         """After the layer before the first boundary: what a second run would have left."""
         cache: Any = kwargs.get("past_key_values")
-        if number == min(self.boundaries) and number and cache is not None and self.run is not None:
-            if self.run.prompts is not None:
-                held = cache.layers[number - 1]
-                held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
+        prompted = self.run is not None and self.run.prompts is not None
+        if 0 < number == min(self.boundaries) and cache is not None and prompted:
+            held = cache.layers[number - 1]
+            held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
         return super().enter(number, layer, args, kwargs)
 
 
@@ -180,7 +180,7 @@ class AtTheEnd(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """Whatever the method says."""
-        run.alive = AtEnd(**vars(run.alive))
+        run.alive = AtEnd(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 

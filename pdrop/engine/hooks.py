@@ -203,17 +203,17 @@ class Attachment:
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
         ids, cache = given["input_ids"], given.get("past_key_values")
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
-        visual = visual_tokens(ids, given, self.architecture.vlm.config)
+        new = None if mask is None else mask[:, -ids.shape[1] :]
+        visual = partial(visual_tokens, given=given, config=self.architecture.vlm.config)
         # positions tell packed rows only where neither a mask nor a cache says what they are
         positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
         asked = given.get("logits_to_keep")
         asked = asked if isinstance(asked, int) else 0
-        prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
+        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
             self.current.prefill = self.trace.begin()
-            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.host.numbers)
         return prompts
 
     def check_call(self, given: dict[str, Any]) -> None:

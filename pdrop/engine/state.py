@@ -17,6 +17,7 @@ from pdrop.engine.sequence import Alive, Prompts, take
 from pdrop.methods.base import Ranking
 from pdrop.methods.layout import TokenGrid
 from pdrop.methods.tower import Tower
+from pdrop.methods.transfer import moved
 from pdrop.schedule import Schedule
 
 # what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
@@ -133,4 +134,4 @@ class Forward:
         assert self.prompts is not None and self.alive is not None
         if self.alive.names is not None:
             return self.alive.names
-        return take((self.prompts.visual.cumsum(1) - 1).to(device), self.alive.index)
+        return take(moved(self.prompts.host.numbers, device), self.alive.index)

@@ -90,6 +90,7 @@ class Seen:
         self.launches: Counter[str] = Counter()
         self.mixed: list[str] = []
         self.pinned: list[Tensor] = []
+        self.coming: list[tuple[Tensor, Tensor]] = []  # copies to the host that have not been waited for
         self.sites: Counter[str] = Counter()  # where the own waits were
 
     def wait(self, what: str) -> None:
@@ -98,6 +99,17 @@ class Seen:
         self.waits[whose] += 1
         if whose == "own":
             self.sites[f"{what} at {site}"] += 1
+
+
+class Stream:
+    """The device's queue."""
+
+    def synchronize(self) -> None:
+        """What was copied to the host is there."""
+        SEEN.wait("synchronize")
+        for copy, there in SEEN.coming:
+            copy.copy_(there)
+        SEEN.coming.clear()
 
 
 SEEN = Seen()
@@ -223,6 +235,11 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
     if not there and (asked is None or asked.type != "cuda"):
         return function(*args, **kwargs)
     if name == "_to_copy" and asked is not None and bool(there) != (asked.type == "cuda"):
+        if there and kwargs.get("non_blocking"):
+            copy = torch.full(args[0].there.shape, 77, dtype=torch.uint8).to(kwargs.get("dtype") or args[0].dtype)
+            SEEN.coming.append((copy, args[0].there.to(copy.dtype)))
+            SEEN.launches[owner()[0]] += 1
+            return copy
         pinned = not there and kwargs.get("non_blocking") and any(here[0] is x for x in SEEN.pinned)
         if not pinned:
             SEEN.wait("copy")
@@ -292,6 +309,7 @@ def moved(model: torch.nn.Module) -> None:
 def pretended(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """While there is such a device."""
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    patch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa)
     patch.setattr(torch, "tensor", tensor)
     patch.setattr(Tensor, "pin_memory", lambda self, *_: pin(self))
