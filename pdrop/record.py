@@ -31,6 +31,8 @@ EQUAL_CONDITIONS = (
 )  # fmt: skip
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
+# metrics of lmms-eval whose scores are percentages, for records that do not say it
+PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
@@ -108,11 +110,16 @@ class RunSpec:
 
 @dataclass
 class Score:
-    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1)."""
+    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1).
+
+    `full` is what answers without a mistake would have on these samples: 1 of a fraction, 100 of a percentage, more of
+    points; None where that is not known, and in older records.
+    """
 
     value: float
     n: int
     higher_is_better: bool = True
+    full: float | None = None
 
 
 @dataclass
@@ -127,6 +134,17 @@ class TaskResult:
     prompt_hash: str
     main_metric: str  # the metric tables show
     wall_s: float = 0.0
+    invalid: int | None = None  # answers that no rule of the task reads; None: not counted (older records)
+
+    def full(self, metric: str) -> float | None:
+        """What answers without a mistake would have: see `Score`."""
+        known = self.scores[metric].full
+        return 100.0 if known is None and metric in PERCENTAGES else known
+
+    def share(self, metric: str) -> float:
+        """A score as a fraction where it is a fraction or a percentage; points as they are."""
+        value = self.scores[metric].value
+        return value / 100 if self.full(metric) == 100 else value
 
 
 @dataclass
@@ -169,7 +187,7 @@ class Cost:
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
-    # text and visual tokens of the model's prompt, which budgets and ledgers are of, and of the one that was timed
+    # text and visual tokens of the model's prompt, which budgets and costs are of, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
 
@@ -187,6 +205,8 @@ class RunRecord:
     cost: Cost | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    # each time that stored answers were scored anew: when, by which code, and the scores that were replaced
+    rescored: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:

@@ -12,8 +12,8 @@ from statistics import fmean
 
 import numpy as np
 
-from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, replicates, twice_the_median
-from ..store.load import Run
+from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, twice_the_median
+from .resampling import run_draws
 from .table_model import Row, Table
 
 
@@ -54,24 +54,16 @@ def is_random(row: Row) -> bool:
     return row.spec.method.split("_")[0] == "random"
 
 
-def columns(runs: Sequence[Run], task: str) -> FloatArray | None:
-    """Per-sample values [samples, runs]; None where a score is not the mean over its samples."""
-    values = [run.samples(task).values for run in runs]
-    there = [v for v, run in zip(values, runs) if v is not None and abs(v.mean() - run.score(task)) <= 1e-6]
-    return np.stack(there, axis=1) if len(there) == len(runs) else None
-
-
 def band_draws(twin: Row, tasks: Sequence[str]) -> FloatArray | None:
     """Average of the twin under resampling of images and of seeds [draws]; None if a task has no draws."""
     by_task = []
     for task in tasks:
-        values = columns(twin.runs, task)
-        if values is None:
+        found = run_draws(twin.runs, task)
+        there = [one for one in found if one is not None]
+        if len(there) < len(found):
             return None
-        by_task.append(replicates(task, values, twin.runs[0].samples(task).clusters))
-    if not by_task:
-        return None
-    return over_seeds(np.mean(by_task, axis=0))
+        by_task.append(np.stack(there, axis=1))
+    return over_seeds(np.mean(by_task, axis=0)) if by_task else None
 
 
 def against_each(row: Row, twin: Row, tasks: Sequence[str]) -> float | None:

@@ -16,7 +16,7 @@ from ..grid import DASH, Grid, Text
 from ..store.load import Run
 from ..studies.overlap import kept_sets, overlap
 from ..tables.footnotes import commit, hardware
-from ..tables.table import bounds, percent, probability, signed
+from ..tables.text import bounds, percent, probability, signed
 
 MEANING = {
     "model": "another model",
@@ -179,7 +179,7 @@ def score_difference(first: Run, second: Run, task: str) -> str:
     change, flipped = between(rows[1], rows[0], [task])
     if change.low is None:
         text = f"{scores[0]:.4f} | {scores[1]:.4f} | {change.value:+.4f}"
-        return f"{text} (no interval: the score is not a mean over samples)"
+        return f"{text} (no interval: what the score is made of is not known)"
     text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(change)}"
     if flipped is None:
         return text
