@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pdrop import FastV, Method, PyramidDrop, RandomDrop, SparseVLM, SparseVLMPlus, attach
+from pdrop import FastV, Method, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, attach
 from pdrop.conformance.families import fresh
 from pdrop.methods.transfer import on_device
 from tests.support.cases import HALVES, RAGGED, batch_of
@@ -39,12 +39,19 @@ TABLE = {
 ROWS = {"one": RAGGED[:1], "ragged": RAGGED}
 
 
-def counts(method: Method, rows: Any, patch: pytest.MonkeyPatch, steps: int = 3) -> Any:
+def counts(
+    method: Method,
+    rows: Any,
+    patch: pytest.MonkeyPatch,
+    steps: int = 3,
+    schedule: Schedule = HALVES,
+    family: str = "llava",
+) -> Any:
     """(waits, launches) of the prefill and of the last decoding step, our own; and where each of both waited."""
-    model = fresh("llava", "sdpa", torch.float32).eval()
-    batch = batch_of("llava", model, rows)
+    model = fresh(family, "sdpa", torch.float32).eval()
+    batch = batch_of(family, model, rows)
     greedy: dict[str, Any] = dict(max_new_tokens=steps, do_sample=False, suppress_tokens=[2])
-    with torch.no_grad(), attach(model, method, HALVES):
+    with torch.no_grad(), attach(model, method, schedule):
         want = model.generate(**batch, **greedy)
     moved(model)
     there = {name: OnDevice(value) for name, value in batch.items()}
@@ -59,7 +66,7 @@ def counts(method: Method, rows: Any, patch: pytest.MonkeyPatch, steps: int = 3)
             mixed.extend(seen.mixed)
 
         mixed: list[str] = []
-        with attach(model, method, HALVES):
+        with attach(model, method, schedule):
             model.register_forward_hook(note)
             got = model.generate(**there, **greedy)
     assert not mixed
