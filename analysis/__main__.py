@@ -214,10 +214,10 @@ def write_hard(results: Path, name: str, control: str) -> None:
 
 def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
+    from .studies import attention_figure, front_figure, models_figure, overlap_figure, redundancy_figure
     from .studies import tradeoff_figure as figure
 
-    kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
+    kinds = (figure, front_figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = write_drawn((one for kind in kinds for one in kind.files(table)), folder, pdf)
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
