@@ -26,7 +26,7 @@ RUNS = {
 IDLE = (
     *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
     *("names.py", "store.py", "samples.py", "environment.py", "identity.py"),
-    *("runs/__init__.py", "runs/run.py", "runs/settings.py", "runs/calibration.py"),
+    *("runs/__init__.py", "runs/run.py", "runs/rescore.py", "runs/settings.py", "runs/calibration.py"),
     *("cost/__init__.py", "cost/breakdown.py", "cost/budget.py", "cost/counters.py", "cost/training.py"),
 )
 # doors to what is not measured, or not by these lines: texts that a run prints, files that it writes, its settings
