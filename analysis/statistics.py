@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def clear(self) -> bool:
-        """Whether it can be told from zero: the one criterion of every verdict, arrow and mark.
+        """Whether it is distinguishable from zero: the one criterion of every verdict, arrow and mark.
 
         The interval must lie on one side of zero, and the exact test, where there is one, must agree (p < 0.05). A
         percentile interval alone is too sure of few flips: four lost and none gained leave zero outside of it in 98 %
@@ -71,7 +71,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """-1 or 1 where the value can be told from zero, otherwise 0."""
+        """-1 or 1 where the value is distinguishable from zero, otherwise 0."""
         return 0 if not self.clear else (1 if self.value > 0 else -1)
 
 

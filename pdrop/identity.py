@@ -3,8 +3,8 @@
 A run is asked anew when one of these changes, and only then: the contracts, the engine, what the model is made of,
 what is counted, what is timed, what is asked, and the method's own file with the method files that it imports. Not
 the command lines, the trainer, the analysis, budgets (what they find is the schedule, which identifies the run
-itself), ledgers (text), the conformance suite, the corpus (its model is known by its weights, its tasks by their
-files). Comments, docstrings and layout never count.
+itself), cost breakdowns (text), the conformance suite, the corpus (its model is known by its weights, its tasks by
+their files). Comments, docstrings and layout never count.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Cost:
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
-    # text and visual tokens of the model's prompt, which budgets and ledgers are of, and of the one that was timed
+    # text and visual tokens of the model's prompt, which budgets and costs are of, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
 

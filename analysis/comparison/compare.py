@@ -190,9 +190,10 @@ def mark(
     flipped: Callable[[int, int], Flips | None],
     sign: int = 1,
 ) -> None:
-    """Mark, within each budget, the best and whatever cannot be told from it, and the best of the rest as second.
+    """Mark, within each budget, the best and whatever is not distinguishable from it, and the best of the rest as
+    second.
 
-    Nothing is marked where no row can be told apart, or where a row has no interval: a bold figure is a claim.
+    Nothing is marked where no two rows are distinguishable, or where a row has no interval: a bold figure is a claim.
 
     Args:
         rows: Of one model.

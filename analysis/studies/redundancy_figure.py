@@ -210,7 +210,7 @@ def heat(study: Study) -> Figure | None:
             axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
             axes.tick_params(length=0)
         grid[-1][0].set_xticks(range(len(keeps)), [f"{100 * keep:g}" for keep in keeps])
-        grid[-1][0].set_xlabel("visual tokens kept at the cut (%)\nbold: told from 0")
+        grid[-1][0].set_xlabel("visual tokens kept at the cut (%)\nbold: distinguishable from 0")
         figure.supylabel("cut at layer", fontsize=8)
     return figure
 
@@ -226,7 +226,7 @@ def differences(rows: Mapping[Place, Row], pick: Callable[[Row], Estimate | None
 
 
 def annotate(axes: Axes, held: Mapping[Place, Estimate], layers: list[int], keeps: list[float], limit: float) -> None:
-    """Each cell's value in points; bold where it can be told from zero (`Estimate.clear`)."""
+    """Each cell's value in points; bold where it is distinguishable from zero (`Estimate.clear`)."""
     for (layer, keep), change in held.items():
         value = 100 * change.value
         axes.text(

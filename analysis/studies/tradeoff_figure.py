@@ -1,7 +1,7 @@
 """Trade-off figures: score against prefill FLOPs, one line per method, for a paper's column and for each task.
 
 Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: where
-a bar reaches the horizontal line of `none`, no loss can be told. Curves are moved sideways a little, so that bars of
+a bar reaches the horizontal line of `none`, no loss is shown. Curves are moved sideways a little, so that bars of
 equal cost do not hide each other. Grids of single cuts have a figure of their own (analysis/redundancy_figure.py).
 """
 

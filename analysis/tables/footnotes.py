@@ -112,8 +112,9 @@ def meaning(tables: Sequence[Table]) -> str:
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0, "
         "and p is below 0.05 where samples are right or wrong and a row is one run. Not corrected for the number of "
         "cells: of twenty cells without any effect, about one carries an arrow.",
-        "- **bold**: the best of its budget and whatever cannot be told from it (by the paired difference, as an arrow "
-        "is); *italic*: the best of the rest. Nothing is marked in a budget where no row can be told apart.",
+        "- **bold**: the best of its budget and whatever is not distinguishable from it (by the paired difference, as "
+        "an arrow is); *italic*: the best of the rest. Nothing is marked in a budget where no two rows are "
+        "distinguishable.",
         f"- Intervals: paired percentile bootstrap over images ({DRAWS} draws; samples that share an image are drawn "
         "together, also across tasks). They cover the choice of samples, not the choice of seeds or of tasks.",
         "- –: not measured, or not defined; never zero.",
@@ -144,13 +145,13 @@ def sources(table: Table) -> str:
 
 
 def prompts(runs: Sequence[Run]) -> list[str]:
-    """Where the runs' own prompts, or those that were timed, are not the one that budgets and ledgers are of."""
+    """Where the runs' own prompts, or those that were timed, are not the one that budgets and costs are of."""
     found = []
     for run in runs:
         cost = run.record.cost
         if cost is None or (own := cost.model_prompt) is None:  # older records do not say
             continue
-        start = f"- Prompts of `{run.record.spec.model}`: budgets and ledgers are of {tokens_of(own)}; "
+        start = f"- Prompts of `{run.record.spec.model}`: budgets and costs are of {tokens_of(own)}; "
         scored = {"text": cost.text_tokens, "visual": cost.visual_tokens}
         for what, other in (("was scored (mean)", scored), ("was timed", cost.timed_prompt)):
             if other is not None and any(round(other[kind]) != round(own[kind]) for kind in own):

@@ -179,7 +179,7 @@ def sure_cells(row: Row, table: Table) -> list[Text]:
 
 
 def verdict(row: Row) -> str:
-    """Whether the row can be told from its random twin, over how many seeds of it, and McNemar's p."""
+    """Whether the row is distinguishable from its random twin, over how many seeds of it, and McNemar's p."""
     if row.against_random is None or not row.told_from_random:
         return DASH
     seeds = f"{row.random_seeds} seed{'s' if row.random_seeds > 1 else ''}"

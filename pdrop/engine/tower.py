@@ -157,7 +157,7 @@ class TowerReader:
         )
 
     def unknown(self, why: str) -> UnknownTower:
-        """The error of a forward whose rows cannot be told."""
+        """The error of a forward whose rows cannot be identified."""
         return UnknownTower(
             f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
         )

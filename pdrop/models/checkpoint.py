@@ -302,7 +302,7 @@ def _processor(folder: Path, path: str) -> Any:
         raise ValueError(f"{path}: transformers cannot load its processor ({first_line(error)})") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    log.info("%s: image processor %s", path, type(processor.image_processor).__name__)
+    log.debug("%s: image processor %s", path, type(processor.image_processor).__name__)
     return processor
 
 

@@ -34,7 +34,7 @@ from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
-Lane = dict[str, Any]
+Measurement = dict[str, Any]
 NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
 
 
@@ -46,7 +46,7 @@ def measure(
     protocol: TimingProtocol,
     preprocess: Callable[[], Any] | None = None,
     tokenizer: Any = None,
-) -> Lane:
+) -> Measurement:
     """Measure a run.
 
     Args:
@@ -78,14 +78,14 @@ def measure(
 
         samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
         times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
-        found = {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
-    stages: Lane = found["stages"]
+        found = {"stages": {"prefill": paired_times(times["this"], times["none"])}, "end_to_end": {}}
+    stages: Measurement = found["stages"]
     pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
     if pixels:
-        stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
-    stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
+        stages["vision"] = unpaired_times(lambda: tower_ms(model, pixels, device), protocol)
+    stages["selection"] = unpaired_times(lambda: selection_ms(model, inputs, method, schedule), protocol)
     if preprocess is not None:
-        stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+        stages["preprocess"] = unpaired_times(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
     if protocol.memory:
         found["memory"] = peaks(model, inputs, attachment, protocol, device)
     after = conditions(model)
@@ -105,7 +105,7 @@ def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
 
 def answers(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """One generation of the longest answer per turn: it also gives the times of all shorter ones."""
     longest = max(protocol.new_tokens)
 
@@ -113,17 +113,17 @@ def answers(
         return answer(model, inputs, longest, device)
 
     samples: Any = take_turns({"this": within(attachment, call), "none": call}, protocol)
-    stages = {"prefill": beside(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
+    stages = {"prefill": paired_times(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
     if longest > 1:
-        stages["decode"] = beside(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
+        stages["decode"] = paired_times(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
     lengths = {
-        str(n): beside(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
+        str(n): paired_times(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
         for n in protocol.new_tokens
     }
     return {"stages": stages, "end_to_end": lengths}
 
 
-def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
+def tower_ms(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
     """Milliseconds of tower and projector."""
 
     def call() -> Any:
@@ -142,7 +142,7 @@ def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule
 
 def peaks(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """Peak memory of both sides."""
     longest = max(protocol.new_tokens, default=0)
 
@@ -158,24 +158,24 @@ def peaks(
     return {"this": this, "none": memory(model, once, last, device)}
 
 
-def beside(this: Sequence[float], none: Sequence[float]) -> Lane:
+def paired_times(this: Sequence[float], none: Sequence[float]) -> Measurement:
     """Times of both sides, and their paired ratio."""
-    return {"this": described(this, "ms"), "none": described(none, "ms"), "ratio": described(this, "ratio", none)}
+    return {"this": summary(this, "ms"), "none": summary(none, "ms"), "ratio": summary(this, "ratio", none)}
 
 
-def described(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Lane:
+def summary(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Measurement:
     """Median, IQR, p90, bootstrap interval and raw values."""
     found = interval(values, unit) if base is None else paired_ratio(values, base)
     return {**asdict(found), "p90": float(np.percentile(found.values, 90))}
 
 
-def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
+def unpaired_times(call: Callable[[], float], protocol: TimingProtocol) -> Measurement:
     """A stage that both sides share, or that only one has: milliseconds of it."""
     call()
-    return {"this": described([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
+    return {"this": summary([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
 
 
-def pooled(cells: Sequence[Lane]) -> Lane:
+def pooled(processes: Sequence[Measurement]) -> Measurement:
     """Several processes' measurements of one run as one: raw values together, intervals over all of them.
 
     Raises:
@@ -183,22 +183,23 @@ def pooled(cells: Sequence[Lane]) -> Lane:
     """
     from pdrop.timing.conditions import refuse_differences
 
-    first = cells[0]
-    for cell in cells[1:]:
-        refuse_differences(first["conditions"]["before"], cell["conditions"]["before"])
+    first = processes[0]
+    for process in processes[1:]:
+        refuse_differences(first["conditions"]["before"], process["conditions"]["before"])
     together = dict(first)
     for group in ("stages", "end_to_end"):
-        together[group] = {name: joined([cell[group][name] for cell in cells]) for name in first[group]}
-    together["invalid"] = sorted({reason for cell in cells for reason in cell["invalid"]})
+        together[group] = {name: pooled_times([process[group][name] for process in processes]) for name in first[group]}
+    together["invalid"] = sorted({reason for process in processes for reason in process["invalid"]})
     together["processes"] = [
-        {name: lane["ratio"]["median"] for name, lane in cell["stages"].items() if "ratio" in lane} for cell in cells
+        {name: times["ratio"]["median"] for name, times in process["stages"].items() if "ratio" in times}
+        for process in processes
     ]
     return together
 
 
-def joined(lanes: Sequence[Lane]) -> Lane:
+def pooled_times(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several processes, pooled."""
-    values = {side: [v for lane in lanes for v in lane[side]["values"]] for side in lanes[0]}
+    values = {side: [v for times in measurements for v in times[side]["values"]] for side in measurements[0]}
     if "ratio" not in values:
-        return {side: described(v, "ms") for side, v in values.items()}
-    return beside(values["this"], values["none"])
+        return {side: summary(v, "ms") for side, v in values.items()}
+    return paired_times(values["this"], values["none"])

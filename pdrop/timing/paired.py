@@ -29,6 +29,7 @@ import torch
 
 from pdrop.engine import attach
 from pdrop.methods.base import Method
+from pdrop.pace import Pace
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
@@ -120,12 +121,13 @@ def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtoco
     for side in sides.values():
         warm_up(side, protocol)
     samples: dict[str, list[Timed]] = {name: [] for name in sides}
-    started, rounds = time.perf_counter(), 0
+    started, rounds, pace = time.perf_counter(), 0, Pace("timing", "rounds")
     while rounds < protocol.pairs or time.perf_counter() - started < protocol.min_seconds:
         for name in list(sides)[:: 1 if rounds % 2 == 0 else -1]:
             samples[name].append(sides[name]())
         rounds += 1
-        log.info("timing: round %d, %.1f s", rounds, time.perf_counter() - started)
+        pace.at(rounds)
+    log.info("timed         %d rounds in %.1f s", rounds, time.perf_counter() - started)
     return samples
 
 
