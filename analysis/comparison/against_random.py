@@ -57,7 +57,7 @@ def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops as many tokens, give or take one, at the same layers, under one position policy, blindly."""
+    """Whether `other` drops blindly: as many tokens, give or take one, at the same layers, with the same positions."""
     same = (
         row.drops
         and other.drops

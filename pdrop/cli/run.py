@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
-from pdrop.cli.overrides import misfit, shown
+from pdrop.cli.overrides import misfit, shown, spelled_out
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 
@@ -95,6 +95,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     if not on_a_terminal():  # a bar there is one line that never ends; what matters is said in lines
         os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     if told := check_dials(sys.argv[1:], known):
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):
@@ -114,6 +115,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["rescore"]:
+        from pdrop.cli.rescore import main as rescore
+
+        sys.exit(rescore(sys.argv[2:]))
     called(job, None, "the same command goes on from here")
 
 

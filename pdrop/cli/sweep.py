@@ -58,8 +58,10 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: a store may be moved; sweeps escape colons, where single runs do not."""
-    kept = [word for word, dial in zip(words, dials_given(words)) if dial not in ("results", *ASIDE)]
+    """The overrides that say which run it is: a store may be moved, and who answers changes nothing; sweeps escape
+    colons, where single runs do not."""
+    given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
+    kept = [word for word, dial in given if dial not in ("results", "workers", *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
 
 

@@ -26,10 +26,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pdrop.evaluation import generation_arguments, task_index
-from pdrop.evaluation.answers import Answer, AnswerStore, Question
+from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
@@ -63,8 +63,18 @@ def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> N
     check_aggregations(tasks, task_dirs)
 
 
+class Answering(Protocol):
+    """What answers questions: pdrop.evaluation.generation.Generator in this process, or many in others."""
+
+    def answer(
+        self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
+    ) -> Answered:
+        """Their answers, in order; those that the store does not hold yet are asked for and put there."""
+        ...
+
+
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     method: Method | None,
     schedule: Schedule,
     spec: RunSpec,
@@ -72,11 +82,12 @@ def evaluate(
     *,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
+    generator: Answering | None = None,
 ) -> Evaluation:
-    """Score tasks, or go on where a killed run stopped. One process, one device.
+    """Score tasks, or go on where a killed run stopped.
 
     Args:
-        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load.
+        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load; None where `generator` has its own.
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
         spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
@@ -84,6 +95,7 @@ def evaluate(
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
+        generator: Answers instead of this process.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -93,10 +105,20 @@ def evaluate(
 
     spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
-    generator = Generator(checkpoint, method, schedule, spec)
+        raise ValueError("WORLD_SIZE > 1: a run is started as one process; workers=8 answers with many")
+    if generator is None:
+        assert checkpoint is not None
+        generator = Generator(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
-    return scored_answers(spec, lambda q, line: generator.answer(q, store, line), folder, task_dirs, progress)
+    everything: list[Question] = []
+
+    def answer(questions: list[Question], line: Progress | None) -> Answered:
+        everything.extend(questions)
+        return generator.answer(questions, store, line)
+
+    evaluation = scored_answers(spec, answer, folder, task_dirs, progress)
+    evaluation.answered_by = answered_by(store, everything)
+    return evaluation
 
 
 def scored_answers(

@@ -66,6 +66,11 @@ class QuestionReader:
         return self._documents[task, split]
 
 
+def images_of(task: Any, doc_id: int) -> list[Any]:
+    """The pictures of a document of a task (lmms-eval's), as a question about it has them."""
+    return _images(task.doc_to_visual, functools.partial(task.eval_docs.__getitem__, doc_id))
+
+
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
     """The document's pictures; what a task names by its file is a picture, or a video's frames."""
     found: list[Any] = []

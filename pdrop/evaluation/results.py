@@ -60,12 +60,14 @@ class Rules:
 
 @dataclass
 class Evaluation:
-    """Scores of every task, what each prompt looked like, and how many requests were asked or found answered."""
+    """Scores of every task, what each prompt looked like, how many requests were asked or found answered, and who
+    answered them (see pdrop.evaluation.answers.answered_by)."""
 
     results: dict[str, TaskResult] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
     asked: int = 0
     reused: int = 0
+    answered_by: list[dict[str, Any]] = field(default_factory=list)
 
 
 def task_result(

@@ -21,19 +21,24 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
     Args:
         record: Of a run that has started.
         settings: The run's.
-        checkpoint: The loaded model; None: count only, for the reference prompt.
+        checkpoint: The loaded model; None where workers have it, or there is none: then what can be counted for the
+            reference prompt is.
 
     Raises:
         ValueError: If the model is of a kind whose cost is not known; nothing has been asked then.
     """
-    if checkpoint is None:
+    if not settings.source.loadable:
         count(record, settings)
     else:
         score(record, settings, checkpoint)
 
 
-def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None:
-    """Runs the tasks, counts what the prompts cost and times them; fills in `record`."""
+def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) -> None:
+    """Runs the tasks, counts what the prompts cost and times them; fills in `record`.
+
+    Args:
+        checkpoint: None: workers have it.
+    """
     from pdrop.cost import breakdown, flops
     from pdrop.evaluation.lmms import evaluate
     from pdrop.runs import timed, timed_prompt
@@ -41,15 +46,25 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
     # first: what cannot be counted is refused before scoring
-    sizes = ModelSizes.from_config(checkpoint.model.config)
+    team = None
+    if checkpoint is None:
+        from pdrop.runs.workers import TeamGenerator
+
+        team = TeamGenerator(settings)
+        loaded = team.loaded()
+        sizes, itemsize = loaded.sizes, loaded.itemsize
+        record.environment |= loaded.machine
+    else:
+        sizes, itemsize = ModelSizes.from_config(checkpoint.model.config), checkpoint.model.dtype.itemsize
     prompts: Sequence[Any] = ()
     if spec.tasks:
         folder, own = settings.folder, settings.task_folders
-        evaluation = evaluate(checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True)
+        evaluation = evaluate(checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True, generator=team)
         record.results, prompts = evaluation.results, evaluation.prompts
-    if not spec.tasks:
+        record.environment |= answered_on(evaluation.answered_by)
+    else:
+        assert checkpoint is not None
         prompts = [timed_prompt.counted(checkpoint, settings.source, spec, method, schedule, protocol.images)]
-    itemsize = checkpoint.model.dtype.itemsize
     record.cost = flops.cost(sizes, prompts, schedule, method, itemsize)
     if (known := settings.known_prompt) is not None:
         record.cost.model_prompt = known.counts
@@ -57,7 +72,11 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint) -> None
         title = f"cost breakdown of {spec.model}, {spec.method}, {spec.dtype}"
         log.info("%s", "\n".join(breakdown.lines(sizes, prompts[0], schedule, method, itemsize, title)))
     if protocol.measures and schedule and method is not None and method.pixels == 1:
-        timed.time_run(record.cost, settings, checkpoint)
+        if team is not None:
+            record.cost = team.timed(record.cost)
+        else:
+            assert checkpoint is not None
+            timed.time_run(record.cost, settings, checkpoint)
         if record.cost.timed_prompt != record.cost.model_prompt and known is not None:
             log.info("times are of %s; budgets and costs of %s", record.cost.timed_prompt, record.cost.model_prompt)
 
@@ -74,3 +93,11 @@ def count(record: RunRecord, settings: Settings) -> None:
     record.cost.model_prompt = left.counts
     title = f"cost breakdown of {spec.model}, {spec.method}, {spec.dtype}"
     log.info("%s", "\n".join(breakdown.lines(sizes, left, schedule, method, itemsize, title)))
+
+
+def answered_on(answered_by: list[dict[str, Any]]) -> dict[str, Any]:
+    """Who answered, for a record's environment. The device's name is that of all answers, so that answers of different
+    devices, from a run that went on elsewhere or from many workers, stand in no table with others."""
+    names = sorted({entry["device"] for entry in answered_by if entry.get("device") is not None})
+    several = {"device_name": " + ".join(names)} if len(names) > 1 else {}
+    return {"answered_by": answered_by, **several}

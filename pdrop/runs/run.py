@@ -46,7 +46,7 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
     refuse_links(settings.folder)
     if (done := finished(settings, overrides, settings.force)) is not None:
         return done
-    checkpoint = settings.load() if settings.source.loadable else None
+    checkpoint = settings.load() if settings.source.loadable and not settings.elsewhere else None
     with locked(settings.folder, answered=stored_answers(settings.folder)):
         # another process may have done it while this one loaded, or waited
         return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides)
@@ -72,7 +72,8 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint the cost is counted alone."""
+    """Do the run, from stored answers if there are any. Without a checkpoint workers have it, or the cost is counted
+    alone."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pdrop.models import checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
+from pdrop.runs.workers import Workers
 from pdrop.schedule import Schedule
 from pdrop.shapes import PromptSize
 
@@ -50,6 +51,7 @@ class Settings:
         task_folders: Folders with tasks of one's own.
         experiment: Which one asks for the run.
         force: Redo a finished run.
+        workers: How many processes answer; it is no part of the identity, for it changes no number.
     """
 
     spec: RunSpec
@@ -62,6 +64,12 @@ class Settings:
     task_folders: tuple[str, ...] = ()
     experiment: str | None = None
     force: bool = False
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers answer; where nothing is asked, this process measures by itself."""
+        return self.workers.count > 0 and bool(self.spec.tasks)
 
     @property
     def folder(self) -> Path:
@@ -138,7 +146,11 @@ def resolve(
         task_folders=folders,
         experiment=dials["experiment"],
         force=dials["force"],
+        workers=Workers(**dials["workers"]),
     )
+    settings.workers.check()
+    if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
+        raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:
