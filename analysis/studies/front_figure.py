@@ -48,21 +48,22 @@ def front_figure(table: Table, rows: list[Row]) -> Figure:
             width_ratios=[1.0] * len(budgets) + [1.3],
         )  # fmt: skip
         panels = list(grid[0])
+        for axes in panels[1:-1]:
+            axes.sharex(panels[0])
         for number, (axes, budget) in enumerate(zip(panels, budgets)):
             one_budget(axes, [row for row in held if row.budget == budget], rows, methods)
             level(axes.axvline, table, rows)
             axes.set_title(budget, pad=4)
+            axes.set_xlabel("average score (%)")
             axes.set_yticks(range(len(methods)), [method_name(name) for name in methods] if not number else [])
             axes.set_ylim(len(methods) - 0.4, -0.6)
             axes.grid(axis="both", linewidth=0.4, color="0.9")
         against_cost(panels[-1], held)
         level(panels[-1].axhline, table, rows)
-        for axes in panels[1:-1]:
-            axes.sharex(panels[0])
         handles, names = panels[0].get_legend_handles_labels()
         known = dict(zip(names, handles))
         figure.legend(known.values(), known, loc="outside upper center", ncols=len(known), frameon=False)
-        figure.supxlabel(f"average score of {len(table.averaged)} tasks (%); {BARS}", fontsize=8)
+        figure.supxlabel(f"averages of {len(table.averaged)} tasks; {BARS}", fontsize=7)
     return figure
 
 
@@ -108,7 +109,8 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
         )  # fmt: skip
     costs = [100 * cost for cost, _, _ in points]
     axes.set_xlim(min(costs) - 0.35 * (max(costs) - min(costs) + 1), max(costs) + 1)
-    axes.set_title("Pareto front: prefill FLOPs (% of none)", pad=4)
+    axes.set_title("score and cost: the Pareto front", pad=4)
+    axes.set_xlabel("prefill FLOPs (% of none)")
     axes.yaxis.tick_right()
     axes.spines["right"].set_visible(True)
     axes.spines["left"].set_visible(False)
