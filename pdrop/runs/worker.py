@@ -53,7 +53,7 @@ class Worker:
         self._tasks: dict[str, Any] = {}
 
     def about(self) -> dict[str, Any]:
-        """Where it is."""
+        """Its host, process and device, once it is ready."""
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,5 +1,6 @@
 """Files of a store: no links are followed, nothing is cut off, the user's umask holds."""
 
+import json
 import os
 import stat
 
@@ -42,10 +43,12 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
     assert (folder / name).is_file()
 
 
-def test_a_lock_cuts_nothing_off(tmp_path):
-    (tmp_path / ".lock").write_text("mine")
-    lock(tmp_path)
-    assert (tmp_path / ".lock").read_text() == "mine"
+def test_a_lock_says_who_holds_it_and_then_nothing(tmp_path):
+    (tmp_path / ".lock").write_text("of a process that was killed")
+    with locked(tmp_path, answered=7):
+        note = json.loads((tmp_path / ".lock").read_text())
+        assert (note["pid"], note["answered"]) == (os.getpid(), 7)
+    assert (tmp_path / ".lock").read_text() == ""
 
 
 def test_pipes_and_folders_are_no_files_of_a_store(tmp_path):
