@@ -117,6 +117,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["rescore"]:
+        from pdrop.cli.rescore import main as rescore
+
+        sys.exit(rescore(sys.argv[2:]))
     called(job, None, "the same command goes on from here")
 
 

@@ -29,6 +29,7 @@ IDLE = (
     *(
         "runs/__init__.py",
         "runs/run.py",
+        "runs/rescore.py",
         "runs/settings.py",
         "runs/calibration.py",
         "runs/cards.py",
