@@ -9,6 +9,7 @@ from statistics import fmean
 
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
+from pdrop.store import state
 
 from ..comparison.compare import between
 from ..comparison.table_model import Row
@@ -66,7 +67,13 @@ def overview(runs: Sequence[Run]) -> str:
         spec = run.record.spec
         scores = [run.score(task) for task in run.record.results]
         mean = percent(fmean(scores)) if run.done and scores and all(0 <= s <= 1 for s in scores) else DASH
-        cells = [run.record.run_id, run.record.status, spec.model, spec.method, spec.schedule or DASH]
+        cells = [
+            run.record.run_id,
+            state(run.path, run.record.status, run.record.error),
+            spec.model,
+            spec.method,
+            spec.schedule or DASH,
+        ]
         cells += [str(spec.seed), str(len(spec.tasks)), mean, run.record.started_at, commit(run)]
         grid.rows.append([Text(cell) for cell in cells])
     return grid.markdown()

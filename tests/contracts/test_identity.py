@@ -29,8 +29,10 @@ IDLE = (
     *(
         "runs/__init__.py",
         "runs/run.py",
+        "runs/rescore.py",
         "runs/settings.py",
         "runs/calibration.py",
+        "runs/cards.py",
         "runs/plan.py",
         "runs/remembered.py",
         "runs/workers.py",
