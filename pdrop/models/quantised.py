@@ -77,6 +77,23 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
         log.warning("%s: this device does not compute with weights of %s: they are made whole on loading", what, kind)
 
 
+def refuse_training(config: Any, what: str) -> None:
+    """Refuse quantised weights where weights are trained, or taken over into a model that is.
+
+    Args:
+        config: The checkpoint's.
+        what: The checkpoint, for the message.
+
+    Raises:
+        ValueError: Naming the kind.
+    """
+    if (kind := kind_of(config)) is not None:
+        raise ValueError(
+            f"{what}: its weights are quantised ({kind}), which cannot be trained here: give the checkpoint that it was "
+            "made of"
+        )
+
+
 def made_whole(model: Any) -> bool:
     """Whether no weight of a loaded model is quantised any more."""
     return all(weight.is_floating_point() and weight.dtype.itemsize > 1 for weight in model.parameters())

@@ -18,14 +18,19 @@ from pdrop.engine.architecture import read_architecture
 
 @contextmanager
 def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """A block in which the decoder's layers get no position ids, under flash attention. Rotary embeddings, which are
-    made before the layers, stay. With position ids of the caller's own nothing changes."""
+    """A block in which the decoder's attention gets no position ids, where it is flash. Rotary embeddings, which are
+    made before the layers, stay. With position ids of the caller's own nothing changes.
+
+    The hooks are on the attention, not on the layers: an attachment's own, which rest while a step has nothing to do,
+    must find themselves alone there.
+    """
     architecture = read_architecture(model)
     kind = str(architecture.decoder.config._attn_implementation or "")
     if "flash" not in kind or inputs.get("position_ids") is not None:
         yield
         return
-    handles = [layer.register_forward_pre_hook(without_ids, with_kwargs=True) for layer in architecture.layers]
+    attentions: list[Any] = [layer.self_attn for layer in architecture.layers]
+    handles = [attention.register_forward_pre_hook(without_ids, with_kwargs=True) for attention in attentions]
     try:
         yield
     finally:
@@ -33,6 +38,6 @@ def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Non
             handle.remove()
 
 
-def without_ids(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What goes into a layer, without position ids."""
+def without_ids(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What goes into a layer's attention, without position ids."""
     return args, kwargs | {"position_ids": None}
