@@ -100,10 +100,10 @@ class Card:
         """A shipped architecture in bfloat16; tiny: as many layers of width 32 in float32."""
         if not self.tiny:
             return shipped.build(name, dtype="bfloat16", attn_implementation=backend, device="cuda")
-        text = dict(vocab_size=1000, hidden_size=32, intermediate_size=48, num_attention_heads=4)
-        text |= dict(model_type="llama", num_hidden_layers=LAYERS, num_key_value_heads=2)
-        tower = dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=24, num_hidden_layers=2)
-        tower |= dict(num_attention_heads=2, image_size=28, patch_size=7)
+        text: dict[str, Any] = dict(model_type="llama", vocab_size=1000, hidden_size=32, intermediate_size=48)
+        text |= dict(num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2)
+        tower: dict[str, Any] = dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=24)
+        tower |= dict(num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
         config = transformers.LlavaConfig(text_config=text, vision_config=tower, image_token_index=999)
         torch.manual_seed(0)
         model: Any = transformers.LlavaForConditionalGeneration(config).eval()
@@ -154,7 +154,8 @@ class Card:
 
     def generate(self, **options: Any) -> torch.Tensor:
         """Eight tokens."""
-        tokens: Any = self.model.generate(**self.one, max_new_tokens=8, do_sample=False, pad_token_id=0, **options)
+        options |= {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        tokens: torch.Tensor = self.model.generate(**self.one, **options)
         return tokens
 
 
@@ -245,7 +246,8 @@ def same_tokens(card: Card) -> tuple[Any, bool | None]:
 
 def memory(card: Card) -> tuple[Any, bool | None]:
     """Peaks of a prefill in GiB over the weights, eight prompts at once."""
-    eight, found = card.inputs(card.model, card.name, 2 if card.tiny else 8), {}
+    eight = card.inputs(card.model, card.name, 2 if card.tiny else 8)
+    found: dict[str, Any] = {}
     for name in ("none", "PyramidDrop", "FastV"):
         with card.side(name):
             prefill(card.model, eight)

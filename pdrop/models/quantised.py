@@ -89,8 +89,8 @@ def refuse_training(config: Any, what: str) -> None:
     """
     if (kind := kind_of(config)) is not None:
         raise ValueError(
-            f"{what}: its weights are quantised ({kind}), which cannot be trained here: give the checkpoint that it was "
-            "made of"
+            f"{what}: its weights are quantised ({kind}), which cannot be trained here: give the checkpoint that "
+            "it was made of"
         )
 
 
