@@ -67,7 +67,7 @@ STATIC = {"cache_implementation": "static"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CardCheck:
     """One check: `holds` is None where there is no rule, False where it fails or raises."""
 
     number: int
@@ -118,7 +118,7 @@ class Card:
         return {k: v.to(self.device, model.dtype if v.is_floating_point() else None) for k, v in made.items()}
 
     def size(self, name: str) -> PromptSize:
-        """Of one prompt."""
+        """Of one prompt of this architecture, in tokens."""
         return PromptSize(20, 16, images=1) if self.tiny else shipped.reference_prompt(name)
 
     def side(self, name: str) -> Any:
@@ -153,7 +153,7 @@ class Card:
         return lambda: self.model(input_ids=ids, past_key_values=cache, use_cache=True)
 
     def generate(self, **options: Any) -> torch.Tensor:
-        """Eight tokens."""
+        """The prompt and eight new tokens, greedily."""
         options |= {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
         tokens: torch.Tensor = self.model.generate(**self.one, **options)
         return tokens
@@ -329,7 +329,7 @@ def plan(card: Card) -> list[tuple[int, str, Callable[[], tuple[Any, bool | None
     ]  # fmt: skip
 
 
-def tried(number: int, what: str, call: Callable[[], tuple[Any, bool | None]], expected: str) -> Outcome:
+def tried(number: int, what: str, call: Callable[[], tuple[Any, bool | None]], expected: str) -> CardCheck:
     """A check's outcome; what it raises is one that fails."""
     started = time.perf_counter()
     try:
@@ -337,7 +337,7 @@ def tried(number: int, what: str, call: Callable[[], tuple[Any, bool | None]], e
     except Exception as error:  # the others are of use without it
         logging.getLogger("pdrop").debug("check %d", number, exc_info=True)
         result, holds = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", False
-    return Outcome(number, what, result, expected, holds, round(time.perf_counter() - started, 1))
+    return CardCheck(number, what, result, expected, holds, round(time.perf_counter() - started, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

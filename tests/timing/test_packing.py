@@ -11,8 +11,8 @@ import transformers.modeling_flash_attention_utils as library
 
 from pdrop import FastV, PyramidDrop, attach
 from pdrop.conformance.families import fresh
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.timing.measure import measure
-from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.paired import prefill, prefill_ratio
 from pdrop.timing.protocol import TimingProtocol
 from tests.engine.test_flash import kernels  # noqa: F401
