@@ -135,6 +135,7 @@ class TaskResult:
     main_metric: str  # the metric tables show
     wall_s: float = 0.0
     invalid: int | None = None  # answers that no rule of the task reads; None: not counted (older records)
+    boxes: str | None = None  # the family whose prompt and frame of boxes was asked (pdrop/evaluation/grounding.py)
 
     def full(self, metric: str) -> float | None:
         """What answers without a mistake would have: see `Score`."""

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pdrop.evaluation import generation_arguments, task_index
+from pdrop.evaluation import generation_arguments, grounding, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
@@ -83,6 +83,7 @@ def evaluate(
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
     generator: Answering | None = None,
+    boxes: str | None = None,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped.
 
@@ -96,6 +97,7 @@ def evaluate(
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
+        boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -116,7 +118,9 @@ def evaluate(
         everything.extend(questions)
         return generator.answer(questions, store, line)
 
-    evaluation = scored_answers(spec, answer, folder, task_dirs, progress)
+    if boxes is None and checkpoint is not None:
+        boxes = grounding.family_of(spec.tasks, checkpoint.model.config.model_type)
+    evaluation = scored_answers(spec, answer, folder, task_dirs, progress, boxes)
     evaluation.answered_by = answered_by(store, everything)
     return evaluation
 
@@ -127,6 +131,7 @@ def scored_answers(
     folder: Path,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
+    boxes: str | None = None,
 ) -> Evaluation:
     """Score the answers to a run's questions, wherever they come from, and write its samples.
 
@@ -136,6 +141,7 @@ def scored_answers(
         folder: The run's.
         task_dirs: Folders with tasks of one's own.
         progress: As of `evaluate`.
+        boxes: The family that is asked for boxes, where a task does.
 
     Raises:
         ValueError, RuntimeError: As of `evaluate`.
@@ -147,6 +153,7 @@ def scored_answers(
         asked: dict[tuple[int, int], Answer] = {}
 
         def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
+            questions = [grounding.asked(question, boxes) for question in questions]
             answered = answer(questions, line)
             asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
             evaluation.asked += answered.asked
@@ -159,7 +166,7 @@ def scored_answers(
         with progress_line(name, progress) as line:
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
-            result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows)
+            result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
         result.wall_s = time.perf_counter() - started
         samples[name] = scored
         evaluation.results[name] = result

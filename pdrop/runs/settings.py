@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import names
 from pdrop.environment import versions
-from pdrop.evaluation import generation_arguments, task_checks, task_index
+from pdrop.evaluation import generation_arguments, grounding, task_checks, task_index
 from pdrop.identity import code_digest
 from pdrop.models import checkpoint
 from pdrop.models.source import ModelSource
@@ -131,7 +131,9 @@ def resolve(
         seed=spec.seed,
         asked=bool(spec.tasks) if asked is None else asked,
     )
-    if not source.loadable:
+    if source.loadable:
+        grounding.family_of(spec.tasks, source.model_type)
+    else:
         protocol = replace(protocol, name="off", pairs=0)
     drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))

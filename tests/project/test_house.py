@@ -42,7 +42,11 @@ READERS_OF_EMBEDDED = {"benchmarks", "recipes"}
 HOMES = {
     "hydra": {"pdrop/cli/"},
     "omegaconf": {"pdrop/cli/"},
-    "lmms_eval": {"pdrop/evaluation/lmms.py", "pdrop/embedded/tasks/scoring.py"},
+    "lmms_eval": {
+        "pdrop/evaluation/lmms.py",
+        "pdrop/embedded/tasks/scoring.py",
+        "pdrop/evaluation/tasks/benchmarks.py",
+    },
     "av": {"pdrop/evaluation/"},
     "pandas": {"analysis/"},
     "matplotlib": {"analysis/", "pdrop/embedded/"},
