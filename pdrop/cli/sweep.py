@@ -13,8 +13,10 @@ import logging
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,15 @@ from pdrop.runs import plan, remembered
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import own_note, state, write_atomically
+from pdrop.store import announced, holder, state, where
 
 log = logging.getLogger("pdrop")
 
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
+# whether a job waits for a process that does the same run
+WAITS: ContextVar[bool] = ContextVar("waits", default=True)
 
 
 class RunError(CompactHydraException):
@@ -146,6 +150,9 @@ class Sweep(Callback):
             return 0
         if self.config.retry is not None:
             planned = [one for one in planned if one.state in (*plan.AGAIN, "refused")]
+            if not planned:
+                say(["nothing to do again: no run has failed or stopped here"])
+                return 0
         return self.do(planned)
 
     def do(self, planned: Sequence[Planned]) -> int:
@@ -212,6 +219,8 @@ class Sweep(Callback):
 
     def launched(self, rest: Sequence[Planned], before: int) -> Iterator[tuple[Planned, str | None]]:
         """Each run with what went wrong, or None: one after the other here, or as the launcher has it."""
+        from pdrop.runs.run import RunHeld
+
         context = HydraContext(self.loader, Callbacks(self.config))
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task(), config=self.config
@@ -225,13 +234,25 @@ class Sweep(Callback):
             return
         # it says of each job that it launches one
         logging.getLogger(type(launcher).__module__).setLevel(logging.WARNING)
-        whole = before + len(rest)
-        for number, one in enumerate(rest):
-            plan.estimate(rest[number:])
-            seconds = plan.left(rest[number:])
+        whole, waiting, held = before + len(rest), deque(rest), 0
+        while waiting:
+            number = len(rest) - len(waiting)
+            plan.estimate([*waiting])
+            seconds = plan.left(waiting)
             takes = "" if seconds is None else f", about {duration(seconds)} left"
+            one = waiting.popleft()
             say([f"run {before + number + 1} of {whole}{takes}: {one.label}"])
+            # what another process does at the moment is looked at again when the others are done, and then waited for
+            patience = WAITS.set(held > len(waiting))
             (job,) = launcher.launch([list(one.words)], initial_job_idx=number)
+            WAITS.reset(patience)
+            if isinstance(job._return_value, RunHeld):
+                by = where(holder(one.run.folder) or {}) if one.run is not None else ""
+                say([f"another process{by} does it at the moment: it is looked at again at the end"])
+                waiting.append(one)
+                held += 1
+                continue
+            held = 0
             yield one, failure(job)
 
 
@@ -290,19 +311,14 @@ def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> li
 @contextmanager
 def noted(rest: Sequence[Planned]) -> Iterator[None]:
     """While a sweep lasts, its store says what it is still to do: python -m analysis status. A kill leaves the note."""
-    runs = {one.run.spec.folder: for_the_record(one.words) for one in rest if one.run is not None}
+    runs = {one.run.spec.folder: [one.label or "one run"] for one in rest if one.run is not None}
     stores = {one.run.results for one in rest if one.run is not None}
     name = sha256(json.dumps(sorted(runs)).encode()).hexdigest()[:12]
     paths = [store / "sweeps" / f"{name}.json" for store in sorted(stores)]
-    for path in paths:
-        write_atomically(path, json.dumps(own_note() | {"runs": runs}) + "\n")
-    try:
-        yield
-    finally:
+    with ExitStack() as held:
         for path in paths:
-            path.unlink(missing_ok=True)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            held.enter_context(announced(path, {"runs": runs}))
+        yield
 
 
 def summary(

@@ -18,7 +18,7 @@ from pdrop import names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, task_checks, task_index
 from pdrop.identity import code_digest
-from pdrop.models import checkpoint
+from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
@@ -93,6 +93,17 @@ class Settings:
                              "model.visual_tokens=1296")  # fmt: skip
         return known
 
+    @property
+    def timed(self) -> bool:
+        """Whether there is something to time, and its protocol does."""
+        drops = bool(self.schedule) and self.method is not None and self.method.pixels == 1
+        return self.protocol.measures and drops and self.source.loadable
+
+    @property
+    def timed_alone(self) -> bool:
+        """Whether it is timed in fresh processes, which are to have the device for themselves."""
+        return self.timed and self.protocol.fresh
+
     def load(self) -> Checkpoint:
         """Loads the model as the spec says; `ModelSource.load` has the errors."""
         return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
@@ -135,6 +146,9 @@ def resolve(
         grounding.family_of(spec.tasks, source.model_type)
     else:
         protocol = replace(protocol, name="off", pairs=0)
+    # where there is but one kernel, or it is the run's own, there is no other to time
+    others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
+    protocol = replace(protocol, kernels=others)
     drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
@@ -202,6 +216,7 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
         given[name] = model.get(name) if dials.get(name) is None else dials[name]
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
+    given["sdpa_kernel"] = attention.resolved(dials["sdpa_kernel"], given["attn_implementation"], kind)
     spec = RunSpec(**given)
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
