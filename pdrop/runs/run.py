@@ -120,8 +120,11 @@ def note(run: Settings | Known, overrides: Sequence[str]) -> None:
 
 
 def mean_score(record: RunRecord) -> float | None:
-    """Mean of the tasks' main metrics."""
-    values = [result.scores[result.main_metric].value for result in record.results.values()]
+    """Mean of the tasks' main metrics, points as shares of a full score."""
+    values = []
+    for result in record.results.values():
+        full = result.full(result.main_metric)
+        values.append(result.scores[result.main_metric].value / (full or 1))
     return sum(values) / len(values) if values else None
 
 
