@@ -98,12 +98,14 @@ def explain(run: Run) -> str:
     if record.error:
         text.append(f"Error: {record.error.strip()}")
     if record.results:
-        text.append("Scores:")
+        anew = f", scored anew from stored answers at {record.rescored[-1].get('at')}" if record.rescored else ""
+        text.append(f"Scores{anew}:")
     for task, result in record.results.items():
         main = result.scores[result.main_metric]
         others = [f"{name} {s.value:.4g}" for name, s in result.scores.items() if name != result.main_metric]
         text.append(
-            f"  {task}: {result.main_metric} {main.value:.4f} over {result.n} of {result.n_total} samples"
+            f"  {task}: {result.main_metric} {main.value:.4f} over {main.n} of {result.n_total} samples"
+            + ("" if result.invalid is None else f", {result.invalid} answers invalid")
             + (f" (also {', '.join(others)})" if others else "")
             + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; answers: python -m analysis samples "
             f"{record.run_id} {task}"

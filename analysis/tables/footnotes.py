@@ -94,6 +94,11 @@ def warnings(table: Table) -> list[str]:
         found.append(
             f"Left out: {table.superseded} older runs that were made again with other weights, packages, code or data."
         )
+    if any(run.record.rescored for run in done) and len({scored_by(run) for run in done}) > 1:
+        found.append(
+            "SCORED BY SEVERAL VERSIONS of the code or of lmms-eval: some runs were scored anew and others were not. "
+            "python -m pdrop rescore scores all of them by the present one."
+        )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
     return found
@@ -159,6 +164,15 @@ def prompts(runs: Sequence[Run]) -> list[str]:
             if other is not None and any(round(other[kind]) != round(own[kind]) for kind in own):
                 found.append(f"{start}what {what} had {tokens_of(other)}")
     return list(dict.fromkeys(found))
+
+
+def scored_by(run: Run) -> str:
+    """Which code made the scores: sources and lmms-eval's version."""
+    if run.record.rescored:
+        last = run.record.rescored[-1]
+        return f"{last.get('sources')} {(last.get('versions') or {}).get('lmms-eval')}"
+    versions = json.loads(run.record.spec.versions or "{}")
+    return f"{run.record.environment.get('sources')} {versions.get('lmms-eval')}"
 
 
 def scored_anew(runs: Sequence[Run]) -> list[str]:
