@@ -78,9 +78,11 @@ TASK_NAMES = {
     "mmbench_en_dev": "MMB",
     "mmbench_en_dev_static": "MMB",
     "mmbench_cn_dev": "MMB-CN",
+    "mmbench_cn_dev_static": "MMB-CN",
     "scienceqa_img": "SQA-I",
     "seedbench": "SEED",
     "textvqa_val": "TextVQA",
+    "textvqa_val_ocr": "TextVQA, OCR",
     "vqav2_val": "VQAv2",
     "vizwiz_vqa_val": "VizWiz",
     "mmmu_val": "MMMU",
@@ -90,6 +92,11 @@ TASK_NAMES = {
     "infovqa_val": "InfoVQA",
     "ai2d": "AI2D",
     "mmstar": "MMStar",
+    **{
+        f"{task}_rec_{split}": f"{name} {split}"
+        for task, name in (("refcoco", "RefCOCO"), ("refcocoplus", "RefCOCO+"), ("refcocog", "RefCOCOg"))
+        for split in ("val", "test", "testA", "testB")
+    },
 }
 
 VIRIDIS = (  # matplotlib's, sampled from 0 to 0.86
