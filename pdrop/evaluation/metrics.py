@@ -96,7 +96,7 @@ def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) 
     there = [entry for entry in entries if entry is not None]
     numbers = [None if entry is None else number(entry) for entry in entries]
     if all(isinstance(entry, Mapping) for entry in there):
-        for parts, whole in (counted(name, entries), pairs(entries)):
+        for parts, whole in (counted(name, entries), pairs(entries), together(name, entries)):
             if parts is not None and near(score_of(parts), value):
                 return Metric(value, numbers, parts, whole, len(there))
     if sum(one is not None for one in numbers) < len(there):
@@ -164,6 +164,22 @@ def pairs(entries: Entries) -> tuple[list[Part | None] | None, float]:
         both = sum(scores[entry["category"], entry["question_id"]]) == 2
         found.append((50.0 * float(entry["score"]) + 50.0 * both, 0.5, str(entry["category"])))
     return found, 200.0 * len({category for category, _ in scores})
+
+
+def together(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
+    """Parts of the share of pairs whose answers are all right (MMVP, arXiv 2401.06209), and a full score."""
+    if "pair" not in name or not all(e is None or {"pair_index", "is_correct"} <= set(e) for e in entries):
+        return None, 1.0
+    hit: dict[Any, bool] = defaultdict(lambda: True)
+    for entry in entries:
+        if entry is not None:
+            hit[entry["pair_index"]] &= bool(entry["is_correct"])
+    waiting, found = set(hit), list[Part | None]()
+    for entry in entries:  # a pair counts at its first question
+        first = entry is not None and entry["pair_index"] in waiting
+        found.append(None if entry is None else (float(first and hit[entry["pair_index"]]), float(first), ""))
+        waiting -= {entry["pair_index"]} if entry is not None else set()
+    return found, 1.0
 
 
 def circles(rows: Sequence[Mapping[str, Any]], right: Sequence[bool], full: float = 1.0) -> list[Part | None]:
