@@ -25,6 +25,7 @@ from pdrop.engine.pictures import pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
 from pdrop.methods.tower import Tile, Tower
+from pdrop.methods.transfer import moved
 
 
 class UnknownTower(ValueError):
@@ -148,7 +149,7 @@ class TowerReader:
         return Tower(
             states,
             self.classes,
-            source.to(device),
+            moved(source, device),
             pictures,
             lambda number: layers[number].rows,
             lambda number: layers[number].keys,
