@@ -73,7 +73,7 @@ class HiRED(InFront):
         if not tiles:
             yield small, count
             return
-        seen = tower.rows(0)[small.number].sum(0)[tower.classes :].cpu()
+        seen = tower.rows_on_host(0)[small.number].sum(0)[tower.classes :]
         patches = len(seen)
         first = min(int(count * self.alpha), patches)
         best = torch.zeros(patches)

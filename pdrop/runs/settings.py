@@ -214,8 +214,9 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
         given[name] = model.get(name) if dials.get(name) is None else dials[name]
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
-    given["sdpa_kernel"] = attention.resolved(dials["sdpa_kernel"], given["attn_implementation"], kind)
     spec = RunSpec(**given)
+    kernel = attention.resolved(dials["sdpa_kernel"], spec.attn_implementation, kind)
+    spec = replace(spec, sdpa_kernel=kernel)
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])

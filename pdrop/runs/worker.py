@@ -78,9 +78,12 @@ class Worker:
         Raises:
             QuestionError: If anything goes wrong with a question.
         """
+        from pdrop.models.attention import sdpa_order
+
         generator = self._under(local(settings))
         here = [replace(one, images=functools.partial(self._images, settings, one)) for one in questions]
-        return generator.answer(here).answers
+        with sdpa_order(settings.spec.sdpa_kernel):
+            return generator.answer(here).answers
 
     def timed(self, settings: Settings, cost: Cost) -> Cost:
         """The cost with what this worker measured under the run's timing protocol."""

@@ -248,8 +248,8 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
         SEEN.wait("copy")
     elif here and there and name in INDEXED and isinstance(args[0], OnDevice):
         SEEN.wait("index from the host")
-    elif (there and any(x.ndim for x in here)) or len({x.device for x in there if x.ndim}) > (
-        2 if "copy" in name else 1
+    elif (there and any(x.ndim for x in here)) or (
+        len({x.device for x in there if x.ndim}) > (2 if "copy" in name else 1)
     ):
         SEEN.mixed.append(f"{name} at {owner()}")
     if name in WAITS or (
