@@ -25,6 +25,7 @@ from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
+from pdrop.methods.transfer import moved, read_back
 from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
@@ -107,7 +108,11 @@ class Generator:
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
         inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
-        return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
+        inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[name] = moved(value, self.model.device)
+        return inputs
 
     def _generate(
         self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
@@ -145,11 +150,13 @@ class Generator:
             labels[row, -length:] = inputs["input_ids"][row, -length:]
         logits = self.model(**inputs, labels=labels).logits
         self._check_prefills(trace, before)
-        answers = []
-        for row, (length, prefill) in enumerate(zip(lengths, self._observed(trace, inputs, images))):
+        answers, found = [], []
+        for row, length in enumerate(lengths):
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
-            loss = torch.nn.functional.cross_entropy(predicted, target).item()
-            greedy = bool((predicted.argmax(-1) == target).all())
+            found += [torch.nn.functional.cross_entropy(predicted, target), (predicted.argmax(-1) == target).all()]
+        read = [value.item() for value in read_back(found)]
+        observed = self._observed(trace, inputs, images)
+        for row, (length, prefill, loss, greedy) in enumerate(zip(lengths, observed, read[::2], read[1::2])):
             prefill["text_tokens"] -= length
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
             answers.append(Answer(prompt=prompts[row], text="", **prefill))
