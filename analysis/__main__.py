@@ -11,6 +11,7 @@
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
+    python -m analysis status                what runs and sweeps are doing, what failed and why, what waits
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
     python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
@@ -39,7 +40,7 @@ from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
 from .report import explain, readme
-from .store import up_to_date
+from .store import status, up_to_date
 from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
 from .store.publish import publish
 from .studies import bench, break_even, repro, trainings
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "list":
             say(explain.overview(load_runs(results)))
+        elif options.command == "status":
+            say(status.page(results))
         elif options.command == "explain":
             say(explain.explain(explain.find(load_runs(results), options.run)))
         elif options.command == "diff":
@@ -122,6 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )
     commands.add_parser("list", parents=[common], help="every run in a line")
+    commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
     command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")

@@ -26,6 +26,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def speed(rate: float) -> str:
+    """A number per second as a person would say it."""
+    if rate >= 1:
+        return f"{rate:.0f} per s" if rate >= 10 else f"{rate:.1f} per s"
+    return f"{1 / rate:.1f} s each"
+
+
 class Pace:
     """What is done of something, said every `EVERY` seconds with its rate.
 
@@ -54,6 +61,6 @@ class Pace:
         rate = (done - self._first) / (now - self._started)
         text = f"{self.what}: {done}{'' if total is None else f' of {total}'} {self.unit}"
         if rate > 0:
-            text += f", {rate:.2g} per s" if rate >= 1 else f", {1 / rate:.2g} s each"
+            text += f", {speed(rate)}"
             text += "" if total is None else f", about {duration((total - done) / rate)} left"
         log.info("%s", text)

@@ -23,9 +23,11 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 log = logging.getLogger("pdrop")
+
+HOLDER = ".holder"  # of a run's folder, while a process does it: host, process, since when
 
 
 def open_in_place(path: Path, flags: int) -> int:
@@ -114,21 +116,35 @@ def locked(folder: Path, wait: bool = True, **note: Any) -> Iterator[None]:
     Raises:
         Held: If another process holds it, and it is not to be waited for.
     """
-    with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "r+b") as lock:
+    with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            by = where(noted(folder / HOLDER))
             if not wait:
-                raise Held(f"{folder} is held by another process{where(noted(lock))}") from error
-            log.info("waiting       another process%s does %s", where(noted(lock)), folder)
+                raise Held(f"{folder} is held by another process{by}") from error
+            log.info("waiting       another process%s does %s", by, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(json.dumps(own_note() | note).encode())
-        lock.flush()
+        write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
         try:
             yield
         finally:
-            lock.truncate(0)
+            (folder / HOLDER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def announced(path: Path, note: Mapping[str, Any]) -> Iterator[None]:
+    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
+    write_atomically(path, json.dumps(own_note() | dict(note)) + "\n")
+    with os.fdopen(open_in_place(path, os.O_RDWR), "r+b") as file:
+        with contextlib.suppress(OSError):  # two sweeps of the same runs: the first one holds it; or there are no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other sweeps have notes there
+                path.parent.rmdir()
 
 
 def state(folder: Path, status: str, error: str | None) -> str:
@@ -160,28 +176,28 @@ def own_note() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
-def holder(folder: Path, name: str = ".lock") -> dict[str, Any] | None:
+def holder(folder: Path, lock: str = ".lock", note: str = HOLDER) -> dict[str, Any] | None:
     """What the process that holds a folder noted (see `locked`); None where nobody does, also after a kill.
 
-    Where a file system has no locks, {}: somebody may.
+    Where a file system has no locks: what was noted last.
     """
     try:
-        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # no lock, hence no holder; or a link, which is none
         return None
-    with os.fdopen(handle, "rb") as lock:
+    with os.fdopen(handle, "rb") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return noted(lock)
+            return noted(folder / note)
     return None
 
 
-def noted(lock: BinaryIO) -> dict[str, Any]:
-    """What a lock's file says; {} if that cannot be read."""
+def noted(path: Path) -> dict[str, Any]:
+    """What a holder's file says; {} if there is none, or it cannot be read."""
     try:
-        found = json.loads(lock.read(10_000))
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -77,7 +77,7 @@ CONVENTIONS = (
 
 
 @dataclass(frozen=True)
-class Shown:
+class BannerColumn:
     """A column of one model's table: task and metric, and of each row the score and its draws."""
 
     column: Column
@@ -123,7 +123,7 @@ def banner(table: Table, rows: list[Row], convention: Convention) -> Grid:
     return grid
 
 
-def columns(table: Table, rows: Sequence[Row], convention: Convention) -> list[Shown]:
+def columns(table: Table, rows: Sequence[Row], convention: Convention) -> list[BannerColumn]:
     """The convention's columns that were run, then the tasks of neither family that enter averages."""
     known = {task for one in CONVENTIONS for column in one.columns for task in column.tasks}
     others = [name for name in table.averaged if name not in known]
@@ -139,7 +139,7 @@ def columns(table: Table, rows: Sequence[Row], convention: Convention) -> list[S
     return found
 
 
-def shown_of(column: Column, task: str, metric: str, rows: Sequence[Row]) -> Shown:
+def shown_of(column: Column, task: str, metric: str, rows: Sequence[Row]) -> BannerColumn:
     scores: list[float | None] = []
     draws: list[Draws] = []
     for row in rows:
@@ -150,7 +150,7 @@ def shown_of(column: Column, task: str, metric: str, rows: Sequence[Row]) -> Sho
         parts = metric.split("+")
         scores.append(fmean(sum(run.score(task, part) for part in parts) for run in row.runs))
         draws.append(mean_draws(run_draws(row.runs, task, metric)) if len(parts) == 1 else None)
-    return Shown(column, task, metric, scores, draws)
+    return BannerColumn(column, task, metric, scores, draws)
 
 
 def having(row: Row, task: str, metric: str) -> bool:
@@ -160,7 +160,7 @@ def having(row: Row, task: str, metric: str) -> bool:
 
 
 def averaged(
-    convention: Convention, shown: Sequence[Shown], base: int | None, rows: int
+    convention: Convention, shown: Sequence[BannerColumn], base: int | None, rows: int
 ) -> list[tuple[list[Estimate | None], list[Draws]]]:
     """The convention's averages, of each row: of relative scores, or of scores and that relative to the base."""
     if len(convention.averages) == 1:
@@ -170,12 +170,12 @@ def averaged(
     values = [[None if v is None else s * v for v in one.scores] for one, s in zip(shown, scales)]
     draws = [[None if d is None else s * d for d in one.draws] for one, s in zip(shown, scales)]
     plain = mean_of(values, draws, rows)
-    accuracy = Shown(Column("", ()), "", "", [one.value if one else None for one in plain[0]], plain[1])
+    accuracy = BannerColumn(Column("", ()), "", "", [one.value if one else None for one in plain[0]], plain[1])
     held, drawn = share(accuracy, base, rows)
     return [plain, ([estimate(v, d) for v, d in zip(held, drawn)], drawn)]
 
 
-def share(one: Shown, base: int | None, rows: int) -> tuple[list[float | None], list[Draws]]:
+def share(one: BannerColumn, base: int | None, rows: int) -> tuple[list[float | None], list[Draws]]:
     """Scores over that of the row that drops nothing, draw by draw."""
     full, full_draws = (None, None) if base is None else (one.scores[base], one.draws[base])
     values = [v / full if v is not None and full else None for v in one.scores]

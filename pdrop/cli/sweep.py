@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,7 @@ from pdrop.runs import plan, remembered
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import holder, own_note, state, where, write_atomically
+from pdrop.store import announced, holder, state, where
 
 log = logging.getLogger("pdrop")
 
@@ -150,6 +150,9 @@ class Sweep(Callback):
             return 0
         if self.config.retry is not None:
             planned = [one for one in planned if one.state in (*plan.AGAIN, "refused")]
+            if not planned:
+                say(["nothing to do again: no run has failed or stopped here"])
+                return 0
         return self.do(planned)
 
     def do(self, planned: Sequence[Planned]) -> int:
@@ -308,19 +311,14 @@ def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> li
 @contextmanager
 def noted(rest: Sequence[Planned]) -> Iterator[None]:
     """While a sweep lasts, its store says what it is still to do: python -m analysis status. A kill leaves the note."""
-    runs = {one.run.spec.folder: for_the_record(one.words) for one in rest if one.run is not None}
+    runs = {one.run.spec.folder: [one.label or "one run"] for one in rest if one.run is not None}
     stores = {one.run.results for one in rest if one.run is not None}
     name = sha256(json.dumps(sorted(runs)).encode()).hexdigest()[:12]
     paths = [store / "sweeps" / f"{name}.json" for store in sorted(stores)]
-    for path in paths:
-        write_atomically(path, json.dumps(own_note() | {"runs": runs}) + "\n")
-    try:
-        yield
-    finally:
+    with ExitStack() as held:
         for path in paths:
-            path.unlink(missing_ok=True)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            held.enter_context(announced(path, {"runs": runs}))
+        yield
 
 
 def summary(

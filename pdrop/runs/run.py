@@ -54,7 +54,11 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
         return done
     if not wait and holder(settings.folder) is not None:
         raise RunHeld(settings.spec.folder)
-    checkpoint = settings.load() if settings.source.loadable and not settings.elsewhere else None
+    checkpoint = None
+    if settings.timed_alone and not settings.elsewhere:
+        settings.source.check(settings.device)
+    elif settings.source.loadable and not settings.elsewhere:
+        checkpoint = settings.load()
     try:
         with locked(settings.folder, wait, answered=stored_answers(settings.folder)):
             # another process may have done it while this one loaded, or waited
@@ -83,8 +87,8 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint workers have it, or the cost is counted
-    alone."""
+    """Do the run, from stored answers if there are any. Without a checkpoint workers or fresh processes have it, or the
+    cost is counted alone."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)

@@ -1,13 +1,12 @@
 """Files of a store: no links are followed, nothing is cut off, the user's umask holds."""
 
-import json
 import os
 import stat
 
 import pytest
 
 from pdrop.evaluation.answers import Answer, AnswerStore, Question
-from pdrop.store import locked, open_in_place, refuse_links, write_atomically
+from pdrop.store import holder, locked, open_in_place, refuse_links, write_atomically
 from tests.contracts.test_record import record
 
 ANSWER = Answer("p", "yes", 1, 1, 1, [1], ["1"])
@@ -43,12 +42,11 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
     assert (folder / name).is_file()
 
 
-def test_a_lock_says_who_holds_it_and_then_nothing(tmp_path):
-    (tmp_path / ".lock").write_text("of a process that was killed")
+def test_a_lock_cuts_nothing_off_and_says_who_holds_it(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
     with locked(tmp_path, answered=7):
-        note = json.loads((tmp_path / ".lock").read_text())
-        assert (note["pid"], note["answered"]) == (os.getpid(), 7)
-    assert (tmp_path / ".lock").read_text() == ""
+        assert (holder(tmp_path)["pid"], holder(tmp_path)["answered"]) == (os.getpid(), 7)
+    assert (tmp_path / ".lock").read_text() == "mine" and holder(tmp_path) is None
 
 
 def test_pipes_and_folders_are_no_files_of_a_store(tmp_path):
