@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 # reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
 ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
 # the experiments of results/reference that `make reference` renews
-REFERENCE := demo methods positions redundancy attention matched_budget
+REFERENCE := demo methods positions redundancy attention matched_budget rivals rivals_twins
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0

@@ -38,6 +38,7 @@ RUN_HEAD += ["FLOPs %", "started", "code"]
 CAPTIONS = {  # by how a figure's name ends; the longest that fits
     "tradeoff": "Average score against prefill FLOPs",
     "tradeoff-tasks": "Score of each task against prefill FLOPs",
+    "front": "Every method at equal budgets: scores beside chance, and the Pareto front",
     "redundancy": "One cut at layer k: average score against what is kept there",
     "redundancy-tasks": "One cut at layer k: score of each task against what is kept there",
     "redundancy-map": "One cut at layer k: what is lost, and what the ranking is worth",
