@@ -46,6 +46,10 @@ def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
     refuse_links(settings.folder)
     if (done := finished(settings, overrides, settings.force)) is not None:
         return done
+    if settings.task_folders:
+        from pdrop.evaluation.lmms import check_data
+
+        check_data(settings.spec.tasks, settings.task_folders, settings.spec.task_files)
     checkpoint = settings.load() if settings.source.loadable and not settings.elsewhere else None
     with locked(settings.folder, answered=stored_answers(settings.folder)):
         # another process may have done it while this one loaded, or waited
@@ -89,7 +93,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
     record.status, record.wall_s = "done", time.perf_counter() - started
