@@ -39,7 +39,8 @@ from pdrop.runs import plan, remembered
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import announced, state
+from pdrop.store import announced, holder, state
+from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
 
@@ -301,6 +302,19 @@ def noted(rest: Sequence[Planned]) -> Iterator[None]:
         for path in paths:
             held.enter_context(announced(path, {"runs": runs}))
         yield
+        for path in paths:
+            tidy(path.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the notes of sweeps that were killed and have been finished since."""
+    for path in folder.glob("*.json"):
+        runs = noted_by(path).get("runs")
+        left = not isinstance(runs, dict) or not all(
+            (folder.parent / "runs" / name / "record.json").is_file() for name in runs
+        )
+        if not left and holder(folder, path.name, path.name) is None:
+            path.unlink(missing_ok=True)
 
 
 def summary(
