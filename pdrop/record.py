@@ -28,7 +28,11 @@ Built = TypeVar("Built")
 # conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+    "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
+CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much of the larger one
+# fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
+LATER = {"sdpa_kernel": ""}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say it
@@ -75,6 +79,7 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+    sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
         """Refuse a word that is none of its field's, and a count below 1.
@@ -100,7 +105,7 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 over the canonical JSON of all fields."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+        return hashed(asdict(self))
 
     @property
     def folder(self) -> str:
@@ -272,6 +277,27 @@ class RunRecord:
             raise ValueError(
                 f"{path} is not a record that this version reads ({error}); move the folder away"
             ) from error
+
+
+def hashed(spec: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those of LATER that say nothing."""
+    said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
+    return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
+
+
+def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What forbids to compare two times, in words, by the conditions that they were measured under."""
+    found = [
+        f"{name}: {one.get(name)} and {other.get(name)}"
+        for name in EQUAL_CONDITIONS
+        if one.get(name) != other.get(name)
+    ]
+    for name, share in CLOSE_CONDITIONS.items():
+        here, there = one.get(name), other.get(name)
+        # where one of the two was not noted, nothing is known
+        if here is not None and there is not None and abs(here - there) > share * max(here, there):
+            found.append(f"{name}: {here:g} and {there:g}, more than {share:.0%} apart")
+    return found
 
 
 def check_seed(told: str, value: int) -> None:

@@ -100,19 +100,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+class Held(OSError):
+    """Another process holds a folder."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path, **note: Any) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True, **note: Any) -> Iterator[None]:
     """Hold a folder: jobs that share a store take turns at the same run. The system frees it however a process ends.
 
     Args:
         folder: A run's.
+        wait: Where another process holds it.
         note: What `holder` tells others, besides host, process and time.
+
+    Raises:
+        Held: If another process holds it, and it is not to be waited for.
     """
     with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting       another process%s does %s", where(noted(folder / HOLDER)), folder)
+        except BlockingIOError as error:
+            by = where(noted(folder / HOLDER))
+            if not wait:
+                raise Held(f"{folder} is held by another process{by}") from error
+            log.info("waiting       another process%s does %s", by, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
         try:

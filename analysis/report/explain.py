@@ -16,7 +16,7 @@ from ..comparison.table_model import Row
 from ..grid import DASH, Grid, Text
 from ..store.load import Run
 from ..studies.overlap import kept_sets, overlap
-from ..tables.footnotes import commit, hardware
+from ..tables.footnotes import attention_of, commit, hardware
 from ..tables.text import bounds, percent, probability, signed
 
 MEANING = {
@@ -33,6 +33,7 @@ MEANING = {
     "batch_size": "padding may move a score in the last digits",
     "dtype": "other rounding",
     "attn_implementation": "other kernels, other rounding",
+    "sdpa_kernel": "other attention kernels on the GPU, other rounding",
     "device": "other kernels, and times do not compare",
     "prompt": "other prompts: scores do not compare",
     "image_mode": "other image processing: scores do not compare",
@@ -88,7 +89,7 @@ def explain(run: Run) -> str:
         f"It {drops}, model {spec.model} ({spec.weights} weights, fingerprint {spec.model_fingerprint[:12]}), "
         f"positions {spec.positions}, method arguments {spec.method_args or '{}'}, seed {spec.seed}.",
         f"It asked {limit} of {len(spec.tasks)} tasks, {spec.prompt} prompt, image {spec.image_mode}, in {spec.dtype} "
-        f"with {spec.attn_implementation} attention, batches of {spec.batch_size}.",
+        f"with {attention_of(spec)} attention, batches of {spec.batch_size}.",
         f"Code {commit(run)}, sources {spec.code or 'unknown'}; {hardware(run)}; "
         f"started {record.started_at}, took {record.wall_s:.0f} s.",
         f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(json.loads(spec.versions or '{}').items()))}.",

@@ -8,7 +8,7 @@ equal cost do not hide each other. Grids of single cuts have a figure of their o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from pdrop.schedule import Schedule
 
 from ..comparison.table_model import Cell, Row, Table, seedless
 from ..drawing import BARS, COLUMN, PAGE, SETTINGS
-from ..style import Line, another_way, lines, method_name, task_names
+from ..style import LINES, SPARE_LINES, Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
 from .redundancy import studies
 
@@ -107,6 +107,11 @@ def drawable(table: Table, model: str) -> list[Row]:
     studied = {id(row) for study in studies(table) for row in (*study.ranked.values(), *study.blind.values())}
     studied |= {id(row) for row in rows if ranks_only(row.runs[0])}
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
+
+
+def crowded(rows: Sequence[Row]) -> bool:
+    """Whether there are more methods than lines that can be told apart; front_figure.py draws those."""
+    return len({row.spec.method for row in rows if row.drops} - set(LINES)) > len(SPARE_LINES)
 
 
 def beside(number: int, curves: int, dodge: float) -> float:
@@ -206,10 +211,9 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
     Where some of several models were run with several budgets, those with one budget a method are left out: a point is
     no trade-off.
     """
-    longest = {
-        model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in table.models
-    }
-    for model in table.models:
+    models = [model for model in table.models if not crowded(drawable(table, model))]
+    longest = {model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in models}
+    for model in models:
         if longest[model] == 1 < max(longest.values()):
             continue
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"

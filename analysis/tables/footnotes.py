@@ -9,6 +9,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pdrop.record import RunSpec
+
 from ..comparison.table_model import Table
 from ..grid import DASH
 from ..statistics import DRAWS
@@ -180,7 +182,7 @@ def provenance(runs: list[Run]) -> list[str]:
     codes = Counter(commit(run) for run in runs)
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
     return [
-        f"- Model: {', '.join(models)}; {spec.dtype}, {spec.attn_implementation} attention, {spec.prompt} prompt, "
+        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, {spec.prompt} prompt, "
         f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
         f"seeds {numbers({r.record.spec.seed for r in runs})}",
         f"- Hardware: {hardware(runs[0])}",
@@ -190,6 +192,11 @@ def provenance(runs: list[Run]) -> list[str]:
         f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
         "- Each run's record: `runs/<folder>/record.json` of the store; in words: `python -m analysis explain RUN_ID`",
     ]
+
+
+def attention_of(spec: RunSpec) -> str:
+    """The backend, and which of torch's kernels came first where that was chosen."""
+    return spec.attn_implementation + (f" ({spec.sdpa_kernel} first)" if spec.sdpa_kernel else "")
 
 
 def hardware(run: Run) -> str:

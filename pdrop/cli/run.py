@@ -33,11 +33,13 @@ log = logging.getLogger("pdrop")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def job(cfg: Any) -> float | None:
     """One job of a sweep. Returns the mean of the main scores, for sweepers that optimise; `stop`s if it fails."""
-    from pdrop.runs import plan
+    from pdrop.runs import cards, plan
     from pdrop.runs.run import RunFailed, finished, mean_score, run
 
     try:
         node = HydraConfig.get()
+        if node.mode == RunMode.MULTIRUN and not str(node.launcher._target_).endswith(sweep.BASIC):
+            cards.claim()  # jobs run beside each other: before torch looks for cards
         overrides = sweep.for_the_record(node.overrides.task)
         found = None if cfg.plan else sweep.known(node)
         if found is not None and (record := finished(found, overrides)) is not None:
@@ -51,7 +53,7 @@ def job(cfg: Any) -> float | None:
         if cfg.retry is not None and planned.state not in plan.AGAIN:
             sweep.say([f"nothing to do again: this run is {planned.state}"])
             return None
-        return mean_score(run(settings, overrides))
+        return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
@@ -118,6 +120,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["rescore"]:
+        from pdrop.cli.rescore import main as rescore
+
+        sys.exit(rescore(sys.argv[2:]))
     called(job, None, "the same command goes on from here")
 
 

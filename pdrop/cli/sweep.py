@@ -13,8 +13,10 @@ import logging
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from pdrop.runs import plan, remembered
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import announced, holder, state
+from pdrop.store import announced, holder, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
@@ -47,6 +49,8 @@ log = logging.getLogger("pdrop")
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
+# whether a job waits for a process that does the same run
+WAITS: ContextVar[bool] = ContextVar("waits", default=True)
 
 
 class RunError(CompactHydraException):
@@ -216,6 +220,8 @@ class Sweep(Callback):
 
     def launched(self, rest: Sequence[Planned], before: int) -> Iterator[tuple[Planned, str | None]]:
         """Each run with what went wrong, or None: one after the other here, or as the launcher has it."""
+        from pdrop.runs.run import RunHeld
+
         context = HydraContext(self.loader, Callbacks(self.config))
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task(), config=self.config
@@ -229,13 +235,25 @@ class Sweep(Callback):
             return
         # it says of each job that it launches one
         logging.getLogger(type(launcher).__module__).setLevel(logging.WARNING)
-        whole = before + len(rest)
-        for number, one in enumerate(rest):
-            plan.estimate(rest[number:])
-            seconds = plan.left(rest[number:])
+        whole, waiting, held = before + len(rest), deque(rest), 0
+        while waiting:
+            number = len(rest) - len(waiting)
+            plan.estimate([*waiting])
+            seconds = plan.left(waiting)
             takes = "" if seconds is None else f", about {duration(seconds)} left"
+            one = waiting.popleft()
             say([f"run {before + number + 1} of {whole}{takes}: {one.label}"])
+            # what another process does at the moment is looked at again when the others are done, and then waited for
+            patience = WAITS.set(held > len(waiting))
             (job,) = launcher.launch([list(one.words)], initial_job_idx=number)
+            WAITS.reset(patience)
+            if isinstance(job._return_value, RunHeld):
+                by = where(holder(one.run.folder) or {}) if one.run is not None else ""
+                say([f"another process{by} does it at the moment: it is looked at again at the end"])
+                waiting.append(one)
+                held += 1
+                continue
+            held = 0
             yield one, failure(job)
 
 

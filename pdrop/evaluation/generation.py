@@ -25,6 +25,7 @@ from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
+from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
 from pdrop.record import RunSpec, canonical_json
@@ -69,7 +70,8 @@ class Generator:
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
         check_arguments(planned, self.spec.max_new_tokens)
-        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
+        drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
+        with sdpa_order(self.spec.sdpa_kernel), drops as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some

@@ -148,6 +148,17 @@ class ModelSource:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
         return _loaded(self, dtype, attn_implementation, device)
 
+    def check(self, device: str = "cpu") -> None:
+        """Refuse what loading would, as far as it shows without reading weights or touching the device.
+
+        Raises:
+            ValueError: With the remedy in the message.
+        """
+        if self.stands_in is not None:
+            checkpoint.check_device(device)
+        elif self.weights != "architecture":
+            checkpoint.examine(self.path, revision=self.revision, weights=self.weights, device=device)
+
     @property
     def _folder(self) -> Path:
         pretrained = self.weights == "pretrained"
@@ -169,6 +180,11 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
 def _fingerprint(path: str, revision: str | None, weights: Weights, seed: int) -> str:
     folder = checkpoint.locate(path, revision=revision, weights=weights)
     return checkpoint.fingerprint(folder, weights=weights, seed=seed)
+
+
+def forget() -> None:
+    """Let go of the model that was loaded last: its memory on the device is free then, if nothing else holds it."""
+    _loaded.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

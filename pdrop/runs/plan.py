@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
@@ -16,8 +16,9 @@ from pdrop.store import state
 
 log = logging.getLogger("pdrop")
 
-# runs that agree in these take about as long
-ALIKE = ("model", "weights", "tasks", "limit", "batch_size", "dtype", "device", "attn_implementation", "latency")
+# runs that agree in all but these take about as long
+UNLIKE = {"method", "method_args", "schedule", "positions", "seed", "versions", "code", "task_files", "format"}
+ALIKE = tuple(field.name for field in fields(RunSpec) if field.name not in UNLIKE)
 AGAIN = ("failed", "stopped")  # what retry=failed does again
 
 

@@ -19,7 +19,7 @@ from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import locked, mark, refuse_links, stored_answers
+from pdrop.store import Held, holder, locked, mark, refuse_links, stored_answers
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint
@@ -27,33 +27,48 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 
+class RunHeld(RuntimeError):
+    """Another process does the run at the moment."""
+
+
 class RunFailed(RuntimeError):
     """A run that started and did not finish; its record holds the traceback."""
 
 
-def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
+def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) -> RunRecord:
     """Do one run, or find it done.
 
     Args:
         settings: What to run (pdrop/runs/settings.py).
         overrides: The command line's, for the record.
+        wait: Where another process does it: wait for it, and find it done, or go on where it was killed.
 
     Raises:
         ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
             written then.
+        RunHeld: If another process does it, and it is not to be waited for; nothing has been loaded then, as a rule.
         RunFailed: If the run broke; its record says status "failed" and holds the traceback.
     """
     refuse_links(settings.folder)
     if (done := finished(settings, overrides, settings.force)) is not None:
         return done
+    if not wait and holder(settings.folder) is not None:
+        raise RunHeld(settings.spec.folder)
     if settings.task_folders:
         from pdrop.evaluation.lmms import check_data
 
         check_data(settings.spec.tasks, settings.task_folders, settings.spec.task_files)
-    checkpoint = settings.load() if settings.source.loadable and not settings.elsewhere else None
-    with locked(settings.folder, answered=stored_answers(settings.folder)):
-        # another process may have done it while this one loaded, or waited
-        return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides)
+    checkpoint = None
+    if settings.timed_alone and not settings.elsewhere:
+        settings.source.check(settings.device)
+    elif settings.source.loadable and not settings.elsewhere:
+        checkpoint = settings.load()
+    try:
+        with locked(settings.folder, wait, answered=stored_answers(settings.folder)):
+            # another process may have done it while this one loaded, or waited
+            return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides)
+    except Held as error:
+        raise RunHeld(settings.spec.folder) from error
 
 
 def finished(run: Settings | Known, overrides: Sequence[str], force: bool = False) -> RunRecord | None:
@@ -76,8 +91,8 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint workers have it, or the cost is counted
-    alone."""
+    """Do the run, from stored answers if there are any. Without a checkpoint workers or fresh processes have it, or the
+    cost is counted alone."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pdrop import names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, task_checks, task_index
 from pdrop.identity import code_digest
-from pdrop.models import checkpoint
+from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
@@ -93,6 +93,17 @@ class Settings:
                              "model.visual_tokens=1296")  # fmt: skip
         return known
 
+    @property
+    def timed(self) -> bool:
+        """Whether there is something to time, and its protocol does."""
+        drops = bool(self.schedule) and self.method is not None and self.method.pixels == 1
+        return self.protocol.measures and drops and self.source.loadable
+
+    @property
+    def timed_alone(self) -> bool:
+        """Whether it is timed in fresh processes, which are to have the device for themselves."""
+        return self.timed and self.protocol.fresh
+
     def load(self) -> Checkpoint:
         """Loads the model as the spec says; `ModelSource.load` has the errors."""
         return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
@@ -133,6 +144,9 @@ def resolve(
     )
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
+    # where there is but one kernel, or it is the run's own, there is no other to time
+    others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
+    protocol = replace(protocol, kernels=others)
     drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
@@ -201,6 +215,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
+    kernel = attention.resolved(dials["sdpa_kernel"], spec.attn_implementation, kind)
+    spec = replace(spec, sdpa_kernel=kernel)
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])

@@ -53,7 +53,7 @@ class Worker:
         self._tasks: dict[str, Any] = {}
 
     def about(self) -> dict[str, Any]:
-        """Where it is."""
+        """Its host, process and device, once it is ready."""
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -78,15 +78,23 @@ class Worker:
         Raises:
             QuestionError: If anything goes wrong with a question.
         """
+        from pdrop.models.attention import sdpa_order
+
         generator = self._under(local(settings))
         here = [replace(one, images=functools.partial(self._images, settings, one)) for one in questions]
-        return generator.answer(here).answers
+        with sdpa_order(settings.spec.sdpa_kernel):
+            return generator.answer(here).answers
 
     def timed(self, settings: Settings, cost: Cost) -> Cost:
         """The cost with what this worker measured under the run's timing protocol."""
         from pdrop.runs import timed
 
-        timed.time_run(cost, local(settings), local(settings).load())
+        here = local(settings)
+        if here.timed_alone:
+            self._generator = self._run = None  # its model makes room on the device, and is loaded again when asked
+            timed.time_run(cost, here, None, timed.in_fresh_processes(here))
+        else:
+            timed.time_run(cost, here, here.load())
         return cost
 
     def _under(self, settings: Settings) -> Generator:

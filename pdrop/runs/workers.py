@@ -127,7 +127,7 @@ class Team:
             self.hire()
 
     def close(self) -> None:
-        """End the workers."""
+        """Kill the workers; shut Ray down where this team started it."""
         import ray
 
         for member in [*self.members, *self.starting.values()]:

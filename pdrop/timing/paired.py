@@ -33,6 +33,7 @@ from pdrop.pace import Pace
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
+from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def prefill_ratio(
     def unpruned() -> Timed:
         return time_call(lambda: prefill(model, inputs), model_device(model))
 
-    samples = take_turns({"this": dropping, "unpruned": unpruned}, protocol)
+    with rows_not_packed(model, inputs):
+        samples = take_turns({"this": dropping, "unpruned": unpruned}, protocol)
     this, base = ([sample.wall_ms for sample in samples[name]] for name in ("this", "unpruned"))
     return interval(this, "ms"), interval(base, "ms"), paired_ratio(this, base)
 

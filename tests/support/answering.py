@@ -35,7 +35,7 @@ def scored(
 
 
 def spec(tasks: Sequence[str], limit: int | None = None) -> RunSpec:
-    return spec_of(tasks=tuple(tasks), limit=limit)
+    return spec_of(tasks=tuple(tasks), limit=limit, method="none", method_args="{}", schedule="")
 
 
 def made_up(question: Question, texts: Sequence[str]) -> Answer:
