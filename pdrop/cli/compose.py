@@ -46,8 +46,8 @@ def choices(group: str) -> list[str]:
 
 def listed(group: str) -> str:
     """The files of a folder of conf/ as --help lists them, in 80 columns: beside their dial, or below a heading."""
-    indent = "\n" + " " * (8 if group == "experiments" else 20)
-    return indent.join(textwrap.wrap(" | ".join(choices(group)), 70 if group == "experiments" else 60))
+    indent = 2 if group == "experiments" else 14
+    return ("\n" + " " * indent).join(textwrap.wrap(", ".join(choices(group)), 79 - indent))
 
 
 def default_device() -> str:
