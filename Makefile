@@ -28,7 +28,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "== setting up $(VENV): PyTorch and friends, about 7 GB"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@( while sleep 30; do echo "   still installing"; done ) & alive=$$!; trap "kill $$alive" EXIT; \
+	@( while sleep 30 >/dev/null 2>&1; do echo "   still installing"; done ) & alive=$$!; trap "kill $$alive" EXIT; \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	@echo "== $(VENV) is complete: source $(VENV)/bin/activate"

@@ -34,6 +34,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, settings_of
+from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
@@ -85,6 +86,7 @@ def resolve(cfg: DictConfig, hydra: Any) -> Settings:
         raise ValueError(f"retry is failed, or null, not {cfg.retry!r}")
     if cfg.budget is not None and "ratio" in dials_given(words):
         raise ValueError(f"budget={cfg.budget} finds the ratio: leave out ratio=")
+    refuse_missing(cfg)
     settings = settings_of(cfg, hydra.runtime.choices["method"])
     if (asked := memorable(words, hydra)) is not None and follows(cfg, settings):
         remembered.remember(asked, settings, CONF)
