@@ -73,6 +73,27 @@ class Answering(Protocol):
         ...
 
 
+@functools.cache
+def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> None:
+    """Load the data of tasks of one's own, before any model is loaded: what their files say may be wrong.
+
+    Args:
+        tasks: Names; lmms-eval's and ours are passed over.
+        folders: With tasks of one's own.
+        files: Digest of their files: looked at once per process.
+
+    Raises:
+        ValueError: Naming the task.
+    """
+    found = task_index.find(tasks, folders)
+    own = [name for name, paths in found.items() if not all(task_index.is_shipped(path.parent) for path in paths)]
+    try:
+        if own:
+            load_tasks(own, folders)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def evaluate(
     checkpoint: Checkpoint | None,
     method: Method | None,

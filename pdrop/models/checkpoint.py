@@ -192,14 +192,18 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
 def _download(path: str, revision: str | None, weights: Weights) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted_files(weights)))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: no such folder, and it cannot be fetched from the Hub ({first_line(error)}); "
             "give a folder with the checkpoint, or check name, revision, network and login"
         ) from error
+
+
+def wanted_files(weights: Weights) -> list[str]:
+    """Patterns of a repository's files that are downloaded: its weights only if they are wanted."""
+    return list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
 
 
 def at_hand(path: str, revision: str | None = None) -> bool:

@@ -54,6 +54,10 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
         return done
     if not wait and holder(settings.folder) is not None:
         raise RunHeld(settings.spec.folder)
+    if settings.task_folders:
+        from pdrop.evaluation.lmms import check_data
+
+        check_data(settings.spec.tasks, settings.task_folders, settings.spec.task_files)
     checkpoint = None
     if settings.timed_alone and not settings.elsewhere:
         settings.source.check(settings.device)
@@ -104,7 +108,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
     record.status, record.wall_s = "done", time.perf_counter() - started
