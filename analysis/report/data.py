@@ -12,6 +12,7 @@ from typing import Any
 
 from pdrop.schedule import Schedule
 
+from ..captions import caption
 from ..comparison.comparable import parts, refuse_mixtures
 from ..comparison.compare import compare
 from ..comparison.table_model import Row, Table
@@ -34,19 +35,6 @@ LINE_HEAD = [
 ]
 RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
 RUN_HEAD += ["FLOPs %", "started", "code"]
-CAPTIONS = {  # by how a figure's name ends; the longest that fits
-    "tradeoff": "Average score against prefill FLOPs",
-    "tradeoff-tasks": "Score of each task against prefill FLOPs",
-    "redundancy": "One cut at layer k: average score against what is kept there",
-    "redundancy-tasks": "One cut at layer k: score of each task against what is kept there",
-    "redundancy-map": "One cut at layer k: what is lost, and what the ranking is worth",
-    "redundancy-models": "One cut at layer k: models side by side",
-    "overlap": "Do layers keep the same tokens?",
-    "attention": "Attention on the image by layer",
-    "attention-heads": "Attention on the image by layer and head",
-    "attention-tasks": "Attention on the image by task and layer",
-    "attention-stability": "Do layers attend to the same tokens?",
-}
 WIDE = 1300  # pixels of a PNG that takes the page's width
 Cells = list[tuple[str, str]]
 
@@ -216,8 +204,7 @@ def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str,
             continue
         content = path.read_bytes()
         (width,) = struct.unpack(">I", content[16:20])  # of the PNG's first chunk
-        fitting = [ending for ending in CAPTIONS if path.stem == ending or path.stem.endswith(f"-{ending}")]
-        caption = CAPTIONS[max(fitting, key=len)] if fitting else path.stem
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found.append({"source": source, "caption": f"{caption} ({path.stem})", "wide": width > WIDE})
+        told = f"{caption(path.stem)} ({path.stem})".lstrip()
+        found.append({"source": source, "caption": told, "wide": width > WIDE})
     return sorted(found, key=lambda one: bool(one["wide"]))
