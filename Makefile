@@ -112,7 +112,7 @@ reference: $(STAMP) ## Renew results/reference, the README's numbers and those o
 	@$(ANALYSIS) readme --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
-	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev --extra launchers --extra workers pyproject.toml -o requirements.lock
 
 clean: ## Remove logs and caches; results, .venv and a training in build/embedded stay
 	@rm -rf outputs multirun build/lib build/bdist* build/docs build/doctrees build/pre-commit dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Tables, figures and answers from run records. Needs no torch and no GPU.
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
+    python -m analysis banner [NAME ...]     results/tables/NAME-banner.md, .tex: the tables that papers print
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.png, and one panel per task (--pdf)
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
@@ -10,6 +11,7 @@
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
+    python -m analysis status                what runs and sweeps are doing, what failed and why, what waits
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
     python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
@@ -38,10 +40,11 @@ from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
 from .report import explain, readme
-from .store import up_to_date
+from .store import status, up_to_date
 from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
 from .store.publish import publish
 from .studies import bench, break_even, repro, trainings
+from .tables import banner
 from .tables.csv_export import csv
 from .tables.footnotes import warnings
 from .tables.table import grids, latex, markdown
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "list":
             say(explain.overview(load_runs(results)))
+        elif options.command == "status":
+            say(status.page(results))
         elif options.command == "explain":
             say(explain.explain(explain.find(load_runs(results), options.run)))
         elif options.command == "diff":
@@ -106,7 +111,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     drawn = argparse.ArgumentParser(add_help=False)
     drawn.add_argument("--pdf", action="store_true", help="draw figures as PDF, too")
-    for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "figures, PNG")):
+    made = {
+        "tables": "Markdown, CSV and LaTeX tables",
+        "banner": "the tables that papers print, in both conventions",
+        "figures": "figures, PNG",
+    }
+    for name, text in made.items():
         command = commands.add_parser(name, parents=[common, drawn] if name == "figures" else [common], help=text)
         command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
         strict = "refuse uncommitted changes even where all runs have the same"
@@ -115,6 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )
     commands.add_parser("list", parents=[common], help="every run in a line")
+    commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
     command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")
@@ -147,13 +158,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def make(options: argparse.Namespace, results: Path) -> int:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
-    command, strict, times = options.command, options.strict, not options.no_times
+    command, strict = options.command, options.strict
+    times = not options.no_times and command != "banner"  # which shows none
     pdf = command == "figures" and options.pdf
     refused, pages = 0, []
     for name in options.names or experiments(results) or [ALL]:
         tables, made_from, kept_out = [], "", refused
         try:
             experiment = load_experiment(results, name)
+            if break_even.shown_here(experiment) and command == "banner":
+                continue
             if break_even.shown_here(experiment):
                 pages.append(write_break_even(experiment, command, results, pdf))
                 continue
@@ -174,6 +188,8 @@ def make(options: argparse.Namespace, results: Path) -> int:
             refused = 1
         if tables and command == "tables":
             pages.append(write_tables(name, tables, results / "tables"))
+        if tables and command == "banner":
+            pages.append(write_banner(name, tables, results / "tables"))
         if command == "figures":
             drawn = [one for table in tables for one in write_figures(table, results / "figures", pdf)]
             if refused == kept_out:
@@ -191,6 +207,14 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
         text += [f"! {warning}\n" for warning in warnings(table)]
         text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]
     return "".join([*text, "\n", *written])
+
+
+def write_banner(name: str, tables: Sequence[Table], folder: Path) -> str:
+    """Write both files; what to print."""
+    page = banner.markdown(tables)
+    contents = (("md", page), ("tex", banner.latex(tables)))
+    written = [written_or_not(folder / f"{name}-banner.{suffix}", text.encode()) for suffix, text in contents]
+    return "".join([page, "\n", *written])
 
 
 def write_hard(results: Path, name: str, control: str) -> None:
@@ -214,10 +238,10 @@ def write_hard(results: Path, name: str, control: str) -> None:
 
 def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
+    from .studies import attention_figure, front_figure, models_figure, overlap_figure, redundancy_figure
     from .studies import tradeoff_figure as figure
 
-    kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
+    kinds = (figure, front_figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = write_drawn((one for kind in kinds for one in kind.files(table)), folder, pdf)
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")

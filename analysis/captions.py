@@ -11,6 +11,7 @@ CAPTIONS = {  # by how a figure's name ends; the longest that fits
     "tradeoff": f"Average score against prefill FLOPs; {PAIRED}. Scores of rows with several seeds are their means. "
     "A grey front joins the methods that no other one beats at lower cost, where methods are many",
     "tradeoff-tasks": f"Score of each task against prefill FLOPs; {PAIRED}",
+    "front": f"Many methods: average score at each budget beside dropping at random, and against cost; {PAIRED}",
     "redundancy": f"One cut at layer k: average score against what is kept there; {PAIRED}. Thin lines lead to the run "
     "that drops nothing",
     "redundancy-tasks": f"One cut at layer k: score of each task against what is kept there; {PAIRED}",

@@ -1,4 +1,4 @@
-"""python -m pdrop: run.py's command line, from anywhere."""
+"""python -m pdrop: run.py's command line, from anywhere; python -m pdrop rescore: pdrop/cli/rescore.py."""
 
 from pdrop.cli.run import main
 

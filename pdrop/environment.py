@@ -58,7 +58,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def accelerator(device: str) -> dict[str, Any]:
-    """The device's name and torch's threads. A ledger in closed form loads no torch: there both are None."""
+    """The device's name and torch's threads. A cost in closed form loads no torch: there both are None."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {"device_name": None, "threads": None}

@@ -3,8 +3,8 @@
 A run is asked anew when one of these changes, and only then: the contracts, the engine, what the model is made of,
 what is counted, what is timed, what is asked, and the method's own file with the method files that it imports. Not
 the command lines, the trainer, the analysis, budgets (what they find is the schedule, which identifies the run
-itself), ledgers (text), the conformance suite, the corpus (its model is known by its weights, its tasks by their
-files). Comments, docstrings and layout never count.
+itself), cost breakdowns (text), the conformance suite, the corpus (its model is known by its weights, its tasks by
+their files). Comments, docstrings and layout never count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUMBERS = (
     *("schedule.py", "record.py", "shapes.py", "pictures.py"),
     *("engine", "models", "timing", "evaluation"),
     "cost/flops.py",
-    *("runs/measured.py", "runs/timed.py", "runs/timed_prompt.py"),
+    *("runs/measured.py", "runs/worker.py", "runs/timed.py", "runs/timed_prompt.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training
 FOLLOWED = "methods"

@@ -28,9 +28,15 @@ Built = TypeVar("Built")
 # conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+    "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
+CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much of the larger one
+# fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
+LATER = {"sdpa_kernel": ""}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
+# metrics of lmms-eval whose scores are percentages, for records that do not say it
+PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
@@ -73,6 +79,7 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+    sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
         """Refuse a word that is none of its field's, and a count below 1.
@@ -98,7 +105,7 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 over the canonical JSON of all fields."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+        return hashed(asdict(self))
 
     @property
     def folder(self) -> str:
@@ -108,11 +115,16 @@ class RunSpec:
 
 @dataclass
 class Score:
-    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1)."""
+    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1).
+
+    `full` is what answers without a mistake would have on these samples: 1 of a fraction, 100 of a percentage, more of
+    points; None where that is not known, and in older records.
+    """
 
     value: float
     n: int
     higher_is_better: bool = True
+    full: float | None = None
 
 
 @dataclass
@@ -127,6 +139,17 @@ class TaskResult:
     prompt_hash: str
     main_metric: str  # the metric tables show
     wall_s: float = 0.0
+    invalid: int | None = None  # answers that no rule of the task reads; None: not counted (older records)
+
+    def full(self, metric: str) -> float | None:
+        """What answers without a mistake would have: see `Score`."""
+        known = self.scores[metric].full
+        return 100.0 if known is None and metric in PERCENTAGES else known
+
+    def share(self, metric: str) -> float:
+        """A score as a fraction where it is a fraction or a percentage; points as they are."""
+        value = self.scores[metric].value
+        return value / 100 if self.full(metric) == 100 else value
 
 
 @dataclass
@@ -169,7 +192,7 @@ class Cost:
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
-    # text and visual tokens of the model's prompt, which budgets and ledgers are of, and of the one that was timed
+    # text and visual tokens of the model's prompt, which budgets and costs are of, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
 
@@ -187,6 +210,8 @@ class RunRecord:
     cost: Cost | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    # each time that stored answers were scored anew: when, by which code, and the scores that were replaced
+    rescored: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:
@@ -252,6 +277,27 @@ class RunRecord:
             raise ValueError(
                 f"{path} is not a record that this version reads ({error}); move the folder away"
             ) from error
+
+
+def hashed(spec: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those of LATER that say nothing."""
+    said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
+    return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
+
+
+def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What forbids to compare two times, in words, by the conditions that they were measured under."""
+    found = [
+        f"{name}: {one.get(name)} and {other.get(name)}"
+        for name in EQUAL_CONDITIONS
+        if one.get(name) != other.get(name)
+    ]
+    for name, share in CLOSE_CONDITIONS.items():
+        here, there = one.get(name), other.get(name)
+        # where one of the two was not noted, nothing is known
+        if here is not None and there is not None and abs(here - there) > share * max(here, there):
+            found.append(f"{name}: {here:g} and {there:g}, more than {share:.0%} apart")
+    return found
 
 
 def check_seed(told: str, value: int) -> None:

@@ -36,9 +36,9 @@ from pdrop.store import write_atomically
 # model, and are equal for most runs of a store
 FIELDS = (
     "doc_id", "question", "prompt", "target", "answer", "scores", "metrics", "visual_tokens", "visual_per_layer",
-    "kept", "kept_counts", "image", "layout", "attention", "losses",
+    "kept", "kept_counts", "image", "layout", "attention", "losses", "parts", "read", "group",
 )  # fmt: skip
-ASKED = ("question", "prompt", "target", "visual_tokens", "image", "layout")
+ASKED = ("question", "prompt", "target", "visual_tokens", "image", "layout", "group")
 FILE = "samples.zip"
 Sample = dict[str, Any]
 

@@ -21,7 +21,8 @@ from ..store.load import Experiment, Run, load_experiment
 from ..studies.attention import ranks_only
 from ..style import method_name, task_names
 from ..tables import footnotes
-from ..tables.table import grids, percent
+from ..tables.table import grids
+from ..tables.text import percent
 
 LINE_HEAD = [
     "experiment",

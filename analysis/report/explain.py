@@ -9,14 +9,15 @@ from statistics import fmean
 
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
+from pdrop.store import state
 
 from ..comparison.compare import between
 from ..comparison.table_model import Row
 from ..grid import DASH, Grid, Text
 from ..store.load import Run
 from ..studies.overlap import kept_sets, overlap
-from ..tables.footnotes import commit, hardware
-from ..tables.table import bounds, percent, probability, signed
+from ..tables.footnotes import attention_of, commit, hardware
+from ..tables.text import bounds, percent, probability, signed
 
 MEANING = {
     "model": "another model",
@@ -32,6 +33,7 @@ MEANING = {
     "batch_size": "padding may move a score in the last digits",
     "dtype": "other rounding",
     "attn_implementation": "other kernels, other rounding",
+    "sdpa_kernel": "other attention kernels on the GPU, other rounding",
     "device": "other kernels, and times do not compare",
     "prompt": "other prompts: scores do not compare",
     "image_mode": "other image processing: scores do not compare",
@@ -65,7 +67,13 @@ def overview(runs: Sequence[Run]) -> str:
         spec = run.record.spec
         scores = [run.score(task) for task in run.record.results]
         mean = percent(fmean(scores)) if run.done and scores and all(0 <= s <= 1 for s in scores) else DASH
-        cells = [run.record.run_id, run.record.status, spec.model, spec.method, spec.schedule or DASH]
+        cells = [
+            run.record.run_id,
+            state(run.path, run.record.status, run.record.error),
+            spec.model,
+            spec.method,
+            spec.schedule or DASH,
+        ]
         cells += [str(spec.seed), str(len(spec.tasks)), mean, run.record.started_at, commit(run)]
         grid.rows.append([Text(cell) for cell in cells])
     return grid.markdown()
@@ -81,7 +89,7 @@ def explain(run: Run) -> str:
         f"It {drops}, model {spec.model} ({spec.weights} weights, fingerprint {spec.model_fingerprint[:12]}), "
         f"positions {spec.positions}, method arguments {spec.method_args or '{}'}, seed {spec.seed}.",
         f"It asked {limit} of {len(spec.tasks)} tasks, {spec.prompt} prompt, image {spec.image_mode}, in {spec.dtype} "
-        f"with {spec.attn_implementation} attention, batches of {spec.batch_size}.",
+        f"with {attention_of(spec)} attention, batches of {spec.batch_size}.",
         f"Code {commit(run)}, sources {spec.code or 'unknown'}; {hardware(run)}; "
         f"started {record.started_at}, took {record.wall_s:.0f} s.",
         f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(json.loads(spec.versions or '{}').items()))}.",
@@ -179,7 +187,7 @@ def score_difference(first: Run, second: Run, task: str) -> str:
     change, flipped = between(rows[1], rows[0], [task])
     if change.low is None:
         text = f"{scores[0]:.4f} | {scores[1]:.4f} | {change.value:+.4f}"
-        return f"{text} (no interval: the score is not a mean over samples)"
+        return f"{text} (no interval: what the score is made of is not known)"
     text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(change)}"
     if flipped is None:
         return text

@@ -26,7 +26,8 @@ from ..store.load import experiments, load_experiment
 from ..studies.attention import attention_studies, stability
 from ..studies.redundancy import studies
 from ..style import method_name, task_names
-from ..tables.table import grids, percent, signed
+from ..tables.table import grids
+from ..tables.text import percent, signed
 
 PAGES = (Path("README.md"), Path("docs/results.md"))
 SHORT, LONG = "demo", "results"  # what the comments around a block are called
@@ -206,9 +207,9 @@ def verdict(change: Estimate) -> str:
     return "" if change.clear else " (not distinguishable from none)"
 
 
-def untold(change: Estimate) -> str:
+def indistinct(change: Estimate) -> str:
     """Said of a difference of two rows that is none."""
-    return "" if change.clear else ", not told apart"
+    return "" if change.clear else ", not distinguishable"
 
 
 def positions(table: Table | None, place: str) -> str:
@@ -230,7 +231,7 @@ def positions(table: Table | None, place: str) -> str:
     return (
         f"**{head}** At ratio {RATIO}, PyramidDrop as published (renumbered, compact) changes the average by "
         f"{signed(ours)}, with original positions by {signed(theirs)}: compact minus original {signed(change)}"
-        f"{untold(change)} ([positions.md]({place}/tables/positions.md)). "
+        f"{indistinct(change)} ([positions.md]({place}/tables/positions.md)). "
         f'They differ most on "{names[apart]}": {percent(compact.cells[apart].score.value)} and '
         f"{percent(original.cells[apart].score.value)} %{full}."
     )
@@ -242,7 +243,7 @@ def change_of(row: Row | None) -> Estimate | None:
 
 
 def fragile(table: Table) -> str:
-    """Which tasks PyramidDrop costs most at one ratio, and which it does not cost anything that can be told."""
+    """Which tasks PyramidDrop costs most at one ratio, and on which it is not distinguishable from dropping nothing."""
     row = next((row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO), None)
     none = next((row for row in table.rows if not row.drops), None)
     if row is None or none is None:
@@ -256,7 +257,7 @@ def fragile(table: Table) -> str:
         for _, task in lost
     ]
     if not told:
-        return f"At ratio {RATIO}, no task of PyramidDrop's is told apart from none." if same else ""
+        return f"At ratio {RATIO}, no task of PyramidDrop's is distinguishable from none." if same else ""
     rest = f" Not distinguishable from none: {', '.join(same)}." if same else ""
     return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 

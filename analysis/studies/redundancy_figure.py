@@ -24,7 +24,7 @@ from ..drawing import COLUMN, PAGE, SETTINGS
 from ..labels import Named, name_curves
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
-from ..tables.table import minus
+from ..tables.text import minus
 from .redundancy import Place, Study, studies
 from .tradeoff_figure import averaged, half_lengths
 
@@ -245,7 +245,7 @@ def differences(rows: Mapping[Place, Row], pick: Callable[[Row], Estimate | None
 
 
 def annotate(axes: Axes, held: Mapping[Place, Estimate], layers: list[int], keeps: list[float], limit: float) -> None:
-    """Each cell's value in points; bold where it can be told from zero (`Estimate.clear`)."""
+    """Each cell's value in points; bold where it is distinguishable from zero (`Estimate.clear`)."""
     for (layer, keep), change in held.items():
         value = 100 * change.value
         axes.text(

@@ -10,7 +10,7 @@ figure of their own (analysis/redundancy_figure.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ from ..comparison.budgets import kind
 from ..comparison.table_model import Cell, Row, Table, seedless
 from ..drawing import COLUMN, PAGE, SETTINGS
 from ..labels import Named, fit, name_curves
-from ..style import Line, another_way, lines, method_name, task_names
+from ..style import LINES, SPARE_LINES, Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
 from .redundancy import studies
 
@@ -189,6 +189,11 @@ def drawable(table: Table, model: str) -> list[Row]:
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
+def crowded(rows: Sequence[Row]) -> bool:
+    """Whether there are more methods than lines that can be told apart; front_figure.py draws those."""
+    return len({row.spec.method for row in rows if row.drops} - set(LINES)) > len(SPARE_LINES)
+
+
 def points(rows: list[Row], cells: list[Cell | None], numbers: list[int]) -> list[Point]:
     """(FLOPs in %, cell) of those of a curve's rows that have both, the cheapest first."""
     there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
@@ -301,10 +306,9 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
     Where some of several models were run with several budgets, those with one budget a method are left out: a point is
     no trade-off.
     """
-    longest = {
-        model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in table.models
-    }
-    for model in table.models:
+    models = [model for model in table.models if not crowded(drawable(table, model))]
+    longest = {model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in models}
+    for model in models:
         if longest[model] == 1 < max(longest.values()):
             continue
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"

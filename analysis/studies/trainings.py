@@ -19,7 +19,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from pdrop import names
-from pdrop.record import TRAINING_VARIES
+from pdrop.record import LATER, TRAINING_VARIES
 
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
@@ -69,7 +69,7 @@ def groups(results: Path) -> list[list[Training]]:
     """The finished trainings, those together that differ in method, schedule and seed alone."""
     found: dict[str, list[Training]] = defaultdict(list)
     for one in read(results):
-        same = {name: value for name, value in one.record["spec"].items() if name not in TRAINING_VARIES}
+        same = {name: value for name, value in (LATER | one.record["spec"]).items() if name not in TRAINING_VARIES}
         found[json.dumps([same, one.record["environment"].get("processor")], sort_keys=True)].append(one)
     return list(found.values())
 

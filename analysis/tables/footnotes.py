@@ -9,11 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pdrop.record import RunSpec
+
 from ..comparison.table_model import Table
 from ..grid import DASH
 from ..statistics import DRAWS
 from ..store.load import Run
 from ..style import task_names
+from . import notes
 from .costs import invalid
 
 COLUMNS = {
@@ -49,6 +52,12 @@ COLUMNS = {
     "the cache after the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
     "hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, are "
     "marked invalid",
+    "Answers": "same: answers that are those without dropping to the letter, with its 95 % interval; chrF: overlap of "
+    "the n-grams of their characters (mean of sacrebleu's sentence scores); both need no right answers. invalid: "
+    "answers that no rule of the task reads, which score as wrong",
+    "by the benchmarks' own rules": "official_*: the benchmark's own reading of the same answers where lmms-eval's is "
+    "another; circular and single pass: a question counts if all rotations of its options are answered right, or by "
+    "its first row alone; mme_total_score: perception and cognition",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples that the average is over",
@@ -97,14 +106,17 @@ def meaning(tables: Sequence[Table]) -> str:
         "time": not any(table.times for table in tables),
         "floor to full": not any(table.scaled for table in tables),
         "Avg, MME/20": not any("mme" in table.tasks for table in tables),
+        "Answers": not any(table.tasks for table in tables),
+        "by the benchmarks' own rules": not any(row.rules for table in tables for row in table.rows),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0, "
         "and p is below 0.05 where samples are right or wrong and a row is one run. Not corrected for the number of "
         "cells: of twenty cells without any effect, about one carries an arrow.",
-        "- **bold**: the best of its budget and whatever cannot be told from it (by the paired difference, as an arrow "
-        "is); *italic*: the best of the rest. Nothing is marked in a budget where no row can be told apart.",
+        "- **bold**: the best of its budget and whatever is not distinguishable from it (by the paired difference, as "
+        "an arrow is); *italic*: the best of the rest. Nothing is marked in a budget where no two rows are "
+        "distinguishable.",
         f"- Intervals: paired percentile bootstrap over images ({DRAWS} draws; samples that share an image are drawn "
         "together, also across tasks). They cover the choice of samples, not the choice of seeds or of tasks.",
         "- –: not measured, or not defined; never zero.",
@@ -122,28 +134,37 @@ def sources(table: Table) -> str:
         of = f"{task.n} of {task.n_total}" if task.n < task.n_total else f"all {task.n}"
         extra = "" if task.averaged else "; not in the average (no fraction, or lower is better)"
         if any((cell := row.cells.get(task.name)) and cell.score.low is None for row in table.rows):
-            extra += "; no interval (the score is not a mean over samples)"
+            extra += "; no interval (what the score is made of is not known)"
+        if (note := notes.of_task(task.name)) is not None:
+            extra += f"; {note}"
         lines.append(
             f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
             f"`{result.data_hash[:12]}`{extra}"
         )
-    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done)]
+    lines += [f"- **{model}**: {note}" for model in table.models if (note := notes.of_model(model)) is not None]
+    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done), *scored_anew(done)]
     return "\n".join(lines) + "\n"
 
 
 def prompts(runs: Sequence[Run]) -> list[str]:
-    """Where the runs' own prompts, or those that were timed, are not the one that budgets and ledgers are of."""
+    """Where the runs' own prompts, or those that were timed, are not the one that budgets and costs are of."""
     found = []
     for run in runs:
         cost = run.record.cost
         if cost is None or (own := cost.model_prompt) is None:  # older records do not say
             continue
-        start = f"- Prompts of `{run.record.spec.model}`: budgets and ledgers are of {tokens_of(own)}; "
+        start = f"- Prompts of `{run.record.spec.model}`: budgets and costs are of {tokens_of(own)}; "
         scored = {"text": cost.text_tokens, "visual": cost.visual_tokens}
         for what, other in (("was scored (mean)", scored), ("was timed", cost.timed_prompt)):
             if other is not None and any(round(other[kind]) != round(own[kind]) for kind in own):
                 found.append(f"{start}what {what} had {tokens_of(other)}")
     return list(dict.fromkeys(found))
+
+
+def scored_anew(runs: Sequence[Run]) -> list[str]:
+    """Runs whose stored answers were scored by another version of the code than asked them."""
+    last = Counter(str(run.record.rescored[-1].get("at")) for run in runs if run.record.rescored)
+    return [f"- Scored anew from stored answers: {count} runs at {at}" for at, count in sorted(last.items())]
 
 
 def tokens_of(prompt: Mapping[str, float]) -> str:
@@ -161,7 +182,7 @@ def provenance(runs: list[Run]) -> list[str]:
     codes = Counter(commit(run) for run in runs)
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
     return [
-        f"- Model: {', '.join(models)}; {spec.dtype}, {spec.attn_implementation} attention, {spec.prompt} prompt, "
+        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, {spec.prompt} prompt, "
         f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
         f"seeds {numbers({r.record.spec.seed for r in runs})}",
         f"- Hardware: {hardware(runs[0])}",
@@ -171,6 +192,11 @@ def provenance(runs: list[Run]) -> list[str]:
         f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
         "- Each run's record: `runs/<folder>/record.json` of the store; in words: `python -m analysis explain RUN_ID`",
     ]
+
+
+def attention_of(spec: RunSpec) -> str:
+    """The backend, and which of torch's kernels came first where that was chosen."""
+    return spec.attn_implementation + (f" ({spec.sdpa_kernel} first)" if spec.sdpa_kernel else "")
 
 
 def hardware(run: Run) -> str:

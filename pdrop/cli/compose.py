@@ -77,6 +77,16 @@ class DroppingDials:
 
 
 @dataclass
+class WorkersDials:
+    """How many processes answer: see pdrop.runs.workers.Workers. `workers=8` is short for `workers.count=8`."""
+
+    count: int = MISSING
+    address: str | None = MISSING
+    gpus: float | None = MISSING
+    threads: int = MISSING
+
+
+@dataclass
 class RunDials(DroppingDials):
     """Those of run.py that are not fields of RunSpec; which of the others there are, and their values, conf/ says."""
 
@@ -87,6 +97,9 @@ class RunDials(DroppingDials):
     results: str = MISSING
     experiment: str | None = MISSING
     force: bool = MISSING
+    retry: str | None = MISSING
+    plan: bool = MISSING
+    workers: WorkersDials = field(default_factory=WorkersDials)
 
 
 def typed(own: type, file: str, model: type | None = None) -> type:
@@ -105,6 +118,7 @@ def typed(own: type, file: str, model: type | None = None) -> type:
 
 CheckpointConfig = typed(ModelDials, "checkpoint.yaml")
 RunConfig = typed(RunDials, "run.yaml", model=CheckpointConfig)
+OWN_TYPES: dict[str, type] = {"model": CheckpointConfig, "workers": WorkersDials}
 ConfigStore.instance().store("schema", RunConfig)
 OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(group)), replace=True)
 
@@ -140,7 +154,8 @@ def compose(dials: Mapping[str, Any]) -> tuple[DictConfig, str]:
     cfg = cfg.copy()
     for name, value in dials.items():
         if name not in groups:
-            _set(cfg, name, value, f"{method}.yaml")
+            short = name == "workers" and not isinstance(value, Mapping)
+            _set(cfg, "workers.count" if short else name, value, f"{method}.yaml")
     return cfg, method
 
 
@@ -161,7 +176,7 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
 def kind_of(name: str) -> str:
     """What a dial takes, in words."""
     group, dot, argument = name.partition(".")
-    hint = get_type_hints(CheckpointConfig if group == "model" else RunConfig).get(argument if dot else name, str)
+    hint = get_type_hints(OWN_TYPES.get(group, RunConfig)).get(argument if dot else name, str)
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
     if get_origin(kinds[0]) is list:
         return (

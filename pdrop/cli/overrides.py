@@ -5,6 +5,7 @@ Which files are chosen has been looked at before (pdrop/cli/choices.py); here ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
             if (wrong := other_kind(cfg, override)) is not None:
                 return wrong
     return None
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The command line with short forms in full: workers=8 is workers.count=8."""
+    return [re.sub(r"^workers=(?!\{)", "workers.count=", word) for word in arguments]
 
 
 def one_by_one(overrides: Sequence[Override], config: str) -> str | None:

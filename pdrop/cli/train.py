@@ -147,6 +147,7 @@ def settings(config: Any) -> TrainingSettings:
     Raises:
         ValueError: If a value is not one of its dial's.
     """
+    from pdrop.models import attention
     from pdrop.training.parts import Lora, resolve
     from pdrop.training.settings import TrainingSettings
     from pdrop.training.start import Start
@@ -166,6 +167,7 @@ def settings(config: Any) -> TrainingSettings:
         weights=model.weights,
         dtype=config.dtype or "float32",
         attn_implementation=config.attn_implementation,
+        sdpa_kernel=attention.resolved(config.sdpa_kernel, config.attn_implementation, device),
         device=device,
         data=Path(recipe.data).expanduser(),
         images=None if recipe.images is None else Path(recipe.images).expanduser(),

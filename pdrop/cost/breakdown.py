@@ -1,4 +1,4 @@
-"""The ledger of one prompt: everything that dropping costs and saves, in closed form, as lines that can be read.
+"""The cost of one prompt: everything that dropping costs and saves, in closed form, as lines that can be read.
 
     python run.py model=llava_1_5_7b tasks=none            # no weights, no network, no GPU
 
@@ -36,7 +36,7 @@ IN_WORDS = {
 def lines(
     sizes: ModelSizes, prompt: PromptSize, schedule: Schedule, method: Method | None, dtype_bytes: int, title: str
 ) -> list[str]:
-    """The ledger as text.
+    """The breakdown as text.
 
     Args:
         sizes: The model's.
@@ -44,7 +44,7 @@ def lines(
         schedule: Where something is dropped.
         method: None where nothing is.
         dtype_bytes: Bytes of a number in the cache.
-        title: What it is a ledger of.
+        title: What it is a breakdown of.
     """
     spent = cost(sizes, [prompt], schedule, method, dtype_bytes)
     whole = cost(sizes, [prompt.undropped()], Schedule(), None, dtype_bytes)

@@ -55,7 +55,7 @@ class SeenPicture:
 
 def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[TokenGrid]]:
     """The grids of each prompt, in the order of its visual tokens. As `read_pictures`."""
-    rows = read_pictures(vlm, given, prompts.ids, prompts.visual)
+    rows = read_pictures(vlm, given, prompts.host.ids, prompts.host.visual)
     return [[grid for picture in row for grid in picture.grids or ()] for row in rows]
 
 

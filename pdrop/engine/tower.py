@@ -137,7 +137,7 @@ class TowerReader:
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
-        visual = prompts.visual.cpu()
+        visual = prompts.host.visual
         if self.first < self.classes:  # class tokens that the language model is shown
             entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
         source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
@@ -157,7 +157,7 @@ class TowerReader:
         )
 
     def unknown(self, why: str) -> UnknownTower:
-        """The error of a forward whose rows cannot be told."""
+        """The error of a forward whose rows cannot be identified."""
         return UnknownTower(
             f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
         )

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from pdrop.engine import attach
+from pdrop.environment import accelerator
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
 from pdrop.evaluation.generation_arguments import GenerationArguments
 from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
+from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
 from pdrop.record import RunSpec, canonical_json
@@ -53,6 +55,7 @@ class Generator:
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
+        self.by = {"device": accelerator(str(self.model.device))["device_name"]}
         self.builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode, longest)
 
     @torch.inference_mode()
@@ -66,10 +69,9 @@ class Generator:
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
-        for batch in planned:  # what cannot be honoured is refused before anything is asked
-            with blame(batch):
-                GenerationArguments.parse(batch[0].arguments).options(self.spec.max_new_tokens)
-        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
+        check_arguments(planned, self.spec.max_new_tokens)
+        drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
+        with sdpa_order(self.spec.sdpa_kernel), drops as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
@@ -87,7 +89,7 @@ class Generator:
                     answers |= {question.key: found for question, found in zip(part, answered)}
                     asked += len(part)
                     if store is not None:
-                        store.add(zip(part, answered))
+                        store.add(zip(part, answered), self.by)
                 done += len(batch)
                 if progress is not None:
                     progress(batch[0].task, done, len(questions))
@@ -197,6 +199,17 @@ def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]
         group.sort(key=lambda q: (-len(q.text), q.text, q.task, q.doc_id, q.idx))
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def check_arguments(planned: Iterable[Sequence[Question]], max_new_tokens: int) -> None:
+    """Refuse what cannot be honoured, before anything is asked.
+
+    Raises:
+        QuestionError: Naming the task and the documents.
+    """
+    for batch in planned:
+        with blame(batch):
+            GenerationArguments.parse(batch[0].arguments).options(max_new_tokens)
 
 
 @contextmanager

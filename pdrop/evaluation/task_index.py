@@ -63,25 +63,47 @@ def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     return _installed() | entries
 
 
-@functools.cache
 def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
     """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
 
     Raises:
         ValueError: If a task is unknown; close matches are named.
     """
+    return content(own_folders(tasks, folders))
+
+
+def own_folders(tasks: Sequence[str], folders: Sequence[str]) -> tuple[Path, ...]:
+    """The folders of tasks' files that do not come with lmms-eval, sorted.
+
+    Raises:
+        ValueError: If a task is unknown; close matches are named.
+    """
     installed = installed_folder()
     found = {path for paths in find(tasks, folders).values() for path in paths}
-    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
+    return tuple(sorted({folder for folder in (path.parent for path in found) if installed not in folder.parents}))
+
+
+@functools.cache
+def content(own: tuple[Path, ...]) -> str:
+    """12 hex digits over the files in folders of tasks, and the local data they name; "" without folders. Read once."""
     if not own:
         return ""
-    content = hashlib.sha256()
-    for folder in sorted(own):
+    found = hashlib.sha256()
+    for folder in own:
         files = {path for path in folder.iterdir() if path.is_file()}
         named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
         for path in sorted({path.resolve() for path in files | named if path.is_file()}):
-            content.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return content.hexdigest()[:12]
+            found.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
+
+
+def definitions(folders: Sequence[str]) -> str:
+    """12 hex digits over the YAML files of the project's folders: while they stay, a name means the same files."""
+    found = hashlib.sha256()
+    for folder in (*map(_folder, folders), _folder(EMBEDDED_TASKS)):
+        for path in sorted(folder.rglob("*.yaml")):
+            found.update(f"{path.relative_to(folder)}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
 
 
 def is_shipped(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pdrop.models.processor import refuse_other_tower
+from pdrop.models.quantised import made_whole, quantisation_of, refuse_other_dtype, refuse_quantised
 from pdrop.models.weights import (
     DEEPEST,
     deepest_of,
@@ -100,25 +101,15 @@ def load(
     Raises:
         ValueError: If any of these cannot be had, with the remedy in the message.
     """
-    check_weights(weights)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    folder, config, processor = examine(path, revision=revision, weights=weights, device=device)
     import torch
 
-    check_device(device)
-    folder = locate(path, revision=revision, weights=weights)
-    check_json(folder, path)
-    tensors = headers(folder, path) if weights == "pretrained" else None
-    if tensors is not None:
-        refuse_depths(read_json(folder / "config.json", path), path, deepest_of(tensors))
-    config = read_config(folder, path)
-    if tensors is not None:
-        from transformers import AutoModelForImageTextToText
-
-        refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
-    processor = _processor(folder, path)
-    refuse_other_tower(processor, config, path)
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    quantised = quantisation_of(config) is not None
+    if device.startswith("cuda") or quantised:  # each weight straight to its place; quantised ones cannot be moved
+        options["device_map"] = {"": f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device}
     try:
         model, missing = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options)
     except (ImportError, ValueError) as error:
@@ -134,8 +125,41 @@ def load(
         raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
     if weights == "pretrained":
         refuse_not_finite(model, path)
+    if not quantised:
+        model = model.to(device)
+    elif made_whole(model):
+        model = model.to(options["dtype"])
+    else:
+        refuse_other_dtype(model, options["dtype"], path)
     identity = fingerprint(folder, weights=weights, seed=seed)
-    return Checkpoint(name, path, revision, weights, identity, model.to(device).eval(), processor)
+    return Checkpoint(name, path, revision, weights, identity, model.eval(), processor)
+
+
+def examine(path: str, *, revision: str | None, weights: Weights, device: str) -> tuple[Path, Any, Any]:
+    """All that can be refused before weights are read; nothing is put on the device. Arguments as of `load`.
+
+    Returns:
+        The folder, its config and its processor.
+
+    Raises:
+        ValueError: As `load` does.
+    """
+    check_weights(weights)
+    check_device(device)
+    folder = locate(path, revision=revision, weights=weights)
+    check_json(folder, path)
+    tensors = headers(folder, path) if weights == "pretrained" else None
+    if tensors is not None:
+        refuse_depths(read_json(folder / "config.json", path), path, deepest_of(tensors))
+    config = read_config(folder, path)
+    refuse_quantised(config, weights, device, path)
+    if tensors is not None:
+        from transformers import AutoModelForImageTextToText
+
+        refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
+    processor = _processor(folder, path)
+    refuse_other_tower(processor, config, path)
+    return folder, config, processor
 
 
 def locate(path: str, *, revision: str | None = None, weights: Weights = "pretrained") -> Path:
@@ -281,6 +305,7 @@ def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> tup
     import torch
     from transformers import AutoModelForImageTextToText
 
+    options = {name: value for name, value in options.items() if name != "device_map"}
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **options), []
@@ -302,7 +327,7 @@ def _processor(folder: Path, path: str) -> Any:
         raise ValueError(f"{path}: transformers cannot load its processor ({first_line(error)})") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    log.info("%s: image processor %s", path, type(processor.image_processor).__name__)
+    log.debug("%s: image processor %s", path, type(processor.image_processor).__name__)
     return processor
 
 

@@ -83,7 +83,7 @@ class ModelSource:
         known, seed = shipped.of_checkpoint(path), seed if weights == "random" else 0
         there = weights != "pretrained" or asked or known is None or checkpoint.at_hand(path, revision)
         if not there:
-            log.info("%s: no weights here, so its ledger in closed form; model.weights=random times it, too", path)
+            log.info("%s: no weights here, so its cost in closed form; model.weights=random times it, too", path)
         stands_in = known if not asked and (weights == "random" or not there) else None
         kind = weights if there else "architecture"
         if stands_in is None:
@@ -95,8 +95,18 @@ class ModelSource:
 
     @property
     def loadable(self) -> bool:
-        """Whether there is a model to load; otherwise there is a ledger in closed form alone."""
+        """Whether there is a model to load; otherwise there is its cost in closed form alone."""
         return self.weights != "architecture"
+
+    def unchanged(self) -> bool:
+        """Whether `of` would find the same now, where this value was kept; without transformers.
+
+        Raises:
+            ValueError: If the model cannot be had any more.
+        """
+        if self.stands_in is None:
+            return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
+        return self.loadable or not checkpoint.at_hand(self.path, self.revision)
 
     @functools.cached_property
     def sizes(self) -> ModelSizes:
@@ -112,7 +122,7 @@ class ModelSource:
 
     @functools.cached_property
     def one_image(self) -> PromptSize | None:
-        """The model's prompt with one image, which budgets and ledgers are of; None where its size depends on the
+        """The model's prompt with one image, which budgets and costs are of; None where its size depends on the
         image, and nobody has said it."""
         known, text = shipped.of_checkpoint(self.path), self.text_tokens
         own = None if known is None else shipped.reference_prompt(known)
@@ -138,6 +148,17 @@ class ModelSource:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
         return _loaded(self, dtype, attn_implementation, device)
 
+    def check(self, device: str = "cpu") -> None:
+        """Refuse what loading would, as far as it shows without reading weights or touching the device.
+
+        Raises:
+            ValueError: With the remedy in the message.
+        """
+        if self.stands_in is not None:
+            checkpoint.check_device(device)
+        elif self.weights != "architecture":
+            checkpoint.examine(self.path, revision=self.revision, weights=self.weights, device=device)
+
     @property
     def _folder(self) -> Path:
         pretrained = self.weights == "pretrained"
@@ -152,7 +173,18 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
     layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
     if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
-    return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
+    return _fingerprint(path, revision, weights, seed), int(layers)
+
+
+@functools.cache
+def _fingerprint(path: str, revision: str | None, weights: Weights, seed: int) -> str:
+    folder = checkpoint.locate(path, revision=revision, weights=weights)
+    return checkpoint.fingerprint(folder, weights=weights, seed=seed)
+
+
+def forget() -> None:
+    """Let go of the model that was loaded last: its memory on the device is free then, if nothing else holds it."""
+    _loaded.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

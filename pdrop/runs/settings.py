@@ -9,18 +9,20 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pdrop import names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, task_checks, task_index
 from pdrop.identity import code_digest
-from pdrop.models import checkpoint
+from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
+from pdrop.runs.workers import Workers
 from pdrop.schedule import Schedule
 from pdrop.shapes import PromptSize
 
@@ -49,6 +51,7 @@ class Settings:
         task_folders: Folders with tasks of one's own.
         experiment: Which one asks for the run.
         force: Redo a finished run.
+        workers: How many processes answer; it is no part of the identity, for it changes no number.
     """
 
     spec: RunSpec
@@ -61,6 +64,12 @@ class Settings:
     task_folders: tuple[str, ...] = ()
     experiment: str | None = None
     force: bool = False
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers answer; where nothing is asked, this process measures by itself."""
+        return self.workers.count > 0 and bool(self.spec.tasks)
 
     @property
     def folder(self) -> Path:
@@ -74,7 +83,7 @@ class Settings:
 
     @property
     def prompt(self) -> PromptSize:
-        """The model's prompt, which budgets and ledgers are of; where nothing is scored, with the protocol's images.
+        """The model's prompt, which budgets and costs are of; where nothing is scored, with the protocol's images.
 
         Raises:
             ValueError: If its size depends on the image, and nobody has said it.
@@ -83,6 +92,17 @@ class Settings:
             raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
                              "model.visual_tokens=1296")  # fmt: skip
         return known
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is something to time, and its protocol does."""
+        drops = bool(self.schedule) and self.method is not None and self.method.pixels == 1
+        return self.protocol.measures and drops and self.source.loadable
+
+    @property
+    def timed_alone(self) -> bool:
+        """Whether it is timed in fresh processes, which are to have the device for themselves."""
+        return self.timed and self.protocol.fresh
 
     def load(self) -> Checkpoint:
         """Loads the model as the spec says; `ModelSource.load` has the errors."""
@@ -124,6 +144,9 @@ def resolve(
     )
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
+    # where there is but one kernel, or it is the run's own, there is no other to time
+    others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
+    protocol = replace(protocol, kernels=others)
     drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
@@ -137,7 +160,11 @@ def resolve(
         task_folders=folders,
         experiment=dials["experiment"],
         force=dials["force"],
+        workers=Workers(**dials["workers"]),
     )
+    settings.workers.check()
+    if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
+        raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:
@@ -188,6 +215,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
+    kernel = attention.resolved(dials["sdpa_kernel"], spec.attn_implementation, kind)
+    spec = replace(spec, sdpa_kernel=kernel)
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
@@ -264,5 +293,9 @@ def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_
         images=prompt.images, layers=layers,
         dial=lambda ratio, at: make_schedule(source.layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip
-    log.info("budget %s of %d + %d tokens: %s", budget, prompt.visual, prompt.text, schedule)
+    visual = round(prompt.visual)
+    average = fmean(prompt.under(method, schedule, source.layers).visual_per_layer)
+    log.info(
+        "budget %s of %d + %d tokens: %s; %.1f enter a layer on average", budget, visual, prompt.text, schedule, average
+    )
     return schedule

@@ -1,6 +1,6 @@
 """The prompt that is timed, the same in every run: the model's, of noise pictures and a question, `timed_batch` times.
 
-It has as many tokens as the model's prompt, which budgets and ledgers are of, wherever its size is known and the
+It has as many tokens as the model's prompt, which budgets and costs are of, wherever its size is known and the
 processor can make it. Without a processor, it is the reference prompt of the shipped architecture.
 """
 

@@ -8,9 +8,9 @@
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
 at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
-attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on
-the same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so
-that a bare machine with a GPU can run it.
+attached hooks, preprocessing where there is a processor, peak memory, and on CUDA the answers once more with other
+attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions
+are noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
@@ -26,15 +26,20 @@ import torch
 
 from pdrop.engine import attach
 from pdrop.methods.base import Method
+from pdrop.models.attention import sdpa_order
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
 from pdrop.timing.conditions import conditions, invalid
 from pdrop.timing.memory import memory
+from pdrop.timing.nvidia import clocks_at_work
+from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
-Lane = dict[str, Any]
+Measurement = dict[str, Any]
+# of `selection` on a GPU, in the record
+BOUND = "an upper bound: each hook is timed alone, with the device's queue emptied before and after it"
 NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
 
 
@@ -46,7 +51,7 @@ def measure(
     protocol: TimingProtocol,
     preprocess: Callable[[], Any] | None = None,
     tokenizer: Any = None,
-) -> Lane:
+) -> Measurement:
     """Measure a run.
 
     Args:
@@ -59,38 +64,57 @@ def measure(
         tokenizer: The prompts' own, for methods that read the question.
 
     Returns:
-        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
-        after), `invalid` (why the numbers do not count; empty where they do) and `protocol`.
+        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `kernels` (both, by the order of
+        attention kernels), `memory`, `conditions` (before, after), `invalid` (why the numbers do not count; empty where
+        they do), `notes` (what else must be known of a stage) and `protocol`.
 
     Raises:
         ValueError: If the schedule is empty or the protocol times nothing.
     """
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: there is nothing to compare")
-    device, before = model_device(model), conditions(model)
+    device = model_device(model)
     attachment = attach(model, method, schedule, tokenizer=tokenizer)
-    if protocol.new_tokens:
-        found = answers(model, inputs, attachment, protocol, device)
-    else:
-
-        def call() -> Timed:
-            return time_call(lambda: prefill(model, inputs), device)
-
-        samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
-        times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
-        found = {"stages": {"prefill": beside(times["this"], times["none"])}, "end_to_end": {}}
-    stages: Lane = found["stages"]
-    pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
-    if pixels:
-        stages["vision"] = alone(lambda: seen(model, pixels, device), protocol)
-    stages["selection"] = alone(lambda: selection_ms(model, inputs, method, schedule), protocol)
-    if preprocess is not None:
-        stages["preprocess"] = alone(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
-    if protocol.memory:
-        found["memory"] = peaks(model, inputs, attachment, protocol, device)
-    after = conditions(model)
+    with rows_not_packed(model, inputs):
+        before = at_work(model, inputs, device)
+        found = turns(model, inputs, attachment, protocol, device)
+        stages: Measurement = found["stages"]
+        pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
+        if pixels:
+            stages["vision"] = unpaired_times(lambda: tower_ms(model, pixels, device), protocol)
+        stages["selection"] = unpaired_times(lambda: selection_ms(model, inputs, method, schedule, tokenizer), protocol)
+        if preprocess is not None:
+            stages["preprocess"] = unpaired_times(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+        if protocol.memory:
+            found["memory"] = peaks(model, inputs, attachment, protocol, device)
+        for name in protocol.kernels:
+            with sdpa_order(name):
+                found.setdefault("kernels", {})[name] = turns(model, inputs, attachment, protocol, device)
+        after = at_work(model, inputs, device)
     found |= {"conditions": {"before": before, "after": after}, "invalid": invalid(before, after)}
+    found |= {"notes": {"selection": BOUND} if device.type == "cuda" else {}}
     return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
+
+
+def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Measurement:
+    """The conditions of this moment, with the clocks of a GPU that prefills."""
+    clocks = clocks_at_work(lambda: prefill(model, inputs), device) if device.type == "cuda" else {}
+    return conditions(model) | clocks
+
+
+def turns(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Measurement:
+    """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
+    if protocol.new_tokens:
+        return answers(model, inputs, attachment, protocol, device)
+
+    def call() -> Timed:
+        return time_call(lambda: prefill(model, inputs), device)
+
+    samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
+    times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
+    return {"stages": {"prefill": paired_times(times["this"], times["none"])}, "end_to_end": {}}
 
 
 def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -105,7 +129,7 @@ def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
 
 def answers(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """One generation of the longest answer per turn: it also gives the times of all shorter ones."""
     longest = max(protocol.new_tokens)
 
@@ -113,17 +137,17 @@ def answers(
         return answer(model, inputs, longest, device)
 
     samples: Any = take_turns({"this": within(attachment, call), "none": call}, protocol)
-    stages = {"prefill": beside(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
+    stages = {"prefill": paired_times(*([line.ttft_ms for line in samples[side]] for side in ("this", "none")))}
     if longest > 1:
-        stages["decode"] = beside(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
+        stages["decode"] = paired_times(*([line.tpot_ms for line in samples[side]] for side in ("this", "none")))
     lengths = {
-        str(n): beside(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
+        str(n): paired_times(*([line.ms[n - 1] for line in samples[side]] for side in ("this", "none")))
         for n in protocol.new_tokens
     }
     return {"stages": stages, "end_to_end": lengths}
 
 
-def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
+def tower_ms(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
     """Milliseconds of tower and projector."""
 
     def call() -> Any:
@@ -133,16 +157,18 @@ def seen(model: Any, pixels: Mapping[str, Any], device: torch.device) -> float:
     return time_call(call, device).wall_ms
 
 
-def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+def selection_ms(
+    model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule, tokenizer: Any = None
+) -> float:
     """Milliseconds inside the hooks of one prefill: reading the prompt, ranking, gathering, masks."""
-    with (attachment := ClockedAttachment(model, method, schedule)):
+    with (attachment := ClockedAttachment(model, method, schedule, tokenizer)):
         prefill(model, inputs)
         return attachment.spent * 1000
 
 
 def peaks(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
-) -> Lane:
+) -> Measurement:
     """Peak memory of both sides."""
     longest = max(protocol.new_tokens, default=0)
 
@@ -158,24 +184,24 @@ def peaks(
     return {"this": this, "none": memory(model, once, last, device)}
 
 
-def beside(this: Sequence[float], none: Sequence[float]) -> Lane:
+def paired_times(this: Sequence[float], none: Sequence[float]) -> Measurement:
     """Times of both sides, and their paired ratio."""
-    return {"this": described(this, "ms"), "none": described(none, "ms"), "ratio": described(this, "ratio", none)}
+    return {"this": summary(this, "ms"), "none": summary(none, "ms"), "ratio": summary(this, "ratio", none)}
 
 
-def described(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Lane:
+def summary(values: Sequence[float], unit: str, base: Sequence[float] | None = None) -> Measurement:
     """Median, IQR, p90, bootstrap interval and raw values."""
     found = interval(values, unit) if base is None else paired_ratio(values, base)
     return {**asdict(found), "p90": float(np.percentile(found.values, 90))}
 
 
-def alone(call: Callable[[], float], protocol: TimingProtocol) -> Lane:
+def unpaired_times(call: Callable[[], float], protocol: TimingProtocol) -> Measurement:
     """A stage that both sides share, or that only one has: milliseconds of it."""
     call()
-    return {"this": described([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
+    return {"this": summary([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
 
 
-def pooled(cells: Sequence[Lane]) -> Lane:
+def pooled(processes: Sequence[Measurement]) -> Measurement:
     """Several processes' measurements of one run as one: raw values together, intervals over all of them.
 
     Raises:
@@ -183,22 +209,32 @@ def pooled(cells: Sequence[Lane]) -> Lane:
     """
     from pdrop.timing.conditions import refuse_differences
 
-    first = cells[0]
-    for cell in cells[1:]:
-        refuse_differences(first["conditions"]["before"], cell["conditions"]["before"])
-    together = dict(first)
-    for group in ("stages", "end_to_end"):
-        together[group] = {name: joined([cell[group][name] for cell in cells]) for name in first[group]}
-    together["invalid"] = sorted({reason for cell in cells for reason in cell["invalid"]})
+    first = processes[0]
+    for process in processes[1:]:
+        refuse_differences(first["conditions"]["before"], process["conditions"]["before"])
+    together = first | pooled_turns(processes)
+    if "kernels" in first:
+        kernels = {name: pooled_turns([process["kernels"][name] for process in processes]) for name in first["kernels"]}
+        together["kernels"] = kernels
+    together["invalid"] = sorted({reason for process in processes for reason in process["invalid"]})
     together["processes"] = [
-        {name: lane["ratio"]["median"] for name, lane in cell["stages"].items() if "ratio" in lane} for cell in cells
+        {name: times["ratio"]["median"] for name, times in process["stages"].items() if "ratio" in times}
+        for process in processes
     ]
     return together
 
 
-def joined(lanes: Sequence[Lane]) -> Lane:
+def pooled_turns(processes: Sequence[Measurement]) -> Measurement:
+    """`stages` and `end_to_end` of several processes, pooled."""
+    return {
+        group: {name: pooled_times([process[group][name] for process in processes]) for name in processes[0][group]}
+        for group in ("stages", "end_to_end")
+    }
+
+
+def pooled_times(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several processes, pooled."""
-    values = {side: [v for lane in lanes for v in lane[side]["values"]] for side in lanes[0]}
+    values = {side: [v for times in measurements for v in times[side]["values"]] for side in measurements[0]}
     if "ratio" not in values:
-        return {side: described(v, "ms") for side, v in values.items()}
-    return beside(values["this"], values["none"])
+        return {side: summary(v, "ms") for side, v in values.items()}
+    return paired_times(values["this"], values["none"])

@@ -21,6 +21,7 @@ from pdrop import names
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
+from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint, load
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
@@ -203,7 +204,7 @@ def run(
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
     drops = attach(model, method, schedule, tokenizer=checkpoint.tokenizer) if schedule else contextlib.nullcontext()
-    with drops:
+    with drops, sdpa_order(settings.sdpa_kernel):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that

@@ -40,8 +40,8 @@ def _encode(text: str) -> list[int]:
     return [token for word in text.split() for token in _words(word)]
 
 
-def _foretold(question: EmbeddedQuestion) -> list[tuple[int, int]]:
-    """(row of the question's text, token that is foretold there); see hints.py."""
+def _hint_targets(question: EmbeddedQuestion) -> list[tuple[int, int]]:
+    """(row of the question's text, token to be predicted there); see hints.py."""
     ends = list(accumulate(len(_words(word)) for word in question.text.split()))
     return [(ends[place] - 1, _words(word)[0]) for place, word in hints(question)]
 
@@ -71,7 +71,7 @@ class Batch:
 
     pixels: Tensor  # uint8 (batch, 168, 168, 3)
     patches: Tensor  # int64 (batch, heads, VISUAL_TOKENS)
-    spelled: Tensor  # int64 (batch, VISUAL_TOKENS): the answer token of the code's character there, -100 without one
+    character_targets: Tensor  # int64 (batch, VISUAL_TOKENS): the token of the code's character there, -100 without
     ids: Tensor  # int64 (batch, blocks, BLOCK)
     positions: Tensor  # int64 (batch, blocks, BLOCK)
     mask: Tensor  # bool (batch, blocks, BLOCK, BLOCK)
@@ -117,7 +117,7 @@ def pack(
             positions[image, block, start : start + length] = PREFIX + np.arange(length)
             first, last = start + len(asked) - 1, start + length - 1
             targets[image, block, first:last] = answer
-            for row, token in _foretold(question) if hinted else ():
+            for row, token in _hint_targets(question) if hinted else ():
                 targets[image, block, start + row] = token
             spans.append(Span(image, block, first, last, question))
     # Padding rows (owner 0) look at each other; nobody reads them.
@@ -126,7 +126,7 @@ def pack(
     return Batch(
         torch.from_numpy(np.stack([picture.canvas.pixels() for picture in pictures])),
         torch.from_numpy(patches),
-        torch.from_numpy(_spelled(patches)),
+        torch.from_numpy(_character_targets(patches)),
         torch.from_numpy(ids),
         torch.from_numpy(positions),
         torch.from_numpy(mask),
@@ -142,8 +142,8 @@ def _character_tokens() -> np.ndarray:
     return np.array([[_IGNORED, *(ids(before + character) for character in CHARACTERS)] for before in ("", "##")])
 
 
-def _spelled(patches: np.ndarray) -> np.ndarray:
-    """See `Batch.spelled`. Characters without a place (a document's labels, which are words) are left out."""
+def _character_targets(patches: np.ndarray) -> np.ndarray:
+    """See `Batch.character_targets`. Characters without a place (a document's labels, which are words) are left out."""
     names = list(PATCH_HEADS)
     character, place = patches[:, names.index("character")], patches[:, names.index("place")]
     return np.where(place > 0, _character_tokens()[np.where(place > 1, 1, 0), character], _IGNORED)

@@ -1,5 +1,5 @@
-"""Hints: words of a question after which training has something foretold besides the answer, so that a long chain of
-steps is taught step by step. Nothing of them is left in the model or in the benchmark's questions."""
+"""Hints: intermediate supervision. After some words of a question training has something predicted besides the answer,
+so that a long chain of steps is taught step by step. The benchmark's questions have none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAMES = {*COLOR_NAMES, *SHAPES, *PLURALS.values(), *LABELS}
 
 
 def hints(question: EmbeddedQuestion) -> list[tuple[int, str]]:
-    """(place in `question.text.split()`, word foretold after it), in order.
+    """(place in `question.text.split()`, word to be predicted after it), in order.
 
     After the last name that the question gives, where the answer could be known: the answer's first word; of a place,
     at the question mark, its last word. Of a multiple-choice question: after that name the first word of the right

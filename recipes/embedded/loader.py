@@ -1,4 +1,4 @@
-"""Batches of a recipe's steps in order, composed in this process or ahead of it by others."""
+"""Batches of a recipe's steps in order, composed in this process or in advance by loader processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdrop.embedded.samples import sample
 from recipes.embedded.batches import Batch, pack
 from recipes.embedded.stage import TrainingPhase
 
-_AHEAD = 2  # batches that each composing process has ready, 3.4 MB of shared memory each
+_PREFETCH = 2  # batches that each loader process has ready, 3.4 MB of shared memory each
 
 
 class Place(NamedTuple):
@@ -59,11 +59,11 @@ class Steps(Dataset[Batch]):
         stage, first = self.recipe[place.stage], self.first_image(place)
         level, mine = stage.level(place.step), range(self.rank, stage.batch, self.workers)
         pictures = [sample("train", first + offset, stage.mix, level, stage.drills) for offset in mine]
-        return pack(pictures, stage.blocks, stage.families if stage.asks else {}, stage.hinted)
+        return pack(pictures, stage.blocks, stage.families if stage.trains_decoder else {}, stage.hinted)
 
 
-def batches(steps: Steps, first: int, composers: int = 0) -> Iterator[Batch]:
-    """The batches from step `first` to the recipe's end, in order, by `composers` processes; 0 is this one."""
-    ahead = _AHEAD if composers else None
+def batches(steps: Steps, first: int, loader_workers: int = 0) -> Iterator[Batch]:
+    """The batches from step `first` to the recipe's end, in order, by `loader_workers` processes; 0 is this one."""
+    prefetch = _PREFETCH if loader_workers else None
     order = range(first, len(steps))
-    yield from DataLoader(steps, batch_size=None, sampler=order, num_workers=composers, prefetch_factor=ahead)
+    yield from DataLoader(steps, batch_size=None, sampler=order, num_workers=loader_workers, prefetch_factor=prefetch)

@@ -18,8 +18,8 @@ class Muon:
     """Momentum, then the nearest orthogonal matrix by five Newton-Schulz steps, matrices of one shape at once.
 
     `learning_rate` is the step of a matrix (in spectral norm, times sqrt(rows / columns) where rows are more),
-    `adam_rate` that of AdamW; `slower` multiplies the rate of parameters whose name holds "vision_tower". In a process
-    group of several, each process orthogonalizes its share of the matrices, and all get all.
+    `adam_rate` that of AdamW; `tower_scale` multiplies the rate of parameters whose name holds "vision_tower". In a
+    process group of several, each process orthogonalizes its share of the matrices, and all get all.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Muon:
         named: Iterable[tuple[str, nn.Parameter]],
         learning_rate: float,
         adam_rate: float,
-        slower: float = 1.0,
+        tower_scale: float = 1.0,
         decay: float = 0.02,
         momentum: float = 0.95,
     ) -> None:
@@ -40,7 +40,7 @@ class Muon:
         self._groups: dict[tuple[int, int, float], list[nn.Parameter]] = {}
         rest: dict[float, list[nn.Parameter]] = {}
         for name, weight in named:
-            factor = slower if "vision_tower" in name else 1.0
+            factor = tower_scale if "vision_tower" in name else 1.0
             if weight.ndim == 2 and not any(word in name for word in _NOT_MATRICES):
                 self._groups.setdefault((*weight.shape, factor), []).append(weight)
             else:

@@ -5,16 +5,17 @@ What each stage is for:
   first; boards have plates of all colours whose characters each lie on the middle of some patch.
 - retrieval: the decoder learns to look a word up in the image. Scenes of distinct things, every thing asked both ways.
   The look-up appears within 150 steps; with other questions mixed in from the start it does not.
-- first mix: everything but reading, each step of an answer foretold inside its question (hints.py). Existence comes
+- first mix: everything but reading, each step of an answer predicted inside its question (hints.py). Existence comes
   here (.93), places and choices begin to.
 - projector: linear heads after the projector are taught the patch labels, while its output moves little from what the
-  decoder already reads (`keep`). Before, its output held the characters too weakly for the decoder to find them.
-- spelling: after the last layer, the visual tokens' own rows learn to name the character they show (`spell`), so that
-  an answer has only to copy it. Questions hardly learn to read meanwhile.
+  decoder already reads (`drift_weight`). Before, its output held the characters too weakly for the decoder to find
+  them.
+- spelling: after the last layer, the visual tokens' own rows learn to name the character they show
+  (`character_weight`), so that an answer has only to copy it. Questions hardly learn to read meanwhile.
 - reading: begins anew with codes of one or two characters, many to an image; reading comes within 25 steps.
 - second mix: everything, at falling rates.
 - counts: of most things in a scene there is one, and a model that says so is mostly right. The drill asks for the
-  others. The drill "letters" asks for choices: after each option whether it is right is foretold, and after the right
+  others. The drill "letters" asks for choices: after each option whether it is right is predicted, and after the right
   one its letter, which the answer has only to copy.
 - last mix: everything, documents and relations little, at falling rates. Position comes with them.
 - fields: whether labels are in a document, which was hardly asked so far; the drill asks for all of them.
@@ -28,8 +29,8 @@ What did not work, and why as far as it is known:
 - A fresh decoder after a projector that was taught on patch labels alone. It read from the beginning (spelled .74
   after 30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but
   never by colour: .33 of three things after some twenty thousand questions, whatever was tried for 30 to 100 steps
-  (colours alone, six things per scene, colour words that begin as the mean of their patches, the answer foretold at the
-  word).
+  (colours alone, six things per scene, colour words that begin as the mean of their patches, the answer predicted at
+  the word).
 
 The shipped model is one run of this recipe from its fixed seed, in two processes of one thread, matrix products in
 bfloat16 (AVX-512): model/curve.csv is its curve, model/README.md says what it scores. Another run, in float32 (AVX2),
@@ -55,8 +56,8 @@ _LATE = TrainingPhase(
     images=0,
     hinted=True,
     blocks=5,
-    bridge_weight=0.1,
-    spell=0.1,
+    projector_weight=0.1,
+    character_weight=0.1,
     learning_rate=0.015,
     adam_rate=1.5e-3,
     warm_up=20,
@@ -68,7 +69,7 @@ RECIPE = (
         "tower",
         images=64_000,
         mix={"board": 0.12, "page": 0.3, "scene": 0.3, "document": 0.2, "chart": 0.08},
-        asks=False,
+        trains_decoder=False,
         tower_rate=1.0,
         patch_weight=1.0,
         decay=0.4,
@@ -106,10 +107,10 @@ RECIPE = (
         "projector",
         images=4_480,
         mix={"board": 0.3, "page": 0.15, "scene": 0.3, "document": 0.15, "chart": 0.1},
-        asks=False,
-        bridge_weight=1.0,
-        keep=3.0,
-        loudness=4.0,
+        trains_decoder=False,
+        projector_weight=1.0,
+        drift_weight=3.0,
+        projector_rms=4.0,
         adam_rate=1e-2,
         warm_up=5,
         decay=0.5,
@@ -122,7 +123,7 @@ RECIPE = (
         drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
         start=_EARLY,
         growth=1.6,
-        spell=0.3,
+        character_weight=0.3,
     ),
     replace(
         _LATE,
@@ -132,7 +133,7 @@ RECIPE = (
         drills={"retrieval": 0.15, "sides": 0.25, "letters": 0.25},
         start=_EARLY,
         growth=0.9,
-        spell=0.2,
+        character_weight=0.2,
         learning_rate=0.02,
         adam_rate=2e-3,
         warm_up=10,

@@ -21,8 +21,8 @@ class TrainingPhase:
     mix: Mapping[str, float] = field(default_factory=lambda: MIX)
     families: Mapping[str, float] | None = None  # fraction of each family's questions that is asked; None: all
     blocks: int = 6  # rows of questions per image, in blocks
-    asks: bool = True  # False: the decoder is not trained
-    hinted: bool = False  # answers are foretold inside the questions, too (hints.py)
+    trains_decoder: bool = True  # False: the decoder is not trained
+    hinted: bool = False  # with intermediate targets inside the questions (hints.py)
     drills: Mapping[Drill, float] = field(
         default_factory=dict
     )  # fraction of the scenes (documents) with a drill's questions
@@ -30,10 +30,10 @@ class TrainingPhase:
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
     patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'
-    bridge_weight: float = 0.0  # the same after the projector
-    keep: float = 0.0  # weight of how far the projector's output moves from what it was before the stage
-    loudness: float = 0.0  # RMS that the projector's output is scaled to before the stage; 0: as it is
-    spell: float = 0.0  # weight of the characters' names at the visual tokens' own rows after the last layer
+    projector_weight: float = 0.0  # the same after the projector
+    drift_weight: float = 0.0  # weight of how far the projector's output moves from what it was before the stage
+    projector_rms: float = 0.0  # RMS that the projector's output is scaled to before the stage; 0: as it is
+    character_weight: float = 0.0  # weight of the characters' names at the visual tokens' own rows after the last layer
     learning_rate: float = 0.02
     adam_rate: float = 2e-3
     warm_up: int = 60

@@ -6,8 +6,8 @@ A checkpoint lies in --work, and beside it the model as it is then; a second sta
 is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
 accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
 
-A step takes a CPU about a second and a GPU very little, so for a GPU images are composed ahead by processes of their
-own (--composers).
+A step takes a CPU about a second and a GPU very little, so for a GPU images are composed in advance by processes of
+their own (--loader-workers).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from recipes.embedded.stage import TrainingPhase
 from recipes.embedded.trainer import Trainer, read_checkpoint
 
 CHECKPOINT = "checkpoint.pt"
-_COMPOSERS = 8  # compose the recipe's images in a minute or two; more would fill a container's shared memory
+_LOADER_WORKERS = 8  # compose the recipe's images in a minute or two; more would fill a container's shared memory
 _COLUMNS = (
     "stage", "step", "images", "cpu_seconds", "wall_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
@@ -68,14 +68,15 @@ def train(
     work: Path,
     out: Path,
     device: str = "cpu",
-    composers: int = 0,
+    loader_workers: int = 0,
     recipe: tuple[TrainingPhase, ...] = RECIPE,
     window: int = 25,
     checkpoint_seconds: float = 120.0,
 ) -> None:
     """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`.
 
-    In a process group every process runs this, and the first one writes. `composers` processes more compose images.
+    In a process group every process runs this, and the first one writes. `loader_workers` further processes compose
+    images.
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, device=device)
@@ -86,10 +87,10 @@ def train(
     if trainer.workers > 1:
         dist.barrier()  # nobody writes before all have read
     spent = _trim_curve(curve, trainer.images) if writes else (0.0, 0.0)
-    began, saved, asked = (time.process_time(), time.monotonic()), time.monotonic(), False
-    for batch in batches(trainer.data, trainer.data.number(trainer.place), composers):
+    began, saved, answers = (time.process_time(), time.monotonic()), time.monotonic(), False
+    for batch in batches(trainer.data, trainer.data.number(trainer.place), loader_workers):
         stage = trainer.stage
-        asked = asked or stage.asks
+        answers = answers or stage.trains_decoder
         trainer.step(batch.to(trainer.device))
         step = trainer.step_index or stage.steps
         ended = trainer.step_index == 0
@@ -111,19 +112,19 @@ def train(
             if ended or time.monotonic() - saved > checkpoint_seconds:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
-                if asked:
+                if answers:
                     save(trainer.model, work / "model")
     if writes:
         save(trainer.model, out)
         shutil.copy(curve, out / "curve.csv")
 
 
-def _worker(rank: int, workers: int, port: int, work: Path, out: Path, composers: int) -> None:
+def _worker(rank: int, workers: int, port: int, work: Path, out: Path, loader_workers: int) -> None:
     """One of several training processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     try:
-        train(work, out, composers=composers)
+        train(work, out, loader_workers=loader_workers)
     finally:
         dist.destroy_process_group()
 
@@ -141,16 +142,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share a CPU's steps")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
-        "--composers",
+        "--loader-workers",
         type=int,
-        help=f"processes that compose images; for a GPU as many as there are cores but one, at most {_COMPOSERS}",
+        help=f"processes that compose images; for a GPU as many as there are cores but one, at most {_LOADER_WORKERS}",
     )
     options = parser.parse_args(arguments)
-    composers = options.composers
-    if composers is None:
-        composers = 0 if options.device == "cpu" else max(1, min(_COMPOSERS, len(os.sched_getaffinity(0)) - 1))
-    if options.workers < 1 or composers < 0:
-        parser.error(f"--workers must be at least 1, got {options.workers}; --composers at least 0, got {composers}")
+    loader_workers = options.loader_workers
+    if loader_workers is None:
+        loader_workers = (
+            0 if options.device == "cpu" else max(1, min(_LOADER_WORKERS, len(os.sched_getaffinity(0)) - 1))
+        )
+    if options.workers < 1 or loader_workers < 0:
+        parser.error(
+            f"--workers must be at least 1, got {options.workers}; --loader-workers at least 0, got {loader_workers}"
+        )
     if options.device != "cpu" and options.workers > 1:
         parser.error(
             f"--workers {options.workers} share the steps of a CPU: leave it out with --device {options.device}"
@@ -164,9 +169,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     if options.workers == 1:
         torch.set_num_threads(1)
-        train(options.work, options.out, options.device, composers)
+        train(options.work, options.out, options.device, loader_workers)
     else:
-        spawn(_worker, (options.workers, _free_port(), options.work, options.out, composers), options.workers)
+        spawn(_worker, (options.workers, _free_port(), options.work, options.out, loader_workers), options.workers)
 
 
 if __name__ == "__main__":

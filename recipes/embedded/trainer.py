@@ -41,15 +41,15 @@ class Trainer:
         self.rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.check_workers(self.workers)
         self.data = Steps(recipe, self.rank, self.workers)
-        self.model, self.heads, self.bridge_heads = build(seed), _heads(TOWER_WIDTH), _heads(WIDTH)
-        modules: tuple[nn.Module, ...] = (self.model, self.heads, self.bridge_heads)
+        self.model, self.heads, self.projector_heads = build(seed), _heads(TOWER_WIDTH), _heads(WIDTH)
+        modules: tuple[nn.Module, ...] = (self.model, self.heads, self.projector_heads)
         for module in modules:
             module.to(self.device)
         self.forward = PackedForward(self.model, compiled)
         self.head_ids = prefix_ids().to(self.device)
         self.stage_index, self.step_index = 0, 0
         self.window = Window()
-        self.kept: nn.Module | None = None  # the projector as it was before the stage
+        self.initial_projector: nn.Module | None = None  # the projector as it was before the stage
         self._begin()
 
     def check_workers(self, workers: int) -> None:
@@ -90,18 +90,18 @@ class Trainer:
             if "vision_tower" in name:
                 used = self.stage.tower_rate > 0 and "post_layernorm" not in name
             elif "multi_modal_projector" in name:
-                used = self.stage.asks or self.stage.bridge_weight > 0
+                used = self.stage.trains_decoder or self.stage.projector_weight > 0
             else:
-                used = self.stage.asks
+                used = self.stage.trains_decoder
             weight.requires_grad_(used)
             if used:
                 named.append((name, weight))
         if self.stage.patch_weight > 0:
             named += [(f"heads.{name}", weight) for name, weight in self.heads.named_parameters()]
-        if self.stage.bridge_weight > 0:
-            named += [(f"heads.bridge.{name}", weight) for name, weight in self.bridge_heads.named_parameters()]
-        slower = self.stage.tower_rate or 1.0
-        self.optimizer = Muon(named, self.stage.learning_rate, self.stage.adam_rate, slower)
+        if self.stage.projector_weight > 0:
+            named += [(f"heads.projector.{name}", weight) for name, weight in self.projector_heads.named_parameters()]
+        tower_scale = self.stage.tower_rate or 1.0
+        self.optimizer = Muon(named, self.stage.learning_rate, self.stage.adam_rate, tower_scale)
 
     def batch(self) -> Batch:
         """This process's images of the next step."""
@@ -111,8 +111,8 @@ class Trainer:
         """One optimizer step on this process's images, `batch()`; the last one of a stage moves on to the next."""
         stage = self.stage
         if self.step_index == 0:
-            self._calm(batch)
-            self._begin_projector(batch)
+            self._normalize_tower(batch)
+            self._prepare_projector(batch)
         self.loss(batch).backward()
         self._share_gradients()
         self.window.add("gradient", self.optimizer.step(stage.rate(self.step_index)))
@@ -127,26 +127,26 @@ class Trainer:
         stage, loss = self.stage, torch.zeros((), device=self.device)
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
-        if stage.asks:
+        if stage.trains_decoder:
             visual, asked = self.forward.hidden(features, self.head_ids, batch.ids, batch.positions, batch.mask)
             logits = self.forward.words(asked[batch.rows])
             answers = F.cross_entropy(logits, batch.targets[batch.rows])
             loss = loss + answers
-            if stage.spell > 0:
-                loss = loss + stage.spell * self._spelling_loss(visual, batch.spelled)
+            if stage.character_weight > 0:
+                loss = loss + stage.character_weight * self._character_loss(visual, batch.character_targets)
             self.window.add("loss", float(answers.detach()))
             self.window.add_answers(batch, logits.detach().argmax(-1))
         if stage.patch_weight > 0:
             loss = loss + stage.patch_weight * self._patch_loss(features, self.heads, batch.patches)
-        if stage.bridge_weight > 0:
+        if stage.projector_weight > 0:
             projected = self.forward.projected(features)
-            loss = loss + stage.bridge_weight * self._patch_loss(projected, self.bridge_heads, batch.patches)
-            if self.kept is not None:
+            loss = loss + stage.projector_weight * self._patch_loss(projected, self.projector_heads, batch.patches)
+            if self.initial_projector is not None:
                 with torch.no_grad():
-                    before = self.kept(features.float())
+                    before = self.initial_projector(features.float())
                 moved = (projected - before).pow(2).mean() / before.pow(2).mean()
                 self.window.add("moved", float(moved.detach()))
-                loss = loss + stage.keep * moved
+                loss = loss + stage.drift_weight * moved
         return loss
 
     def _share_gradients(self) -> None:
@@ -160,30 +160,37 @@ class Trainer:
             weight.grad = part.view_as(weight)
 
     @torch.no_grad()
-    def _calm(self, batch: Batch) -> None:
+    def _normalize_tower(self, batch: Batch) -> None:
         """Before anything is trained on the tower's features, scales them to RMS 1; what it computes stays the same.
 
         After training on patch labels, its features are ten times as large as word embeddings, and drown them in the
         decoder.
         """
         before = self.recipe[: self.stage_index]
-        if not before or before[-1].tower_rate == 0 or self.stage.tower_rate > 0 or any(one.asks for one in before):
+        if (
+            not before
+            or before[-1].tower_rate == 0
+            or self.stage.tower_rate > 0
+            or any(one.trains_decoder for one in before)
+        ):
             return
-        loud = self._rms(self.forward.features(batch.pixels))
+        rms = self._rms(self.forward.features(batch.pixels))
         for name, weight in self.model.named_parameters():
             writes = ("pre_layrnorm", "self_attn.out_proj", "mlp.fc2")
             if "vision_tower" in name and any(part in name for part in writes):
-                weight.div_(loud)
+                weight.div_(rms)
 
     @torch.no_grad()
-    def _begin_projector(self, batch: Batch) -> None:
+    def _prepare_projector(self, batch: Batch) -> None:
         """Scales the projector's output, and copies the projector where its output is to stay near what it is."""
-        if self.stage.loudness > 0:
-            loud = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
+        if self.stage.projector_rms > 0:
+            rms = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
             last = self.model.model.multi_modal_projector.linear_2
             for weight in (last.weight, last.bias):
-                weight.mul_(self.stage.loudness / loud)
-        self.kept = copy.deepcopy(self.model.model.multi_modal_projector).float() if self.stage.keep > 0 else None
+                weight.mul_(self.stage.projector_rms / rms)
+        self.initial_projector = (
+            copy.deepcopy(self.model.model.multi_modal_projector).float() if self.stage.drift_weight > 0 else None
+        )
 
     def _rms(self, features: Tensor) -> Tensor:
         """Root mean square, a scalar, over the images of all processes."""
@@ -192,14 +199,14 @@ class Trainer:
             dist.all_reduce(square)
         return (square / self.workers).sqrt()
 
-    def _spelling_loss(self, visual: Tensor, spelled: Tensor) -> Tensor:
+    def _character_loss(self, visual: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of naming a code's characters where they are; 0 where there are none."""
-        there = spelled >= 0
+        there = targets >= 0
         if not there.any():
             return torch.zeros((), device=self.device)
         logits = self.forward.words(visual[there])
-        self.window.add("spelled", float((logits.detach().argmax(-1) == spelled[there]).float().mean()))
-        return F.cross_entropy(logits, spelled[there])
+        self.window.add("spelled", float((logits.detach().argmax(-1) == targets[there]).float().mean()))
+        return F.cross_entropy(logits, targets[there])
 
     def _patch_loss(self, features: Tensor, heads: nn.ModuleDict, patches: Tensor) -> Tensor:
         """Mean cross-entropy of the patch heads on normalized features, empty patches counting little."""
@@ -222,8 +229,8 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
-            "bridge_heads": self.bridge_heads.state_dict(),
-            "kept": None if self.kept is None else self.kept.state_dict(),
+            "projector_heads": self.projector_heads.state_dict(),
+            "initial_projector": None if self.initial_projector is None else self.initial_projector.state_dict(),
             "optimizer": None if self.finished else self.optimizer.state_dict(),
             "stage": self.stage_index,
             "step": self.step_index,
@@ -238,11 +245,11 @@ class Trainer:
         state = read_checkpoint(path, self.recipe, self.device)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
-        self.bridge_heads.load_state_dict(state["bridge_heads"])
+        self.projector_heads.load_state_dict(state["projector_heads"])
         self.stage_index, self.step_index = state["stage"], state["step"]
-        if state["kept"] is not None:
-            self.kept = copy.deepcopy(self.model.model.multi_modal_projector)
-            self.kept.load_state_dict(state["kept"])
+        if state["initial_projector"] is not None:
+            self.initial_projector = copy.deepcopy(self.model.model.multi_modal_projector)
+            self.initial_projector.load_state_dict(state["initial_projector"])
         if not self.finished:
             self._begin()
             if self.step_index > 0:

@@ -189,3 +189,30 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         path.write_text("\n".join(lines) + "\n")
         with pytest.raises(ValueError, match=message):
             read_published(path)
+
+
+def test_a_rivals_row_wants_its_schedule_and_its_arguments(published: list[Published], tmp_path: Path) -> None:
+    """VisionZip at 64 tokens is 54 + 10; the last digit of a fraction sets nobody apart."""
+    for number, contextual in enumerate((10, 30)):
+        store(tmp_path / str(number), {}, method_args=f'{{"contextual":{contextual}}}')
+        (folder,) = (tmp_path / str(number) / "runs").iterdir()
+        record = RunRecord.read(folder)
+        spec = replace(record.spec, method="visionzip", schedule="0:0.111111")
+        RunRecord.write(replace(record, spec=spec), folder)
+        rows = [one for one in published if one.method == "visionzip" and one.paper == "VisionZip"]
+        assert {one.schedule for one in rows if one.tokens == "64"} == {"0:0.111112"}
+        found = [replace(one, differs="") for one in rows if one.task == "gqa"]
+        judged = {one.published.tokens: one for one in compare(found, load_runs(tmp_path / str(number)))}
+        assert judged["192"].verdict == "not run"
+        assert judged["64"].verdict != "not run"
+        assert ("ours: method.contextual=30, not 10" in judged["64"].reason) == (contextual == 30)
+
+
+def test_no_row_of_pyramiddrop_below_144_tokens_claims_boundaries_that_cannot_reach_it(
+    published: list[Published],
+) -> None:
+    for entry in published:
+        if entry.method == "pyramiddrop" and entry.model == "llava_1_5_7b" and entry.tokens in ("128", "64"):
+            assert entry.schedule == "?" or Schedule.parse(entry.schedule).layers[0] <= 4, entry
+    said = [one.note for one in published if one.benchmark == "TFLOPs" and one.tokens in ("128", "64")]
+    assert sum("not at boundaries 8/16/24" in note for note in said) == 2

@@ -38,7 +38,15 @@ def test_a_dial_needs_its_value_its_field_and_its_use(dial: str) -> None:
 
 
 def test_a_new_field_keeps_runs_apart() -> None:
-    assert set(ASKED) == {"limit", "batch_size", "dtype", "attn_implementation", "device", "max_new_tokens"}
+    assert set(ASKED) == {
+        "limit",
+        "batch_size",
+        "dtype",
+        "attn_implementation",
+        "sdpa_kernel",
+        "device",
+        "max_new_tokens",
+    }
 
 
 @pytest.mark.parametrize("name", ["run", "train"])

@@ -1,4 +1,4 @@
-"""Ledgers without weights: shipped architectures, papers' conventions, and what run.py prints offline."""
+"""Costs without weights: shipped architectures, papers' conventions, and what run.py prints offline."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_shipped_architecture_is_a_model_of_the_command_line() -> None:
         shipped.read("llava_9b")
 
 
-def test_a_ledger_says_what_is_spent() -> None:
+def test_a_breakdown_says_what_is_spent() -> None:
     sizes, prompt = ModelSizes.from_config(shipped.read("llava_1_5_7b")), shipped.reference_prompt("llava_1_5_7b")
     schedule = pyramid(32)
     left = prompt.under(FastV(), schedule, 32)
@@ -101,7 +101,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def test_run_prints_the_ledger_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_run_prints_the_breakdown_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     for method, budget in (("none", ()), ("fastv", ("budget=avg_tokens:192",)), ("pyramiddrop", ())):
@@ -168,9 +168,7 @@ def test_speed_without_a_checkpoint(name: str, tmp_path: Path, monkeypatch: pyte
     assert record.cost.flops_parts["vision_tower"] > 0
 
 
-def test_budgets_ledgers_and_times_are_of_one_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def test_budgets_costs_and_times_are_of_one_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """The model's, also where its weights are here and nothing is scored; where a run's own differs, tables say so."""
     monkeypatch.chdir(tmp_path)
     timing = ["latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0", "batch_size=1", "device=cpu"]

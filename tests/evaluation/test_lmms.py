@@ -349,7 +349,7 @@ def test_a_prompt_that_does_not_fit_is_not_cut(tasks, tmp_path):
 
 def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process and one device"):
+    with pytest.raises(ValueError, match="started as one process"):
         run(["pope"])
 
 
@@ -467,8 +467,12 @@ def test_samples_about_one_picture_share_its_name(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- lmms-eval's own command
 
 
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m"]
+
+
 @pytest.mark.slow
-def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
+@pytest.mark.parametrize("launcher", [[], pytest.param(ACCELERATE, marks=pytest.mark.exhaustive, id="two processes")])
+def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher):
     own = tmp_path / "own"  # under a name of its own: there a project's `pope` would be ignored
     own.mkdir()
     write_atomically(own / "pope_here.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_here"))
@@ -480,7 +484,18 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluation.lmms:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
-    command = [sys.executable, "-m", "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "lmms_eval",
+        "--model",
+        "pdrop",
+        "--model_args",
+        arguments,
+        "--tasks",
+        "pope_here",
+    ]
     command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]
     command += ["--output_path", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}

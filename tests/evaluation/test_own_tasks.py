@@ -263,8 +263,8 @@ def test_nothing_is_built_where_nothing_is_timed(command: Any, write: Write, mon
     assert code == 0 and built == [], "nothing is dropped: nothing is compared"
     code, said, records = command("batch_size=1000000000", "tasks=none")
     assert code == 0 and built == [], "the model's prompt is known: it is counted, not built"
-    (ledger,) = [record for record in records if not record.spec.tasks]
-    assert ledger.cost.samples == 1 and ledger.cost.visual_tokens_per_layer == [16, 8, 4, 4]
+    (counted,) = [record for record in records if not record.spec.tasks]
+    assert counted.cost.samples == 1 and counted.cost.visual_tokens_per_layer == [16, 8, 4, 4]
     code, said, _ = command(
         "batch_size=2", "latency=quick", "latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0"
     )

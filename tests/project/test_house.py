@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60  # lines; a function's docstring is not counted
 FOLDERS = ("pdrop", "analysis", "benchmarks", "recipes")
 SOURCES = sorted([p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")] + list(ROOT.glob("*.py")))
-EACH = pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 
 # From the ground up. A file imports from lower floors and from its own folder, nothing else of the house.
 FLOORS = (
@@ -49,14 +50,37 @@ HOMES = {
 }
 
 
+def each(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """A test that holds a rule for every source and names all that break it; a test per file would cost more."""
+
+    def test() -> None:
+        broken = []
+        for path in SOURCES:
+            try:
+                rule(path)
+            except AssertionError as error:
+                broken.append(f"{path.relative_to(ROOT)}: {str(error).splitlines()[0]}")
+        if broken:
+            pytest.fail("\n".join(broken), pytrace=False)
+
+    test.__name__, test.__doc__ = rule.__name__, rule.__doc__
+    return test
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,7 +121,7 @@ def below(home: str) -> set[str]:
 FOLDERS_BY_FLOOR = FLOORS
 
 
-@EACH
+@each
 def test_imports_go_down_only(path):
     module = name_of(path)
     used = {room(m) for m in imports(path) if m.split(".")[0] in ("pdrop", *FOLDERS)}
@@ -113,7 +137,7 @@ def test_imports_go_down_only(path):
     assert used <= allowed, f"{module} may not import {sorted(used - allowed)}"
 
 
-@EACH
+@each
 def test_outside_packages_have_one_home(path):
     where = path.relative_to(ROOT).as_posix()
     for package, homes in HOMES.items():
@@ -123,19 +147,19 @@ def test_outside_packages_have_one_home(path):
             )
 
 
-@EACH
+@each
 def test_the_contracts_need_the_standard_library_alone(path):
     if room(name_of(path)) == "contracts" and path.name != "pictures.py":  # that is about Pillow's
         outside = {m.split(".")[0] for m in imports(path)} - sys.stdlib_module_names - {"pdrop"}
         assert not outside, f"{path.name} imports {outside}"
 
 
-@EACH
+@each
 def test_files_and_functions_can_be_read(path):
     text = path.read_text()
     assert len(text.splitlines()) <= LONGEST_FILE, f"{path}: split it by subject"
     assert path.stem not in ("utils", "util", "common", "helpers", "helper", "misc"), "a drawer: give each thing a home"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             said = len((ast.get_docstring(node, clean=False) or "").splitlines())
             lines = (node.end_lineno or 0) - node.lineno + 1 - said
@@ -145,16 +169,16 @@ def test_files_and_functions_can_be_read(path):
 def test_a_public_class_name_exists_once():
     found = defaultdict(set)
     for path in SOURCES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].add(str(path.relative_to(ROOT)))
     twice = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
     assert not twice, f"one word, one thing: {twice}"
 
 
-@EACH
+@each
 def test_modules_and_classes_are_documented(path):
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     if path.read_text().strip():
         assert ast.get_docstring(tree), f"{path}: no module docstring"
     for node in tree.body:
@@ -162,24 +186,24 @@ def test_modules_and_classes_are_documented(path):
             assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
 
 
-@EACH
+@each
 def test_a_docstring_says_what_the_name_does_not(path):
     """A function needs none; one of three words is none, unless it gives a shape."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (said := ast.get_docstring(node)):
             assert len(said.split()) > 3 or re.search(r"[\[(]", said), f"{path}:{node.lineno}: {node.name}: {said!r}"
 
 
-@EACH
+@each
 def test_hooks_live_in_one_place(path):
     # the conformance suite looks at models from outside, the probe at one of its own
     if path.name not in ("hooks.py", "probe.py") and "conformance" not in path.parts:
         assert not re.search(r"register_\w*hook", path.read_text()), "hooks live in pdrop/engine/hooks.py"
 
 
-@EACH
+@each
 def test_nothing_fails_in_silence(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             silent = all(isinstance(statement, (ast.Pass, ast.Continue)) for statement in node.body)
@@ -188,17 +212,17 @@ def test_nothing_fails_in_silence(path):
             assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}: {node.func.id}"
 
 
-@EACH
+@each
 def test_records_are_read_by_lines_that_end_at_newlines(path):
     where = path.relative_to(ROOT).as_posix()
     if where.startswith(("analysis/", "pdrop/evaluation/", "pdrop/training/", "pdrop/record.py", "pdrop/samples.py")):
         assert "splitlines" not in path.read_text(), "it also cuts at U+2028 and the like, which are text: read_lines"
 
 
-@EACH
+@each
 def test_code_of_a_checkpoint_is_never_run(path):
     """Every Auto* class of transformers says so: without the word it asks on the terminal, and `y` runs the code."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if re.search(r"(?i:^auto\w*)\.from_(pretrained|config)$", called):
             assert isinstance(node, ast.Call)

@@ -31,9 +31,12 @@ def test_the_version_has_one_place():
     assert [author["name"] for author in citation["authors"]] == [a["name"] for a in project["project"]["authors"]]
 
 
-def test_the_papers_of_the_readme_can_be_cited():
+def test_the_papers_of_the_readme_and_of_every_method_can_be_cited():
+    cited = set(re.findall(r"arXiv:([\d.]+\d)", (ROOT / "CITATION.cff").read_text()))
     papers = set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", (ROOT / "README.md").read_text()))
-    assert len(papers) >= 3 and papers <= set(re.findall(r"arXiv:([\d.]+\d)", (ROOT / "CITATION.cff").read_text()))
+    heads = [path.read_text().split("\n\n")[0] for path in (ROOT / "pdrop/methods").glob("*.py")]
+    methods = {paper for head in heads for paper in re.findall(r"\(arXiv ([\d.]+\d)", head)}
+    assert len(papers) >= 3 and len(methods) >= 16 and papers | methods <= cited, (papers | methods) - cited
 
 
 def test_the_changelog_has_a_place_for_what_comes_and_what_came():

@@ -8,7 +8,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.report import readme
 from analysis.style import task_names
-from analysis.tables.table import signed
+from analysis.tables.text import signed
 from tests.support.records import fill, make_record, put, table_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_the_numbers_shown_are_those_of_the_records():
 
 
 def test_what_is_said_follows_the_records(tmp_path):
-    store, n = tmp_path / "results", 100  # few flips are told apart from nothing
+    store, n = tmp_path / "results", 100  # few flips are distinguishable from none
     fill(store, n=n)
     put(store, make_record("pyramiddrop", 0.5), n, experiment="positions")
     put(store, make_record("pyramiddrop", 0.5, positions="original"), n, experiment="positions")
@@ -84,7 +84,7 @@ def test_what_is_said_follows_the_records(tmp_path):
     assert "Of 2 rankings in the table above that have a random twin there, 2 beat it and 0 lose" in said
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
-    assert "compact minus original 0.0 [0.0, 0.0], not told apart" in said
+    assert "compact minus original 0.0 [0.0, 0.0], not distinguishable" in said
     lost, same = said.split("PyramidDrop takes ")[1].split(" - **")[0].split(" Not distinguishable from none: ")
     for task, cell in best.cells.items():
         change = cell.delta

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from pdrop.conformance.families import fresh
 from pdrop.conformance.prompts import collate, sample
 from pdrop.models.checkpoint import load
 from pdrop.schedule import Schedule
-from pdrop.timing.memory import peak_since, restart_peak
+from pdrop.timing.memory import give_back, peak_since, restart_peak
 from pdrop.training import job
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
@@ -170,13 +171,21 @@ def test_zero_3_on_several_processes_does_not_drop_beside_text_alone() -> None:
 
 
 def test_a_peak_is_that_since_it_was_asked_for() -> None:
-    held = torch.ones(75_000_000)
-    del held
-    restart_peak(CPU)
-    before = peak_since(CPU)
-    held = torch.ones(25_000_000)
-    after = peak_since(CPU)
-    del held
-    if before is None or after is None:
+    if peak_since(CPU) is None:
         pytest.skip("the system does not tell")
-    assert 60e6 < after - before < 200e6, "100 MB, not the 300 of before"
+
+    def growth() -> int:
+        """What 50 MB add to the peak, in bytes, when 150 MB were held before it was asked for."""
+        held = torch.ones(37_500_000)
+        del held
+        give_back()  # else what earlier tests left may be freed meanwhile
+        restart_peak(CPU)
+        before = peak_since(CPU)
+        held = torch.ones(12_500_000)
+        after = peak_since(CPU)
+        del held
+        assert before is not None and after is not None
+        return after - before
+
+    # short of memory, the system may take other pages of the process away meanwhile: it is not asked once
+    assert 30e6 < median(growth() for _ in range(3)) < 100e6, "50 MB, not the 150 of before"
