@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -54,7 +55,7 @@ def show(results: Path, name: str) -> Shown:
     """The tables of an experiment; what may not stand in one is said, not shown."""
     found = Shown(name, None, [], [])
     try:
-        found.experiment = load_experiment(results, name)
+        found.experiment = load_experiment(results, name, found.refused)
     except ValueError as error:
         found.refused.append(f"{name}: {error}")
         return found
@@ -95,7 +96,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str, Any]:
+def experiment_data(one: Shown, figures: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """An experiment for the page; its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
@@ -196,10 +197,11 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
     return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
 
 
-def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def figure_data(name: str, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
     """The experiment's PNGs, the narrow ones first. A figure belongs to the longest name that its own begins with."""
     found = []
-    for path in sorted(folder.glob(f"{name}*.png")):
+    there = {path.name: path for folder in reversed(folders) for path in folder.glob(f"{glob.escape(name)}*.png")}
+    for path in sorted(there.values(), key=lambda path: path.name):
         owners = [other for other in names if path.stem == other or path.stem.startswith(f"{other}-")]
         if max(owners, key=len, default="") != name:
             continue
