@@ -112,8 +112,8 @@ embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on
 
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
-	@$(ANALYSIS) tables --results results/reference
-	@$(ANALYSIS) figures --results results/reference
+	@$(ANALYSIS) tables --results results/reference --out results/reference
+	@$(ANALYSIS) figures --results results/reference --out results/reference
 	@$(ANALYSIS) readme --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml

@@ -118,13 +118,15 @@ class Score:
     """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1).
 
     `full` is what answers without a mistake would have on these samples: 1 of a fraction, 100 of a percentage, more of
-    points; None where that is not known, and in older records.
+    points; None where that is not known, and in older records. `mean` says whether the value was the plain mean of its
+    samples' numbers when it was written: a reader holds it against them; None in older records.
     """
 
     value: float
     n: int
     higher_is_better: bool = True
     full: float | None = None
+    mean: bool | None = None
 
 
 @dataclass
@@ -213,23 +215,30 @@ class RunRecord:
     command: list[str] = field(default_factory=list)
     # each time that stored answers were scored anew: when, by which code, and the scores that were replaced
     rescored: list[dict[str, Any]] = field(default_factory=list)
+    samples_digest: str = ""  # SHA-256 of samples.zip; "" without one, and in older records
 
     @property
     def run_id(self) -> str:
         return self.spec.run_id
 
     def to_json(self) -> str:
-        """Indented JSON with the run_id in front; `from_json` reads it back."""
-        return json.dumps({"run_id": self.run_id, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Indented JSON with the run_id in front and a checksum at the end; `from_json` reads it back."""
+        data = {"run_id": self.run_id, **asdict(self)}
+        return json.dumps(data | {"checksum": checksum(data)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
         """Read a record.
 
         Raises:
-            ValueError: If a field is unknown or missing, or the run_id does not fit the spec.
+            ValueError: If a field is unknown or missing, the run_id does not fit the spec, or the checksum not the rest
+                (older records have none).
         """
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
+        proof = data.pop("checksum", None)
+        held = checksum(data)
         run_id = data.pop("run_id", None)
         spec = dict(data.pop("spec", {}))
         spec["tasks"] = tuple(spec.get("tasks", ()))
@@ -245,6 +254,8 @@ class RunRecord:
         record.check_names()
         if run_id != record.run_id:
             raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
+        if proof is not None and proof != held:
+            raise ValueError("it does not hold what was written, by its checksum: edited by hand, or damaged")
         return record
 
     def check_names(self) -> None:
@@ -274,10 +285,19 @@ class RunRecord:
         path = folder / "record.json"
         try:
             return cls.from_json(path.read_text(encoding="utf8"))
-        except (ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); move the folder away") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a record that this version reads ({error}); move the folder away"
             ) from error
+
+
+def checksum(data: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 over a record's content: equal values give equal text, to the last digit."""
+    plain = json.loads(json.dumps(data))  # keys as JSON has them
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hashed(spec: Mapping[str, Any]) -> str:

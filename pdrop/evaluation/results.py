@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 from pdrop.evaluation.answers import Answer, unpack
@@ -126,7 +127,10 @@ def task_result(
         if generated:
             sample["read"] = read[place]
     result = TaskResult(
-        scores={m: Score(found.value, found.n, higher.get(m, True), found.full) for m, found in every.items()},
+        scores={
+            m: Score(found.value, found.n, higher.get(m, True), found.full, is_mean(found))
+            for m, found in every.items()
+        },
         n=len(samples),
         n_total=len(documents),
         version=_version(config.get("metadata")),
@@ -137,6 +141,12 @@ def task_result(
         boxes=boxes if asks_boxes(name) else None,
     )
     return result, samples
+
+
+def is_mean(found: Metric) -> bool:
+    """Whether a score is the plain mean of its samples' own numbers."""
+    known = [number for number in found.numbers if number is not None]
+    return found.parts is None and bool(known) and math.isclose(fmean(known), found.value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _sample(

@@ -22,6 +22,7 @@ from pdrop.evaluation import task_index
 from pdrop.evaluation.answers import AnswerStore, Question
 from pdrop.identity import code_digest
 from pdrop.record import RunRecord, TaskResult
+from pdrop.samples import digest
 from pdrop.store import locked, refuse_links
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
             "before": {task: {m: s.value for m, s in old.scores.items()} for task, old in record.results.items()},
         }
     )
-    record.results = results
+    record.results, record.samples_digest = results, digest(into)
     record.write(into)
     return changes
 
