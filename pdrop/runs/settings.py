@@ -54,7 +54,7 @@ class Settings:
         experiment: Which one asks for the run.
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
-        published_sampling: How the answers of published numbers were drawn, where they were, for the record; ours are not.
+        published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
     """
 
     spec: RunSpec
