@@ -196,9 +196,14 @@ def provenance(runs: list[Run]) -> list[str]:
     codes = Counter(commit(run) for run in runs)
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
     return [
-        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, {spec.prompt} prompt, "
-        f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
-        f"seeds {numbers({r.record.spec.seed for r in runs})}",
+        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, batch {spec.batch_size}, "
+        f"{limit}, seeds {numbers({r.record.spec.seed for r in runs})}",
+        *[f"- Asked with: {how}" for how in dict.fromkeys(run.record.spec.asked_with for run in runs)],
+        *[
+            f"- Published numbers of {run.record.spec.model} were sampled ({drawn}); these answers are greedy"
+            for run in {run.record.spec.model: run for run in runs}.values()
+            if (drawn := run.record.environment.get("published_sampling"))
+        ],
         f"- Hardware: {hardware(runs[0])}",
         f"- Versions: Python {environment.get('python', DASH)}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),

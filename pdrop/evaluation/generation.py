@@ -57,7 +57,7 @@ class Generator:
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
         self.by = {"device": accelerator(str(self.model.device))["device_name"]}
-        self.builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode, longest)
+        self.builder = PromptBuilder.of(checkpoint, spec, longest)
 
     @torch.inference_mode()
     def answer(
@@ -70,7 +70,7 @@ class Generator:
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
-        check_arguments(planned, self.spec.max_new_tokens)
+        check_arguments(planned, self.spec)
         drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
         with sdpa_order(self.spec.sdpa_kernel), drops as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
@@ -121,7 +121,7 @@ class Generator:
         inputs = self._inputs(prompts, images)
         if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
             torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
-        options = arguments.options(self.spec.max_new_tokens)
+        options = arguments.options(self.spec.answer_tokens(questions[0].task))
         output = self.model.generate(**inputs, **options, pad_token_id=self.tokenizer.pad_token_id)
         output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
@@ -208,7 +208,7 @@ def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]
             yield group[start : start + size]
 
 
-def check_arguments(planned: Iterable[Sequence[Question]], max_new_tokens: int) -> None:
+def check_arguments(planned: Iterable[Sequence[Question]], spec: RunSpec) -> None:
     """Refuse what cannot be honoured, before anything is asked.
 
     Raises:
@@ -216,7 +216,7 @@ def check_arguments(planned: Iterable[Sequence[Question]], max_new_tokens: int) 
     """
     for batch in planned:
         with blame(batch):
-            GenerationArguments.parse(batch[0].arguments).options(max_new_tokens)
+            GenerationArguments.parse(batch[0].arguments).options(spec.answer_tokens(batch[0].task))
 
 
 @contextmanager

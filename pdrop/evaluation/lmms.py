@@ -169,7 +169,7 @@ def scored_answers(
     """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, task in load_tasks(spec.tasks, task_dirs).items():
+    for name, task in load_tasks(spec.tasks, task_dirs, spec.wrapper).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
@@ -196,8 +196,15 @@ def scored_answers(
     return evaluation
 
 
-def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], task_dirs: Sequence[str | Path] = (), wrapper: str | None = None
+) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+
+    Args:
+        names: Tasks, groups or tags.
+        task_dirs: Folders with tasks of one's own.
+        wrapper: The name of a model of lmms-eval, by which tasks choose their prompts; None: the default ones.
 
     Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
 
@@ -216,15 +223,20 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
         folders = tuple(dict.fromkeys(str(path.parent) for path in paths))
         with task_code(name, "its data cannot be loaded"):
             if folders not in managers:
-                managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
+                managers[folders] = evaluator.TaskManager(
+                    include_defaults=False, include_path=list(folders), model_name=wrapper
+                )
             made = _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
         tasks |= made
         if not all(task_index.is_shipped(path.parent) for path in paths):
             for task in made.values():
                 check_target(task)
+    stops = generation_arguments.with_stops(path for paths in found.values() for path in paths)
     for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
         check_name("a task", name)
         if "generate" in str(task.OUTPUT_TYPE):
+            if name not in stops:
+                task.config.generation_kwargs.pop("until", None)
             arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
             if arguments.contradiction is not None:
                 log.warning("task %s: %s", name, arguments.contradiction)

@@ -103,6 +103,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     note(settings, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    if settings.published_sampling is not None:
+        record.environment["published_sampling"] = settings.published_sampling
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()

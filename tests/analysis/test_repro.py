@@ -34,7 +34,7 @@ def published() -> list[Published]:
 
 def store(results: Path, scores: Mapping[str, float], n_total: int = 60, **changes: Any) -> None:
     """A finished run of LLaVA-1.5-7B under the paper's schedule, with these main scores."""
-    record = make_record("pyramiddrop", 0.5, TASKS, **{"model": "llava_1_5_7b", "prompt": "vicuna_v1"} | changes)
+    record = make_record("pyramiddrop", 0.5, TASKS, **{"model": "llava_1_5_7b", "protocol": "official"} | changes)
     record = replace(record, spec=replace(record.spec, schedule=PYRAMID))
     assert record.cost
     record.cost.paper_macs_visual = 1.777e12
@@ -163,9 +163,13 @@ def test_another_protocol_says_why(published: list[Published], tmp_path: Path) -
     assert text.ours.low < text.ours.value < text.ours.high, "with OCR tokens, as printed; lmms-eval's own is no match"
     (trained,) = verdicts(tmp_path, published, "5", "GQA")
     assert trained.verdict == "other protocol" and "trained with dropping" in trained.reason
-    store(tmp_path / "few", {}, n_total=12578, prompt="chat")
+    store(tmp_path / "few", {}, n_total=12578, protocol="checkpoint")
     (few,) = verdicts(tmp_path / "few", published, "1", "GQA")
-    assert few.verdict == "other protocol" and "60 of 12578 samples" in few.reason and "prompt chat" in few.reason
+    assert (
+        few.verdict == "other protocol"
+        and "60 of 12578 samples" in few.reason
+        and "published numbers are made with protocol=official" in few.reason
+    )
     (sum_of_two,) = verdicts(tmp_path, published, "2", "MME", "PDrop, 192 tokens")
     assert sum_of_two.verdict == "not run", "270 tokens are not 192"
 
