@@ -130,8 +130,8 @@ def refuse_missing(cfg: Any) -> None:
         )
         words += [f"tasks=[{','.join(dict.fromkeys(task for one in data for task in one.tasks))}]"] if data else []
         raise ValueError(
-            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where there "
-            f"is one: python -m pdrop fetch {' '.join(words)}"
+            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where "
+            f"there is one: python -m pdrop fetch {' '.join(words)}"
         )
 
 
