@@ -49,6 +49,7 @@ def clocks_at_work(work: Callable[[], Any], device: torch.device) -> dict[str, A
     """
     for reasons in REASONS if shutil.which("nvidia-smi") is not None else ():
         line = command(device, f"gpu={','.join([*CLOCKS, reasons])}")
+        work()  # however soon the answer comes, the card was not idle
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asked:
             while asked.poll() is None:
                 work()
