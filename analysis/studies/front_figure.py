@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 
 from ..comparison.against_random import is_random, twin_of
 from ..comparison.table_model import Row, Table
-from ..drawing import BARS, PAGE, SETTINGS
+from ..drawing import PAGE, SETTINGS
 from ..style import method_name
-from .tradeoff_figure import crowded, drawable, half_lengths
+from .tradeoff_figure import averaged, crowded, drawable, half_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def front_figure(table: Table, rows: list[Row]) -> Figure:
             one_budget(axes, [row for row in held if row.budget == budget], rows, methods)
             level(axes.axvline, table, rows)
             axes.set_title(budget, pad=4)
-            axes.set_xlabel("average score (%)")
+            axes.set_xlabel("average score (%)" if number else averaged(table))
             axes.set_yticks(range(len(methods)), [method_name(name) for name in methods] if not number else [])
             axes.set_ylim(len(methods) - 0.4, -0.6)
             axes.grid(axis="both", linewidth=0.4, color="0.9")
@@ -63,7 +63,6 @@ def front_figure(table: Table, rows: list[Row]) -> Figure:
         handles, names = panels[0].get_legend_handles_labels()
         known = dict(zip(names, handles))
         figure.legend(known.values(), known, loc="outside upper center", ncols=len(known), frameon=False)
-        figure.supxlabel(f"averages of {len(table.averaged)} tasks; {BARS}", fontsize=7)
     return figure
 
 
