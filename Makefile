@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 # reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
 ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
 # the experiments of results/reference that `make reference` renews
-REFERENCE := demo methods positions redundancy attention matched_budget
+REFERENCE := demo methods positions redundancy attention matched_budget rivals rivals_twins
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
@@ -112,8 +112,8 @@ embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on
 
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
-	@$(ANALYSIS) tables --results results/reference
-	@$(ANALYSIS) figures --results results/reference
+	@$(ANALYSIS) tables --results results/reference --out results/reference
+	@$(ANALYSIS) figures --results results/reference --out results/reference
 	@$(ANALYSIS) readme --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml

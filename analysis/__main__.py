@@ -20,7 +20,8 @@
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (one table per model, for example);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
-written only if their content changed, figures drawn only if their records did. Exit code 1 if something was refused.
+written into --out; without it into the store that is read, or into results/ if that is the shipped one or cannot be
+written to; only if their content changed, figures only if their records did. Exit code 1 if something was refused.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdrop.names import printable
-from pdrop.samples import condense, read_samples, sample_lines, samples_files
+from pdrop.samples import condense, read_samples, sample_lines, samples_files, verify
 
+from .arguments import own, parse
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
@@ -55,108 +57,82 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do what it says; the exit code."""
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
     results: Path = options.results
+    unreadable: list[str] = []
     try:
-        if options.command == "list":
-            say(explain.overview(load_runs(results)))
-        elif options.command == "status":
-            say(status.page(results))
-        elif options.command == "explain":
-            say(explain.explain(explain.find(load_runs(results), options.run)))
-        elif options.command == "diff":
-            runs = load_runs(results)
-            say(explain.diff(explain.find(runs, options.run), explain.find(runs, options.other)))
-        elif options.command == "samples":
-            run = explain.find(load_runs(results), options.run)
-            lines = sample_lines(read_samples(run.path, options.task))
-            say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
-        elif options.command == "condense":
-            write_condensed(results)
-        elif options.command == "overlay":
-            write_overlays(named_runs(results, options.runs), options, results / "figures")
-        elif options.command == "report":
-            from .report.page import page
-
-            report(results / "report.html", page(results, options.images, options.samples).encode())
-        elif options.command == "readme":
-            pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
-            for path, text in pages:
-                report(path, text.encode())
-        elif options.command == "hard":
-            write_hard(results, options.name, options.control)
-        elif options.command == "repro":
-            write_repro(newest(load_runs(results))[0], results / "tables")
-        elif options.command == "bench":
-            write_page(bench.page(bench.newest(results)), results / "tables" / "bench.md")
-        elif options.command == "trainings":
-            from .studies import trained_figure
-
-            write_page(trainings.page(results), results / "tables" / "trainings.md")
-            write_drawn(trained_figure.files(results), results / "figures", options.pdf)
-        else:
-            return make(options, results)
+        code = run_command(options, results, options.out or own(results), unreadable)
     except ValueError as error:
+        code = 1
         sys.stderr.write(printable(f"{error}\n"))
-        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        code = 1
+        where = error.filename or "standard output"
+        sys.stderr.write(printable(f"{where}: {error.strerror}\n"))
+    for line in dict.fromkeys(unreadable):
+        sys.stderr.write(printable(f"{line}\n"))
+    return 1 if unreadable else code
+
+
+def run_command(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> int:
+    """Do what the command line says; the exit code.
+
+    Args:
+        options: The command line.
+        results: The store.
+        out: Where files go.
+        unreadable: Gets what is said of records that cannot be read, where they need not keep others from being shown.
+
+    Raises:
+        ValueError: Of whatever is refused.
+    """
+    command = options.command
+    if command in ("tables", "banner", "figures"):
+        return make(options, results, out)
+    if command in ("list", "explain", "diff", "samples"):
+        show(options, load_runs(results, unreadable))
+    elif command == "status":
+        say(status.page(results))
+    elif command == "condense":
+        write_condensed(results)
+    elif command == "overlay":
+        write_overlays(named_runs(results, options.runs, unreadable), options, out / "figures")
+    elif command == "report":
+        write_report(options, results, out, unreadable)
+    elif command == "readme":
+        pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+        for path, text in pages:
+            report(path, text.encode())
+    elif command == "hard":
+        write_hard(results, options.name, options.control, out / "tables")
+    elif command == "repro":
+        write_repro(newest(load_runs(results, unreadable))[0], out / "tables")
+    elif command == "bench":
+        write_page(bench.page(bench.newest(results)), out / "tables" / "bench.md")
+    elif command == "trainings":
+        write_trainings(options, results, out)
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
-    prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=as_written)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
-    commands = parser.add_subparsers(dest="command", required=True)
-    drawn = argparse.ArgumentParser(add_help=False)
-    drawn.add_argument("--pdf", action="store_true", help="draw figures as PDF, too")
-    made = {
-        "tables": "Markdown, CSV and LaTeX tables",
-        "banner": "the tables that papers print, in both conventions",
-        "figures": "figures, PNG",
-    }
-    for name, text in made.items():
-        command = commands.add_parser(name, parents=[common, drawn] if name == "figures" else [common], help=text)
-        command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
-        strict = "refuse uncommitted changes even where all runs have the same"
-        command.add_argument("--strict", action="store_true", help=strict)
-        command.add_argument(
-            "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
-        )
-    commands.add_parser("list", parents=[common], help="every run in a line")
-    commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
-    command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
-    command.add_argument("runs", nargs="+", metavar="RUN_ID")
-    command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")
-    command.add_argument(
-        "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"
-    )
-    command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
-    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
-    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
-    command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
-    where = f"a page that holds results; default: {', '.join(map(str, readme.PAGES))}"
-    command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
-    command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
-    command.add_argument("name", metavar="NAME", help="an experiment")
-    command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
-    commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
-    commands.add_parser("trainings", parents=[common, drawn], help="what trainings took and came to, as a page")
-    commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
-    command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
-    command.add_argument("run", metavar="RUN_ID")
-    command = commands.add_parser("diff", parents=[common], help="why two runs differ")
-    command.add_argument("run", metavar="RUN_A")
-    command.add_argument("other", metavar="RUN_B")
-    command = commands.add_parser("samples", parents=[common], help="a run's samples of a task as JSON lines")
-    command.add_argument("run", metavar="RUN_ID")
-    command.add_argument("task", metavar="TASK")
-    commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
-    return parser.parse_args(arguments)
+def show(options: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Print what is asked about one run, two or all."""
+    if options.command == "list":
+        say(explain.overview(runs))
+        return
+    run = explain.find(runs, options.run)
+    if options.command == "explain":
+        say(explain.explain(run))
+    elif options.command == "diff":
+        say(explain.diff(run, explain.find(runs, options.other)))
+    else:
+        verify(run.path, run.record.samples_digest)
+        lines = sample_lines(read_samples(run.path, options.task))
+        say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
 
 
-def make(options: argparse.Namespace, results: Path) -> int:
+def make(options: argparse.Namespace, results: Path, out: Path) -> int:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
     command, strict = options.command, options.strict
     times = not options.no_times and command != "banner"  # which shows none
@@ -169,11 +145,11 @@ def make(options: argparse.Namespace, results: Path) -> int:
             if break_even.shown_here(experiment) and command == "banner":
                 continue
             if break_even.shown_here(experiment):
-                pages.append(write_break_even(experiment, command, results, pdf))
+                pages.append(write_break_even(experiment, command, out, pdf))
                 continue
             if command == "figures":
                 made_from = up_to_date.digest(experiment, [strict, times, pdf])
-                if paths := up_to_date.unchanged(results / "figures", name, made_from):
+                if paths := up_to_date.unchanged(out / "figures", name, made_from):
                     pages += [f"unchanged {path}\n" for path in paths]
                     continue
             for part in parts(experiment, times):
@@ -187,13 +163,13 @@ def make(options: argparse.Namespace, results: Path) -> int:
             sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
-            pages.append(write_tables(name, tables, results / "tables"))
+            pages.append(write_tables(name, tables, out / "tables"))
         if tables and command == "banner":
-            pages.append(write_banner(name, tables, results / "tables"))
+            pages.append(write_banner(name, tables, out / "tables"))
         if command == "figures":
-            drawn = [one for table in tables for one in write_figures(table, results / "figures", pdf)]
+            drawn = [one for table in tables for one in write_figures(table, out / "figures", pdf)]
             if refused == kept_out:
-                up_to_date.remember(results / "figures", name, made_from, drawn)
+                up_to_date.remember(out / "figures", name, made_from, drawn)
     say("".join(pages))
     return refused
 
@@ -217,7 +193,7 @@ def write_banner(name: str, tables: Sequence[Table], folder: Path) -> str:
     return "".join([page, "\n", *written])
 
 
-def write_hard(results: Path, name: str, control: str) -> None:
+def write_hard(results: Path, name: str, control: str, folder: Path) -> None:
     """Write NAME-hard.md and .csv, and print the first.
 
     Raises:
@@ -232,7 +208,7 @@ def write_hard(results: Path, name: str, control: str) -> None:
         found = hard_subset.hard(table, control)
         page = hard_subset.markdown(table, found)
         files = ((".md", page), (".csv", hard_subset.csv(found)))
-        written = [written_or_not(results / "tables" / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
+        written = [written_or_not(folder / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
         say("".join([page, "\n", *written]))
 
 
@@ -264,15 +240,46 @@ def write_drawn(
     return made
 
 
-def write_break_even(experiment: Experiment, command: str, results: Path, pdf: bool) -> str:
+def write_break_even(experiment: Experiment, command: str, out: Path, pdf: bool) -> str:
     """Write the table or the figure of an experiment about answers' times; what to print."""
     if command == "tables":
         text = break_even.page(experiment)
-        return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
+        return f"\n{text}\n{written_or_not(out / 'tables' / f'{experiment.name}.md', text.encode())}"
     from .studies import break_even_figure
 
-    write_drawn(break_even_figure.files(experiment), results / "figures", pdf)
+    write_drawn(break_even_figure.files(experiment), out / "figures", pdf)
     return ""
+
+
+def write_report(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> None:
+    """Write report.html, unless it is there already, made from just this."""
+    figures = [out / "figures", results / "figures"]
+    made_from = up_to_date.of_report(results, figures, options.images, options.samples)
+    if up_to_date.unchanged(out, "report", made_from):
+        say(f"unchanged {out / 'report.html'}\n")
+        return
+    from .report.page import page
+
+    content = page(results, options.images, options.samples, figures, unreadable).encode()
+    report(out / "report.html", content)
+    if not unreadable:  # which is said each time
+        up_to_date.remember(out, "report", made_from, [("report.html", content)])
+
+
+def write_trainings(options: argparse.Namespace, results: Path, out: Path) -> None:
+    """Write the page and the figures, unless they are there already, made from just this; print the page."""
+    made_from = up_to_date.of_trainings(results, [options.pdf])
+    if paths := up_to_date.unchanged(out, "trainings", made_from):
+        (page,) = (path for path in paths if path.suffix == ".md")
+        say("".join([f"{page.read_text(encoding='utf8')}\n", *(f"unchanged {path}\n" for path in paths)]))
+        return
+    from .studies import trained_figure
+
+    text = trainings.page(results)
+    write_page(text, out / "tables" / "trainings.md")
+    drawn = write_drawn(trained_figure.files(results), out / "figures", options.pdf)
+    held = [("tables/trainings.md", text.encode()), *((f"figures/{name}", content) for name, content in drawn)]
+    up_to_date.remember(out, "trainings", made_from, held)
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
@@ -295,13 +302,13 @@ def write_condensed(results: Path) -> None:
     say(f"{len(replaced)} files condensed: {before / 1e6:.1f} MB of samples became {size / 1e6:.1f}\n")
 
 
-def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
+def named_runs(results: Path, names: Sequence[str], unreadable: list[str]) -> list[Run]:
     """The runs of these ids; an experiment's name stands for its finished runs that rank or drop."""
-    runs = load_runs(results)
+    runs = load_runs(results, unreadable)
     found: list[Run] = []
     for name in names:
         if name in experiments(results):
-            found += [run for run in load_experiment(results, name).runs if run.done and run.drops]
+            found += [run for run in load_experiment(results, name, unreadable).runs if run.done and run.drops]
         else:
             found.append(explain.find(runs, name))
     return found

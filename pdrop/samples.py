@@ -77,6 +77,29 @@ def samples_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob(FILE), *(folder / "samples").glob("*.jsonl")])
 
 
+def digest(folder: Path) -> str:
+    """SHA-256 of a run's samples file; "" where there is none of this form."""
+    path = folder / FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def verify(folder: Path, known: str) -> None:
+    """Refuse a samples file that is another one than the run's record says.
+
+    Args:
+        folder: The run's.
+        known: `digest` as the record has it; "" in older records: nothing is known then.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if known and digest(folder) not in ("", known):
+        raise ValueError(
+            f"{folder / FILE} does not hold what the run wrote, by its record's checksum: edited by hand, or damaged; "
+            f"make run {folder.name} again with force=true"
+        )
+
+
 def read_samples(folder: Path, task: str, most: int | None = None) -> list[Sample]:
     """A task's samples with all their fields, in the file's order.
 

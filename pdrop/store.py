@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import stat
@@ -27,6 +29,8 @@ from typing import Any
 
 log = logging.getLogger("pdrop")
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically writes into
+LONGEST_WRITE = 3600.0  # seconds
 HOLDER = ".holder"  # of a run's folder, while a process does it: host, process, since when
 
 
@@ -98,6 +102,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
+    """Remove what writes that were killed left in a folder, if it is older than so many seconds.
+
+    Where others may be writing, `older_s` is what the longest write takes and more.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another process removed it, or finished writing
+            there = path.lstat()
+            ours = TEMPORARY.fullmatch(path.name) is not None and stat.S_ISREG(there.st_mode)
+            if ours and time.time() - there.st_mtime >= older_s:
+                path.unlink()
+
+
+@functools.cache
+def tidy(results: Path) -> None:
+    """Remove what writes that were killed left in a store; once per process."""
+    places = [results, results / "questions", results / "sweeps"]
+    places += [*results.glob("experiments/*"), *results.glob("runs/*")]
+    for place in places:
+        if not place.is_symlink():
+            remove_leftovers(place, LONGEST_WRITE)
 
 
 class Held(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from pdrop.schedule import Schedule
 
+from ..captions import caption
 from ..comparison.comparable import parts, refuse_mixtures
 from ..comparison.compare import compare
 from ..comparison.table_model import Row, Table
@@ -35,19 +37,6 @@ LINE_HEAD = [
 ]
 RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
 RUN_HEAD += ["FLOPs %", "started", "code"]
-CAPTIONS = {  # by how a figure's name ends; the longest that fits
-    "tradeoff": "Average score against prefill FLOPs",
-    "tradeoff-tasks": "Score of each task against prefill FLOPs",
-    "redundancy": "One cut at layer k: average score against what is kept there",
-    "redundancy-tasks": "One cut at layer k: score of each task against what is kept there",
-    "redundancy-map": "One cut at layer k: what is lost, and what the ranking is worth",
-    "redundancy-models": "One cut at layer k: models side by side",
-    "overlap": "Do layers keep the same tokens?",
-    "attention": "Attention on the image by layer",
-    "attention-heads": "Attention on the image by layer and head",
-    "attention-tasks": "Attention on the image by task and layer",
-    "attention-stability": "Do layers attend to the same tokens?",
-}
 WIDE = 1300  # pixels of a PNG that takes the page's width
 Cells = list[tuple[str, str]]
 
@@ -66,7 +55,7 @@ def show(results: Path, name: str) -> Shown:
     """The tables of an experiment; what may not stand in one is said, not shown."""
     found = Shown(name, None, [], [])
     try:
-        found.experiment = load_experiment(results, name)
+        found.experiment = load_experiment(results, name, found.refused)
     except ValueError as error:
         found.refused.append(f"{name}: {error}")
         return found
@@ -107,7 +96,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str, Any]:
+def experiment_data(one: Shown, figures: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """An experiment for the page; its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
@@ -208,17 +197,17 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
     return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
 
 
-def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def figure_data(name: str, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
     """The experiment's PNGs, the narrow ones first. A figure belongs to the longest name that its own begins with."""
     found = []
-    for path in sorted(folder.glob(f"{name}*.png")):
+    there = {path.name: path for folder in reversed(folders) for path in folder.glob(f"{glob.escape(name)}*.png")}
+    for path in sorted(there.values(), key=lambda path: path.name):
         owners = [other for other in names if path.stem == other or path.stem.startswith(f"{other}-")]
         if max(owners, key=len, default="") != name:
             continue
         content = path.read_bytes()
         (width,) = struct.unpack(">I", content[16:20])  # of the PNG's first chunk
-        fitting = [ending for ending in CAPTIONS if path.stem == ending or path.stem.endswith(f"-{ending}")]
-        caption = CAPTIONS[max(fitting, key=len)] if fitting else path.stem
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found.append({"source": source, "caption": f"{caption} ({path.stem})", "wide": width > WIDE})
+        told = f"{caption(path.stem)} ({path.stem})".lstrip()
+        found.append({"source": source, "caption": told, "wide": width > WIDE})
     return sorted(found, key=lambda one: bool(one["wide"]))

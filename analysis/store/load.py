@@ -12,6 +12,7 @@ tables.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..statistics import FloatArray, first_seen
 from .samples import Sample, read
 
 ALL = "all"
+MEANS = ("exact_match",)  # metrics that are plain means of their samples, for records that do not say it
 AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
 
 
@@ -103,8 +105,26 @@ class Run:
         metric = metric or result.main_metric
         if (task, metric) not in self._samples:
             percentage = result.full(metric) == 100
-            self._samples[task, metric] = columns(self.read(task), task, metric, 0.01 if percentage else 1.0)
+            found = columns(self.read(task), task, metric, 0.01 if percentage else 1.0)
+            self.compare(found, task, metric)
+            self._samples[task, metric] = found
         return self._samples[task, metric]
+
+    def compare(self, found: Samples, task: str, metric: str) -> None:
+        """Hold a plain mean against its samples.
+
+        Raises:
+            ValueError: If the record says something else.
+        """
+        said = self.record.results[task].scores[metric]
+        known = said.mean if said.mean is not None else metric in MEANS
+        if known and found.values is not None and len(found.values):
+            mean = float(found.values.mean())
+            if not math.isclose(mean, said.value, rel_tol=1e-6, abs_tol=1e-6):
+                raise ValueError(
+                    f"{self.path / 'record.json'} says {task} {metric} {said.value:.6g}, but the mean of its "
+                    f"samples is {mean:.6g}: one of them was edited, or is damaged; run it again with force=true"
+                )
 
     def read(self, task: str) -> list[Sample]:
         """The samples of a task, by rising doc_id.
@@ -195,23 +215,40 @@ def experiments(results: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def load_runs(results: Path) -> list[Run]:
+def load_runs(results: Path, unreadable: list[str] | None = None) -> list[Run]:
     """All runs of a results folder, by folder name.
 
+    Args:
+        results: The folder.
+        unreadable: Where what is said of records that cannot be read goes: they hide no other one then.
+
     Raises:
-        ValueError: If a record cannot be read.
+        ValueError: If a record cannot be read, and `unreadable` is not given.
     """
-    return [Run(RunRecord.read(path.parent), path.parent) for path in sorted(results.glob("runs/*/record.json"))]
+    found = []
+    for path in sorted(results.glob("runs/*/record.json")):
+        try:
+            found.append(Run(RunRecord.read(path.parent), path.parent))
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+    return found
 
 
-def load_experiment(results: Path, name: str) -> Experiment:
+def load_experiment(results: Path, name: str, unreadable: list[str] | None = None) -> Experiment:
     """The runs an experiment asked for. Of runs that were made again, with other weights or code, the newest counts.
+
+    Args:
+        results: The results folder.
+        name: The experiment, or "all".
+        unreadable: As of `load_runs`.
 
     Raises:
         ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
     """
     if name == ALL:
-        runs = load_runs(results)
+        runs = load_runs(results, unreadable)
         if not runs:
             raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
         return Experiment(name, results, *newest(runs))
@@ -222,10 +259,15 @@ def load_experiment(results: Path, name: str) -> Experiment:
     found, missing = [], []
     for marker in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         path = results / "runs" / marker.name.removesuffix(".json")
-        if (path / "record.json").is_file():
-            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
-        else:
+        if not (path / "record.json").is_file():
             missing.append(path.name)
+            continue
+        try:
+            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
     if not found:
         raise ValueError(f"experiment {name!r} has no run with a record yet ({len(missing)} asked for)")
     return Experiment(name, results, *newest(found), missing)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdrop.record import RunRecord
-from pdrop.samples import read_samples, samples_file
+from pdrop.samples import read_samples, samples_file, verify
 
 from ..statistics import FloatArray
 
@@ -102,6 +102,7 @@ def read(folder: Path, record: RunRecord, task: str, most: int | None = None) ->
     """
     if task not in record.results:
         raise ValueError(f"{folder.name} has no task {task!r}; it has {', '.join(record.results) or 'none'}")
+    verify(folder, record.samples_digest)
     metric, found = record.results[task].main_metric, []
     for number, data in enumerate(read_samples(folder, task, most), start=1):
         try:

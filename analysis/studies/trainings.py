@@ -52,8 +52,12 @@ def read(results: Path) -> list[Training]:
     """
     found = []
     for path in sorted((results / "trainings").glob("*/training.json")):
-        record = json.loads(path.read_text(encoding="utf8"))
-        if not {"spec", "status", "cost"} <= set(record):
+        try:
+            record = json.loads(path.read_text(encoding="utf8"))
+            whole = {"spec", "status", "cost"} <= set(record) and set(TRAINING_VARIES) <= set(record["spec"])
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): move its folder away") from error
+        if not whole:
             raise ValueError(f"{path} is not a training record: move it away")
         for name in ("recipe", "model", "method"):
             names.check(f"{path}: spec.{name}", record["spec"][name])

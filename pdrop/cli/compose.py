@@ -25,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec, check_seed
+from pdrop.record import RunSpec, check_seed, check_word
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -236,8 +236,19 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
     dials |= {
         "device": default_device() if dials["device"] is None else dials["device"],
         "tasks": task_names(dials["tasks"], dials["task_folders"]),
+        "families": families(dials["protocol"] or dials["model"]["protocol"]),
     }
     return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"], "latency", TimingProtocol), asked)
+
+
+def families(protocol: str) -> Any:
+    """What a protocol (a file of conf/protocol/) says, by family.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    check_word("protocol", protocol, choices("protocol"))
+    return OmegaConf.to_object(OmegaConf.load(CONF / "protocol" / f"{protocol}.yaml"))
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:

@@ -20,6 +20,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 # a number of crops, or [frames, height, width] in patches for each image; None: not known
 Seen = int | list[list[int]] | None
 START = b'{"key": "'  # of every line
+SUM = re.compile(rb', "sum": "([0-9a-f]{8})"\}\s*\Z')  # at a line's end: CRC-32 of the line without it
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +165,12 @@ def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
     return found
 
 
+def proven(line: bytes) -> bool:
+    """Whether a line is what was written, by the checksum at its end; lines of older runs, and torn ones, have none."""
+    found = SUM.search(line)
+    return found is None or zlib.crc32(line[: found.start()] + b"}") == int(found[1], 16)
+
+
 class AnswerStore:
     """The answers of one run, in memory and in an append-only file.
 
@@ -178,8 +187,13 @@ class AnswerStore:
         self.by: dict[str, dict[str, Any]] = {}  # key -> who answered
         names = {f.name for f in fields(Answer)}
         data = path.read_bytes() if path.exists() else b""
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if not line:
+        for number, written in enumerate(data.split(b"\n"), start=1):
+            if not written:
+                continue
+            line = written.strip(b"\0")  # what a power cut leaves of a line that was not on the disk yet
+            if not line or not proven(line):
+                what = "does not hold what was written" if line else "is empty after a power cut"
+                log.warning("%s, line %d %s; what it answered is asked again", path, number, what)
                 continue
             try:
                 entry = json.loads(line)
@@ -213,7 +227,8 @@ class AnswerStore:
         for question, answer in answered:
             self._answers[question.key], self.by[question.key] = answer, dict(by)
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
-            lines.append(json.dumps(where | asdict(answer) | {"by": dict(by)}, allow_nan=False) + "\n")
+            line = json.dumps(where | asdict(answer) | {"by": dict(by)}, allow_nan=False)
+            lines.append(f'{line[:-1]}, "sum": "{zlib.crc32(line.encode()):08x}"}}\n')
         handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
         # one write for the batch, so that two writers do not mix
         with naming(self.path), os.fdopen(handle, "a+b", buffering=0) as file:

@@ -14,10 +14,12 @@ the gaps with random values), weights that are not numbers, a text-only checkpoi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import re
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -333,6 +335,26 @@ def _processor(folder: Path, path: str) -> Any:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     log.debug("%s: image processor %s", path, type(processor.image_processor).__name__)
     return processor
+
+
+def image_processor(checkpoint: Checkpoint, backend: str) -> Any:
+    """A copy of a checkpoint's image processor that prepares pictures by another library: "pil" or "torchvision".
+
+    Raises:
+        ValueError: If there is none of this kind.
+    """
+    if backend == IMAGE_BACKEND:
+        return copy.deepcopy(checkpoint.processor.image_processor)
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:  # transformers chooses by what is saved, and by nothing else
+        checkpoint.processor.image_processor.save_pretrained(folder)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=False)
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(
+                f"{checkpoint.path}: image_backend={backend} cannot be had ({first_line(error)}): use {IMAGE_BACKEND}"
+            ) from error
 
 
 def fingerprint(folder: Path | str, *, weights: Weights = "pretrained", seed: int = 0) -> str:

@@ -22,6 +22,7 @@ from pdrop.evaluation import task_index
 from pdrop.evaluation.answers import AnswerStore, Question
 from pdrop.identity import code_digest
 from pdrop.record import RunRecord, TaskResult
+from pdrop.samples import digest
 from pdrop.store import locked, refuse_links
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
             )
         return Answered([store[question] for question in questions], 0, len(questions))
 
-    results = scored_answers(spec, stored, into, task_dirs).results
+    boxes = next((result.boxes for result in record.results.values() if result.boxes is not None), None)
+    results = scored_answers(spec, stored, into, task_dirs, boxes=boxes).results
     changes = differences(record.results, results)
     for task, result in results.items():
         result.wall_s = record.results[task].wall_s if task in record.results else 0.0
@@ -98,7 +100,7 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
             "before": {task: {m: s.value for m, s in old.scores.items()} for task, old in record.results.items()},
         }
     )
-    record.results = results
+    record.results, record.samples_digest = results, digest(into)
     record.write(into)
     return changes
 

@@ -19,7 +19,8 @@ from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import Held, holder, locked, mark, refuse_links, stored_answers
+from pdrop.samples import digest
+from pdrop.store import Held, holder, locked, mark, refuse_links, remove_leftovers, stored_answers, tidy
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint
@@ -97,9 +98,13 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)
         redone.add(spec.run_id)
+    remove_leftovers(folder)
+    tidy(settings.results)
     note(settings, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    if settings.published_sampling is not None:
+        record.environment["published_sampling"] = settings.published_sampling
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()
@@ -111,7 +116,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
         if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
-    record.status, record.wall_s = "done", time.perf_counter() - started
+    record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)
     record.write(folder)
     log.info("done          %s", summary(record, f"({duration(record.wall_s)})"))
     return record
@@ -124,8 +129,11 @@ def note(run: Settings | Known, overrides: Sequence[str]) -> None:
 
 
 def mean_score(record: RunRecord) -> float | None:
-    """Mean of the tasks' main metrics."""
-    values = [result.scores[result.main_metric].value for result in record.results.values()]
+    """Mean of the tasks' main metrics, points as shares of a full score."""
+    values = []
+    for result in record.results.values():
+        full = result.full(result.main_metric)
+        values.append(result.scores[result.main_metric].value / (full or 1))
     return sum(values) / len(values) if values else None
 
 

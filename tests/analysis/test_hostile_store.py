@@ -46,6 +46,7 @@ def store(tmp_path: Path) -> Path:
     put(results, failed)
     for path in results.glob("runs/*/record.json"):
         data = json.loads(path.read_text())
+        del data["checksum"]  # as a stranger would
         for result in data["results"].values():
             result["version"] = result["data_hash"] = result["prompt_hash"] = POISON
         path.write_text(json.dumps(data))
