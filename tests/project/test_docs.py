@@ -121,7 +121,7 @@ def test_every_training_command_composes(command, conf):
 
 @pytest.mark.parametrize("command", those("python -m analysis "))
 def test_every_analysis_command_is_understood(command):
-    assert parse(shlex.split(command)[3:]).command
+    assert parse(shlex.split(command)[3:], None).command
 
 
 def test_every_word_after_pdrop_is_understood():
