@@ -34,6 +34,7 @@ LATEX = {
     "↓": r"$^{\downarrow}$",
     "↑": r"$^{\uparrow}$",
     "–": "--",
+    "…": r"\ldots{}",
 }
 
 

@@ -90,9 +90,11 @@ TASK_NAMES = {
     "mmbench_en_dev": "MMB",
     "mmbench_en_dev_static": "MMB",
     "mmbench_cn_dev": "MMB-CN",
+    "mmbench_cn_dev_static": "MMB-CN",
     "scienceqa_img": "SQA-I",
     "seedbench": "SEED",
     "textvqa_val": "TextVQA",
+    "textvqa_val_ocr": "TextVQA, OCR",
     "vqav2_val": "VQAv2",
     "vizwiz_vqa_val": "VizWiz",
     "mmmu_val": "MMMU",
@@ -102,12 +104,18 @@ TASK_NAMES = {
     "infovqa_val": "InfoVQA",
     "ai2d": "AI2D",
     "mmstar": "MMStar",
+    **{
+        f"{task}_rec_{split}": f"{name} {split}"
+        for task, name in (("refcoco", "RefCOCO"), ("refcocoplus", "RefCOCO+"), ("refcocog", "RefCOCOg"))
+        for split in ("val", "test", "testA", "testB")
+    },
 }
 
 VIRIDIS = (  # matplotlib's, sampled from 0 to 0.86
     "#440154", "#481b6d", "#46327e", "#3f4788", "#365c8d", "#2e6e8e", "#277f8e",
     "#21918c", "#1fa187", "#2db27d", "#4ac16d", "#73d056", "#a0da39",
 )  # fmt: skip
+MANY_STAGES = 6  # more are FitPrune's, one a layer
 LAYER_MARKERS = "osD^vP<>X*h"
 
 
@@ -175,9 +183,15 @@ def layer_lines(layers: int) -> list[Line]:
 
 
 def schedule_text(schedule: str) -> str:
-    """A schedule to be read: fractions of more than four digits in four. The record has them in full.
+    """A schedule to be read: fractions of more than four digits in four, of many stages the first two and the last. The
+    record has them in full.
 
     >>> schedule_text("3:0.543689 6:0.295597728721")
     '3:0.5437 6:0.2956'
+    >>> schedule_text("1:0.9 2:0.8 3:0.7 4:0.6 5:0.5 6:0.4 7:0.3")
+    '1:0.9 2:0.8 … 7:0.3 (7 stages)'
     """
-    return re.sub(r"\d+\.\d{5,}(?:[eE][-+]?\d+)?", lambda match: f"{float(match.group()):.4g}", schedule)
+    stages = re.sub(r"\d+\.\d{5,}(?:[eE][-+]?\d+)?", lambda match: f"{float(match.group()):.4g}", schedule).split(" ")
+    if len(stages) > MANY_STAGES:
+        return f"{stages[0]} {stages[1]} … {stages[-1]} ({len(stages)} stages)"
+    return " ".join(stages)

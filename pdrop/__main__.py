@@ -1,6 +1,12 @@
-"""python -m pdrop: run.py's command line, from anywhere; python -m pdrop rescore: pdrop/cli/rescore.py."""
+"""python -m pdrop: run.py's command line, from anywhere; `fetch` brings models and data for machines offline."""
 
-from pdrop.cli.run import main
+import sys
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["fetch"]:
+        from pdrop.cli.fetch import main as fetch
+
+        sys.exit(fetch(sys.argv[2:]))
+    from pdrop.cli.run import main
+
     main()

@@ -32,15 +32,18 @@ EQUAL_CONDITIONS = (
 )  # fmt: skip
 CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much of the larger one
 # fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
-LATER = {"sdpa_kernel": ""}
+LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
+LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say it
 PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
+ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocol/, docs/protocols.md
+PromptStyle = Literal["chat", "vicuna_v1", "qwen_1_5"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
+ImageBackend = Literal["pil", "torchvision"]
 
 # what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
 ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
@@ -79,6 +82,14 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+    protocol: ProtocolName = "checkpoint"  # whose settings are asked with; what it sets stands in the fields
+    system: str | None = None  # system message in front of the prompt; None: the style's or the template's own
+    image_backend: ImageBackend = "pil"  # what prepares pictures
+    min_pixels: int | None = None  # a smaller picture is enlarged to so many; None: as the processor has it
+    max_pixels: int | None = None  # a larger one is made smaller
+    max_tiles: int | None = None  # that a picture is cut into
+    wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
+    lengths: str = ""  # canonical JSON {front of a task's name: max_new_tokens}, before max_new_tokens
     sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
@@ -94,6 +105,8 @@ class RunSpec:
             value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
             if get_origin(hint) is Literal:
                 check_word(told, value, options)
+            if name == "system" and value is not None and not str(value).strip():
+                raise ValueError(f"{told} is a system message, or null, not {value!r}")
             if name == "attn_implementation" and not ATTENTION.fullmatch(value):
                 raise ValueError(f"{told} is sdpa, eager or flash_attention_2, not {value!r}")
             if name == "seed":
@@ -101,6 +114,27 @@ class RunSpec:
             elif isinstance(value, int) and value < 1:
                 null = ", or null" if type(None) in options else ""
                 raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
+
+    @property
+    def asked_with(self) -> str:
+        """In words: whose protocol, template, pictures, and how long answers may be."""
+        parts = [f"{self.protocol} protocol", f"{self.prompt} prompt"]
+        parts += ["a system message" if self.system is not None else "", f"image {self.image_mode}"]
+        limits = [f"{name}={getattr(self, name)}" for name in ("min_pixels", "max_pixels", "max_tiles")]
+        parts += [limit for limit in limits if not limit.endswith("=None")]
+        parts += [f"by {self.image_backend}" if self.image_backend != "pil" else ""]
+        parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
+        parts.append(
+            f"up to {self.max_new_tokens} tokens where a task sets none"
+            + (f" ({self.lengths})" if self.lengths else "")
+        )
+        return ", ".join(part for part in parts if part)
+
+    def answer_tokens(self, task: str) -> int:
+        """Most tokens of an answer to a task that sets none itself."""
+        fronts: dict[str, int] = json.loads(self.lengths or "{}")
+        fitting = [front for front in fronts if task.startswith(front)]
+        return fronts[max(fitting, key=len)] if fitting else self.max_new_tokens
 
     @property
     def run_id(self) -> str:
@@ -142,6 +176,7 @@ class TaskResult:
     main_metric: str  # the metric tables show
     wall_s: float = 0.0
     invalid: int | None = None  # answers that no rule of the task reads; None: not counted (older records)
+    boxes: str | None = None  # the family whose prompt and frame of boxes was asked (pdrop/evaluation/grounding.py)
 
     def full(self, metric: str) -> float | None:
         """What answers without a mistake would have: see `Score`."""

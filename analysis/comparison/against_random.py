@@ -77,7 +77,7 @@ def tokens_apart(other: Row, row: Row) -> float | None:
     lists = [one.runs[0].record.cost.visual_tokens_per_layer for one in (other, row) if one.runs[0].record.cost]
     if len(lists) < 2 or not lists[0] or len(lists[0]) != len(lists[1]):
         return None
-    return max(abs(a - b) for a, b in zip(*lists))
+    return float(max(abs(a - b) for a, b in zip(*lists)))
 
 
 def is_random(row: Row) -> bool:

@@ -42,10 +42,10 @@ def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None
                 drawn[held[number]].append(draws)
         for metric in other_rules(rows, task, table.tasks[task].metric):
             score_by(metric, rows, task)
-    for number, draws in drawn.items():
+    for number, by_task in drawn.items():
         row = rows[number]
-        each, mean = row.likeness.values(), mean_draws(draws)
-        same = estimated(fmean(one.same.value for one in each), mean)
+        each = row.likeness.values()
+        same = estimated(fmean(one.same.value for one in each), mean_draws(by_task))
         row.likeness_mean = Likeness(same, fmean(one.chrf for one in each), sum(one.n for one in each))
 
 

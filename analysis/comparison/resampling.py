@@ -30,7 +30,7 @@ def run_draws(runs: Sequence[Run], task: str, metric: str | None = None) -> list
         values = np.stack([one for place in plain if (one := samples[place].values) is not None], axis=1)
         fill(found, plain, replicates(task, values, samples[plain[0]].clusters))
     if parted:
-        parts = [one for place in parted if (one := samples[place].parts) is not None]
+        parts = [made_of for place in parted if (made_of := samples[place].parts) is not None]
         above, below = (np.stack([getattr(one, side) for one in parts], axis=1) for side in ("above", "below"))
         fill(found, parted, quotients(task, above, below, parts[0].strata, samples[parted[0]].clusters))
     return found

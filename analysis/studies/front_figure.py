@@ -98,16 +98,19 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
     for cost, score, row in points:
         inside = starts_inside(row)
         axes.plot(100 * cost, 100 * score, "s" if inside else "o", color=INSIDE if inside else FRONT, alpha=0.75)
-    best = front(points)
-    axes.step([100 * cost for cost, _, _ in best], [100 * score for _, score, _ in best], where="post", color="black",
+    best, dearest = front(points), max(cost for cost, _, _ in points)
+    steps = [*((cost, score) for cost, score, _ in best), (dearest, best[-1][1])]
+    axes.step([100 * cost for cost, _ in steps], [100 * score for _, score in steps], where="post", color="black",
               linewidth=0.9, zorder=1)  # fmt: skip
     for cost, score, row in best:
+        axes.plot(100 * cost, 100 * score, "o", markersize=6.5, markerfacecolor="none", markeredgecolor="black")
         axes.annotate(
-            method_name(row.spec.method), (100 * cost, 100 * score), xytext=(-3, 4), textcoords="offset points",
-            ha="right", fontsize=6, color="black",
+            method_name(row.spec.method), (100 * cost, 100 * score), xytext=(5, -8), textcoords="offset points",
+            fontsize=6, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.8},
         )  # fmt: skip
     costs = [100 * cost for cost, _, _ in points]
-    axes.set_xlim(min(costs) - 0.35 * (max(costs) - min(costs) + 1), max(costs) + 1)
+    spread = max(costs) - min(costs) + 1
+    axes.set_xlim(min(costs) - 0.08 * spread, max(costs) + 0.3 * spread)
     axes.set_title("score and cost: the Pareto front", pad=4)
     axes.set_xlabel("prefill FLOPs (% of none)")
     axes.yaxis.tick_right()

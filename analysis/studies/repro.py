@@ -43,7 +43,6 @@ WITHOUT_INTERVAL = 0.01  # of the printed value
 SAME_TOKENS = 0.03  # budgets this near are one
 SAME_KEEP = 2e-6  # fractions, too: less than a token of half a million
 # what the papers' scripts did: images padded to a square, the conversation template with its system sentence
-PROMPTS = {"llava_1_5_7b": "vicuna_v1"}
 VERDICTS = ("reproduced", "not reproduced", "other protocol", "not run")
 
 
@@ -198,9 +197,10 @@ def reasons(entry: Published, run: Run) -> list[str]:
         for name, value in re.findall(r"method\.(\w+)=(\w+)", entry.note):
             if str(arguments.get(name)) != value:
                 found.append(f"ours: method.{name}={arguments.get(name)}, not {value}")
-        wanted = PROMPTS.get(entry.model, spec.prompt)
-        if spec.prompt != wanted:
-            found.append(f"ours: prompt {spec.prompt}, not {wanted}")
+        if spec.protocol != "official":
+            found.append(f"ours: {spec.asked_with}; published numbers are made with protocol=official")
+        elif drawn := run.record.environment.get("published_sampling"):
+            found.append(f"published answers were sampled ({drawn}), ours are greedy")
     return found
 
 

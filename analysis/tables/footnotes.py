@@ -94,6 +94,11 @@ def warnings(table: Table) -> list[str]:
         found.append(
             f"Left out: {table.superseded} older runs that were made again with other weights, packages, code or data."
         )
+    if any(run.record.rescored for run in done) and len({scored_by(run) for run in done}) > 1:
+        found.append(
+            "SCORED BY SEVERAL VERSIONS of the code or of lmms-eval: some runs were scored anew and others were not. "
+            "python -m pdrop rescore scores all of them by the present one."
+        )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
     return found
@@ -161,6 +166,15 @@ def prompts(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def scored_by(run: Run) -> str:
+    """Which code made the scores: sources and lmms-eval's version."""
+    if run.record.rescored:
+        last = run.record.rescored[-1]
+        return f"{last.get('sources')} {(last.get('versions') or {}).get('lmms-eval')}"
+    versions = json.loads(run.record.spec.versions or "{}")
+    return f"{run.record.environment.get('sources')} {versions.get('lmms-eval')}"
+
+
 def scored_anew(runs: Sequence[Run]) -> list[str]:
     """Runs whose stored answers were scored by another version of the code than asked them."""
     last = Counter(str(run.record.rescored[-1].get("at")) for run in runs if run.record.rescored)
@@ -182,9 +196,14 @@ def provenance(runs: list[Run]) -> list[str]:
     codes = Counter(commit(run) for run in runs)
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
     return [
-        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, {spec.prompt} prompt, "
-        f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
-        f"seeds {numbers({r.record.spec.seed for r in runs})}",
+        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, batch {spec.batch_size}, "
+        f"{limit}, seeds {numbers({r.record.spec.seed for r in runs})}",
+        *[f"- Asked with: {how}" for how in dict.fromkeys(run.record.spec.asked_with for run in runs)],
+        *[
+            f"- Published numbers of {run.record.spec.model} were sampled ({drawn}); these answers are greedy"
+            for run in {run.record.spec.model: run for run in runs}.values()
+            if (drawn := run.record.environment.get("published_sampling"))
+        ],
         f"- Hardware: {hardware(runs[0])}",
         f"- Versions: Python {environment.get('python', DASH)}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),

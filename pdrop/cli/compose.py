@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from collections.abc import Sequence as AbcSequence
 from dataclasses import dataclass, field, make_dataclass
@@ -24,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec, check_seed
+from pdrop.record import RunSpec, check_seed, check_word
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 def choices(group: str) -> list[str]:
     """The files of a folder of conf/."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def listed(group: str) -> str:
+    """The files of a folder of conf/ as --help lists them, in 80 columns: beside their dial, or below a heading."""
+    indent = 2 if group == "experiments" else 14
+    return ("\n" + " " * indent).join(textwrap.wrap(", ".join(choices(group)), 79 - indent))
 
 
 def default_device() -> str:
@@ -120,7 +127,7 @@ CheckpointConfig = typed(ModelDials, "checkpoint.yaml")
 RunConfig = typed(RunDials, "run.yaml", model=CheckpointConfig)
 OWN_TYPES: dict[str, type] = {"model": CheckpointConfig, "workers": WorkersDials}
 ConfigStore.instance().store("schema", RunConfig)
-OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(group)), replace=True)
+OmegaConf.register_new_resolver("choices", lambda group: listed(group), replace=True)
 
 
 # ---------------------------------------------------------------------- without Hydra's command line
@@ -229,8 +236,19 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
     dials |= {
         "device": default_device() if dials["device"] is None else dials["device"],
         "tasks": task_names(dials["tasks"], dials["task_folders"]),
+        "families": families(dials["protocol"] or dials["model"]["protocol"]),
     }
     return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"], "latency", TimingProtocol), asked)
+
+
+def families(protocol: str) -> Any:
+    """What a protocol (a file of conf/protocol/) says, by family.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    check_word("protocol", protocol, choices("protocol"))
+    return OmegaConf.to_object(OmegaConf.load(CONF / "protocol" / f"{protocol}.yaml"))
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
-from pdrop.cli.overrides import misfit, shown, spelled_out
+from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 
@@ -78,6 +78,8 @@ def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str
     dials = list(known or [*(f.name for f in fields(RunConfig)), "experiments", "hydra"])
     for argument in arguments:
         dial = argument.split("=", 1)[0].lstrip("+~").split("@")[0].split(".")[0].split("/")[0]
+        if not dial:
+            return f"error: {argument!r} is no dial: write name=value"
         if "=" in argument and not argument.startswith("-") and dial not in dials:
             near = difflib.get_close_matches(dial, dials, 1)
             hint = f", did you mean {near[0]}?" if near else "."
@@ -98,6 +100,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if not on_a_terminal():  # a bar there is one line that never ends; what matters is said in lines
         os.environ.setdefault("TQDM_DISABLE", "1")
     sys.argv[1:] = spelled_out(sys.argv[1:])
+    sys.argv[1:] = flags_first(sys.argv[1:])
     if told := check_dials(sys.argv[1:], known):
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):

@@ -34,6 +34,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, settings_of
+from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
@@ -42,6 +43,7 @@ from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
 from pdrop.store import announced, holder, state, where
+from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
 
@@ -84,6 +86,7 @@ def resolve(cfg: DictConfig, hydra: Any) -> Settings:
         raise ValueError(f"retry is failed, or null, not {cfg.retry!r}")
     if cfg.budget is not None and "ratio" in dials_given(words):
         raise ValueError(f"budget={cfg.budget} finds the ratio: leave out ratio=")
+    refuse_missing(cfg)
     settings = settings_of(cfg, hydra.runtime.choices["method"])
     if (asked := memorable(words, hydra)) is not None and follows(cfg, settings):
         remembered.remember(asked, settings, CONF)
@@ -319,6 +322,19 @@ def noted(rest: Sequence[Planned]) -> Iterator[None]:
         for path in paths:
             held.enter_context(announced(path, {"runs": runs}))
         yield
+        for path in paths:
+            tidy(path.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the notes of sweeps that were killed and have been finished since."""
+    for path in folder.glob("*.json"):
+        runs = noted_by(path).get("runs")
+        left = not isinstance(runs, dict) or not all(
+            (folder.parent / "runs" / name / "record.json").is_file() for name in runs
+        )
+        if not left and holder(folder, path.name, path.name) is None:
+            path.unlink(missing_ok=True)
 
 
 def summary(

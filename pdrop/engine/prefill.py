@@ -126,7 +126,8 @@ class Prefill:
     @property
     def order(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU."""
-        left, boundaries = [ranked.after for ranked in self.ranked], []
+        left = [ranked.after for ranked in self.ranked]
+        boundaries: list[list[Tensor]] = []
         read = read_back(
             [*(one.index if one.names is None else one.names for one in left), *(one.visual for one in left)]
         )

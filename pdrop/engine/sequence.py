@@ -159,9 +159,9 @@ def read_prompts(
     counts = torch.stack([visual.sum(1), (visual & query).sum(1), valid.sum(1), query.sum(1)])
     visual_counts, protected, lengths, queries = counts.tolist()
     droppable = [bool(n) and bool(asks or labels is None) for n, asks in zip(visual_counts, queries)]
-    there = moved(torch.stack([valid, visual, query]), device)
     marks = Marks(ids_there, valid, visual, query)
-    return Prompts(ids, *there.unbind(), marks, visual_counts, protected, lengths, max(queries), droppable)
+    valid, visual, query = moved(torch.stack([valid, visual, query]), device).unbind()
+    return Prompts(ids, valid, visual, query, marks, visual_counts, protected, lengths, max(queries), droppable)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
+from pdrop.methods.transfer import moved, read_back
 from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
@@ -56,7 +57,7 @@ class Generator:
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
         self.by = {"device": accelerator(str(self.model.device))["device_name"]}
-        self.builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode, longest)
+        self.builder = PromptBuilder.of(checkpoint, spec, longest)
 
     @torch.inference_mode()
     def answer(
@@ -69,7 +70,7 @@ class Generator:
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
-        check_arguments(planned, self.spec.max_new_tokens)
+        check_arguments(planned, self.spec)
         drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
         with sdpa_order(self.spec.sdpa_kernel), drops as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
@@ -107,7 +108,11 @@ class Generator:
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
         inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
-        return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
+        inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[name] = moved(value, self.model.device)
+        return inputs
 
     def _generate(
         self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
@@ -116,7 +121,7 @@ class Generator:
         inputs = self._inputs(prompts, images)
         if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
             torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
-        options = arguments.options(self.spec.max_new_tokens)
+        options = arguments.options(self.spec.answer_tokens(questions[0].task))
         output = self.model.generate(**inputs, **options, pad_token_id=self.tokenizer.pad_token_id)
         output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
@@ -145,11 +150,13 @@ class Generator:
             labels[row, -length:] = inputs["input_ids"][row, -length:]
         logits = self.model(**inputs, labels=labels).logits
         self._check_prefills(trace, before)
-        answers = []
-        for row, (length, prefill) in enumerate(zip(lengths, self._observed(trace, inputs, images))):
+        answers, found = [], []
+        for row, length in enumerate(lengths):
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
-            loss = torch.nn.functional.cross_entropy(predicted, target).item()
-            greedy = bool((predicted.argmax(-1) == target).all())
+            found += [torch.nn.functional.cross_entropy(predicted, target), (predicted.argmax(-1) == target).all()]
+        read = [value.item() for value in read_back(found)]
+        observed = self._observed(trace, inputs, images)
+        for row, (length, prefill, loss, greedy) in enumerate(zip(lengths, observed, read[::2], read[1::2])):
             prefill["text_tokens"] -= length
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
             answers.append(Answer(prompt=prompts[row], text="", **prefill))
@@ -201,7 +208,7 @@ def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]
             yield group[start : start + size]
 
 
-def check_arguments(planned: Iterable[Sequence[Question]], max_new_tokens: int) -> None:
+def check_arguments(planned: Iterable[Sequence[Question]], spec: RunSpec) -> None:
     """Refuse what cannot be honoured, before anything is asked.
 
     Raises:
@@ -209,7 +216,7 @@ def check_arguments(planned: Iterable[Sequence[Question]], max_new_tokens: int) 
     """
     for batch in planned:
         with blame(batch):
-            GenerationArguments.parse(batch[0].arguments).options(max_new_tokens)
+            GenerationArguments.parse(batch[0].arguments).options(spec.answer_tokens(batch[0].task))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pdrop.evaluation import generation_arguments, task_index
+from pdrop.evaluation import generation_arguments, grounding, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
@@ -73,6 +73,27 @@ class Answering(Protocol):
         ...
 
 
+@functools.cache
+def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> None:
+    """Load the data of tasks of one's own, before any model is loaded: what their files say may be wrong.
+
+    Args:
+        tasks: Names; lmms-eval's and ours are passed over.
+        folders: With tasks of one's own.
+        files: Digest of their files: looked at once per process.
+
+    Raises:
+        ValueError: Naming the task.
+    """
+    found = task_index.find(tasks, folders)
+    own = [name for name, paths in found.items() if not all(task_index.is_shipped(path.parent) for path in paths)]
+    try:
+        if own:
+            load_tasks(own, folders)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def evaluate(
     checkpoint: Checkpoint | None,
     method: Method | None,
@@ -83,6 +104,7 @@ def evaluate(
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
     generator: Answering | None = None,
+    boxes: str | None = None,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped.
 
@@ -96,6 +118,7 @@ def evaluate(
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
+        boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -116,7 +139,9 @@ def evaluate(
         everything.extend(questions)
         return generator.answer(questions, store, line)
 
-    evaluation = scored_answers(spec, answer, folder, task_dirs, progress)
+    if boxes is None and checkpoint is not None:
+        boxes = grounding.family_of(spec.tasks, checkpoint.model.config.model_type)
+    evaluation = scored_answers(spec, answer, folder, task_dirs, progress, boxes)
     evaluation.answered_by = answered_by(store, everything)
     return evaluation
 
@@ -127,6 +152,7 @@ def scored_answers(
     folder: Path,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
+    boxes: str | None = None,
 ) -> Evaluation:
     """Score the answers to a run's questions, wherever they come from, and write its samples.
 
@@ -136,17 +162,19 @@ def scored_answers(
         folder: The run's.
         task_dirs: Folders with tasks of one's own.
         progress: As of `evaluate`.
+        boxes: The family that is asked for boxes, where a task does.
 
     Raises:
         ValueError, RuntimeError: As of `evaluate`.
     """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, task in load_tasks(spec.tasks, task_dirs).items():
+    for name, task in load_tasks(spec.tasks, task_dirs, spec.wrapper).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
         def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
+            questions = [grounding.asked(question, boxes) for question in questions]
             answered = answer(questions, line)
             asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
             evaluation.asked += answered.asked
@@ -159,7 +187,7 @@ def scored_answers(
         with progress_line(name, progress) as line:
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
-            result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows)
+            result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
         result.wall_s = time.perf_counter() - started
         samples[name] = scored
         evaluation.results[name] = result
@@ -168,8 +196,15 @@ def scored_answers(
     return evaluation
 
 
-def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], task_dirs: Sequence[str | Path] = (), wrapper: str | None = None
+) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+
+    Args:
+        names: Tasks, groups or tags.
+        task_dirs: Folders with tasks of one's own.
+        wrapper: The name of a model of lmms-eval, by which tasks choose their prompts; None: the default ones.
 
     Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
 
@@ -188,15 +223,20 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
         folders = tuple(dict.fromkeys(str(path.parent) for path in paths))
         with task_code(name, "its data cannot be loaded"):
             if folders not in managers:
-                managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
+                managers[folders] = evaluator.TaskManager(
+                    include_defaults=False, include_path=list(folders), model_name=wrapper
+                )
             made = _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
         tasks |= made
         if not all(task_index.is_shipped(path.parent) for path in paths):
             for task in made.values():
                 check_target(task)
+    stops = generation_arguments.with_stops(path for paths in found.values() for path in paths)
     for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
         check_name("a task", name)
         if "generate" in str(task.OUTPUT_TYPE):
+            if name not in stops:
+                task.config.generation_kwargs.pop("until", None)
             arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
             if arguments.contradiction is not None:
                 log.warning("task %s: %s", name, arguments.contradiction)

@@ -17,7 +17,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,9 @@ def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) 
     there = [entry for entry in entries if entry is not None]
     numbers = [None if entry is None else number(entry) for entry in entries]
     if all(isinstance(entry, Mapping) for entry in there):
-        for parts, full in (counted(name, entries), pairs(entries)):
+        for parts, whole in (counted(name, entries), pairs(entries), together(name, entries)):
             if parts is not None and near(score_of(parts), value):
-                return Metric(value, numbers, parts, full, len(there))
+                return Metric(value, numbers, parts, whole, len(there))
     if sum(one is not None for one in numbers) < len(there):
         numbers = alone(entries, aggregate)
     known = [one for one in numbers if one is not None]
@@ -106,7 +106,7 @@ def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) 
         return Metric(value, numbers, n=len(there))
     fraction = max(known) <= 1 and min(known) >= 0
     mean = sum(known) / len(known)
-    if near(mean, value) and (value or name in FRACTIONS or name.startswith(("seed_", "pope_"))):
+    if near(mean, value) and (value or name in FRACTIONS or name.startswith(("seed_", "pope_", "ocrbench_"))):
         exact = abs(mean - value) < 1e-9 and len(known) == len(entries)
         plain: list[Part | None] = [None if one is None else (one, 1.0, "") for one in numbers]
         return Metric(value, numbers, None if exact else plain, 1.0 if fraction else None, len(there))
@@ -150,7 +150,7 @@ def pairs(entries: Entries) -> tuple[list[Part | None] | None, float]:
     """Parts of MME's points (arXiv 2306.13394): of each category 100 accuracy + 100 accuracy of pairs; a full score."""
     if not all(e is None or {"question_id", "category", "score"} <= set(e) for e in entries):
         return None, 0.0
-    scores: dict[Hashable, list[float]] = defaultdict(list)
+    scores: dict[tuple[str, Any], list[float]] = defaultdict(list)
     for entry in entries:
         if entry is not None:
             scores[entry["category"], entry["question_id"]].append(float(entry["score"]))
@@ -164,6 +164,22 @@ def pairs(entries: Entries) -> tuple[list[Part | None] | None, float]:
         both = sum(scores[entry["category"], entry["question_id"]]) == 2
         found.append((50.0 * float(entry["score"]) + 50.0 * both, 0.5, str(entry["category"])))
     return found, 200.0 * len({category for category, _ in scores})
+
+
+def together(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
+    """Parts of the share of pairs whose answers are all right (MMVP, arXiv 2401.06209), and a full score."""
+    if "pair" not in name or not all(e is None or {"pair_index", "is_correct"} <= set(e) for e in entries):
+        return None, 1.0
+    hit: dict[Any, bool] = defaultdict(lambda: True)
+    for entry in entries:
+        if entry is not None:
+            hit[entry["pair_index"]] &= bool(entry["is_correct"])
+    waiting, found = set(hit), list[Part | None]()
+    for entry in entries:  # a pair counts at its first question
+        first = entry is not None and entry["pair_index"] in waiting
+        found.append(None if entry is None else (float(first and hit[entry["pair_index"]]), float(first), ""))
+        waiting -= {entry["pair_index"]} if entry is not None else set()
+    return found, 1.0
 
 
 def circles(rows: Sequence[Mapping[str, Any]], right: Sequence[bool], full: float = 1.0) -> list[Part | None]:
@@ -209,7 +225,7 @@ def stratified(
     other subsets of the samples, so that it is not one that happens to fit. Where nothing is right any multiple fits:
     a full score is not known then.
     """
-    there = [place for place, one in enumerate(numbers) if one is not None]
+    there = [place for place, one in enumerate(numbers) if one is not None and not unanswered(entries[place])]
     keys: list[str | None] = [None]
     if all(isinstance(entries[place], Mapping) for place in there):
         keys += [key for key in STRATA if all(key in entries[place] for place in there)]
@@ -226,6 +242,11 @@ def stratified(
         if all(fits(entries, parts, those, aggregate) for those in subsets(there, strata)):
             return parts, full
     return None, None
+
+
+def unanswered(entry: Any) -> bool:
+    """Whether the task leaves the sample out of its percentage (MVBench does with an empty answer)."""
+    return isinstance(entry, Mapping) and entry.get("pred_answer") == "" and "gt_answer" in entry
 
 
 def subsets(places: Sequence[int], strata: Sequence[str]) -> list[list[int]]:

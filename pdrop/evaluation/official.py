@@ -23,7 +23,7 @@ from pdrop.evaluation.documents import CIRCLE
 from pdrop.evaluation.metrics import YES_NO, Metric, Part, circles, pairs, score_of, yes_no_part
 
 LETTERS = "ABCDEFGH"
-PUNCTUATION = ".()[],:;!*#{}"
+BLANKS = str.maketrans(".()[],:;!*#{}", " " * 13)
 Samples = Sequence[Mapping[str, Any]]  # as lmms-eval logs them: doc, target, filtered_resps and the metrics
 
 
@@ -111,7 +111,7 @@ def option(answer: str, options: Mapping[str, str]) -> str:
     Returns:
         The letter; "" where there is none, or more than one.
     """
-    words = answer.translate(str.maketrans(dict.fromkeys(PUNCTUATION, " "))).split()
+    words = answer.translate(BLANKS).split()
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
         return letters[0]
@@ -124,7 +124,7 @@ def option(answer: str, options: Mapping[str, str]) -> str:
 
 def options_of(doc: Mapping[str, Any]) -> dict[str, str]:
     """The options of a document that has a column per letter, or a list of them; empty where it has neither."""
-    listed = doc.get("options", doc.get("choices", doc.get("candidates")))
+    listed = next((doc[name] for name in ("options", "choices", "candidates", "option") if name in doc), None)
     if isinstance(listed, list) and all(isinstance(option, str) for option in listed):
         return dict(zip(LETTERS, listed))
     columns = {letter: doc.get(letter, doc.get(f"choice_{letter.lower()}")) for letter in LETTERS}
@@ -134,8 +134,8 @@ def options_of(doc: Mapping[str, Any]) -> dict[str, str]:
 def mme(samples: Samples) -> dict[str, Metric]:
     """Perception and cognition together; nothing where a task asks for one of them alone."""
     names = ("mme_perception_score", "mme_cognition_score")
-    entries = [next((sample[name] for name in names if name in sample), None) for sample in samples]
+    entries = [sample[name] for sample in samples for name in names if name in sample]
     parts, full = pairs(entries)
-    if parts is None or None in entries:
+    if parts is None or len(entries) < len(samples):
         return {}
     return {"mme_total_score": Metric(score_of(parts), [float(e["score"]) for e in entries], parts, full)}

@@ -1,8 +1,8 @@
 """What a task's rule reads in an answer, and which answers it cannot read: those are invalid.
 
 A yes-or-no question (all of a task's targets are yes or no) is read where one of the two words, or y or n alone, is in
-the answer; a choice (most targets are a letter) where a letter stands as a word or one option's text is in it; a box
-where the task found four numbers; anything else where there is a word at all. An invalid answer scores as wrong, which
+the answer; a choice (most targets are one of their options) where a letter stands as a word or one option's text is in
+it; a box where four numbers are; anything else where there is a word at all. An invalid answer scores as wrong, which
 is another thing than a wrong one: a model that no longer answers, not one that no longer sees. No torch, no lmms-eval.
 """
 
@@ -27,7 +27,7 @@ def readings(samples: Sequence[Mapping[str, Any]]) -> list[str | None]:
     """
     targets = [str(sample["target"]).strip() for sample in samples]
     yes_no = all(target.lower() in ("yes", "no") for target in targets)
-    letters = [len(target) == 1 and target in LETTERS for target in targets]
+    letters = [is_choice(target, options_of(sample["doc"])) for target, sample in zip(targets, samples)]
     choices = 2 * sum(letters) > len(letters)
     found: list[str | None] = []
     for sample, letter in zip(samples, letters):
@@ -41,6 +41,13 @@ def readings(samples: Sequence[Mapping[str, Any]]) -> list[str | None]:
         else:
             found.append(answer or None)
     return found
+
+
+def is_choice(target: str, options: Mapping[str, str]) -> bool:
+    """Whether a target is an option: its letter, in brackets or not, its text, or its number."""
+    lone = target.strip("()")
+    numbered = lone.isdecimal() and int(lone) < len(options)
+    return (len(lone) == 1 and lone in LETTERS) or target in options.values() or numbered
 
 
 def yes_or_no(answer: str) -> str | None:

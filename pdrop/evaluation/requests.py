@@ -76,9 +76,9 @@ def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) ->
     found: list[Any] = []
     for given in (visual(scaled(document())) if visual else None) or []:
         if isinstance(given, (str, Path)):
-            if not (path := Path(given)).is_file():
+            if not (path := Path(given)).exists():
                 raise ValueError(f"no picture or video {path}: the task's data is not all here")
-            found += frames(path) if (picture := read(path)) is None else [picture]
+            found += frames(path) if path.is_dir() or (picture := read(path)) is None else [picture]
         elif given is not None:
             found.append(given)
     return found

@@ -28,9 +28,10 @@ from typing import Any
 
 from pdrop.evaluation.answers import Answer, unpack
 from pdrop.evaluation.documents import Documents
+from pdrop.evaluation.grounding import asks_boxes, box_scores
 from pdrop.evaluation.metrics import Metric, circles, decomposed, near, score_of
 from pdrop.evaluation.official import official
-from pdrop.evaluation.readings import readings
+from pdrop.evaluation.readings import UNREADABLE, readings
 from pdrop.record import Score, TaskResult
 from pdrop.shapes import PromptSize
 
@@ -41,7 +42,7 @@ BOOKKEEPING = {
     *("doc_id", "doc", "doc_hash", "target", "arguments", "input_media"),
     *("resps", "filtered_resps", "raw_filtered_resps", "token_counts"),
 }
-CORRECTED = ("pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio")
+CORRECTED = ("pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio", "ocrbench_accuracy")
 # the metric that papers report, where it is not the first one of the task's list
 REPORTED = {"pope_f1_score", "seed_image", "average"}
 
@@ -78,6 +79,7 @@ def task_result(
     answers: Mapping[tuple[int, int], Answer],
     rules: Rules,
     rows: Sequence[int] | None = None,
+    boxes: str | None = None,
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     """The result of one task and its samples by doc_id.
 
@@ -88,6 +90,7 @@ def task_result(
         answers: By doc_id and number of the request.
         rules: Of the task's code.
         rows: The documents that were asked; None: all, or the first ones.
+        boxes: The family that was asked for boxes, where the task does.
 
     Raises:
         RuntimeError: If the task has no score that can be computed here.
@@ -106,6 +109,11 @@ def task_result(
     first = [metric for metric in order if metric in metrics] or list(metrics)
     main = next((metric for metric in first if metric in REPORTED), first[0])
     by_rule = official(name, ordered)
+    if boxes is not None and asks_boxes(name):
+        found = box_scores(ordered, [answers[number, 0] for number in numbers], boxes)
+        unread = found["unreadable"].numbers
+        ordered = [{**one, UNREADABLE: place} for one, place in zip(ordered, unread)]
+        metrics, main = found, "acc_0.5"
     every = metrics | {metric: found for metric, found in by_rule.items() if metric not in metrics}
     samples = [_sample(one, number, documents, answers) for one, number in zip(ordered, numbers)]
     generated = all(sample["answer"] is not None for sample in samples)
@@ -130,6 +138,7 @@ def task_result(
         prompt_hash=_hash(answers[key].prompt for key in sorted(answers)),
         main_metric=main,
         invalid=sum(one is None for one in read) if generated else 0,
+        boxes=boxes if asks_boxes(name) else None,
     )
     return result, samples
 
@@ -196,26 +205,30 @@ def made_of(metric: str, value: float, samples: Sequence[Mapping[str, Any]], rul
         right = [rules.choice(entry) for entry in whole]
         parts = circles(whole, right, 100.0)
         return Metric(value, [float(one) for one in right], parts if near(score_of(parts), value) else None, 100.0)
-    if metric in CORRECTED and all({"prediction", "ground_truth"} <= set(entry) for entry in whole):
+    needed = {"score"} if metric == "ocrbench_accuracy" else {"prediction", "ground_truth"}
+    if metric in CORRECTED and whole and all(needed <= set(entry) for entry in whole):
         value = corrected(metric, whole)
     return decomposed(metric, value, entries, lambda those: rules.aggregate(metric, those))
 
 
 def corrected(metric: str, entries: Sequence[Mapping[str, Any]]) -> float:
-    """POPE's precision, recall, F1 and ratio of yes (arXiv 2305.10355), recomputed.
+    """POPE's precision, recall, F1 and ratio of yes (arXiv 2305.10355) and OCRBench's accuracy, recomputed.
 
-    lmms-eval 0.7.3 leaves answers that are neither yes nor no out of the recall, and counts the yes of the ground
-    truth instead of the answers'.
+    lmms-eval 0.7.3 leaves answers that are neither yes nor no out of the recall, counts the yes of the ground truth
+    instead of the answers', and adds up OCRBench's points over all runs of a process, out of 1000 whatever was asked.
     """
+    if metric == "ocrbench_accuracy":
+        return sum(float(entry["score"]) for entry in entries) / len(entries)
     said = sum(entry["prediction"] == "yes" for entry in entries)
     true = sum(entry["ground_truth"] == "yes" for entry in entries)
     hit = sum(entry["prediction"] == entry["ground_truth"] == "yes" for entry in entries)
-    return {
+    values = {
         "pope_precision": hit / said if said else 0.0,
         "pope_recall": hit / true if true else 0.0,
         "pope_f1_score": 2 * hit / (said + true) if said + true else 0.0,
         "pope_yes_ratio": said / len(entries),
-    }[metric]
+    }
+    return float(values[metric])
 
 
 def _version(metadata: Any) -> str:

@@ -22,7 +22,8 @@ from pathlib import Path
 from pdrop.evaluation.answers import described
 from pdrop.names import check
 
-EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
+# tasks of our own: of the embedded corpus, and of benchmarks that lmms-eval has not, or scores otherwise
+OWN_TASKS = ("package://pdrop.embedded/tasks", "package://pdrop.evaluation/tasks")
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
@@ -58,7 +59,7 @@ def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Seque
 def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     """All names of the project's folders and of lmms-eval."""
     entries: dict[str, Entry] = {}
-    for directory in (*map(_folder, task_dirs), _folder(EMBEDDED_TASKS)):
+    for directory in map(_folder, (*task_dirs, *OWN_TASKS)):
         entries = _scan(directory) | entries
     return _installed() | entries
 
@@ -100,7 +101,7 @@ def content(own: tuple[Path, ...]) -> str:
 def definitions(folders: Sequence[str]) -> str:
     """12 hex digits over the YAML files of the project's folders: while they stay, a name means the same files."""
     found = hashlib.sha256()
-    for folder in (*map(_folder, folders), _folder(EMBEDDED_TASKS)):
+    for folder in map(_folder, (*folders, *OWN_TASKS)):
         for path in sorted(folder.rglob("*.yaml")):
             found.update(f"{path.relative_to(folder)}:".encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:12]
@@ -108,7 +109,7 @@ def definitions(folders: Sequence[str]) -> str:
 
 def is_shipped(folder: Path) -> bool:
     """Whether a folder of tasks comes with lmms-eval or with this project."""
-    return any(home == folder or home in folder.parents for home in (installed_folder(), _folder(EMBEDDED_TASKS)))
+    return any(home == folder or home in folder.parents for home in (installed_folder(), *map(_folder, OWN_TASKS)))
 
 
 def installed_folder() -> Path:

@@ -134,6 +134,11 @@ class View:
         """
         return self._tower()
 
+    def visual_places(self, row: int) -> Tensor:
+        """Where the visual tokens of a prompt that may be dropped stand among those alive, ascending, [n]."""
+        count = self.visual_counts[row] - self.pinned[row]
+        return self.visual[row].int().argsort(descending=True, stable=True)[:count]
+
     def question(self) -> Tensor:
         """Text after the last visual token and up to the last query token, [B, T] bool."""
         text = self.valid & ~self.visual

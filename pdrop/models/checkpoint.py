@@ -14,10 +14,12 @@ the gaps with random values), weights that are not numbers, a text-only checkpoi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import re
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -192,14 +194,18 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
 def _download(path: str, revision: str | None, weights: Weights) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted_files(weights)))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: no such folder, and it cannot be fetched from the Hub ({first_line(error)}); "
             "give a folder with the checkpoint, or check name, revision, network and login"
         ) from error
+
+
+def wanted_files(weights: Weights) -> list[str]:
+    """Patterns of a repository's files that are downloaded: its weights only if they are wanted."""
+    return list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
 
 
 def at_hand(path: str, revision: str | None = None) -> bool:
@@ -329,6 +335,26 @@ def _processor(folder: Path, path: str) -> Any:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     log.debug("%s: image processor %s", path, type(processor.image_processor).__name__)
     return processor
+
+
+def image_processor(checkpoint: Checkpoint, backend: str) -> Any:
+    """A copy of a checkpoint's image processor that prepares pictures by another library: "pil" or "torchvision".
+
+    Raises:
+        ValueError: If there is none of this kind.
+    """
+    if backend == IMAGE_BACKEND:
+        return copy.deepcopy(checkpoint.processor.image_processor)
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:  # transformers chooses by what is saved, and by nothing else
+        checkpoint.processor.image_processor.save_pretrained(folder)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=False)
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(
+                f"{checkpoint.path}: image_backend={backend} cannot be had ({first_line(error)}): use {IMAGE_BACKEND}"
+            ) from error
 
 
 def fingerprint(folder: Path | str, *, weights: Weights = "pretrained", seed: int = 0) -> str:

@@ -55,7 +55,7 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
             f"{what}: its weights are quantised ({kind}); random ones would not be, and be as fast as another model: "
             "use its own (model.weights=pretrained), or the checkpoint that it was made of"
         )
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig
 
     if kind not in AUTO_QUANTIZER_MAPPING:
         raise ValueError(
@@ -64,7 +64,9 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
         )
     try:
         with quiet():
-            quantiser: Any = AutoHfQuantizer.from_config(quantisation_of(config), pre_quantized=True)
+            told = quantisation_of(config)
+            told = AutoQuantizationConfig.from_dict(told) if isinstance(told, dict) else told
+            quantiser: Any = AUTO_QUANTIZER_MAPPING[kind](told, pre_quantized=True)
             quantiser.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:  # each library raises its own kinds, for what is missing, too old or not for this device
         library = LIBRARIES.get(kind, kind)
@@ -75,6 +77,23 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
         ) from error
     if getattr(quantiser.quantization_config, "dequantize", False):
         log.warning("%s: this device does not compute with weights of %s: they are made whole on loading", what, kind)
+
+
+def refuse_training(config: Any, what: str) -> None:
+    """Refuse quantised weights where weights are trained, or taken over into a model that is.
+
+    Args:
+        config: The checkpoint's.
+        what: The checkpoint, for the message.
+
+    Raises:
+        ValueError: Naming the kind.
+    """
+    if (kind := kind_of(config)) is not None:
+        raise ValueError(
+            f"{what}: its weights are quantised ({kind}), which cannot be trained here: give the checkpoint that "
+            "it was made of"
+        )
 
 
 def made_whole(model: Any) -> bool:

@@ -98,6 +98,13 @@ class ModelSource:
         """Whether there is a model to load; otherwise there is its cost in closed form alone."""
         return self.weights != "architecture"
 
+    @functools.cached_property
+    def family(self) -> tuple[str, str]:
+        """model_type of the config and of its text model, such as ("llava_next", "mistral")."""
+        known = self.stands_in or shipped.of_checkpoint(self.path)
+        config = checkpoint.read_config(self._folder, self.path) if known is None else shipped.read(known)
+        return config.model_type, config.get_text_config(decoder=True).model_type
+
     def unchanged(self) -> bool:
         """Whether `of` would find the same now, where this value was kept; without transformers.
 
@@ -107,6 +114,11 @@ class ModelSource:
         if self.stands_in is None:
             return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
         return self.loadable or not checkpoint.at_hand(self.path, self.revision)
+
+    @property
+    def model_type(self) -> str:
+        """What transformers calls its family."""
+        return str(read_json(self._folder / "config.json", self.path).get("model_type"))
 
     @functools.cached_property
     def sizes(self) -> ModelSizes:

@@ -46,6 +46,7 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
         checkpoint: None: workers have it, or fresh processes are timed first.
     """
     from pdrop.cost import breakdown, flops
+    from pdrop.evaluation import grounding
     from pdrop.evaluation.lmms import evaluate
     from pdrop.runs import timed, timed_prompt
     from pdrop.shapes import ModelSizes
@@ -69,7 +70,10 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
     prompts: Sequence[Any] = ()
     if spec.tasks:
         folder, own = settings.folder, settings.task_folders
-        evaluation = evaluate(checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True, generator=team)
+        boxes = grounding.family_of(spec.tasks, settings.source.model_type)
+        evaluation = evaluate(
+            checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True, generator=team, boxes=boxes
+        )
         record.results, prompts = evaluation.results, evaluation.prompts
         record.environment |= answered_on(evaluation.answered_by)
     elif alone is not None and alone.counted is not None:

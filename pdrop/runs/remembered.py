@@ -116,6 +116,8 @@ def cache_folder() -> Path:
 
 
 def _asked(words: Sequence[str]) -> str:
+    if len({word.partition("=")[0] for word in words}) == len(words):  # then their order means nothing
+        words = sorted(words)
     return hashlib.sha256(json.dumps([os.getcwd(), *words]).encode()).hexdigest()[:24]  # paths may be relative
 
 

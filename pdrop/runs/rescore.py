@@ -86,7 +86,8 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
             )
         return Answered([store[question] for question in questions], 0, len(questions))
 
-    results = scored_answers(spec, stored, into, task_dirs).results
+    boxes = next((result.boxes for result in record.results.values() if result.boxes is not None), None)
+    results = scored_answers(spec, stored, into, task_dirs, boxes=boxes).results
     changes = differences(record.results, results)
     for task, result in results.items():
         result.wall_s = record.results[task].wall_s if task in record.results else 0.0

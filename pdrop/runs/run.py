@@ -55,6 +55,10 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
         return done
     if not wait and holder(settings.folder) is not None:
         raise RunHeld(settings.spec.folder)
+    if settings.task_folders:
+        from pdrop.evaluation.lmms import check_data
+
+        check_data(settings.spec.tasks, settings.task_folders, settings.spec.task_files)
     checkpoint = None
     if settings.timed_alone and not settings.elsewhere:
         settings.source.check(settings.device)
@@ -99,6 +103,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     note(settings, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    if settings.published_sampling is not None:
+        record.environment["published_sampling"] = settings.published_sampling
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()
@@ -107,7 +113,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
     record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)
@@ -123,8 +129,11 @@ def note(run: Settings | Known, overrides: Sequence[str]) -> None:
 
 
 def mean_score(record: RunRecord) -> float | None:
-    """Mean of the tasks' main metrics."""
-    values = [result.scores[result.main_metric].value for result in record.results.values()]
+    """Mean of the tasks' main metrics, points as shares of a full score."""
+    values = []
+    for result in record.results.values():
+        full = result.full(result.main_metric)
+        values.append(result.scores[result.main_metric].value / (full or 1))
     return sum(values) / len(values) if values else None
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import names
 from pdrop.environment import versions
-from pdrop.evaluation import generation_arguments, task_checks, task_index
+from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
 from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger("pdrop")
+
+PLAIN = protocols.FamilySettings("chat", "crop", 16)  # of a spec whose model is not known yet
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
 
@@ -52,6 +54,7 @@ class Settings:
         experiment: Which one asks for the run.
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
+        published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
     """
 
     spec: RunSpec
@@ -65,6 +68,7 @@ class Settings:
     experiment: str | None = None
     force: bool = False
     workers: Workers = field(default_factory=Workers)
+    published_sampling: str | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -134,7 +138,7 @@ def resolve(
     names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
-    sampled = generation_arguments.check(spec.tasks, folders, spec.max_new_tokens)
+    generation_arguments.check(spec.tasks, folders)
     task_checks.check_aggregations(spec.tasks, folders)
     model = dials["model"]
     source = ModelSource.of(
@@ -142,7 +146,11 @@ def resolve(
         seed=spec.seed,
         asked=bool(spec.tasks) if asked is None else asked,
     )
-    if not source.loadable:
+    spec, published_sampling = asked_with(spec, dials, source)
+    sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
+    if source.loadable:
+        grounding.family_of(spec.tasks, source.model_type)
+    else:
         protocol = replace(protocol, name="off", pairs=0)
     # where there is but one kernel, or it is the run's own, there is no other to time
     others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
@@ -161,6 +169,7 @@ def resolve(
         experiment=dials["experiment"],
         force=dials["force"],
         workers=Workers(**dials["workers"]),
+        published_sampling=published_sampling,
     )
     settings.workers.check()
     if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
@@ -203,7 +212,8 @@ def spelled(settings: Settings, timed: bool) -> str:
 def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     """A spec of what the dials say by themselves; what model, method and schedule say is empty yet.
 
-    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size, prompt and image_mode.
+    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size and protocol. What the
+    protocol says waits for the model's family (`asked_with`); until then a plain one stands in.
 
     Raises:
         ValueError: For a value that a dial cannot have.
@@ -213,6 +223,7 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     for name in set(given) & {*dials, *model}:
         given[name] = model.get(name) if dials.get(name) is None else dials[name]
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
+    given |= protocols.settle(PLAIN, given)
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
     kernel = attention.resolved(dials["sdpa_kernel"], spec.attn_implementation, kind)
@@ -226,6 +237,20 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
+
+
+def asked_with(spec: RunSpec, dials: Mapping[str, Any], source: ModelSource) -> tuple[RunSpec, str | None]:
+    """The spec with the settings of its protocol for the model's family, but for those that a dial sets; and how
+    published answers were drawn.
+
+    Raises:
+        ValueError: If the protocol says nothing of the family.
+    """
+    families, model = dials["families"], dials["model"]
+    family = ("", "") if protocols.ANY in families else source.family
+    found = protocols.of_family(spec.protocol, families, *family)
+    given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
+    return replace(spec, **protocols.settle(found, given)), found.sampled
 
 
 def check_words(dials: Mapping[str, Any]) -> None:

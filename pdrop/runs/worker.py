@@ -50,7 +50,7 @@ class Worker:
         torch.set_num_threads(threads)
         self._run: str | None = None
         self._generator: Generator | None = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[tuple[str, str | None], Any] = {}
 
     def about(self) -> dict[str, Any]:
         """Its host, process and device, once it is ready."""
@@ -110,9 +110,12 @@ class Worker:
         from pdrop.evaluation.lmms import load_tasks
         from pdrop.evaluation.requests import images_of
 
-        if question.task not in self._tasks:
-            self._tasks |= load_tasks([question.task], settings.task_folders)
-        return images_of(self._tasks[question.task], question.doc_id)
+        place = question.task, settings.spec.wrapper
+        if place not in self._tasks:
+            self._tasks[place] = load_tasks([question.task], settings.task_folders, settings.spec.wrapper)[
+                question.task
+            ]
+        return images_of(self._tasks[place], question.doc_id)
 
 
 def local(settings: Settings) -> Settings:

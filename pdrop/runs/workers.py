@@ -275,7 +275,7 @@ class TeamGenerator:
 
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         planned = list(batches(questions, self.spec.batch_size))
-        check_arguments(planned, self.spec.max_new_tokens)
+        check_arguments(planned, self.spec)
         known = [all(question.key in answers for question in batch) for batch in planned]
         work = Work(self, planned, [number for number, done in enumerate(known) if not done])
         done = sum(len(batch) for batch, found in zip(planned, known) if found)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
 
+from pdrop.environment import versions
 from pdrop.record import differing_conditions
 from pdrop.timing import nvidia
 
@@ -73,11 +73,7 @@ def libraries(device: torch.device) -> str:
     """What brings the kernels, and for which generation of cards."""
     major, minor = torch.cuda.get_device_capability(device)
     found = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
-    for name in ("flash-attn", "kernels"):
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
+    found += [f"{name} {version}" for name, version in versions(("flash-attn", "kernels")).items()]
     return ", ".join([*found, f"sm_{major}{minor}"])
 
 

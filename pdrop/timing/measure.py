@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from pdrop.engine import attach
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.methods.base import Method
 from pdrop.models.attention import sdpa_order
 from pdrop.schedule import Schedule
@@ -32,7 +33,6 @@ from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
 from pdrop.timing.conditions import conditions, invalid
 from pdrop.timing.memory import memory
 from pdrop.timing.nvidia import clocks_at_work
-from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer

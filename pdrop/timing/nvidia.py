@@ -29,7 +29,7 @@ def uuid_of(device: torch.device) -> str:
 
 
 def command(device: torch.device, what: str) -> list[str]:
-    """nvidia-smi's command line."""
+    """What is typed for one card: the answer is CSV without a head and without units."""
     return ["nvidia-smi", f"--id={uuid_of(device)}", f"--query-{what}", "--format=csv,noheader,nounits"]
 
 

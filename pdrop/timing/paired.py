@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from pdrop.engine import attach
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.methods.base import Method
 from pdrop.pace import Pace
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
-from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger(__name__)

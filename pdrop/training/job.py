@@ -44,7 +44,13 @@ from pdrop.training.loop import (
 )
 from pdrop.training.parts import checkpoint_activations, layers_of, prepare
 from pdrop.training.record import FILE, TrainingRecord
-from pdrop.training.refusals import check_parallel, refuse_data_parallel, refuse_uneven, refuse_untrainable
+from pdrop.training.refusals import (
+    check_parallel,
+    refuse_data_parallel,
+    refuse_quantised,
+    refuse_uneven,
+    refuse_untrainable,
+)
 from pdrop.training.settings import TrainingSettings, code_of
 from pdrop.training.start import begin
 
@@ -78,6 +84,7 @@ def train(
     names.check("method", method_name)
     refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
+    refuse_quantised(settings)
     checkpoint = load(
         settings.path,
         name=settings.model,

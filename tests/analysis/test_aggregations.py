@@ -14,11 +14,12 @@ import pytest
 from analysis.comparison.answers import chrf
 from analysis.comparison.resampling import run_draws
 from analysis.comparison.table_model import Table
+from analysis.report.explain import explain
 from analysis.statistics import counts, interval, quotients, replicates
 from analysis.store.load import load_runs
 from analysis.studies.hard_subset import hard
 from analysis.tables.csv_export import csv as csv_of
-from analysis.tables.footnotes import sources
+from analysis.tables.footnotes import sources, warnings
 from analysis.tables.table import grids, markdown
 from pdrop.evaluation.metrics import circles, counted, pairs, score_of
 from pdrop.record import RunRecord, Score, TaskResult
@@ -178,6 +179,20 @@ def test_a_percentage_of_an_older_record_is_known_by_its_name(tmp_path: Path) ->
     (run,) = load_runs(tmp_path)
     assert run.score("gqa") == 0.625 and run.samples("gqa").values is None
     assert run_draws([run], "gqa") == [None], "of the samples nothing is known: no interval"
+
+
+def test_a_table_of_scores_by_several_versions_says_so(tmp_path: Path) -> None:
+    for method in ("none", "fastv"):
+        record = put(tmp_path, method, {"gqa": np.ones(8, dtype=bool)})
+    assert not [text for text in warnings(table_of(tmp_path)) if "SEVERAL VERSIONS" in text]
+    record.rescored = [{"at": "2026-02-03T04:05:06Z", "sources": "abc", "versions": {"lmms-eval": "0.7.3"}}]
+    folder = tmp_path / "runs" / record.spec.folder
+    record.write(folder)
+    table = table_of(tmp_path)
+    assert [text for text in warnings(table) if text.startswith("SCORED BY SEVERAL VERSIONS")]
+    assert "Scored anew from stored answers: 1 runs at 2026-02-03T04:05:06Z" in sources(table)
+    told = explain(next(run for run in load_runs(tmp_path) if run.path == folder))
+    assert "Scores, scored anew from stored answers at 2026-02-03" in told and "0 answers invalid" in told
 
 
 def test_likeness_and_invalid_answers_stand_beside_the_scores(table: Table) -> None:

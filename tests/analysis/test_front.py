@@ -14,6 +14,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.comparison.against_random import twin_of
 from analysis.comparison.table_model import Table
+from analysis.report import equal_budgets
 from analysis.studies import front_figure, tradeoff_figure
 from pdrop.record import RunRecord
 from tests.support.records import make_record, put, table_of
@@ -95,3 +96,16 @@ def test_one_twin_stands_for_all_that_let_as_many_tokens_in(table: Table) -> Non
 def test_the_command_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "demo", "--results", str(store(tmp_path))]) == 0
     assert (tmp_path / "figures" / "demo-front.png").is_file() and "demo-front.png" in capsys.readouterr().out
+
+
+def test_what_is_said_of_equal_budgets_follows_the_rows(table: Table) -> None:
+    said = equal_budgets.rivals(table, "store")
+    rows = [row for row in table.rows if row.spec.method in METHODS and row.average]
+    for budget in ("keep:0.5", "keep:0.3"):
+        part = said.split(f"at {budget} ")[1].split("; at ")[0].split(". ")[0]
+        scores = [float(entry.rsplit(" ", 1)[1].rstrip(".")) for entry in part.split(", ")]
+        assert scores == sorted(scores, reverse=True) and len(scores) == len(METHODS)
+        own = [row for row in rows if row.budget == budget and row.spec.method == "divprune"]
+        assert f"DivPrune {100 * own[0].average.score.value:.1f}" in part  # type: ignore[union-attr]
+    assert "On the Pareto front: " in said and "A single seed of chance" in said and "(store/tables/demo.md)" in said
+    assert equal_budgets.rivals(None, "store") == equal_budgets.matched(None, "store") == ""

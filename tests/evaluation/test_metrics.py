@@ -1,9 +1,10 @@
 """What scores are made of: parts give the task's own score, on all samples and on any draw of whole pictures."""
 
+import datasets
 import numpy as np
 import pytest
 
-from pdrop.evaluation.documents import CIRCLE, runs_of
+from pdrop.evaluation.documents import CIRCLE, Documents, runs_of
 from pdrop.evaluation.metrics import decomposed, number, score_of
 from pdrop.evaluation.official import gqa, option, pope, science_qa, yes_or_no
 from pdrop.evaluation.readings import readings
@@ -77,6 +78,20 @@ def test_a_limit_keeps_pairs_together(tmp_path):
     assert (found["mme"].n, found["pope"].n) == (6, 5)
     assert runs_of([1, 1, 2, 3, 3, 1]) == ["1 0", "1 0", None, "3 3", "3 3", None]
     assert runs_of([1, 2, 3]) is None and runs_of([7] * 9) is None, "a column that repeats as often marks no group"
+
+
+def test_sets_and_pairs_of_other_benchmarks_are_known_by_their_columns():
+    def groups(**columns):
+        return Documents(datasets.Dataset.from_dict(columns))
+
+    hallusion = groups(category=["VD"] * 6, subcategory=["a"] * 6, set_id=list("001122"), figure_id=list("010101"))
+    assert hallusion.groups == ["VD a 0"] * 2 + ["VD a 1"] * 2 + ["VD a 2"] * 2 and hallusion.first(3) == [0, 1, 2, 3]
+    mmvp = groups(**{"Index": [1, 2, 3, 4], "Correct Answer": ["(a)"] * 4})
+    assert mmvp.first(1) == [0, 1] and mmvp.first(4) is None and mmvp.group(3) == "1"
+    assert groups(index=[5, 6, 7]).first(2) == [0, 1], "an index without rotations makes no circles"
+    entries = [{"pair_index": n // 2, "is_correct": n != 3, "pred": "A"} for n in range(6)]
+    found = decomposed("mmvp_pair_accuracy", 2 / 3, entries, lambda some: 1 / 0)
+    assert score_of(found.parts) == pytest.approx(2 / 3) and (found.full, found.numbers[3]) == (1, 0)
 
 
 def test_official_rules_read_messy_answers():

@@ -14,9 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pdrop import FastV, PyramidDrop, Schedule, SparseVLM, Stage, attach
-from pdrop.models.checkpoint import load
-from pdrop.models.quantised import kind_of
+from pdrop.models.checkpoint import load, read_config
+from pdrop.models.quantised import kind_of, refuse_training
 from pdrop.timing.memory import bytes_of, cache_bytes
+from pdrop.training.start import read_part
 from tests.support.saved_checkpoints import LAYERS, save_llava
 
 IDS = torch.tensor([[1, 20, 21, *[3] * 16, 30, 31, 32]])
@@ -88,6 +89,15 @@ def test_kinds_that_transformers_does_not_read_are_refused(plain: Path, tmp_path
 def test_random_weights_would_not_be_quantised(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"quantised \(fp8\); random ones would not be.*model\.weights=pretrained"):
         load(str(told(plain, tmp_path / "model", FP8)), name="x", weights="random")
+
+
+def test_they_are_not_trained_nor_taken_over(plain: Path, tmp_path: Path) -> None:
+    folder = told(plain, tmp_path / "model", FP8)
+    with pytest.raises(ValueError, match=r"quantised \(fp8\), which cannot be trained here"):
+        read_part(transformers.AutoModelForImageTextToText, folder, "part", torch.float32)
+    with pytest.raises(ValueError, match=r"quantised \(fp8\), which cannot be trained here"):
+        refuse_training(read_config(folder, "whole"), "whole")
+    refuse_training(read_config(plain, "plain"), "plain")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes with them")

@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from analysis.__main__ import main, parse
+from pdrop.cli import rescore
 from pdrop.cli.compose import CONF
 from pdrop.cli.run import check_dials
 from pdrop.record import read_records
@@ -70,9 +71,16 @@ def those(*starts: str) -> list[str]:
 
 def test_no_command_escapes():
     known = ("python run.py", "python train.py", "torchrun ", "python -m analysis ", "python -m pdrop.", "make ")
+    known += ("python -m pdrop rescore",)
+    known += ("python -m benchmarks.first_checks",)
     outside = ("python -m lmms_eval --model pdrop ", "cp ", "git ", "pre-commit ", "pytest ", "ruff ", "source ")
     assert [command for command in COMMANDS if not command.startswith(known + outside)] == []
     assert len(those("python run.py")) > 10 and those("python train.py") and those("python -m analysis ")
+
+
+@pytest.mark.parametrize("command", those("python -m pdrop rescore"))
+def test_commands_of_scoring_anew_are_understood(command):
+    assert rescore.parse(command.split()[4:]).check in (True, False)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers.modeling_flash_attention_utils as library
 
-from pdrop import PyramidDrop, attach
+from pdrop import FastV, PyramidDrop, attach
 from pdrop.conformance.families import fresh
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.timing.measure import measure
-from pdrop.timing.packing import rows_not_packed
 from pdrop.timing.paired import prefill, prefill_ratio
 from pdrop.timing.protocol import TimingProtocol
 from tests.engine.test_flash import kernels  # noqa: F401
@@ -68,4 +68,14 @@ def test_other_backends_and_positions_of_the_caller_s_own_are_left_alone(asked: 
     for backend, given in (("sdpa", inputs), ("flash_attention_2", inputs | {"position_ids": torch.zeros(1, 1)})):
         model.get_decoder().config._attn_implementation = backend
         with rows_not_packed(model, given):
-            assert not any(layer._forward_pre_hooks for layer in model.get_decoder().layers)
+            assert not any(layer.self_attn._forward_pre_hooks for layer in model.get_decoder().layers)
+
+
+def test_an_attachment_s_hooks_still_rest_in_a_step_of_nothing_to_do(kernels: Counter[str]) -> None:  # noqa: F811
+    model, inputs = flash()
+    ids = torch.tensor([[7]])
+    with rows_not_packed(model, inputs), attach(model, FastV(), HALVES):
+        cache = prefill(model, inputs).past_key_values
+        prefill(model, {"input_ids": ids, "past_key_values": cache})
+        assert not any(layer._forward_pre_hooks for layer in model.get_decoder().layers)
+        assert all(layer.self_attn._forward_pre_hooks for layer in model.get_decoder().layers)
