@@ -49,7 +49,8 @@ from .studies import bench, break_even, repro, trainings
 from .tables import banner
 from .tables.csv_export import csv
 from .tables.footnotes import warnings
-from .tables.table import grids, latex, markdown
+from .tables.latex import COMPACT, Wishes, latex, macros
+from .tables.table import grids, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +164,7 @@ def make(options: argparse.Namespace, results: Path, out: Path) -> int:
             sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
-            pages.append(write_tables(name, tables, out / "tables"))
+            pages.append(write_tables(name, tables, out / "tables", options))
         if tables and command == "banner":
             pages.append(write_banner(name, tables, out / "tables"))
         if command == "figures":
@@ -174,10 +175,13 @@ def make(options: argparse.Namespace, results: Path, out: Path) -> int:
     return refused
 
 
-def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
-    """Write the three files; what to print."""
-    contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
-    written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
+def write_tables(name: str, tables: Sequence[Table], folder: Path, options: argparse.Namespace) -> str:
+    """Write the three files, and one of commands where they are asked for; what to print."""
+    named = tuple(head.strip() for head in options.columns.split(",") if head.strip())
+    wishes = Wishes(named or (COMPACT if options.compact else ()), options.caption)
+    contents = [(".md", markdown(tables)), (".csv", csv(tables)), (".tex", latex(tables, wishes))]
+    contents += [("-macros.tex", macros(tables))] if options.macros else []
+    written = [written_or_not(folder / f"{name}{suffix}", content.encode()) for suffix, content in contents]
     text = []
     for table in tables:
         text += [f"! {warning}\n" for warning in warnings(table)]

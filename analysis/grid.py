@@ -94,13 +94,13 @@ class Grid:
         """Markdown under a heading of its own."""
         return f"## {self.title}\n\n{self.markdown()}"
 
-    def latex(self, label: str, caption: str) -> str:
+    def latex(self, label: str, caption: str, titled: bool = True) -> str:
         """A floating table with booktabs rules; needs the packages booktabs and graphicx."""
         columns = "l" * self.left + "r" * (len(self.head) - self.left)
         lines = [
             r"\begin{table*}[t]",
             r"\centering",
-            rf"\caption{{{escape_latex(self.title)}. {caption}}}",
+            rf"\caption{{{f'{escape_latex(self.title)}. ' * titled}{caption}}}",
             rf"\label{{tab:{re.sub('[^A-Za-z0-9_.:+-]', '-', label)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",

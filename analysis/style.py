@@ -182,6 +182,27 @@ def layer_lines(layers: int) -> list[Line]:
     ]
 
 
+def budget_words(budget: str) -> str:
+    """A budget as a reader would say it.
+
+    >>> [budget_words(text) for text in ("avg_tokens:72", "flops:0.45", "kv:0.4", "keep:0.5", "0.5", "")]
+    ['72 tokens on average', '45 % of the FLOPs', '40 % of the KV cache', '50 % kept on average', 'ratio 0.5', '']
+    """
+    kind, _, amount = budget.partition(":")
+    where = ""
+    if " at " in amount:
+        amount, where = amount.split(" at ", 1)
+        where = f" at {where}"
+    shares = {"flops": "of the FLOPs", "kv": "of the KV cache", "keep": "kept on average"}
+    if kind == "avg_tokens" and amount:
+        return f"{amount} tokens on average{where}"
+    if kind == "prefill_ms" and amount:
+        return f"{amount} ms of prefill{where}"
+    if kind in shares and re.fullmatch(r"[\d.]+", amount):
+        return f"{100 * float(amount):g} % {shares[kind]}{where}"
+    return f"ratio {budget}" if re.match(r"[\d.]+($| at )", budget) else budget
+
+
 def schedule_text(schedule: str) -> str:
     """A schedule to be read: fractions of more than four digits in four, of many stages the first two and the last. The
     record has them in full.

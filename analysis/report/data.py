@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import glob
+import json
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,6 +38,7 @@ LINE_HEAD = [
 ]
 RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
 RUN_HEAD += ["FLOPs %", "started", "code"]
+SCORES = ("average", "Δ none [95 %]")
 WIDE = 1300  # pixels of a PNG that takes the page's width
 Cells = list[tuple[str, str]]
 
@@ -157,12 +159,21 @@ def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
     """A grid: each row with the runs that it comes from; lines that are not runs (the blind guess) have none."""
     names = task_names(list(table.tasks))
     rows = []
+    # scores first, so that they are seen without scrolling sideways
+    scores = [n for n, name in enumerate(grid.head) if n >= grid.left and name in SCORES]
+    order = [*range(grid.left), *scores, *(n for n in range(grid.left, len(grid.head)) if n not in scores)]
     for number, cells in enumerate(grid.rows):
         runs = [run.record.run_id for run in table.rows[number].runs] if number < len(table.rows) else []
-        texts = [(cell.text, cell.mark) for cell in cells]
+        texts = [(cells[n].text, cells[n].mark) for n in order]
         rows.append({"cells": texts, "runs": runs, "rule": number in grid.rules})
     by_head = {head: task for task, head in names.items() if head in grid.head}
-    return {"title": grid.title, "head": list(grid.head), "left": grid.left, "rows": rows, "tasks": by_head}
+    return {
+        "title": grid.title,
+        "head": [grid.head[n] for n in order],
+        "left": grid.left,
+        "rows": rows,
+        "tasks": by_head,
+    }
 
 
 def run_data(run: Run) -> dict[str, Any]:
@@ -178,7 +189,7 @@ def run_data(run: Run) -> dict[str, Any]:
         "label": f"{method_name(spec.method)}, {'attention by layer' if study else ', '.join(extra)}",
         "layers": layers,
         "study": [0, *layers] if study else [],
-        "record": {"run_id": run.record.run_id, **asdict(run.record)},
+        "record": json.loads(run.record.to_json()),
     }
 
 

@@ -1,4 +1,4 @@
-"""A table as Markdown and LaTeX, from the same rows (as CSV: csv_export.py).
+"""A table as Markdown, from the same rows as CSV (csv_export.py) and LaTeX (latex.py).
 
 Grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs it
 comes from; what was answered, and scores by other rules (answers.py); and what it costs in full (costs.py).
@@ -196,21 +196,3 @@ def markdown(tables: Sequence[Table]) -> str:
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(sources(table))
     return in_page("\n".join([*parts, meaning(tables)]))
-
-
-def latex(tables: Sequence[Table]) -> str:
-    r"""The first two grids of each table as floats; \usepackage{booktabs,graphicx}."""
-    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
-    return head + "\n".join(map(floats, tables))
-
-
-def floats(table: Table) -> str:
-    """The first two grids of a table as floats."""
-    main, by_task, *_ = grids(table)
-    samples = sum(task.n for task in table.tasks.values())
-    caption = (
-        f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
-        "distinguishable from it; underlined: best of the rest."
-    )
-    arrows = r" $\downarrow$, $\uparrow$: clearly below or above dropping nothing."
-    return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption + arrows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pdrop.engine import Attachment
 from pdrop.engine.architecture import Rotary
+from pdrop.engine.early import cache_of
 from pdrop.engine.sequence import Alive, take
 from pdrop.methods.base import Merged, Method, View
 from pdrop.methods.fastervlm import FasterVLM
@@ -83,7 +84,7 @@ class Doubled(Attachment):
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
         """After the layer before the first boundary: what a second run would have left."""
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = cache_of(kwargs)
         prompted = self.run is not None and self.run.prompts is not None
         if 0 < number == min(self.boundaries) and cache is not None and prompted:
             held = cache.layers[number - 1]
@@ -150,7 +151,7 @@ class Rewinds(Attachment):
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
         """What went before layer 0 is not told to the cache."""
         given = super().enter(number, layer, args, kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if number == 0 and cache is not None and cache.layers:
             cache.layers[0].gone = 0
         return given

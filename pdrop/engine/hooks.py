@@ -166,7 +166,7 @@ class Attachment:
         self.current.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        cache: Any = given.get("past_key_values")
+        cache: Any = early.cache_of(given)
         if ids is None:
             raise ValueError("token dropping needs input_ids, which say where the visual tokens are: pass them")
         if given.get("cu_seq_lens_q") is not None:
@@ -203,7 +203,7 @@ class Attachment:
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
-        ids, cache = given["input_ids"], given.get("past_key_values")
+        ids, cache = given["input_ids"], early.cache_of(given)
         new = None if mask is None else mask[:, -ids.shape[1] :]
         visual = partial(visual_tokens, given=given, config=self.architecture.vlm.config)
         # positions tell packed rows only where neither a mask nor a cache says what they are
@@ -267,7 +267,7 @@ class Attachment:
             return None
         if number not in self.acts:
             return (args, kwargs | run.handed) if run.handed else None
-        hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
+        hidden, cache, given = args[0], early.cache_of(kwargs), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
             seen = view(run, number, layer, hidden, given)
             with autocast.off(hidden):
@@ -295,7 +295,7 @@ class Attachment:
         if run is None or run.prompts is None:
             return
         hidden = args[0]
-        keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
+        keys = cached_keys(early.cache_of(kwargs), number, hidden.shape[1])
         stage = self.boundaries[number + 1]
         rotary = kwargs["position_embeddings"]
         seen = view(run, number, layer, hidden, rotary, stage, keys, output)
@@ -379,13 +379,8 @@ class Attachment:
             return None  # what is left of each row comes first: causality alone hides what it is filled up with
         # before layer 0 the cache counts what went, the mask must not
         keys: Any = cache if number or cache is None else early.Keys(run.past)
-        return create_causal_mask(
-            config=self.architecture.decoder.config,
-            inputs_embeds=hidden,
-            attention_mask=run.whole,
-            past_key_values=keys,
-            layer_idx=number,
-        )
+        # by position: transformers 5.24 calls the cache by another name
+        return create_causal_mask(self.architecture.decoder.config, hidden, run.whole, keys, layer_idx=number)
 
     def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from pdrop.engine.early import returned_cache
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -110,7 +112,7 @@ def memory(
         answer: A whole answer; None: not measured.
         device: The model's.
     """
-    cache = prefill().past_key_values
+    cache = returned_cache(prefill())
     layers = cache_bytes(cache)
     del cache
     return {

@@ -60,8 +60,25 @@ def test_kept_patches_keep_their_colour_at_their_place() -> None:
     for token in range(16):
         row, column = divmod(token, 4)
         patch = pixels[row * size : (row + 1) * size, column * size : (column + 1) * size]
-        assert (np.abs(patch - RED).max() < 1e-9) == kept[token]
+        inside = patch[size // 8 : -size // 8, size // 8 : -size // 8]
+        assert (np.abs(inside - RED).max() < 1e-9) == kept[token]
         assert kept[token] or np.ptp(patch, axis=2).max() < 1e-9, "a dropped patch is grey"
+        assert not kept[token] or np.allclose(patch[[0, -1]], pictures.OUTLINE), "a kept one has an outline"
+
+
+def test_white_on_white_is_seen() -> None:
+    kept = np.zeros(16, dtype=bool)
+    kept[[3, 6]] = True  # a corner of the picture, and one inside
+    (view,) = pictures.views(sample_of(16), [Image.new("RGB", (80, 80), "white")], "crop")
+    pixels = pictures.kept_panel([view], kept)
+    outlined = np.isclose(pixels, pictures.OUTLINE).all(2)
+    size = len(pixels) // 4
+    for token in range(16):
+        row, column = divmod(token, 4)
+        patch = outlined[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        assert all(edge.all() == kept[token] for edge in (patch[0], patch[-1], patch[:, 0], patch[:, -1]))
+    everything = pictures.kept_panel([view], np.ones(16, dtype=bool))
+    assert not np.isclose(everything, pictures.OUTLINE).all(2).any(), "where nothing is dropped nothing is set apart"
 
 
 @pytest.mark.parametrize(("tokens", "prompt"), [(15, "<image>"), (0, ""), (16, "<image> and <image>")])
@@ -84,7 +101,9 @@ def test_tiles_newlines_and_several_pictures_have_their_places() -> None:
     kept[13] = True
     panel = pictures.kept_panel(found, kept)
     red = (np.abs(panel - RED) < 1e-9).all(2)
-    assert red.sum() == (pictures.SIDE // 2) ** 2, "one patch of the third view"
+    patch = pictures.SIDE // 2
+    width = round(patch / 16)
+    assert red.sum() == (patch - 2 * width) ** 2, "one patch of the third view, within its outline"
     assert not red[: red.shape[0] // 2].any(), "which stands in the second row of views"
     for wrong, images_ in ((layout[:1], images[:1]), (layout, images[:1])):
         with pytest.raises(ValueError, match=r"layout of 12 tokens for 14|2 pictures were shown, 1 are at hand"):
