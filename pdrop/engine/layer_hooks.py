@@ -22,11 +22,11 @@ class LayerHooks:
         return bool(self.handles)
 
     def on(self) -> None:
-        """Registers them, unless they are."""
+        """There from the next call of a layer on."""
         self.handles = self.handles or [register() for register in self.registers]
 
     def off(self) -> None:
-        """Removes them."""
+        """Without them a layer is called at once."""
         for handle in self.handles:
             handle.remove()
         self.handles = []
