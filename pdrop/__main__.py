@@ -1,12 +1,6 @@
-"""python -m pdrop: run.py's command line, from anywhere; `fetch` brings models and data for machines offline."""
+"""python -m pdrop: run.py's command line, from anywhere; fetch and rescore are words of their own (pdrop/cli/)."""
 
-import sys
+from pdrop.cli.run import main
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["fetch"]:
-        from pdrop.cli.fetch import main as fetch
-
-        sys.exit(fetch(sys.argv[2:]))
-    from pdrop.cli.run import main
-
     main()

@@ -125,13 +125,12 @@ def refuse_missing(cfg: Any) -> None:
     ]
     if missing and not online():
         named = cfg.model.name in choices("model")
-        words = (
-            [f"model={cfg.model.name}" if named else f"model=folder model.name=x model.path={model}"] if model else []
-        )
+        called = f"model={cfg.model.name}" if named else f"model=folder model.name=x model.path={model}"
+        words = [called] if model else []
         words += [f"tasks=[{','.join(dict.fromkeys(task for one in data for task in one.tasks))}]"] if data else []
         raise ValueError(
-            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where there "
-            f"is one: python -m pdrop fetch {' '.join(words)}"
+            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where "
+            f"there is one: python -m pdrop fetch {' '.join(words)}"
         )
 
 

@@ -7,7 +7,6 @@ python -m pdrop rescore 3f2a 91bc --check     two runs, by the beginning of thei
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ def main(arguments: Sequence[str]) -> int:
     from pdrop.runs.rescore import rescore
 
     options = parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("pdrop").setLevel(logging.WARNING)
     refused = 0
     try:
         folders = chosen(options.results, options.runs)

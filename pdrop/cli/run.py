@@ -120,6 +120,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["fetch"]:
+        from pdrop.cli.fetch import main as fetch
+
+        sys.exit(fetch(sys.argv[2:]))
     if sys.argv[1:2] == ["rescore"]:
         from pdrop.cli.rescore import main as rescore
 

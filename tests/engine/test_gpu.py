@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pdrop import FastV, attach
 from pdrop.conformance.families import CORE, build, fresh
 from pdrop.conformance.prompts import collate, sample, single
+from pdrop.models.attention import ORDERS, sdpa_order
+from pdrop.models.checkpoint import load
 from pdrop.timing.measure import measure
 from pdrop.timing.protocol import TimingProtocol
 from recipes.embedded.stage import TrainingPhase
@@ -24,6 +26,7 @@ from recipes.embedded.train import train
 from recipes.embedded.trainer import Trainer
 from tests.support.cases import GREEDY, HALVES, RAGGED, batch_of, methods
 from tests.support.near_ties import diverged
+from tests.support.saved_checkpoints import save_llava
 
 DEVICE = "cuda"
 pytestmark = [
@@ -105,14 +108,41 @@ def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
     model = fresh("llava", "sdpa", torch.float16)
     inputs = move(single("llava", sample("llava", model, (3, 5, 2))), torch.float16)
     model.to(DEVICE)
-    protocol = TimingProtocol("test", warmup=2, pairs=3, new_tokens=(1, 4), memory=True)
+    protocol = TimingProtocol("test", warmup=2, pairs=3, new_tokens=(1, 4), memory=True, kernels=("math",))
     found = measure(model, inputs, FastV(), HALVES, protocol)
-    assert found["conditions"]["before"]["device_name"] and found["conditions"]["before"]["others_gib"] is not None
+    before, after = (found["conditions"][when] for when in ("before", "after"))
+    assert before["device_name"] and before["outside_gib"] > 0 and "sm_" in before["cuda_libraries"]
+    assert before["sdpa_kernels"] == after["sdpa_kernels"] and {"clock_mhz", "slowed", "power_w"} <= set(after)
+    assert "upper bound" in found["notes"]["selection"]
+    assert found["kernels"]["math"]["stages"]["prefill"]["this"]["low"] > 0
     for lane in (found["stages"]["prefill"], found["stages"]["decode"], found["end_to_end"]["4"]):
         assert lane["this"]["low"] > 0 and lane["none"]["low"] > 0
     peak = found["memory"]["none"]["prefill"]
     assert peak["allocated"] > 0 and peak["reserved"] >= 0
     assert sum(found["memory"]["this"]["kv_per_layer"]) < sum(found["memory"]["none"]["kv_per_layer"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_of_kernels_give_the_same_answers(order: str) -> None:
+    model = fresh("llava", dtype=torch.bfloat16).to(DEVICE)
+    batch = move(batch_of("llava", model, RAGGED[:1]), torch.bfloat16)
+    with attach(model, FastV(), HALVES) as trace:
+        with sdpa_order("math"):
+            want = model(**batch).logits.float()
+            expected = SimpleNamespace(visual=trace.visual, kept=trace.kept, scores=trace.scores)
+        with sdpa_order(order):
+            got = model(**batch).logits.float()
+    if not diverged(trace, expected, near=0.02):  # bfloat16
+        torch.testing.assert_close(got, want, rtol=0, atol=0.2)
+
+
+def test_a_checkpoint_is_loaded_onto_the_card(tmp_path: Path) -> None:
+    folder = str(save_llava(tmp_path / "llava"))
+    for device in (DEVICE, f"{DEVICE}:0"):
+        model = load(folder, name="x", dtype="bfloat16", device=device).model
+        assert {weight.device.type for weight in model.parameters()} == {"cuda"}
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
 def test_the_embedded_model_learns_as_on_the_cpu() -> None:

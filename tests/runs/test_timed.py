@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pdrop.models.source import ModelSource
 from pdrop.runs import timed
 from pdrop.runs.run import RunFailed, run
 from pdrop.runs.settings import Settings, scheduled
+from pdrop.runs.worker import Worker
 from pdrop.timing import nvidia
 from pdrop.timing.protocol import TimingProtocol
 from tests.support.saved_checkpoints import LAYERS, save_llava
@@ -69,6 +71,22 @@ def test_nothing_is_loaded_here_and_once_in_each_process(
     assert len(cost.timing["stages"]["prefill"]["ratio"]["values"]) == 4
     assert cost.timed_prompt is not None and cost.timed_prompt["visual"] == 16 == cost.visual_tokens
     assert cost.visual_tokens_per_layer == [16.0, 16.0, 8.0, 8.0]
+
+
+def test_a_worker_makes_room_for_fresh_processes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(folder, tmp_path / "results")
+    worker, cost = Worker(1), SimpleNamespace(timing=None, timed_prompt=None)
+    worker._generator, worker._run = object(), given.spec.run_id  # type: ignore[assignment]
+
+    def alone(asked: Settings) -> timed.Alone:
+        assert worker._generator is None and worker._run is None, "the model that it answered with is gone"
+        return timed.Alone({"stages": {}}, {"text": 1.0, "visual": 16.0}, None)
+
+    monkeypatch.setattr(timed, "in_fresh_processes", alone)
+    monkeypatch.setattr(timed, "time_run", lambda *taken: found.extend(taken))
+    found: list[Any] = []
+    assert worker.timed(given, cost) is cost  # type: ignore[arg-type,comparison-overlap]
+    assert found[2] is None and found[3].timed_prompt["visual"] == 16, "nothing is loaded in the worker"
 
 
 def test_what_cannot_be_loaded_is_refused_before_a_record_is_written(folder: Path, tmp_path: Path) -> None:
