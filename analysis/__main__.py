@@ -99,7 +99,8 @@ def run_command(options: argparse.Namespace, results: Path, out: Path, unreadabl
     elif command == "condense":
         write_condensed(results)
     elif command == "overlay":
-        write_overlays(named_runs(results, options.runs, unreadable), options, out / "figures")
+        runs = chosen(named_runs(results, options.runs, unreadable), options.method, options.budget)
+        write_overlays(runs, options, out / "figures")
     elif command == "report":
         write_report(options, results, out, unreadable)
     elif command == "readme":
@@ -315,6 +316,24 @@ def named_runs(results: Path, names: Sequence[str], unreadable: list[str]) -> li
             found += [run for run in load_experiment(results, name, unreadable).runs if run.done and run.drops]
         else:
             found.append(explain.find(runs, name))
+    return found
+
+
+def chosen(runs: Sequence[Run], methods: Sequence[str], budgets: Sequence[str]) -> list[Run]:
+    """The runs of these methods, at these budgets (ratio, budget or schedule as they were asked for or resolved).
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = [run for run in runs if not methods or run.record.spec.method in methods]
+    found = [
+        run
+        for run in found
+        if not budgets or not {*run.overrides.values(), run.record.spec.schedule}.isdisjoint(budgets)
+    ]
+    if not found:
+        there = sorted({f"{run.record.spec.method} at {run.record.spec.schedule}" for run in runs})
+        raise ValueError(f"no run of that method and budget; there are: {', '.join(there)}")
     return found
 
 

@@ -54,6 +54,9 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
     command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
+    command.add_argument("--method", action="append", default=[], metavar="NAME", help="only runs of this method")
+    told = "only runs at this ratio, budget or schedule"
+    command.add_argument("--budget", action="append", default=[], metavar="TEXT", help=told)
     command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")
     command.add_argument(
         "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.__main__ import main
+from analysis.__main__ import chosen, main
 from analysis.overlays import overlay, pictures
 from analysis.overlays.pictures import views
-from analysis.store.load import samples_of
+from analysis.store.load import load_runs, samples_of
 from analysis.store.samples import Sample, unpack
 from tests.support.records import make_record, masks, put, rewrite, run_of, standard
 
@@ -171,7 +171,8 @@ def test_what_cannot_be_shown_is_refused(store: Path, shown: Path, capsys: pytes
         ([run, "--sample", "toy_ocr:999"], "has no sample '999'"),
         ([run, "--sample", "nothing:1"], "has no task 'nothing'"),
         ([failed], "is failed"),
-        ([run] * 9, "8 runs at most"),
+        ([run] * 9, "8 runs at most, not 9: choose some with --method NAME or --budget TEXT"),
+        ([run, "--method", "fastv"], "no run of that method and budget; there are: pyramiddrop at 3:0.5"),
     ):
         assert main(["overlay", *arguments, *options]) == 1
         assert message in capsys.readouterr().err
@@ -182,6 +183,19 @@ def test_what_cannot_be_shown_is_refused(store: Path, shown: Path, capsys: pytes
     rewrite(run_of(store, "fastv", "0.5"), data_hash="other")
     with pytest.raises(ValueError, match="scored on other data"):
         overlay.choose([run_of(store, "none"), run_of(store, "fastv", "0.5")], [])
+
+
+def test_an_experiment_is_narrowed_by_method_and_budget(store: Path) -> None:
+    runs = load_runs(store)
+    assert len(chosen(runs, [], [])) == len(runs)
+    assert {run.record.spec.method for run in chosen(runs, ["fastv", "none"], [])} == {"fastv", "none"}
+    (one,) = chosen(runs, ["fastv"], ["2:0.3"])
+    assert one.record.spec.schedule == "2:0.3"
+
+
+def test_a_task_without_image_names_is_told_what_to_add() -> None:
+    with pytest.raises(ValueError, match=r"names no image: give the task's data a column image_id.*--images"):
+        pictures.read_images(None, None, "mine:0")
 
 
 def test_images_come_from_parquet_too(tmp_path: Path) -> None:
