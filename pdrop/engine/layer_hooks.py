@@ -18,7 +18,6 @@ class LayerHooks:
 
     @property
     def are_on(self) -> bool:
-        """Whether they are there."""
         return bool(self.handles)
 
     def on(self) -> None:

@@ -141,7 +141,7 @@ class Team:
 
         share, threads = self.workers.share(self.device), self.workers.threads
         # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
-        made = ray.remote(self.kind).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
+        made: Any = ray.remote(self.kind).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
         member = Member(self.started, made.remote(threads))
         self.started += 1
         self.starting[member.actor.about.remote()] = member
