@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -168,13 +169,15 @@ def of_embedded(protocol: TimingProtocol, method: Method = METHOD) -> Settings:
 
 
 @pytest.mark.slow
-def test_a_fresh_process_measures_the_same_run() -> None:
+def test_a_fresh_process_measures_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), images=2, fresh=True, repeats=1)
     settings = of_embedded(protocol, PyramidDrop())
     found = in_fresh_processes(settings)
     assert len(found["end_to_end"]["2"]["ratio"]["values"]) == 2 and found["images"] == 2
     assert found["conditions"]["before"]["threads"] == torch.get_num_threads()
     assert "preprocess" in found["stages"]
+    forked = multiprocessing.get_context("fork")  # what fails at once needs no fresh imports
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
         in_fresh_processes(replace(settings, source=replace(settings.source, path="/no/where")))
 
