@@ -6,7 +6,7 @@ STAMP := $(VENV)/.complete
 # reads records only: without .venv, any Python with numpy, pandas, pyarrow, matplotlib and pillow will do
 ANALYSIS := $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m analysis
 # the experiments of results/reference that `make reference` renews
-REFERENCE := demo methods positions redundancy attention matched_budget
+REFERENCE := demo methods positions redundancy attention matched_budget rivals rivals_twins
 export TOKENIZERS_PARALLELISM := false
 # threads that spin while they wait cost more than they compute where cores are shared
 export GOMP_SPINCOUNT := 0
@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all torture walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -28,8 +28,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "== setting up $(VENV): PyTorch and friends, about 7 GB"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@( while sleep 30 >/dev/null 2>&1; do echo "   still installing"; done ) & alive=$$!; trap "kill $$alive" EXIT; \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@echo "== $(VENV) is complete: source $(VENV)/bin/activate"
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Run the first comparison on the embedded model and render its table and figure
@@ -42,10 +44,13 @@ demo: $(STAMP) ## Run the first comparison on the embedded model and render its 
 
 test: $(STAMP) ## Run the tests (no network, no GPU)
 	@echo "== running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not exhaustive"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not exhaustive and not torture"
 
 test-all: $(STAMP) ## Run the exhaustive products of methods, families and backends, too (list: pytest --collect-only -qm exhaustive)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not torture"
+
+torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests
 
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk
@@ -107,12 +112,12 @@ embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on
 
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
-	@$(ANALYSIS) tables --results results/reference
-	@$(ANALYSIS) figures --results results/reference
+	@$(ANALYSIS) tables --results results/reference --out results/reference
+	@$(ANALYSIS) figures --results results/reference --out results/reference
 	@$(ANALYSIS) readme --results results/reference
 
 lock: $(STAMP) ## Renew requirements.lock from pyproject.toml
-	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev --extra launchers --extra workers pyproject.toml -o requirements.lock
 
 clean: ## Remove logs and caches; results, .venv and a training in build/embedded stay
 	@rm -rf outputs multirun build/lib build/bdist* build/docs build/doctrees build/pre-commit dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Tables, figures and answers from run records. Needs no torch and no GPU.
 
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
+    python -m analysis banner [NAME ...]     results/tables/NAME-banner.md, .tex: the tables that papers print
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.png, and one panel per task (--pdf)
     python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
     python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
@@ -10,6 +11,7 @@
     python -m analysis bench                 results/tables/bench.md: the newest record of make bench
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
+    python -m analysis status                what runs and sweeps are doing, what failed and why, what waits
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
     python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
@@ -18,7 +20,8 @@
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
 none. An experiment whose runs cannot stand in one table is refused, with the remedy (one table per model, for example);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
-written only if their content changed, figures drawn only if their records did. Exit code 1 if something was refused.
+written into --out; without it into the store that is read, or into results/ if that is the shipped one or cannot be
+written to; only if their content changed, figures only if their records did. Exit code 1 if something was refused.
 """
 
 from __future__ import annotations
@@ -32,19 +35,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pdrop.names import printable
-from pdrop.samples import condense, read_samples, sample_lines, samples_files
+from pdrop.samples import condense, read_samples, sample_lines, samples_files, verify
 
+from .arguments import own, parse
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
 from .report import explain, readme
-from .store import up_to_date
+from .store import status, up_to_date
 from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
 from .store.publish import publish
 from .studies import bench, break_even, repro, trainings
+from .tables import banner
 from .tables.csv_export import csv
 from .tables.footnotes import warnings
-from .tables.table import grids, latex, markdown
+from .tables.latex import COMPACT, Wishes, latex, macros
+from .tables.table import grids, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,114 +58,100 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do what it says; the exit code."""
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
     results: Path = options.results
+    unreadable: list[str] = []
     try:
-        if options.command == "list":
-            say(explain.overview(load_runs(results)))
-        elif options.command == "explain":
-            say(explain.explain(explain.find(load_runs(results), options.run)))
-        elif options.command == "diff":
-            runs = load_runs(results)
-            say(explain.diff(explain.find(runs, options.run), explain.find(runs, options.other)))
-        elif options.command == "samples":
-            run = explain.find(load_runs(results), options.run)
-            lines = sample_lines(read_samples(run.path, options.task))
-            say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
-        elif options.command == "condense":
-            write_condensed(results)
-        elif options.command == "overlay":
-            write_overlays(named_runs(results, options.runs), options, results / "figures")
-        elif options.command == "report":
-            from .report.page import page
-
-            report(results / "report.html", page(results, options.images, options.samples).encode())
-        elif options.command == "readme":
-            pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
-            for path, text in pages:
-                report(path, text.encode())
-        elif options.command == "hard":
-            write_hard(results, options.name, options.control)
-        elif options.command == "repro":
-            write_repro(newest(load_runs(results))[0], results / "tables")
-        elif options.command == "bench":
-            write_page(bench.page(bench.newest(results)), results / "tables" / "bench.md")
-        elif options.command == "trainings":
-            from .studies import trained_figure
-
-            write_page(trainings.page(results), results / "tables" / "trainings.md")
-            write_drawn(trained_figure.files(results), results / "figures", options.pdf)
-        else:
-            return make(options, results)
+        code = run_command(options, results, options.out or own(results), unreadable)
     except ValueError as error:
+        code = 1
         sys.stderr.write(printable(f"{error}\n"))
-        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        code = 1
+        where = error.filename or "standard output"
+        sys.stderr.write(printable(f"{where}: {error.strerror}\n"))
+    for line in dict.fromkeys(unreadable):
+        sys.stderr.write(printable(f"{line}\n"))
+    return 1 if unreadable else code
+
+
+def run_command(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> int:
+    """Do what the command line says; the exit code.
+
+    Args:
+        options: The command line.
+        results: The store.
+        out: Where files go.
+        unreadable: Gets what is said of records that cannot be read, where they need not keep others from being shown.
+
+    Raises:
+        ValueError: Of whatever is refused.
+    """
+    command = options.command
+    if command in ("tables", "banner", "figures"):
+        return make(options, results, out)
+    if command in ("list", "explain", "diff", "samples"):
+        show(options, load_runs(results, unreadable))
+    elif command == "status":
+        say(status.page(results))
+    elif command == "condense":
+        write_condensed(results)
+    elif command == "overlay":
+        runs = chosen(named_runs(results, options.runs, unreadable), options.method, options.budget)
+        write_overlays(runs, options, out / "figures")
+    elif command == "report":
+        write_report(options, results, out, unreadable)
+    elif command == "readme":
+        pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+        for path, text in pages:
+            report(path, text.encode())
+    elif command == "hard":
+        write_hard(results, options.name, options.control, out / "tables")
+    elif command == "repro":
+        write_repro(newest(load_runs(results, unreadable))[0], out / "tables")
+    elif command == "bench":
+        write_page(bench.page(bench.newest(results)), out / "tables" / "bench.md")
+    elif command == "trainings":
+        write_trainings(options, results, out)
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
-    prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=as_written)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
-    commands = parser.add_subparsers(dest="command", required=True)
-    drawn = argparse.ArgumentParser(add_help=False)
-    drawn.add_argument("--pdf", action="store_true", help="draw figures as PDF, too")
-    for name, text in (("tables", "Markdown, CSV and LaTeX tables"), ("figures", "figures, PNG")):
-        command = commands.add_parser(name, parents=[common, drawn] if name == "figures" else [common], help=text)
-        command.add_argument("names", nargs="*", metavar="NAME", help='experiments, or "all" for the whole store')
-        strict = "refuse uncommitted changes even where all runs have the same"
-        command.add_argument("--strict", action="store_true", help=strict)
-        command.add_argument(
-            "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
-        )
-    commands.add_parser("list", parents=[common], help="every run in a line")
-    command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
-    command.add_argument("runs", nargs="+", metavar="RUN_ID")
-    command.add_argument("--sample", action="append", default=[], metavar="TASK:DOC_ID", help="default: one per task")
-    command.add_argument(
-        "--images", type=Path, metavar="PATH", help="parquet file or folder of images; see pictures.py"
-    )
-    command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
-    command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
-    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
-    command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
-    where = f"a page that holds results; default: {', '.join(map(str, readme.PAGES))}"
-    command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
-    command = commands.add_parser("hard", parents=[common], help="scores on the samples that a control gets wrong")
-    command.add_argument("name", metavar="NAME", help="an experiment")
-    command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
-    commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
-    commands.add_parser("trainings", parents=[common, drawn], help="what trainings took and came to, as a page")
-    commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
-    command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
-    command.add_argument("run", metavar="RUN_ID")
-    command = commands.add_parser("diff", parents=[common], help="why two runs differ")
-    command.add_argument("run", metavar="RUN_A")
-    command.add_argument("other", metavar="RUN_B")
-    command = commands.add_parser("samples", parents=[common], help="a run's samples of a task as JSON lines")
-    command.add_argument("run", metavar="RUN_ID")
-    command.add_argument("task", metavar="TASK")
-    commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
-    return parser.parse_args(arguments)
+def show(options: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Print what is asked about one run, two or all."""
+    if options.command == "list":
+        say(explain.overview(runs))
+        return
+    run = explain.find(runs, options.run)
+    if options.command == "explain":
+        say(explain.explain(run))
+    elif options.command == "diff":
+        say(explain.diff(run, explain.find(runs, options.other)))
+    else:
+        verify(run.path, run.record.samples_digest)
+        lines = sample_lines(read_samples(run.path, options.task))
+        say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
 
 
-def make(options: argparse.Namespace, results: Path) -> int:
+def make(options: argparse.Namespace, results: Path, out: Path) -> int:
     """Make tables or figures; a refused experiment does not keep the others from being made."""
-    command, strict, times = options.command, options.strict, not options.no_times
+    command, strict = options.command, options.strict
+    times = not options.no_times and command != "banner"  # which shows none
     pdf = command == "figures" and options.pdf
     refused, pages = 0, []
     for name in options.names or experiments(results) or [ALL]:
         tables, made_from, kept_out = [], "", refused
         try:
             experiment = load_experiment(results, name)
+            if break_even.shown_here(experiment) and command == "banner":
+                continue
             if break_even.shown_here(experiment):
-                pages.append(write_break_even(experiment, command, results, pdf))
+                pages.append(write_break_even(experiment, command, out, pdf))
                 continue
             if command == "figures":
                 made_from = up_to_date.digest(experiment, [strict, times, pdf])
-                if paths := up_to_date.unchanged(results / "figures", name, made_from):
+                if paths := up_to_date.unchanged(out / "figures", name, made_from):
                     pages += [f"unchanged {path}\n" for path in paths]
                     continue
             for part in parts(experiment, times):
@@ -173,19 +165,24 @@ def make(options: argparse.Namespace, results: Path) -> int:
             sys.stderr.write(printable(f"{name}: {error}\n"))
             refused = 1
         if tables and command == "tables":
-            pages.append(write_tables(name, tables, results / "tables"))
+            pages.append(write_tables(name, tables, out / "tables", options))
+        if tables and command == "banner":
+            pages.append(write_banner(name, tables, out / "tables"))
         if command == "figures":
-            drawn = [one for table in tables for one in write_figures(table, results / "figures", pdf)]
+            drawn = [one for table in tables for one in write_figures(table, out / "figures", pdf)]
             if refused == kept_out:
-                up_to_date.remember(results / "figures", name, made_from, drawn)
+                up_to_date.remember(out / "figures", name, made_from, drawn)
     say("".join(pages))
     return refused
 
 
-def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
-    """Write the three files; what to print."""
-    contents = (("md", markdown(tables)), ("csv", csv(tables)), ("tex", latex(tables)))
-    written = [written_or_not(folder / f"{name}.{suffix}", content.encode()) for suffix, content in contents]
+def write_tables(name: str, tables: Sequence[Table], folder: Path, options: argparse.Namespace) -> str:
+    """Write the three files, and one of commands where they are asked for; what to print."""
+    named = tuple(head.strip() for head in options.columns.split(",") if head.strip())
+    wishes = Wishes(named or (COMPACT if options.compact else ()), options.caption)
+    contents = [(".md", markdown(tables)), (".csv", csv(tables)), (".tex", latex(tables, wishes))]
+    contents += [("-macros.tex", macros(tables))] if options.macros else []
+    written = [written_or_not(folder / f"{name}{suffix}", content.encode()) for suffix, content in contents]
     text = []
     for table in tables:
         text += [f"! {warning}\n" for warning in warnings(table)]
@@ -193,7 +190,15 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path) -> str:
     return "".join([*text, "\n", *written])
 
 
-def write_hard(results: Path, name: str, control: str) -> None:
+def write_banner(name: str, tables: Sequence[Table], folder: Path) -> str:
+    """Write both files; what to print."""
+    page = banner.markdown(tables)
+    contents = (("md", page), ("tex", banner.latex(tables)))
+    written = [written_or_not(folder / f"{name}-banner.{suffix}", text.encode()) for suffix, text in contents]
+    return "".join([page, "\n", *written])
+
+
+def write_hard(results: Path, name: str, control: str, folder: Path) -> None:
     """Write NAME-hard.md and .csv, and print the first.
 
     Raises:
@@ -208,16 +213,16 @@ def write_hard(results: Path, name: str, control: str) -> None:
         found = hard_subset.hard(table, control)
         page = hard_subset.markdown(table, found)
         files = ((".md", page), (".csv", hard_subset.csv(found)))
-        written = [written_or_not(results / "tables" / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
+        written = [written_or_not(folder / f"{part.stem}-hard{end}", text.encode()) for end, text in files]
         say("".join([page, "\n", *written]))
 
 
 def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from .studies import attention_figure, models_figure, overlap_figure, redundancy_figure
+    from .studies import attention_figure, front_figure, models_figure, overlap_figure, redundancy_figure
     from .studies import tradeoff_figure as figure
 
-    kinds = (figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
+    kinds = (figure, front_figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
     drawn = write_drawn((one for kind in kinds for one in kind.files(table)), folder, pdf)
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")
@@ -240,15 +245,46 @@ def write_drawn(
     return made
 
 
-def write_break_even(experiment: Experiment, command: str, results: Path, pdf: bool) -> str:
+def write_break_even(experiment: Experiment, command: str, out: Path, pdf: bool) -> str:
     """Write the table or the figure of an experiment about answers' times; what to print."""
     if command == "tables":
         text = break_even.page(experiment)
-        return f"\n{text}\n{written_or_not(results / 'tables' / f'{experiment.name}.md', text.encode())}"
+        return f"\n{text}\n{written_or_not(out / 'tables' / f'{experiment.name}.md', text.encode())}"
     from .studies import break_even_figure
 
-    write_drawn(break_even_figure.files(experiment), results / "figures", pdf)
+    write_drawn(break_even_figure.files(experiment), out / "figures", pdf)
     return ""
+
+
+def write_report(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> None:
+    """Write report.html, unless it is there already, made from just this."""
+    figures = [out / "figures", results / "figures"]
+    made_from = up_to_date.of_report(results, figures, options.images, options.samples)
+    if up_to_date.unchanged(out, "report", made_from):
+        say(f"unchanged {out / 'report.html'}\n")
+        return
+    from .report.page import page
+
+    content = page(results, options.images, options.samples, figures, unreadable).encode()
+    report(out / "report.html", content)
+    if not unreadable:  # which is said each time
+        up_to_date.remember(out, "report", made_from, [("report.html", content)])
+
+
+def write_trainings(options: argparse.Namespace, results: Path, out: Path) -> None:
+    """Write the page and the figures, unless they are there already, made from just this; print the page."""
+    made_from = up_to_date.of_trainings(results, [options.pdf])
+    if paths := up_to_date.unchanged(out, "trainings", made_from):
+        (page,) = (path for path in paths if path.suffix == ".md")
+        say("".join([f"{page.read_text(encoding='utf8')}\n", *(f"unchanged {path}\n" for path in paths)]))
+        return
+    from .studies import trained_figure
+
+    text = trainings.page(results)
+    write_page(text, out / "tables" / "trainings.md")
+    drawn = write_drawn(trained_figure.files(results), out / "figures", options.pdf)
+    held = [("tables/trainings.md", text.encode()), *((f"figures/{name}", content) for name, content in drawn)]
+    up_to_date.remember(out, "trainings", made_from, held)
 
 
 def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Path) -> None:
@@ -271,15 +307,33 @@ def write_condensed(results: Path) -> None:
     say(f"{len(replaced)} files condensed: {before / 1e6:.1f} MB of samples became {size / 1e6:.1f}\n")
 
 
-def named_runs(results: Path, names: Sequence[str]) -> list[Run]:
+def named_runs(results: Path, names: Sequence[str], unreadable: list[str]) -> list[Run]:
     """The runs of these ids; an experiment's name stands for its finished runs that rank or drop."""
-    runs = load_runs(results)
+    runs = load_runs(results, unreadable)
     found: list[Run] = []
     for name in names:
         if name in experiments(results):
-            found += [run for run in load_experiment(results, name).runs if run.done and run.drops]
+            found += [run for run in load_experiment(results, name, unreadable).runs if run.done and run.drops]
         else:
             found.append(explain.find(runs, name))
+    return found
+
+
+def chosen(runs: Sequence[Run], methods: Sequence[str], budgets: Sequence[str]) -> list[Run]:
+    """The runs of these methods, at these budgets (ratio, budget or schedule as they were asked for or resolved).
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = [run for run in runs if not methods or run.record.spec.method in methods]
+    found = [
+        run
+        for run in found
+        if not budgets or not {*run.overrides.values(), run.record.spec.schedule}.isdisjoint(budgets)
+    ]
+    if not found:
+        there = sorted({f"{run.record.spec.method} at {run.record.spec.schedule}" for run in runs})
+        raise ValueError(f"no run of that method and budget; there are: {', '.join(there)}")
     return found
 
 

@@ -17,6 +17,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .captions import caption
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
 DPI = 300
 COLOURS, EXACT = 256, 96  # of a palette, and how many of them are the figure's own
-BARS = "bars: 95 % interval of the paired difference to none"
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -55,24 +57,29 @@ def saved(
     """
     for stem, figure in drawn:
         with plt.rc_context(SETTINGS):
-            yield f"{stem}.png", png(figure, photographs)
+            told = caption(stem)
+            yield f"{stem}.png", png(figure, photographs, told)
             if pdf:
                 buffer = io.BytesIO()
-                figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+                figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Subject": told or None})
                 yield f"{stem}.pdf", buffer.getvalue()
         plt.close(figure)
 
 
-def png(figure: Figure, photographs: bool) -> bytes:
-    """A figure as PNG, with a palette unless there are photographs in it."""
+def png(figure: Figure, photographs: bool, told: str = "") -> bytes:
+    """A figure as PNG, its caption as the file's description, with a palette unless there are photographs in it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    described = {"Description": told} if told else {}
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None, **described})
     if photographs:
         return buffer.getvalue()
     with Image.open(buffer) as image:  # the background is opaque: nothing is lost with the transparency
         small = with_palette(image.convert("RGB"))
     buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True, dpi=(DPI, DPI))
+    notes = PngInfo()
+    for name, text in described.items():
+        notes.add_text(name, text)
+    small.save(buffer, "PNG", optimize=True, dpi=(DPI, DPI), pnginfo=notes)
     return buffer.getvalue()
 
 

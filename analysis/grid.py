@@ -34,25 +34,32 @@ LATEX = {
     "↓": r"$^{\downarrow}$",
     "↑": r"$^{\uparrow}$",
     "–": "--",
+    "…": r"\ldots{}",
 }
 
 
 @dataclass(frozen=True)
 class Text:
-    """A cell's text with its emphasis: "best" is bold, "second" italic (Markdown) or underlined (LaTeX)."""
+    """A cell's text with its emphasis: "best" is bold, "second" italic (Markdown) or underlined (LaTeX).
+
+    "small" is that in LaTeX. A row whose first cell is a "banner" has its words across all columns there.
+    """
 
     text: str
-    mark: Literal["", "best", "second"] = ""
+    mark: Literal["", "best", "second", "small", "banner"] = ""
 
     def markdown(self) -> str:
         """For a Markdown table."""
         text = in_page(printable(self.text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " "))
-        return {"": text, "best": f"**{text}**", "second": f"*{text}*"}[self.mark]
+        return {"best": f"**{text}**", "second": f"*{text}*", "banner": f"***{text}***"}.get(self.mark, text)
 
     def latex(self) -> str:
         """For a LaTeX tabular."""
         text = escape_latex(self.text)
-        return {"": text, "best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}[self.mark]
+        command = {"best": "textbf", "second": "underline", "banner": "textit", "small": "scriptsize"}.get(self.mark)
+        if command == "scriptsize":
+            return rf"{{\scriptsize {text}}}" if text else ""
+        return text if command is None else rf"\{command}{{{text}}}"
 
 
 @dataclass
@@ -87,13 +94,13 @@ class Grid:
         """Markdown under a heading of its own."""
         return f"## {self.title}\n\n{self.markdown()}"
 
-    def latex(self, label: str, caption: str) -> str:
+    def latex(self, label: str, caption: str, titled: bool = True) -> str:
         """A floating table with booktabs rules; needs the packages booktabs and graphicx."""
         columns = "l" * self.left + "r" * (len(self.head) - self.left)
         lines = [
             r"\begin{table*}[t]",
             r"\centering",
-            rf"\caption{{{escape_latex(self.title)}. {caption}}}",
+            rf"\caption{{{f'{escape_latex(self.title)}. ' * titled}{caption}}}",
             rf"\label{{tab:{re.sub('[^A-Za-z0-9_.:+-]', '-', label)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
@@ -102,8 +109,12 @@ class Grid:
             r"\midrule",
         ]
         for number, row in enumerate(self.rows):
-            if number in self.rules:
+            banner = row[0].mark == "banner"
+            if number and (banner or number in self.rules):
                 lines.append(r"\midrule")
+            if banner:
+                lines += [rf"\multicolumn{{{len(self.head)}}}{{c}}{{{row[0].latex()}}} \\", r"\midrule"]
+                continue
             lines.append(" & ".join(cell.latex() for cell in row) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
 

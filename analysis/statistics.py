@@ -6,8 +6,11 @@ difference between two runs is then taken within the draw, which pairs it. An im
 task asks about it: tasks that share images are resampled together, as an average over them needs. The tasks
 themselves are fixed.
 
-    draws = replicates("pope", values, images)      # [draws, runs]
+    draws = replicates("gqa", values, images)       # [draws, runs]
     interval(draws[:, 1] - draws[:, 0])             # 95 % interval of run 1 minus run 0
+
+A score that is no mean over samples (F1, MME's pairs, MMBench's circles, a mean of categories) is computed anew on
+every draw, from its numerators and denominators (`quotients`).
 
 The counts are Poisson numbers of mean 1, which given their sum are the multinomial ones of drawing with replacement.
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,14 +135,63 @@ def replicates(
     np.add.at(sums, codes, values)
     sizes = np.bincount(codes).astype(float)
     totals, taken = np.zeros((draws, runs)), np.zeros(draws)
-    block = max(1, BLOCK // draws)
-    for start in range(0, len(different), block):
-        those = slice(start, start + block)
-        drawn = np.stack([counts(label, draws) for label in different[those]], axis=1).astype(float)
+    for those, drawn in drawn_counts(different, draws):
         totals += drawn @ sums[those]
         taken += drawn @ sizes[those]
     totals[taken == 0], taken[taken == 0] = sums.sum(axis=0), float(samples)
     return totals / taken[:, None]
+
+
+def quotients(
+    name: str,
+    above: FloatArray,
+    below: FloatArray,
+    strata: Sequence[Hashable],
+    clusters: Sequence[Hashable] | None = None,
+    draws: int = DRAWS,
+) -> FloatArray:
+    """Scores of every run under resampling of the samples: the sum over strata of a quotient of sums.
+
+    Args:
+        name: What is resampled, such as the task.
+        above, below: Each sample's part of numerator and denominator [samples, runs], no NaN.
+        strata: Of the samples [samples].
+        clusters: As of `replicates`.
+        draws: Number of draws.
+
+    Returns:
+        Scores [draws, runs]. A draw that takes nothing of a stratum has its whole quotient there.
+
+    Raises:
+        ValueError: If there is no sample, or a part is not a number.
+    """
+    if not len(above) or not np.isfinite(above).all() or not np.isfinite(below).all():
+        raise ValueError(f"{name}: no sample to resample, or a sample's part is not a finite number")
+    labels = np.array([f"{name} {place}" if clusters is None else str(clusters[place]) for place in range(len(above))])
+    found, runs = np.zeros((draws, above.shape[1])), above.shape[1]
+    of_stratum = first_seen(strata)
+    for stratum in range(of_stratum.max() + 1):
+        inside = of_stratum == stratum
+        columns, mine = np.hstack([above[inside], below[inside]]), labels[inside].tolist()
+        sums = np.zeros((len(set(mine)), 2 * runs))
+        np.add.at(sums, first_seen(mine), columns)
+        totals = np.zeros((draws, 2 * runs))
+        for those, drawn in drawn_counts(list(dict.fromkeys(mine)), draws):
+            totals += drawn @ sums[those]
+        tops, bottoms, whole = totals[:, :runs], totals[:, runs:], sums.sum(axis=0)
+        empty = bottoms == 0
+        tops = np.where(empty, whole[:runs], tops)
+        bottoms = np.where(empty, whole[runs:], bottoms)
+        found += np.divide(tops, bottoms, out=np.zeros_like(tops), where=bottoms != 0)
+    return found
+
+
+def drawn_counts(clusters: Sequence[Hashable], draws: int) -> Iterator[tuple[slice, FloatArray]]:
+    """How often each draw takes each cluster, block by block: which of them, and their counts [draws, clusters]."""
+    block = max(1, BLOCK // draws)
+    for start in range(0, len(clusters), block):
+        those = slice(start, start + block)
+        yield those, np.stack([counts(label, draws) for label in clusters[those]], axis=1).astype(float)
 
 
 def counts(label: Hashable, draws: int = DRAWS) -> npt.NDArray[np.uint8]:

@@ -27,6 +27,28 @@ METHOD_NAMES = {
     "sparsevlm": "SparseVLM",
     "sparsevlm_plus": "SparseVLM+",
     "sparsevlm_v1": "SparseVLM v1",
+    "pyramiddrop_192": "PyramidDrop (192)",
+    "pyramiddrop_128": "PyramidDrop (128)",
+    "pyramiddrop_64": "PyramidDrop (64)",
+    "divprune": "DivPrune",
+    "visionzip": "VisionZip",
+    "visionzip_pyramiddrop": "VisionZip + PyramidDrop",
+    "fastervlm": "FasterVLM",
+    "vispruner": "VisPruner",
+    "cdpruner": "CDPruner",
+    "cdpruner_embeddings": "CDPruner (embeddings)",
+    "prumerge": "PruMerge",
+    "prumerge_plus": "PruMerge+",
+    "hired": "HiRED",
+    "holov": "HoloV",
+    "holov_redistributed": "HoloV (redistributed)",
+    "scope": "SCOPE",
+    "dart": "DART",
+    "v2drop": "V2Drop",
+    "vtw": "VTW",
+    "feather": "FEATHER",
+    "fitprune": "FitPrune",
+    "tome": "ToMe",
     "random": "Random",
     "no_image": "no image",
     "uniform": "Uniform",
@@ -49,6 +71,18 @@ SPARE_LINES = (
     Line("#000000", "*", "-"),
     Line("#882255", "h", "--"),
 )
+MODEL_NAMES = {
+    "embedded": "embedded model",
+    "embedded_not_finetuned": "embedded model, not fine-tuned",
+    "internvl3_8b": "InternVL3-8B",
+    "llava_1_5_7b": "LLaVA-1.5-7B",
+    "llava_1_5_13b": "LLaVA-1.5-13B",
+    "llava_next_7b": "LLaVA-NeXT-7B",
+    "llava_onevision_7b": "LLaVA-OneVision-7B",
+    "qwen2_vl_7b": "Qwen2-VL-7B",
+    "qwen2_5_vl_7b": "Qwen2.5-VL-7B",
+    "qwen3_vl_8b": "Qwen3-VL-8B",
+}
 TASK_NAMES = {
     "gqa": "GQA",
     "pope": "POPE",
@@ -56,9 +90,11 @@ TASK_NAMES = {
     "mmbench_en_dev": "MMB",
     "mmbench_en_dev_static": "MMB",
     "mmbench_cn_dev": "MMB-CN",
+    "mmbench_cn_dev_static": "MMB-CN",
     "scienceqa_img": "SQA-I",
     "seedbench": "SEED",
     "textvqa_val": "TextVQA",
+    "textvqa_val_ocr": "TextVQA, OCR",
     "vqav2_val": "VQAv2",
     "vizwiz_vqa_val": "VizWiz",
     "mmmu_val": "MMMU",
@@ -68,12 +104,18 @@ TASK_NAMES = {
     "infovqa_val": "InfoVQA",
     "ai2d": "AI2D",
     "mmstar": "MMStar",
+    **{
+        f"{task}_rec_{split}": f"{name} {split}"
+        for task, name in (("refcoco", "RefCOCO"), ("refcocoplus", "RefCOCO+"), ("refcocog", "RefCOCOg"))
+        for split in ("val", "test", "testA", "testB")
+    },
 }
 
 VIRIDIS = (  # matplotlib's, sampled from 0 to 0.86
     "#440154", "#481b6d", "#46327e", "#3f4788", "#365c8d", "#2e6e8e", "#277f8e",
     "#21918c", "#1fa187", "#2db27d", "#4ac16d", "#73d056", "#a0da39",
 )  # fmt: skip
+MANY_STAGES = 6  # more are FitPrune's, one a layer
 LAYER_MARKERS = "osD^vP<>X*h"
 
 
@@ -82,6 +124,21 @@ def method_name(method: str) -> str:
     if method.startswith("random_") and method not in METHOD_NAMES:
         return f"Random ({method_name(method.removeprefix('random_'))})"
     return METHOD_NAMES.get(method, method)
+
+
+def model_name(model: str) -> str:
+    """A model as a reader would say it: the paper's name, how a trained one was trained, or else words.
+
+    >>> model_name("trained_fastv_seed0")
+    'trained with FastV, seed 0'
+    >>> model_name("trained_none_seed1")
+    'trained with nothing dropped, seed 1'
+    """
+    if trained := re.fullmatch(r"trained_(\w+?)(?:_seed(\d+))?", model):
+        method = method_name(trained[1])
+        seed = f", seed {trained[2]}" if trained[2] else ""
+        return f"trained with {'nothing dropped' if method == 'none' else method}{seed}"
+    return MODEL_NAMES.get(model, model.replace("_", " "))
 
 
 def task_names(tasks: Sequence[str]) -> dict[str, str]:
@@ -125,10 +182,37 @@ def layer_lines(layers: int) -> list[Line]:
     ]
 
 
+def budget_words(budget: str) -> str:
+    """A budget as a reader would say it.
+
+    >>> [budget_words(text) for text in ("avg_tokens:72", "flops:0.45", "kv:0.4", "keep:0.5", "0.5", "")]
+    ['72 tokens on average', '45 % of the FLOPs', '40 % of the KV cache', '50 % kept on average', 'ratio 0.5', '']
+    """
+    kind, _, amount = budget.partition(":")
+    where = ""
+    if " at " in amount:
+        amount, where = amount.split(" at ", 1)
+        where = f" at {where}"
+    shares = {"flops": "of the FLOPs", "kv": "of the KV cache", "keep": "kept on average"}
+    if kind == "avg_tokens" and amount:
+        return f"{amount} tokens on average{where}"
+    if kind == "prefill_ms" and amount:
+        return f"{amount} ms of prefill{where}"
+    if kind in shares and re.fullmatch(r"[\d.]+", amount):
+        return f"{100 * float(amount):g} % {shares[kind]}{where}"
+    return f"ratio {budget}" if re.match(r"[\d.]+($| at )", budget) else budget
+
+
 def schedule_text(schedule: str) -> str:
-    """A schedule to be read: fractions of more than four digits in four. The record has them in full.
+    """A schedule to be read: fractions of more than four digits in four, of many stages the first two and the last. The
+    record has them in full.
 
     >>> schedule_text("3:0.543689 6:0.295597728721")
     '3:0.5437 6:0.2956'
+    >>> schedule_text("1:0.9 2:0.8 3:0.7 4:0.6 5:0.5 6:0.4 7:0.3")
+    '1:0.9 2:0.8 … 7:0.3 (7 stages)'
     """
-    return re.sub(r"\d+\.\d{5,}(?:[eE][-+]?\d+)?", lambda match: f"{float(match.group()):.4g}", schedule)
+    stages = re.sub(r"\d+\.\d{5,}(?:[eE][-+]?\d+)?", lambda match: f"{float(match.group()):.4g}", schedule).split(" ")
+    if len(stages) > MANY_STAGES:
+        return f"{stages[0]} {stages[1]} … {stages[-1]} ({len(stages)} stages)"
+    return " ".join(stages)

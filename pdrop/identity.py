@@ -22,7 +22,7 @@ NUMBERS = (
     *("schedule.py", "record.py", "shapes.py", "pictures.py"),
     *("engine", "models", "timing", "evaluation"),
     "cost/flops.py",
-    *("runs/measured.py", "runs/timed.py", "runs/timed_prompt.py"),
+    *("runs/measured.py", "runs/worker.py", "runs/timed.py", "runs/timed_prompt.py"),
 )
 TRAINED = (*NUMBERS, "training")  # what makes the weights of a training
 FOLLOWED = "methods"

@@ -28,13 +28,22 @@ Built = TypeVar("Built")
 # conditions that must be equal for two times to be compared (pdrop/timing/conditions.py notes them)
 EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
+    "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
+CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much of the larger one
+# fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
+LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
+LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
+# metrics of lmms-eval whose scores are percentages, for records that do not say it
+PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-PromptStyle = Literal["chat", "vicuna_v1"]  # see pdrop/evaluation/prompts.py
+ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocol/, docs/protocols.md
+PromptStyle = Literal["chat", "vicuna_v1", "qwen_1_5"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
+ImageBackend = Literal["pil", "torchvision"]
 
 # what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
 ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
@@ -73,6 +82,15 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
+    protocol: ProtocolName = "checkpoint"  # whose settings are asked with; what it sets stands in the fields
+    system: str | None = None  # system message in front of the prompt; None: the style's or the template's own
+    image_backend: ImageBackend = "pil"  # what prepares pictures
+    min_pixels: int | None = None  # a smaller picture is enlarged to so many; None: as the processor has it
+    max_pixels: int | None = None  # a larger one is made smaller
+    max_tiles: int | None = None  # that a picture is cut into
+    wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
+    lengths: str = ""  # canonical JSON {front of a task's name: max_new_tokens}, before max_new_tokens
+    sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
         """Refuse a word that is none of its field's, and a count below 1.
@@ -87,6 +105,8 @@ class RunSpec:
             value, told, options = getattr(self, name), (called or {}).get(name, name), get_args(hint)
             if get_origin(hint) is Literal:
                 check_word(told, value, options)
+            if name == "system" and value is not None and not str(value).strip():
+                raise ValueError(f"{told} is a system message, or null, not {value!r}")
             if name == "attn_implementation" and not ATTENTION.fullmatch(value):
                 raise ValueError(f"{told} is sdpa, eager or flash_attention_2, not {value!r}")
             if name == "seed":
@@ -96,9 +116,30 @@ class RunSpec:
                 raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
 
     @property
+    def asked_with(self) -> str:
+        """In words: whose protocol, template, pictures, and how long answers may be."""
+        parts = [f"{self.protocol} protocol", f"{self.prompt} prompt"]
+        parts += ["a system message" if self.system is not None else "", f"image {self.image_mode}"]
+        limits = [f"{name}={getattr(self, name)}" for name in ("min_pixels", "max_pixels", "max_tiles")]
+        parts += [limit for limit in limits if not limit.endswith("=None")]
+        parts += [f"by {self.image_backend}" if self.image_backend != "pil" else ""]
+        parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
+        parts.append(
+            f"up to {self.max_new_tokens} tokens where a task sets none"
+            + (f" ({self.lengths})" if self.lengths else "")
+        )
+        return ", ".join(part for part in parts if part)
+
+    def answer_tokens(self, task: str) -> int:
+        """Most tokens of an answer to a task that sets none itself."""
+        fronts: dict[str, int] = json.loads(self.lengths or "{}")
+        fitting = [front for front in fronts if task.startswith(front)]
+        return fronts[max(fitting, key=len)] if fitting else self.max_new_tokens
+
+    @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 over the canonical JSON of all fields."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+        return hashed(asdict(self))
 
     @property
     def folder(self) -> str:
@@ -108,11 +149,18 @@ class RunSpec:
 
 @dataclass
 class Score:
-    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1)."""
+    """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1).
+
+    `full` is what answers without a mistake would have on these samples: 1 of a fraction, 100 of a percentage, more of
+    points; None where that is not known, and in older records. `mean` says whether the value was the plain mean of its
+    samples' numbers when it was written: a reader holds it against them; None in older records.
+    """
 
     value: float
     n: int
     higher_is_better: bool = True
+    full: float | None = None
+    mean: bool | None = None
 
 
 @dataclass
@@ -127,6 +175,18 @@ class TaskResult:
     prompt_hash: str
     main_metric: str  # the metric tables show
     wall_s: float = 0.0
+    invalid: int | None = None  # answers that no rule of the task reads; None: not counted (older records)
+    boxes: str | None = None  # the family whose prompt and frame of boxes was asked (pdrop/evaluation/grounding.py)
+
+    def full(self, metric: str) -> float | None:
+        """What answers without a mistake would have: see `Score`."""
+        known = self.scores[metric].full
+        return 100.0 if known is None and metric in PERCENTAGES else known
+
+    def share(self, metric: str) -> float:
+        """A score as a fraction where it is a fraction or a percentage; points as they are."""
+        value = self.scores[metric].value
+        return value / 100 if self.full(metric) == 100 else value
 
 
 @dataclass
@@ -187,23 +247,32 @@ class RunRecord:
     cost: Cost | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    # each time that stored answers were scored anew: when, by which code, and the scores that were replaced
+    rescored: list[dict[str, Any]] = field(default_factory=list)
+    samples_digest: str = ""  # SHA-256 of samples.zip; "" without one, and in older records
 
     @property
     def run_id(self) -> str:
         return self.spec.run_id
 
     def to_json(self) -> str:
-        """Indented JSON with the run_id in front; `from_json` reads it back."""
-        return json.dumps({"run_id": self.run_id, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Indented JSON with the run_id in front and a checksum at the end; `from_json` reads it back."""
+        data = {"run_id": self.run_id, **asdict(self)}
+        return json.dumps(data | {"checksum": checksum(data)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
         """Read a record.
 
         Raises:
-            ValueError: If a field is unknown or missing, or the run_id does not fit the spec.
+            ValueError: If a field is unknown or missing, the run_id does not fit the spec, or the checksum not the rest
+                (older records have none).
         """
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
+        proof = data.pop("checksum", None)
+        held = checksum(data)
         run_id = data.pop("run_id", None)
         spec = dict(data.pop("spec", {}))
         spec["tasks"] = tuple(spec.get("tasks", ()))
@@ -219,6 +288,8 @@ class RunRecord:
         record.check_names()
         if run_id != record.run_id:
             raise ValueError(f"record says run_id {run_id}, but its spec hashes to {record.run_id}: edited by hand?")
+        if proof is not None and proof != held:
+            raise ValueError("it does not hold what was written, by its checksum: edited by hand, or damaged")
         return record
 
     def check_names(self) -> None:
@@ -248,10 +319,40 @@ class RunRecord:
         path = folder / "record.json"
         try:
             return cls.from_json(path.read_text(encoding="utf8"))
-        except (ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); move the folder away") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a record that this version reads ({error}); move the folder away"
             ) from error
+
+
+def checksum(data: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 over a record's content: equal values give equal text, to the last digit."""
+    plain = json.loads(json.dumps(data))  # keys as JSON has them
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hashed(spec: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those of LATER that say nothing."""
+    said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
+    return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
+
+
+def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What forbids to compare two times, in words, by the conditions that they were measured under."""
+    found = [
+        f"{name}: {one.get(name)} and {other.get(name)}"
+        for name in EQUAL_CONDITIONS
+        if one.get(name) != other.get(name)
+    ]
+    for name, share in CLOSE_CONDITIONS.items():
+        here, there = one.get(name), other.get(name)
+        # where one of the two was not noted, nothing is known
+        if here is not None and there is not None and abs(here - there) > share * max(here, there):
+            found.append(f"{name}: {here:g} and {there:g}, more than {share:.0%} apart")
+    return found
 
 
 def check_seed(told: str, value: int) -> None:

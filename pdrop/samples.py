@@ -36,9 +36,9 @@ from pdrop.store import write_atomically
 # model, and are equal for most runs of a store
 FIELDS = (
     "doc_id", "question", "prompt", "target", "answer", "scores", "metrics", "visual_tokens", "visual_per_layer",
-    "kept", "kept_counts", "image", "layout", "attention", "losses",
+    "kept", "kept_counts", "image", "layout", "attention", "losses", "parts", "read", "group",
 )  # fmt: skip
-ASKED = ("question", "prompt", "target", "visual_tokens", "image", "layout")
+ASKED = ("question", "prompt", "target", "visual_tokens", "image", "layout", "group")
 FILE = "samples.zip"
 Sample = dict[str, Any]
 
@@ -75,6 +75,29 @@ def samples_file(folder: Path, task: str) -> Path:
 def samples_files(folder: Path) -> list[Path]:
     """Every samples file of a run's folder, sorted."""
     return sorted([*folder.glob(FILE), *(folder / "samples").glob("*.jsonl")])
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a run's samples file; "" where there is none of this form."""
+    path = folder / FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def verify(folder: Path, known: str) -> None:
+    """Refuse a samples file that is another one than the run's record says.
+
+    Args:
+        folder: The run's.
+        known: `digest` as the record has it; "" in older records: nothing is known then.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if known and digest(folder) not in ("", known):
+        raise ValueError(
+            f"{folder / FILE} does not hold what the run wrote, by its record's checksum: edited by hand, or damaged; "
+            f"make run {folder.name} again with force=true"
+        )
 
 
 def read_samples(folder: Path, task: str, most: int | None = None) -> list[Sample]:

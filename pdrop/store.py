@@ -2,6 +2,7 @@
 
     results/runs/<model>-<method>-<run_id>/           a run: record.json, answers.jsonl, samples.zip
     results/experiments/<experiment>/<run's folder>   notes that an experiment asked for the run
+    results/sweeps/<id>.json                          what a sweep that has not ended is still to do
 
 A store may come from somebody else, or lie where others write. Whatever stands in a run's folder under the name of a
 file that is written there, be it a symbolic link, a pipe or a device, nothing outside the folder is changed. New files
@@ -13,15 +14,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
+import re
 import secrets
+import socket
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("pdrop")
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically writes into
+LONGEST_WRITE = 3600.0  # seconds
+HOLDER = ".holder"  # of a run's folder, while a process does it: host, process, since when
 
 
 def open_in_place(path: Path, flags: int) -> int:
@@ -64,6 +74,21 @@ def refuse_links(folder: Path) -> None:
             raise ValueError(f"{path} is no file of a store but {kind_of(path)}: remove it")
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Where writing fails because a disk is full, the system does not say which file it was: say it.
+
+    Raises:
+        OSError: The same, with the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half-written, creating its folder; a link is replaced, not followed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +96,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     # the system takes the umask off: asking for it would change it for other threads
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
@@ -79,16 +104,134 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
+    """Remove what writes that were killed left in a folder, if it is older than so many seconds.
+
+    Where others may be writing, `older_s` is what the longest write takes and more.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another process removed it, or finished writing
+            there = path.lstat()
+            ours = TEMPORARY.fullmatch(path.name) is not None and stat.S_ISREG(there.st_mode)
+            if ours and time.time() - there.st_mtime >= older_s:
+                path.unlink()
+
+
+@functools.cache
+def tidy(results: Path) -> None:
+    """Remove what writes that were killed left in a store; once per process."""
+    places = [results, results / "questions", results / "sweeps"]
+    places += [*results.glob("experiments/*"), *results.glob("runs/*")]
+    for place in places:
+        if not place.is_symlink():
+            remove_leftovers(place, LONGEST_WRITE)
+
+
+class Held(OSError):
+    """Another process holds a folder."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder: jobs that share a store take turns at the same run. The system frees it however a process ends."""
+def locked(folder: Path, wait: bool = True, **note: Any) -> Iterator[None]:
+    """Hold a folder: jobs that share a store take turns at the same run. The system frees it however a process ends.
+
+    Args:
+        folder: A run's.
+        wait: Where another process holds it.
+        note: What `holder` tells others, besides host, process and time.
+
+    Raises:
+        Held: If another process holds it, and it is not to be waited for.
+    """
     with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting       another process does %s", folder)
+        except BlockingIOError as error:
+            by = where(noted(folder / HOLDER))
+            if not wait:
+                raise Held(f"{folder} is held by another process{by}") from error
+            log.info("waiting       another process%s does %s", by, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
+        try:
+            yield
+        finally:
+            (folder / HOLDER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def announced(path: Path, note: Mapping[str, Any]) -> Iterator[None]:
+    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
+    write_atomically(path, json.dumps(own_note() | dict(note)) + "\n")
+    with os.fdopen(open_in_place(path, os.O_RDWR), "r+b") as file:
+        with contextlib.suppress(OSError):  # two sweeps of the same runs: the first one holds it; or there are no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other sweeps have notes there
+                path.parent.rmdir()
+
+
+def state(folder: Path, status: str, error: str | None) -> str:
+    """What has become of a run: done, running, failed, or stopped: by a kill, or by hand; it goes on where it was.
+
+    Args:
+        folder: The run's.
+        status: Its record's.
+        error: Its record's.
+    """
+    if status == "running":
+        return "running" if holder(folder) is not None else "stopped"
+    return "stopped" if status == "failed" and reason(error) == "KeyboardInterrupt" else status
+
+
+def reason(error: str | None) -> str:
+    """A traceback's last line: what went wrong."""
+    return next((line.strip() for line in reversed((error or "").splitlines()) if line.strip()), "")
+
+
+def stored_answers(folder: Path) -> int:
+    """How many answers a run's folder holds; one that was given twice counts twice."""
+    path = folder / "answers.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def own_note() -> dict[str, Any]:
+    """Host, process and time, as a lock has them."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+
+
+def holder(folder: Path, lock: str = ".lock", note: str = HOLDER) -> dict[str, Any] | None:
+    """What the process that holds a folder noted (see `locked`); None where nobody does, also after a kill.
+
+    Where a file system has no locks: what was noted last.
+    """
+    try:
+        handle = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no lock, hence no holder; or a link, which is none
+        return None
+    with os.fdopen(handle, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return noted(folder / note)
+    return None
+
+
+def noted(path: Path) -> dict[str, Any]:
+    """What a holder's file says; {} if there is none, or it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def where(note: Mapping[str, Any]) -> str:
+    """A holder in words, " (node7, process 123)"; "" if it is not known."""
+    return f" ({note['host']}, process {note['pid']})" if {"host", "pid"} <= set(note) else ""
 
 
 def mark(results: Path, experiment: str, folder: str, overrides: Sequence[str]) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 
 import pytest
 
 pytest_plugins = ["tests.support.train_command"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_remembered(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What command lines are resolved to is remembered per user: not beyond the tests, nor from before them."""
+    os.environ["PDROP_CACHE"] = str(tmp_path_factory.mktemp("remembered"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker

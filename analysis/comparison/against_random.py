@@ -1,5 +1,7 @@
 """Rows against their random twins: as many tokens at the same layers, under the same position policy, but blindly.
 
+One twin may stand for several methods, whose numbers are the same up to a token (all those before the decoder).
+
 A method that cannot be distinguished from its twin has shown nothing by its ranking. Where the twin has several seeds,
 the difference is taken to their mean, and its interval covers the choice of images AND of seeds, both drawn anew in
 each draw of the bootstrap.
@@ -12,9 +14,13 @@ from statistics import fmean
 
 import numpy as np
 
-from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, replicates, twice_the_median
-from ..store.load import Run
+from pdrop.schedule import Schedule
+
+from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seeds, twice_the_median
+from .resampling import run_draws
 from .table_model import Row, Table
+
+ONE_TOKEN = 1.0  # per layer: of two methods under one budget of FLOPs, whose ranking costs differ
 
 
 def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatArray | None]) -> None:
@@ -37,16 +43,41 @@ def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatA
 
 
 def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row's random twin: one that was made as such (twin=true) before one that happens to be."""
+    """The row's random twin: one made as such (twin=true) before one that happens to be; of those, the nearest."""
     found = [other for other in rows if is_random_twin(other, row)]
-    return min(found, key=lambda other: other.spec.method != f"random_{row.spec.method}", default=None)
+
+    def order(other: Row) -> tuple[bool, bool, float]:
+        return (
+            other.spec.method != f"random_{row.spec.method}",
+            other.spec.schedule != row.spec.schedule,
+            tokens_apart(other, row) or 0.0,
+        )
+
+    return min(found, key=order, default=None)
 
 
 def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops as many tokens at the same layers, under the same position policy, but blindly."""
-    names = ("schedule", "positions", "tasks")
-    same = row.drops and all(getattr(other.spec, name) == getattr(row.spec, name) for name in names)
-    return same and is_random(other) and not is_random(row)
+    """Whether `other` drops blindly: as many tokens, give or take one, at the same layers, with the same positions."""
+    same = (
+        row.drops
+        and other.drops
+        and all(getattr(other.spec, n) == getattr(row.spec, n) for n in ("positions", "tasks"))
+    )
+    if not same or not is_random(other) or is_random(row):
+        return False
+    if other.spec.schedule == row.spec.schedule:
+        return True
+    layers = [Schedule.parse(one.spec.schedule).layers for one in (other, row)]
+    apart = tokens_apart(other, row) if layers[0] == layers[1] else None
+    return apart is not None and apart <= ONE_TOKEN
+
+
+def tokens_apart(other: Row, row: Row) -> float | None:
+    """The largest difference in the visual tokens that enter a layer, means over the samples; None without costs."""
+    lists = [one.runs[0].record.cost.visual_tokens_per_layer for one in (other, row) if one.runs[0].record.cost]
+    if len(lists) < 2 or not lists[0] or len(lists[0]) != len(lists[1]):
+        return None
+    return float(max(abs(a - b) for a, b in zip(*lists)))
 
 
 def is_random(row: Row) -> bool:
@@ -54,24 +85,16 @@ def is_random(row: Row) -> bool:
     return row.spec.method.split("_")[0] == "random"
 
 
-def columns(runs: Sequence[Run], task: str) -> FloatArray | None:
-    """Per-sample values [samples, runs]; None where a score is not the mean over its samples."""
-    values = [run.samples(task).values for run in runs]
-    there = [v for v, run in zip(values, runs) if v is not None and abs(v.mean() - run.score(task)) <= 1e-6]
-    return np.stack(there, axis=1) if len(there) == len(runs) else None
-
-
 def band_draws(twin: Row, tasks: Sequence[str]) -> FloatArray | None:
     """Average of the twin under resampling of images and of seeds [draws]; None if a task has no draws."""
     by_task = []
     for task in tasks:
-        values = columns(twin.runs, task)
-        if values is None:
+        found = run_draws(twin.runs, task)
+        there = [one for one in found if one is not None]
+        if len(there) < len(found):
             return None
-        by_task.append(replicates(task, values, twin.runs[0].samples(task).clusters))
-    if not by_task:
-        return None
-    return over_seeds(np.mean(by_task, axis=0))
+        by_task.append(np.stack(there, axis=1))
+    return over_seeds(np.mean(by_task, axis=0)) if by_task else None
 
 
 def against_each(row: Row, twin: Row, tasks: Sequence[str]) -> float | None:

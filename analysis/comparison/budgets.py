@@ -42,6 +42,12 @@ def ratio(run: Run) -> str | None:
     return f"{first:g}"
 
 
+def kind(run: Run) -> str:
+    """What the budget asked for was equal in, "avg_tokens" or "flops"; "" where no budget was asked for."""
+    asked = run.overrides.get("budget", "")
+    return asked.partition(":")[0] if asked not in ("", "null", "None") else ""
+
+
 def by_keep(runs: Sequence[Run], depth: int | None) -> str:
     """The mean keep in whole percent; of runs that are not done the schedule's, if it tells."""
     known = [run.record.cost.mean_keep for run in runs if run.record.cost]

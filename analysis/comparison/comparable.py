@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pdrop.record import EQUAL_CONDITIONS, RunSpec, canonical_json
+from pdrop.record import CLOSE_CONDITIONS, EQUAL_CONDITIONS, RunSpec, canonical_json
 
 from ..store.load import ALL, Experiment, Run, by_task, timing
 
-OF_MODEL = ("weights", "revision", "prompt", "image_mode")
+# a protocol sets most of them by family
+OF_MODEL: tuple[str, ...] = ("weights", "revision", "prompt", "image_mode", "system", "image_backend", "min_pixels")
+OF_MODEL += ("max_pixels", "max_tiles", "wrapper", "lengths", "max_new_tokens")
 # what tables compare, and what is held against each other in a way of its own
 COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "latency")
 OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")
@@ -103,9 +105,15 @@ def time_mixtures(runs: Iterable[Run]) -> list[Mixture]:
     if not all(run.record.spec.code for run in timed) or len({run.record.spec.code for run in timed}) > 1:
         commits = [(run, run.record.environment.get("git_commit")) for run in timed]
         found.append(differing("git_commit (times are shown)", commits, "made"))
+    measured = [run for run in timed if timing(run)]
     for name in EQUAL_CONDITIONS:
-        seen = [(run, timing(run)["conditions"]["before"].get(name)) for run in timed if timing(run)]
+        seen = [(run, timing(run)["conditions"]["before"].get(name)) for run in measured]
         found.append(differing(f"{name} (times are shown)", seen, "made"))
+    for name, share in CLOSE_CONDITIONS.items():
+        noted = [(run, value) for run in measured if (value := timing(run)["conditions"]["before"].get(name))]
+        values = [value for _, value in noted]
+        if values and max(values) - min(values) > share * max(values):
+            found.append(differing(f"{name} (times are shown)", noted, "made"))
     for name in ("cores", "threads"):
         held = [(run, run.record.environment.get(name)) for run in timed]
         found.append(differing(f"{name} (times are shown)", held, "made"))

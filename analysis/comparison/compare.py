@@ -16,14 +16,15 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from ..statistics import Estimate, Flips, FloatArray, flips, interval, replicates
+from ..statistics import Estimate, Flips, FloatArray, flips
 from ..store.load import Run
 from .against_random import hold_against_random
+from .answers import describe, estimated
 from .comparable import Part
-from .table_model import Cell, Row, Table, describe_tasks, mean_or_none, pool
+from .resampling import Draws, mean_draws, run_draws
+from .table_model import Cell, Row, Table, describe_tasks, in_all, mean_or_none, pool
 
 FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
-Draws = FloatArray | None  # means under resampling [draws]; None where the score is not a mean over samples
 
 
 def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
@@ -56,15 +57,15 @@ def read_floors(folder: Path) -> dict[str, float]:
 def score(rows: list[Row], table: Table) -> None:
     """Fill in scores, intervals, differences and marks of the finished rows of one model."""
     values = {task: sample_values(rows, task) for task in table.tasks}
-    draws = {task: resample(rows, task, values[task]) for task in table.tasks}
-    averages = [average_draws([draws[task][number] for task in table.averaged]) for number in range(len(rows))]
+    draws = {task: resample(rows, task) for task in table.tasks}
+    averages = [mean_draws([draws[task][number] for task in table.averaged]) for number in range(len(rows))]
     for number, row in enumerate(rows):
         for task in table.tasks:
             if in_all(row, task):
-                row.cells[task] = Cell(estimate(fmean(run.score(task) for run in row.runs), draws[task][number]))
+                row.cells[task] = Cell(estimated(fmean(run.score(task) for run in row.runs), draws[task][number]))
         average = mean_or_none([row.cells[task].score.value if task in row.cells else None for task in table.averaged])
         if average is not None:
-            row.average = Cell(estimate(average, averages[number]))
+            row.average = Cell(estimated(average, averages[number]))
             if len(row.runs) > 1:
                 row.spread = stdev(fmean(run.score(task) for task in table.averaged) for run in row.runs)
         row.time = time_ratio(row) if table.times else None
@@ -84,6 +85,7 @@ def score(rows: list[Row], table: Table) -> None:
             if floor is not None and top > floor:
                 row.floor_to_full = (value - floor) / (top - floor)
     hold_against_random(rows, table, averages)
+    describe(rows, [baseline(rows, row) for row in rows], table)
 
     def flipped_between(base: int, number: int, tasks: Sequence[str]) -> Flips | None:
         return total([flips_between(rows, task, values[task], base, number) for task in tasks])
@@ -92,11 +94,6 @@ def score(rows: list[Row], table: Table) -> None:
         sign = 1 if column.higher_is_better else -1
         mark(rows, [row.cells.get(task) for row in rows], draws[task], partial(flipped_between, tasks=[task]), sign)
     mark(rows, [row.average for row in rows], averages, partial(flipped_between, tasks=table.averaged))
-
-
-def in_all(row: Row, task: str) -> bool:
-    """Whether every pooled run has the task."""
-    return all(task in run.record.results for run in row.runs)
 
 
 def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
@@ -121,39 +118,18 @@ def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
     return found
 
 
-def resample(rows: list[Row], task: str, values: list[FloatArray | None]) -> list[Draws]:
-    """Each row's mean under resampling [draws]; None where the task's score is not the mean over its samples (F1)."""
-    usable = []
-    for number, (row, samples) in enumerate(zip(rows, values)):
-        if samples is not None:
-            value = fmean(run.score(task) for run in row.runs)
-            if abs(value - float(samples.mean())) <= 1e-6 * max(1.0, abs(value)):
-                usable.append(number)
-    found: list[Draws] = [None] * len(rows)
-    if usable:
-        columns = np.stack([samples for n in usable if (samples := values[n]) is not None], axis=1)
-        means = replicates(task, columns, rows[usable[0]].runs[0].samples(task).clusters)
-        for place, number in enumerate(usable):
-            found[number] = means[:, place]
-    return found
-
-
-def average_draws(parts: list[Draws]) -> Draws:
-    """The average's draws: mean over tasks, which draw their common images together; None if a task has none."""
-    there = [part for part in parts if part is not None]
-    return np.mean(there, axis=0) if there and len(there) == len(parts) else None
-
-
-def estimate(value: float, draws: Draws) -> Estimate:
-    """A value with the interval of its draws."""
-    return Estimate(value) if draws is None else Estimate(value, *interval(draws))
+def resample(rows: list[Row], task: str) -> list[Draws]:
+    """Each row's score under resampling [draws], mean over its seeds; None where no interval can be given."""
+    having = [run for row in rows if in_all(row, task) for run in row.runs]
+    drawn = iter(run_draws(having, task))
+    return [mean_draws([next(drawn) for _ in row.runs]) if in_all(row, task) else None for row in rows]
 
 
 def difference(cell: Cell, other: Cell, draws: list[Draws], number: int, base: int, flipped: Flips | None) -> Estimate:
     """`cell` minus `other`, paired, with the exact test of their flips."""
     mine, theirs = draws[number], draws[base]
     pairs = None if mine is None or theirs is None else mine - theirs
-    found = estimate(cell.score.value - other.score.value, pairs)
+    found = estimated(cell.score.value - other.score.value, pairs)
     return replace(found, p=None if flipped is None else flipped.p)
 
 
@@ -165,8 +141,8 @@ def between(first: Row, second: Row, tasks: Sequence[str]) -> tuple[Estimate, Fl
     """
     rows = [second, first]
     values = {task: sample_values(rows, task) for task in tasks}
-    draws = {task: resample(rows, task, values[task]) for task in tasks}
-    averages = [average_draws([draws[task][number] for task in tasks]) for number in range(2)]
+    draws = {task: resample(rows, task) for task in tasks}
+    averages = [mean_draws([draws[task][number] for task in tasks]) for number in range(2)]
     old, new = (Cell(Estimate(fmean(run.score(task) for task in tasks for run in row.runs))) for row in rows)
     flipped = total([flips_between(rows, task, values[task], 0, 1) for task in tasks])
     return difference(new, old, averages, 1, 0, flipped), flipped

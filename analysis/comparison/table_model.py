@@ -30,6 +30,15 @@ class Cell:
     mark: Mark = ""
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How like two rows' answers are: the share of equal ones, and the overlap of their characters' n-grams, 0 to 1."""
+
+    same: Estimate
+    chrf: float
+    n: int
+
+
 @dataclass
 class Row:
     """One row: the runs it pools and what they say. Cost fields are means over the pooled runs."""
@@ -47,6 +56,9 @@ class Row:
     share_of_none: float | None = None  # average / average of the row that drops nothing
     floor_to_full: float | None = None  # 0: no image (or else the blind guess), 1: nothing dropped
     time: Estimate | None = None  # prefill time ratio
+    likeness: dict[str, Likeness] = field(default_factory=dict)  # by task, to the answers without dropping
+    likeness_mean: Likeness | None = None
+    rules: dict[tuple[str, str], Estimate] = field(default_factory=dict)  # by task and metric beside its main one
 
     @property
     def spec(self) -> RunSpec:
@@ -74,6 +86,11 @@ class Row:
         """Whether no visual token enters the decoder: the floor that is measured."""
         return self.spec.schedule in ("0:0", "0:0t")
 
+    def invalid(self, task: str) -> float | None:
+        """Answers to the task that no rule of it reads, mean over seeds; None where that was not counted."""
+        counts = [run.record.results[task].invalid if task in run.record.results else None for run in self.runs]
+        return mean_or_none(counts)
+
     def cost(self, name: str) -> float | None:
         """Mean over the pooled runs of a field of `pdrop.record.Cost`; None if a run has no cost."""
         values = [getattr(run.record.cost, name) for run in self.runs if run.record.cost is not None]
@@ -94,7 +111,7 @@ class Task:
     metric: str
     n: int
     n_total: int
-    fraction: bool  # every score lies in 0..1, hence is shown in %
+    fraction: bool  # every score is a share of what could be right, hence is shown in %
     higher_is_better: bool
 
     @property
@@ -185,10 +202,28 @@ def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
     found = {}
     for name, having in by_task(runs).items():
         result = having[0].record.results[name]
-        scores = [run.record.results[name].scores[result.main_metric] for run in having]
-        fraction = all(0 <= score.value <= 1 for score in scores)
-        found[name] = Task(name, result.main_metric, result.n, result.n_total, fraction, scores[0].higher_is_better)
+        metric = result.main_metric
+        score = result.scores[metric]
+        found[name] = Task(name, metric, score.n, result.n_total, is_fraction(having, name), score.higher_is_better)
     return found
+
+
+def is_fraction(runs: Sequence[Run], task: str) -> bool:
+    """Whether a task's main score is a share of what could be right.
+
+    A record says what a full score is. Where none does (older ones, a task of one's own without a right answer), values
+    from 0 to 1 are taken for fractions; but where all are 0 they may as well be percentages or points.
+    """
+    known = {full for run in runs if (full := run.record.results[task].full(run.record.results[task].main_metric))}
+    if known:
+        return known <= {1.0, 100.0}
+    values = [run.score(task) for run in runs]
+    return all(0 <= value <= 1 for value in values) and any(values)
+
+
+def in_all(row: Row, task: str) -> bool:
+    """Whether every pooled run has the task."""
+    return all(task in run.record.results for run in row.runs)
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:

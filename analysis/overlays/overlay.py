@@ -74,7 +74,9 @@ def check(runs: Sequence[Run]) -> None:
         ValueError: Saying which.
     """
     if len(runs) > MOST_RUNS:
-        raise ValueError(f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}")
+        raise ValueError(
+            f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}: choose some with --method NAME or --budget TEXT"
+        )
     for run in runs:
         if not run.done:
             raise ValueError(f"{run.folder} is {run.record.status}: only finished runs can be shown")

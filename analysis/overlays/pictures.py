@@ -28,6 +28,7 @@ from ..store.samples import BoolArray, Layout, Sample
 
 EMBEDDED = Path(str(files("pdrop"))) / "embedded" / "data" / "test.parquet"
 BACKGROUND = (122, 116, 104)  # CLIP's mean colour, which pictures are padded with
+OUTLINE = np.array([213, 94, 0]) / 255  # of what is kept: white on white would be lost
 SIDE = 336  # pixels of a view, about
 GAP = 8
 
@@ -102,7 +103,7 @@ def crop(image: Image.Image, box: Sequence[float], grid: tuple[int, int]) -> Ima
 
 
 def kept_panel(found: Sequence[PictureView], kept: BoolArray) -> FloatArray:
-    """The views with dropped patches faded to grey, [height, width, 3] in 0..1."""
+    """The views with dropped patches faded to grey and kept ones outlined, [height, width, 3] in 0..1."""
     return arranged([faded(view, view.cells(kept)) for view in found])
 
 
@@ -112,7 +113,19 @@ def faded(view: PictureView, kept: FloatArray) -> FloatArray:
     mask = spread(view, kept)
     grey = 0.22 * pixels.mean(axis=2, keepdims=True) + 0.78 * 0.58
     blend: FloatArray = mask * pixels + (1 - mask) * grey
+    if not kept.all():
+        blend[outline(mask[..., 0] > 0.5, max(1, round(view.picture.height / view.rows / 16)))] = OUTLINE
     return blend
+
+
+def outline(mask: BoolArray, width: int) -> BoolArray:
+    """The pixels of a mask [height, width] that lie so near to its edge, or to that of the picture."""
+    inner = np.pad(mask, 1)
+    for _ in range(width):
+        around = [np.roll(inner, step, axis) for step in (-1, 1) for axis in (0, 1)]
+        inner = inner & np.logical_and.reduce(around)
+    edge: BoolArray = mask & ~inner[1:-1, 1:-1]
+    return edge
 
 
 def heat_panel(found: Sequence[PictureView], weights: FloatArray) -> FloatArray:
@@ -161,7 +174,10 @@ def read_images(source: Path | None, image: str | None, what: str, number: int =
         ValueError: If they are not there.
     """
     if image is None:
-        raise ValueError(f"{what} names no image")
+        raise ValueError(
+            f"{what} names no image: give the task's data a column image_id (a name per picture), make the run again with "
+            "force=true, and pass the pictures with --images (a folder of files named so, or a parquet file)"
+        )
     path = source or EMBEDDED
     if path.is_dir():
         wanted = [image] if number == 1 else [f"{image}-{n}" for n in range(number)]

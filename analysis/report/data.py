@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import glob
+import json
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pdrop.schedule import Schedule
 
+from ..captions import caption
 from ..comparison.comparable import parts, refuse_mixtures
 from ..comparison.compare import compare
 from ..comparison.table_model import Row, Table
@@ -20,7 +23,8 @@ from ..store.load import Experiment, Run, load_experiment
 from ..studies.attention import ranks_only
 from ..style import method_name, task_names
 from ..tables import footnotes
-from ..tables.table import grids, percent
+from ..tables.table import grids
+from ..tables.text import percent
 
 LINE_HEAD = [
     "experiment",
@@ -34,19 +38,7 @@ LINE_HEAD = [
 ]
 RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
 RUN_HEAD += ["FLOPs %", "started", "code"]
-CAPTIONS = {  # by how a figure's name ends; the longest that fits
-    "tradeoff": "Average score against prefill FLOPs",
-    "tradeoff-tasks": "Score of each task against prefill FLOPs",
-    "redundancy": "One cut at layer k: average score against what is kept there",
-    "redundancy-tasks": "One cut at layer k: score of each task against what is kept there",
-    "redundancy-map": "One cut at layer k: what is lost, and what the ranking is worth",
-    "redundancy-models": "One cut at layer k: models side by side",
-    "overlap": "Do layers keep the same tokens?",
-    "attention": "Attention on the image by layer",
-    "attention-heads": "Attention on the image by layer and head",
-    "attention-tasks": "Attention on the image by task and layer",
-    "attention-stability": "Do layers attend to the same tokens?",
-}
+SCORES = ("average", "Δ none [95 %]")
 WIDE = 1300  # pixels of a PNG that takes the page's width
 Cells = list[tuple[str, str]]
 
@@ -65,7 +57,7 @@ def show(results: Path, name: str) -> Shown:
     """The tables of an experiment; what may not stand in one is said, not shown."""
     found = Shown(name, None, [], [])
     try:
-        found.experiment = load_experiment(results, name)
+        found.experiment = load_experiment(results, name, found.refused)
     except ValueError as error:
         found.refused.append(f"{name}: {error}")
         return found
@@ -106,7 +98,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def experiment_data(one: Shown, figures: Path, names: Sequence[str]) -> dict[str, Any]:
+def experiment_data(one: Shown, figures: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """An experiment for the page; its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
@@ -167,12 +159,21 @@ def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
     """A grid: each row with the runs that it comes from; lines that are not runs (the blind guess) have none."""
     names = task_names(list(table.tasks))
     rows = []
+    # scores first, so that they are seen without scrolling sideways
+    scores = [n for n, name in enumerate(grid.head) if n >= grid.left and name in SCORES]
+    order = [*range(grid.left), *scores, *(n for n in range(grid.left, len(grid.head)) if n not in scores)]
     for number, cells in enumerate(grid.rows):
         runs = [run.record.run_id for run in table.rows[number].runs] if number < len(table.rows) else []
-        texts = [(cell.text, cell.mark) for cell in cells]
+        texts = [(cells[n].text, cells[n].mark) for n in order]
         rows.append({"cells": texts, "runs": runs, "rule": number in grid.rules})
     by_head = {head: task for task, head in names.items() if head in grid.head}
-    return {"title": grid.title, "head": list(grid.head), "left": grid.left, "rows": rows, "tasks": by_head}
+    return {
+        "title": grid.title,
+        "head": [grid.head[n] for n in order],
+        "left": grid.left,
+        "rows": rows,
+        "tasks": by_head,
+    }
 
 
 def run_data(run: Run) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def run_data(run: Run) -> dict[str, Any]:
         "label": f"{method_name(spec.method)}, {'attention by layer' if study else ', '.join(extra)}",
         "layers": layers,
         "study": [0, *layers] if study else [],
-        "record": {"run_id": run.record.run_id, **asdict(run.record)},
+        "record": json.loads(run.record.to_json()),
     }
 
 
@@ -207,17 +208,17 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
     return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
 
 
-def figure_data(name: str, folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def figure_data(name: str, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
     """The experiment's PNGs, the narrow ones first. A figure belongs to the longest name that its own begins with."""
     found = []
-    for path in sorted(folder.glob(f"{name}*.png")):
+    there = {path.name: path for folder in reversed(folders) for path in folder.glob(f"{glob.escape(name)}*.png")}
+    for path in sorted(there.values(), key=lambda path: path.name):
         owners = [other for other in names if path.stem == other or path.stem.startswith(f"{other}-")]
         if max(owners, key=len, default="") != name:
             continue
         content = path.read_bytes()
         (width,) = struct.unpack(">I", content[16:20])  # of the PNG's first chunk
-        fitting = [ending for ending in CAPTIONS if path.stem == ending or path.stem.endswith(f"-{ending}")]
-        caption = CAPTIONS[max(fitting, key=len)] if fitting else path.stem
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found.append({"source": source, "caption": f"{caption} ({path.stem})", "wide": width > WIDE})
+        told = f"{caption(path.stem)} ({path.stem})".lstrip()
+        found.append({"source": source, "caption": told, "wide": width > WIDE})
     return sorted(found, key=lambda one: bool(one["wide"]))

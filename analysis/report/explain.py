@@ -9,14 +9,15 @@ from statistics import fmean
 
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
+from pdrop.store import state
 
 from ..comparison.compare import between
 from ..comparison.table_model import Row
 from ..grid import DASH, Grid, Text
 from ..store.load import Run
 from ..studies.overlap import kept_sets, overlap
-from ..tables.footnotes import commit, hardware
-from ..tables.table import bounds, percent, probability, signed
+from ..tables.footnotes import attention_of, commit, hardware
+from ..tables.text import bounds, percent, probability, signed
 
 MEANING = {
     "model": "another model",
@@ -32,8 +33,18 @@ MEANING = {
     "batch_size": "padding may move a score in the last digits",
     "dtype": "other rounding",
     "attn_implementation": "other kernels, other rounding",
+    "sdpa_kernel": "other attention kernels on the GPU, other rounding",
     "device": "other kernels, and times do not compare",
     "prompt": "other prompts: scores do not compare",
+    "protocol": "another protocol (docs/protocols.md): scores do not compare",
+    "system": "another system message: scores do not compare",
+    "image_backend": "pictures prepared by another library: other pixels in the last digits",
+    "min_pixels": "other sizes of pictures: scores do not compare",
+    "max_pixels": "other sizes of pictures: scores do not compare",
+    "max_tiles": "other tiles of pictures: scores do not compare",
+    "wrapper": "other prompts of some tasks: scores do not compare",
+    "lengths": "answers may be longer or shorter",
+    "max_new_tokens": "answers may be longer or shorter",
     "image_mode": "other image processing: scores do not compare",
     "versions": "other versions of the packages that matter",
     "code": "other sources of pdrop or of the method",
@@ -65,7 +76,13 @@ def overview(runs: Sequence[Run]) -> str:
         spec = run.record.spec
         scores = [run.score(task) for task in run.record.results]
         mean = percent(fmean(scores)) if run.done and scores and all(0 <= s <= 1 for s in scores) else DASH
-        cells = [run.record.run_id, run.record.status, spec.model, spec.method, spec.schedule or DASH]
+        cells = [
+            run.record.run_id,
+            state(run.path, run.record.status, run.record.error),
+            spec.model,
+            spec.method,
+            spec.schedule or DASH,
+        ]
         cells += [str(spec.seed), str(len(spec.tasks)), mean, run.record.started_at, commit(run)]
         grid.rows.append([Text(cell) for cell in cells])
     return grid.markdown()
@@ -80,8 +97,8 @@ def explain(run: Run) -> str:
         f"Run {record.run_id} ({run.path}) is {record.status}.",
         f"It {drops}, model {spec.model} ({spec.weights} weights, fingerprint {spec.model_fingerprint[:12]}), "
         f"positions {spec.positions}, method arguments {spec.method_args or '{}'}, seed {spec.seed}.",
-        f"It asked {limit} of {len(spec.tasks)} tasks, {spec.prompt} prompt, image {spec.image_mode}, in {spec.dtype} "
-        f"with {spec.attn_implementation} attention, batches of {spec.batch_size}.",
+        f"It asked {limit} of {len(spec.tasks)} tasks in {spec.dtype} with {attention_of(spec)} attention, batches of "
+        f"{spec.batch_size}; asked with: {spec.asked_with}.",
         f"Code {commit(run)}, sources {spec.code or 'unknown'}; {hardware(run)}; "
         f"started {record.started_at}, took {record.wall_s:.0f} s.",
         f"Versions: {', '.join(f'{k} {v}' for k, v in sorted(json.loads(spec.versions or '{}').items()))}.",
@@ -90,12 +107,14 @@ def explain(run: Run) -> str:
     if record.error:
         text.append(f"Error: {record.error.strip()}")
     if record.results:
-        text.append("Scores:")
+        anew = f", scored anew from stored answers at {record.rescored[-1].get('at')}" if record.rescored else ""
+        text.append(f"Scores{anew}:")
     for task, result in record.results.items():
         main = result.scores[result.main_metric]
         others = [f"{name} {s.value:.4g}" for name, s in result.scores.items() if name != result.main_metric]
         text.append(
-            f"  {task}: {result.main_metric} {main.value:.4f} over {result.n} of {result.n_total} samples"
+            f"  {task}: {result.main_metric} {main.value:.4f} over {main.n} of {result.n_total} samples"
+            + ("" if result.invalid is None else f", {result.invalid} answers invalid")
             + (f" (also {', '.join(others)})" if others else "")
             + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; answers: python -m analysis samples "
             f"{record.run_id} {task}"
@@ -179,7 +198,7 @@ def score_difference(first: Run, second: Run, task: str) -> str:
     change, flipped = between(rows[1], rows[0], [task])
     if change.low is None:
         text = f"{scores[0]:.4f} | {scores[1]:.4f} | {change.value:+.4f}"
-        return f"{text} (no interval: the score is not a mean over samples)"
+        return f"{text} (no interval: what the score is made of is not known)"
     text = f"{percent(scores[0])} | {percent(scores[1])} | {signed(change)}"
     if flipped is None:
         return text

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,35 +27,46 @@ FIRST = "demo"  # the experiment that is open at first, where there is one of th
 SAMPLES = 10_000  # answers that a page holds
 
 
-def page(results: Path, images: Path | None = None, samples: int = SAMPLES) -> str:
+def page(
+    results: Path,
+    images: Path | None = None,
+    samples: int = SAMPLES,
+    figures: Sequence[Path] = (),
+    unreadable: list[str] | None = None,
+) -> str:
     """The page.
 
     Args:
         results: The results folder.
         images: Where the samples' pictures are (analysis/pictures.py); None: the embedded test split.
         samples: The most answers that it holds; of each task the first questions are taken.
+        figures: Folders of figures, the first one that has a file counts; default: the store's.
+        unreadable: Gets what is said of records and samples that cannot be read; the page says it, too.
 
     Raises:
-        ValueError: If there is no run, or a record cannot be read.
+        ValueError: If there is no run that can be read.
     """
-    runs = load_runs(results)
+    bad = unreadable if unreadable is not None else []
+    runs = load_runs(results, bad)
+    if not runs and bad:
+        raise ValueError("no run can be read")
     if not runs:
         raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
     shown = [show(results, name) for name in experiments(results) or [ALL]]
-    return fill(
-        {
-            "summary": totals(runs, shown),
-            "warnings": failures(runs),
-            "first": next((one.name for one in shown if one.name == FIRST), shown[0].name),
-            "line_head": LINE_HEAD,
-            "experiments": [
-                experiment_data(one, results / "figures", [other.name for other in shown]) for one in shown
-            ],
-            "runs": {run.record.run_id: run_data(run) for run in runs},
-            "overview": overview(runs),
-            "samples": sample_data(runs, images, samples),
-        }
-    )
+    data: dict[str, Any] = {
+        "summary": totals(runs, shown),
+        "warnings": [],
+        "first": next((one.name for one in shown if one.name == FIRST), shown[0].name),
+        "line_head": LINE_HEAD,
+        "experiments": [
+            experiment_data(one, figures or [results / "figures"], [other.name for other in shown]) for one in shown
+        ],
+        "runs": {run.record.run_id: run_data(run) for run in runs},
+        "overview": overview(runs),
+        "samples": sample_data(runs, images, samples, bad),
+    }
+    data["warnings"] = [*dict.fromkeys(bad), *failures(runs)]
+    return fill(data)
 
 
 def fill(data: dict[str, Any]) -> str:

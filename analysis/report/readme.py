@@ -26,10 +26,13 @@ from ..store.load import experiments, load_experiment
 from ..studies.attention import attention_studies, stability
 from ..studies.redundancy import studies
 from ..style import method_name, task_names
-from ..tables.table import grids, percent, signed
+from ..tables.table import grids
+from ..tables.text import percent, signed
+from . import equal_budgets
 
 PAGES = (Path("README.md"), Path("docs/results.md"))
 SHORT, LONG = "demo", "results"  # what the comments around a block are called
+TABLES = (SHORT, "positions", "redundancy", "attention", "matched_budget", "rivals")  # what the sentences are about
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 RATIO = "0.5"  # the budget that the short form and the sentence on positions are about
 QUARTER = 0.25  # the top set that the sentence on layers is about
@@ -73,7 +76,7 @@ def short(results: Path, place: str) -> str:
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
     """
-    tables = the_tables(results)
+    tables = the_tables(results, (SHORT, "redundancy"))
     demo = tables[SHORT]
     (name, _, alt), *_ = FIGURES
     drawn = (results / "figures" / f"{name}.png").is_file()
@@ -107,7 +110,8 @@ def block(results: Path, place: str) -> str:
     tables = the_tables(results)
     demo = tables[SHORT]
     found = [redundancy(tables.get("redundancy")), positions(tables.get("positions"), place)]
-    found += [fragile(demo), twins(demo), attention(tables.get("attention"))]
+    found += [fragile(demo), twins(demo), equal_budgets.matched(tables.get("matched_budget"), place)]
+    found += [equal_budgets.rivals(tables.get("rivals"), place), attention(tables.get("attention"))]
     lines = [
         heading(demo),
         "",
@@ -118,8 +122,9 @@ def block(results: Path, place: str) -> str:
         "What this model shows, 95 % intervals in brackets, points of the average over the tasks:",
         "",
         *said(found),
+        *(["", *equal_budgets.figure(results, place)] if "rivals" in tables else []),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def said(sentences: Sequence[str]) -> list[str]:
@@ -127,7 +132,7 @@ def said(sentences: Sequence[str]) -> list[str]:
     return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
 
 
-def the_tables(results: Path) -> dict[str, Table]:
+def the_tables(results: Path, wanted: Sequence[str] = TABLES) -> dict[str, Table]:
     """The tables that the sentences are about, by experiment.
 
     Raises:
@@ -136,7 +141,7 @@ def the_tables(results: Path) -> dict[str, Table]:
     known = experiments(results)
     if SHORT not in known:
         raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
-    return {name: the_table(results, name) for name in (SHORT, "positions", "redundancy", "attention") if name in known}
+    return {name: the_table(results, name) for name in wanted if name in known}
 
 
 def the_table(results: Path, name: str) -> Table:

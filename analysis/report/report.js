@@ -193,7 +193,7 @@ function choose(name) {
 
 // ---------------------------------------------------------------- samples
 
-const browser = { task: null, doc: null, runs: new Set(), stage: 0, text: "", apart: false };
+const browser = { task: null, doc: null, runs: new Set(), stage: Infinity, text: "", apart: false };
 
 /** Which runs of the experiment have samples here. */
 const sampled = () => current.runs.filter((id) => data.samples.answers[id]);
@@ -266,16 +266,15 @@ function one(number, ids) {
   const doc = data.samples.docs[number];
   const shown = ids.filter((id) => browser.runs.has(id) && data.samples.answers[id][browser.task]?.[number]);
   const stages = Math.max(0, ...shown.map((id) => data.runs[id].layers.length));
-  browser.stage = Math.min(browser.stage, stages);
   const cards = shown.map((id) => card(id, doc, data.samples.answers[id][browser.task][number]));
   const label = el("output");
-  const slider = el("input", { type: "range", min: 0, max: stages, value: browser.stage, ariaLabel: "stage" });
+  const slider = el("input", { type: "range", min: 0, max: stages, value: Math.min(browser.stage, stages), ariaLabel: "stage" });
   const draw = () => {
-    browser.stage = Number(slider.value);
-    label.textContent = browser.stage ? `stage ${browser.stage + 1}: after boundary ${browser.stage} of ${stages}` : "stage 1: all visual tokens";
-    cards.forEach((entry) => entry.draw(browser.stage));
+    const stage = Number(slider.value);
+    label.textContent = stage ? `stage ${stage + 1}: after boundary ${stage} of ${stages}` : "stage 1: all visual tokens";
+    cards.forEach((entry) => entry.draw(stage));
   };
-  slider.addEventListener("input", draw);
+  slider.addEventListener("input", () => { browser.stage = Number(slider.value); draw(); }); // until then the last one
   draw();
   return el("div", {},
     el("p", { className: "question" }, doc.question),
@@ -347,12 +346,26 @@ function paint(canvas, pictures, doc, mask, map) {
     if (map) pen.filter = "grayscale(1)";
     pen.drawImage(of[n], x - left / (right - left) * w, y - top / (bottom - top) * h, w / (right - left), h / (bottom - top));
     pen.filter = "none";
+    const first = token, wide = columns + newline;
+    const stays = (row, column) => row >= 0 && column >= 0 && row < rows && column < columns && has(mask, first + row * wide + column);
     for (let row = 0; row < rows; row++, token += newline) {
       for (let column = 0; column < columns; column++, token++) {
         if (weights) pen.fillStyle = heat(weights[token] / 255);
         else if (mask !== null && !has(mask, token)) pen.fillStyle = "rgb(150 150 150 / .9)";
         else continue;
         pen.fillRect(x + column * unit, y + row * unit, unit, unit);
+      }
+    }
+    if (mask !== null && !weights) { // kept patches are outlined: white on white would be lost
+      pen.fillStyle = "rgb(213 94 0)";
+      const t = Math.max(1, Math.round(unit / 12));
+      for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
+        if (!stays(row, column)) continue;
+        const [left_, top_] = [x + column * unit, y + row * unit];
+        if (!stays(row - 1, column)) pen.fillRect(left_, top_, unit, t);
+        if (!stays(row + 1, column)) pen.fillRect(left_, top_ + unit - t, unit, t);
+        if (!stays(row, column - 1)) pen.fillRect(left_, top_, t, unit);
+        if (!stays(row, column + 1)) pen.fillRect(left_ + unit - t, top_, t, unit);
       }
     }
     pen.restore();

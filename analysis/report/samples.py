@@ -28,11 +28,13 @@ LONGEST = 2000  # characters of a question or an answer
 Entry = list[Any]  # answer, score, kept masks, attention maps or nothing
 
 
-def sample_data(runs: Sequence[Run], images: Path | None, budget: int) -> dict[str, Any]:
+def sample_data(
+    runs: Sequence[Run], images: Path | None, budget: int, unreadable: list[str] | None = None
+) -> dict[str, Any]:
     """Questions, answers by run and task, pictures, and a note on what was left out.
 
     Raises:
-        ValueError: If a samples file cannot be read.
+        ValueError: If a samples file cannot be read, and there is no list `unreadable` to say it in.
     """
     done = [run for run in runs if run.done and run.record.results]
     lines = sum(len(run.record.results) for run in done)
@@ -45,7 +47,14 @@ def sample_data(runs: Sequence[Run], images: Path | None, budget: int) -> dict[s
     for run in done:
         for task, result in run.record.results.items():
             there += result.n
-            for sample in read(run.path, run.record, task, each):
+            try:
+                found = read(run.path, run.record, task, each)
+            except ValueError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(str(error))
+                continue
+            for sample in found:
                 doc = document(sample)
                 key = json.dumps([task, doc])
                 if key not in numbers:

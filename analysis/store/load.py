@@ -12,6 +12,7 @@ tables.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,23 +24,45 @@ from pdrop.names import check
 from pdrop.record import RunRecord, RunSpec, canonical_json
 from pdrop.samples import samples_file
 
-from ..statistics import FloatArray
+from ..statistics import FloatArray, first_seen
 from .samples import Sample, read
 
 ALL = "all"
+MEANS = ("exact_match",)  # metrics that are plain means of their samples, for records that do not say it
 AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
 
 
 @dataclass(frozen=True)
-class Samples:
-    """One task's samples of one run, by rising doc_id. `values` [samples] is None where a sample alone has no score.
+class Parts:
+    """What a score that is no plain mean is made of: numerators and denominators [samples], and their strata."""
 
-    `clusters` names what a sample shares with others, whatever their task: its image, or else itself.
+    above: FloatArray
+    below: FloatArray
+    strata: tuple[str, ...]
+
+    @property
+    def score(self) -> float:
+        """The sum over strata of the quotient of sums."""
+        codes = first_seen(self.strata)
+        tops, bottoms = np.bincount(codes, self.above), np.bincount(codes, self.below)
+        return float(np.divide(tops, bottoms, out=np.zeros_like(tops), where=bottoms != 0).sum())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One task's samples of one run that a metric counts, by rising doc_id.
+
+    Attributes:
+        doc_ids: Of the documents.
+        values: Each sample's own number [samples]; None where a sample alone has none.
+        clusters: What a sample shares with others, whatever their task: its image, its group, or else itself.
+        parts: What the score is made of, where it is no mean of the values.
     """
 
     doc_ids: tuple[str, ...]
     values: FloatArray | None
     clusters: tuple[str, ...]
+    parts: Parts | None = None
 
 
 @dataclass
@@ -49,7 +72,8 @@ class Run:
     record: RunRecord
     path: Path
     overrides: Mapping[str, str] = field(default_factory=dict)
-    _samples: dict[str, Samples] = field(default_factory=dict, repr=False)
+    _samples: dict[tuple[str, str], Samples] = field(default_factory=dict, repr=False)
+    _read: dict[str, list[Sample]] = field(default_factory=dict, repr=False)
 
     @property
     def folder(self) -> str:
@@ -66,37 +90,103 @@ class Run:
         """Whether visual tokens are dropped at all."""
         return self.record.spec.schedule != ""
 
-    def score(self, task: str) -> float:
-        """The task's main metric, as its aggregation gives it."""
+    def score(self, task: str, metric: str | None = None) -> float:
+        """A metric of the task, the main one if none is named; a percentage as a fraction, points as they are."""
         result = self.record.results[task]
-        return result.scores[result.main_metric].value
+        return result.share(metric or result.main_metric)
 
-    def samples(self, task: str) -> Samples:
-        """The samples of a task with the values of its main metric.
+    def samples(self, task: str, metric: str | None = None) -> Samples:
+        """The samples of a task with what they have of a metric, the main one if none is named.
 
         Raises:
             ValueError: If the file is missing, unreadable, or holds other samples than the record counts.
         """
-        if task not in self._samples:
-            self._samples[task] = columns(read(self.path, self.record, task), self, task)
-        return self._samples[task]
+        result = self.record.results[task]
+        metric = metric or result.main_metric
+        if (task, metric) not in self._samples:
+            percentage = result.full(metric) == 100
+            found = columns(self.read(task), task, metric, 0.01 if percentage else 1.0)
+            self.compare(found, task, metric)
+            self._samples[task, metric] = found
+        return self._samples[task, metric]
+
+    def compare(self, found: Samples, task: str, metric: str) -> None:
+        """Hold a plain mean against its samples.
+
+        Raises:
+            ValueError: If the record says something else.
+        """
+        said = self.record.results[task].scores[metric]
+        known = said.mean if said.mean is not None else metric in MEANS
+        if known and found.values is not None and len(found.values):
+            mean = float(found.values.mean())
+            if not math.isclose(mean, said.value, rel_tol=1e-6, abs_tol=1e-6):
+                raise ValueError(
+                    f"{self.path / 'record.json'} says {task} {metric} {said.value:.6g}, but the mean of its "
+                    f"samples is {mean:.6g}: one of them was edited, or is damaged; run it again with force=true"
+                )
+
+    def read(self, task: str) -> list[Sample]:
+        """The samples of a task, by rising doc_id.
+
+        Raises:
+            ValueError: As of `samples`.
+        """
+        if task not in self._read:
+            found, counted = read(self.path, self.record, task), self.record.results[task].n
+            if len(found) != counted or len({sample.doc_id for sample in found}) != counted:
+                raise ValueError(
+                    f"{samples_file(self.path, task)} holds {len({sample.doc_id for sample in found})} different "
+                    f"samples in {len(found)} lines, but the record scored {counted}: run it again with force=true"
+                )
+            self._read[task] = sorted(
+                found, key=lambda one: (1, 0, one.doc_id) if one.number is None else (0, one.number, "")
+            )
+        return self._read[task]
 
 
-def columns(samples: Sequence[Sample], run: Run, task: str) -> Samples:
-    """What statistics need of a task's samples (see `Run.samples`)."""
-    counted = run.record.results[task].n
-    if len(samples) != counted or len({sample.doc_id for sample in samples}) != counted:
-        raise ValueError(
-            f"{samples_file(run.path, task)} holds {len({sample.doc_id for sample in samples})} different samples in "
-            f"{len(samples)} lines, but the record scored {counted}: run it again with force=true"
-        )
-    rising = sorted(samples, key=lambda one: (1, 0, one.doc_id) if one.number is None else (0, one.number, ""))
-    values = [sample.score for sample in rising if sample.score is not None]
+def columns(samples: Sequence[Sample], task: str, metric: str, scale: float = 1.0) -> Samples:
+    """What statistics need of a task's samples for a metric.
+
+    Args:
+        samples: By rising doc_id.
+        task: Their task.
+        metric: Which samples it does not count are left out (the cognition questions of MME's perception, ...).
+        scale: What parts are multiplied by.
+    """
+    parted = any(metric in sample.parts for sample in samples)
+    counted = [one for one in samples if metric in (one.parts if parted else one.scores)]
+    values = [one.scores[metric] for one in counted if metric in one.scores]
+    parts = None
+    if parted:
+        above, below, strata = zip(*(one.parts[metric] for one in counted))
+        parts = Parts(scale * np.array(above), np.array(below), strata)
+    elif not counted:
+        counted = list(samples)
     return Samples(
-        doc_ids=tuple(sample.doc_id for sample in rising),
-        values=np.array(values) if len(values) == len(rising) else None,
-        clusters=tuple(f"{task} {one.doc_id}" if one.image is None else one.image for one in rising),
+        doc_ids=tuple(one.doc_id for one in counted),
+        values=np.array(values) if len(values) == len(counted) else None,
+        clusters=tuple(clusters_of(counted, task)),
+        parts=parts,
     )
+
+
+def clusters_of(samples: Sequence[Sample], task: str) -> list[str]:
+    """The name of what each sample is drawn together with: its image, and the images of its group."""
+    images = [f"{task} {one.doc_id}" if one.image is None else one.image for one in samples]
+    first: dict[str, str] = {}  # image or group -> an image that it is drawn together with
+
+    def root(name: str) -> str:
+        while first.get(name, name) != name:
+            name = first[name]
+        return name
+
+    for one, image in zip(samples, images):
+        if one.group is not None:
+            mine, group = root(image), f"group {task} {one.group}"
+            other = root(first.setdefault(group, mine))
+            first[max(mine, other)] = min(mine, other)
+    return [root(image) for image in images]
 
 
 def samples_of(run: Run, task: str) -> dict[str, Sample]:
@@ -125,23 +215,40 @@ def experiments(results: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def load_runs(results: Path) -> list[Run]:
+def load_runs(results: Path, unreadable: list[str] | None = None) -> list[Run]:
     """All runs of a results folder, by folder name.
 
+    Args:
+        results: The folder.
+        unreadable: Where what is said of records that cannot be read goes: they hide no other one then.
+
     Raises:
-        ValueError: If a record cannot be read.
+        ValueError: If a record cannot be read, and `unreadable` is not given.
     """
-    return [Run(RunRecord.read(path.parent), path.parent) for path in sorted(results.glob("runs/*/record.json"))]
+    found = []
+    for path in sorted(results.glob("runs/*/record.json")):
+        try:
+            found.append(Run(RunRecord.read(path.parent), path.parent))
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+    return found
 
 
-def load_experiment(results: Path, name: str) -> Experiment:
+def load_experiment(results: Path, name: str, unreadable: list[str] | None = None) -> Experiment:
     """The runs an experiment asked for. Of runs that were made again, with other weights or code, the newest counts.
+
+    Args:
+        results: The results folder.
+        name: The experiment, or "all".
+        unreadable: As of `load_runs`.
 
     Raises:
         ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
     """
     if name == ALL:
-        runs = load_runs(results)
+        runs = load_runs(results, unreadable)
         if not runs:
             raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
         return Experiment(name, results, *newest(runs))
@@ -152,10 +259,15 @@ def load_experiment(results: Path, name: str) -> Experiment:
     found, missing = [], []
     for marker in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         path = results / "runs" / marker.name.removesuffix(".json")
-        if (path / "record.json").is_file():
-            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
-        else:
+        if not (path / "record.json").is_file():
             missing.append(path.name)
+            continue
+        try:
+            found.append(Run(RunRecord.read(path), path, read_overrides(marker)))
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
     if not found:
         raise ValueError(f"experiment {name!r} has no run with a record yet ({len(missing)} asked for)")
     return Experiment(name, results, *newest(found), missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pdrop.store import write_atomically
+from pdrop.store import LONGEST_WRITE, remove_leftovers, write_atomically
 
 
 def publish(path: Path, content: bytes) -> bool:
@@ -12,8 +12,15 @@ def publish(path: Path, content: bytes) -> bool:
 
     Returns:
         Whether the file was written; an unchanged file keeps its date, so that make and git see no change.
+
+    Raises:
+        ValueError: If it cannot be written; the message says what to do.
     """
     if path.is_file() and path.read_bytes() == content:
         return False
-    write_atomically(path, content)
+    try:
+        remove_leftovers(path.parent, LONGEST_WRITE)
+        write_atomically(path, content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): name another folder with --out DIR") from error
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pdrop.record import RunRecord
-from pdrop.samples import read_samples, samples_file
+from pdrop.samples import read_samples, samples_file, verify
 
 from ..statistics import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
+LIKELIHOODS = "(likelihoods)"  # instead of an answer, where those of given ones were compared
 Layout = list[list[list[float]]]  # pictures -> blocks -> rows, columns, newline, left, top, right, bottom
 
 
@@ -51,6 +52,8 @@ class Sample:
     Attributes:
         doc_id: Of the document, as text.
         prompt, question, target, answer: What was rendered, asked, expected and given.
+        scores: By metric: the sample's own number, where it has one.
+        parts: By metric that is no plain mean: numerator, denominator, stratum (pdrop/evaluation/metrics.py).
         score: Of the task's main metric; None where a sample alone has none.
         image: Its image's id, or a hash.
         visual_tokens: Of the prompt.
@@ -58,6 +61,8 @@ class Sample:
         layout: Where the visual tokens lie in the pictures (pdrop/evaluation/pictures.py).
         attention: Where the run was a study of attention.
         number: The document's number, where it is one.
+        group: What samples that are scored together share.
+        invalid: Whether no rule of the task reads the answer; None where that was not looked at.
     """
 
     doc_id: str
@@ -72,6 +77,10 @@ class Sample:
     layout: Layout | None = None
     attention: Attention | None = None
     number: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)
+    group: str | None = None
+    invalid: bool | None = None
 
     @cached_property
     def kept(self) -> tuple[BoolArray, ...]:
@@ -93,6 +102,7 @@ def read(folder: Path, record: RunRecord, task: str, most: int | None = None) ->
     """
     if task not in record.results:
         raise ValueError(f"{folder.name} has no task {task!r}; it has {', '.join(record.results) or 'none'}")
+    verify(folder, record.samples_digest)
     metric, found = record.results[task].main_metric, []
     for number, data in enumerate(read_samples(folder, task, most), start=1):
         try:
@@ -120,7 +130,7 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
         prompt=str(data.get("prompt", "")),
         question=str(data["question"]),
         target=str(data["target"]),
-        answer="(likelihoods)" if answer is None else " | ".join(answer) if isinstance(answer, list) else str(answer),
+        answer=LIKELIHOODS if answer is None else " | ".join(answer) if isinstance(answer, list) else str(answer),
         score=float(score) if isinstance(score, (int, float)) else None,
         image=None if data.get("image") is None else str(data["image"]),
         visual_tokens=tokens,
@@ -128,6 +138,10 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
         layout=data.get("layout"),
         attention=None if data.get("attention") is None else read_attention(data["attention"], tokens),
         number=doc_id if isinstance(doc_id, int) else None,
+        scores={name: float(one) for name, one in data["scores"].items() if isinstance(one, (int, float))},
+        parts={name: (float(a), float(b), str(s)) for name, (a, b, s) in (data.get("parts") or {}).items()},
+        group=None if data.get("group") is None else str(data["group"]),
+        invalid=data["read"] is None if "read" in data else None,
     )
 
 

@@ -25,14 +25,43 @@ NAME = ".made.json"
 
 def digest(experiment: Experiment, options: Sequence[object]) -> str:
     """SHA-256 over everything that an experiment's figures follow from."""
-    found = hashlib.sha256(repr((experiment.name, experiment.superseded, experiment.missing, options)).encode())
-    package, pdrop = Path(__file__).parent.parent, Path(str(files("pdrop")))
-    sources = [*package.rglob("*.py"), *pdrop.glob("embedded/data/*.json")]
+    told = [experiment.name, experiment.superseded, experiment.missing, options]
+    told += [sorted(run.overrides.items()) for run in experiment.runs]
     samples = [path for run in experiment.runs for path in samples_files(run.path)]
-    for path in [*sorted(sources), *(run.path / "record.json" for run in experiment.runs), *sorted(samples)]:
-        found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    for run in experiment.runs:
-        found.update(repr(sorted(run.overrides.items())).encode())
+    return of([*(run.path / "record.json" for run in experiment.runs), *sorted(samples)], told)
+
+
+def of_report(results: Path, figures: Sequence[Path], images: Path | None, samples: int) -> str:
+    """SHA-256 over everything that the report follows from; of pictures of one's own their names, sizes and dates."""
+    paths = [*results.glob("runs/*/*"), *results.glob("runs/*/samples/*"), *results.glob("questions/*")]
+    paths += [path for folder in figures for path in folder.glob("*.png")]
+    own = images if images is not None and images.is_dir() else None
+    shown = sorted(own.iterdir()) if own is not None else [images] if images is not None else []
+    dated = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in shown if path.exists()]
+    told = [samples, list(map(str, figures)), str(images), dated]
+    return of([*paths, *results.glob("experiments/*/*")], told)
+
+
+def of_trainings(results: Path, options: Sequence[object]) -> str:
+    """SHA-256 over everything that the page and figures of trainings follow from."""
+    paths = [*results.glob("trainings/*/training.json"), *results.glob("trainings/*/curve.csv")]
+    paths += results.glob("experiments/training/*")
+    asked = {path.name for path in results.glob("experiments/training/*")}
+    for folder in results.glob("runs/*"):
+        if folder.name in asked:
+            paths += [folder / "record.json", *samples_files(folder)]
+    return of(paths, options)
+
+
+def of(paths: Iterable[Path], told: Sequence[object]) -> str:
+    """SHA-256 over files, whatever else is told, this package's sources and matplotlib's version."""
+    found = hashlib.sha256(repr(told).encode())
+    package, pdrop = Path(__file__).parent.parent, Path(str(files("pdrop")))
+    sources = [path for kind in ("py", "js", "css", "html", "csv") for path in package.rglob(f"*.{kind}")]
+    sources += pdrop.glob("embedded/data/*.json")
+    for path in [*sorted(sources), *sorted(paths)]:
+        if path.is_file():
+            found.update(f"{path.parent.name}/{path.name}".encode() + hashlib.sha256(path.read_bytes()).digest())
     found.update(version("matplotlib").encode())
     return found.hexdigest()
 
@@ -44,7 +73,7 @@ def unchanged(folder: Path, name: str, made_from: str) -> list[Path]:
         return []
     files: Mapping[str, str] = entry["files"]
     paths = [folder / file for file in files]
-    same = all(path.is_file() and hashed(path.read_bytes()) == files[path.name] for path in paths)
+    same = all(path.is_file() and hashed(path.read_bytes()) == held for path, held in zip(paths, files.values()))
     return paths if same else []
 
 
@@ -60,8 +89,11 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / NAME
     if not path.is_file():
         return {}
-    notes = json.loads(path.read_text(encoding="utf8"))
-    return {name: entry for name, entry in notes.items() if {"from", "files"} <= set(entry)}
+    try:
+        notes = json.loads(path.read_text(encoding="utf8"))
+        return {name: entry for name, entry in notes.items() if {"from", "files"} <= set(entry)}
+    except (ValueError, AttributeError, TypeError):  # notes alone: everything is made anew
+        return {}
 
 
 def hashed(content: bytes) -> str:

@@ -25,7 +25,8 @@ from ..store.load import Run, samples_of
 from ..store.samples import Attention, Sample
 from .overlap import Overlap, chance
 
-MEASURES = ("mass", "entropy", "top")
+MEASURES = ("mass", "entropy", "top", "best")
+BEST = 0.02  # of the visual tokens: a tenth holds nearly all of it in every layer, and tells them apart no more
 KEEPS = (0.1, 0.25, 0.5)  # sizes of the top sets that rank stability is asked of
 Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
 
@@ -46,24 +47,33 @@ class AttentionStudy:
     even: float | None
 
     def heads(self, measure: str) -> FloatArray:
-        """Mean over the samples of a measure, [L, H]."""
+        """Mean over the samples of a measure that was stored for each head, [L, H]."""
         found: FloatArray = np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
         return found
 
     def layer_means(self, measure: str) -> list[Estimate]:
         """Mean over samples and heads with its 95 % interval over images, one per layer."""
-        values = np.array([getattr(sample, measure).mean(1) for sample in self.samples])
+        values = np.array([by_layer(sample, measure) for sample in self.samples])
         draws = replicates(measure, values, self.images)
         return [Estimate(float(mean), *interval(draws[:, n])) for n, mean in enumerate(values.mean(0))]
 
     def by_task(self, measure: str) -> dict[str, FloatArray]:
         """Mean over heads and a task's samples, [L] a task."""
         return {
-            task: np.mean(
-                [getattr(s, measure).mean(1) for s, place in zip(self.samples, self.places) if place == task], 0
-            )
+            task: np.mean([by_layer(s, measure) for s, place in zip(self.samples, self.places) if place == task], 0)
             for task in dict.fromkeys(self.places)
         }
+
+
+def by_layer(attention: Attention, measure: str) -> FloatArray:
+    """A measure of one sample, mean over heads, [L]; "best" is what the best attended `BEST` of the mean map hold."""
+    if measure == "best":
+        maps = np.sort(attention.maps, axis=1)[:, ::-1]
+        count = max(1, round(BEST * maps.shape[1]))
+        share: FloatArray = maps[:, :count].sum(1) / np.maximum(maps.sum(1), np.finfo(np.float64).tiny)
+        return share
+    mean: FloatArray = getattr(attention, measure).mean(1)
+    return mean
 
 
 def attention_studies(table: Table) -> list[AttentionStudy]:

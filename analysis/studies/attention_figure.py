@@ -1,11 +1,12 @@
 """Attention by layer as figures (analysis/attention.py).
 
     NAME-attention            mass on the image, entropy, concentration by layer, column width; one thin line per head
-    NAME-attention-heads      the same, layer x head, page width
+    NAME-attention-heads      mass and entropy, layer x head, page width
     NAME-attention-tasks      mass and concentration, task x layer, page width
     NAME-attention-stability  layer x layer: overlap of the best attended tokens
 
-Bars are 95 % intervals over images. Dashed grey is what attention spread evenly would give.
+Bars are 95 % intervals over images. Dashed grey is what attention spread evenly would give. Concentration is what the
+best attended hundredths hold of the map averaged over heads, which is stored for each token.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from matplotlib.ticker import MaxNLocator
 
 from ..comparison.table_model import Table
 from ..drawing import COLUMN, PAGE, SETTINGS
+from ..labels import fit
 from ..style import LINES, task_names
-from .attention import AttentionStudy, attention_studies, stability
+from .attention import BEST, AttentionStudy, attention_studies, stability
 from .overlap_figure import matrices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = {
-    "mass": "attention that goes to the image",
-    "entropy": "its entropy among the image's tokens, of the maximum",
-    "top": "its share that the best attended tenth of the tokens holds",
+HELD = f"held by the top {100 * BEST:.0f} % of the tokens"
+NAMES = {  # measure -> title of its panel, and what 100 % of its axis are
+    "mass": ("attention that goes to the image", "% of all"),
+    "entropy": ("its entropy among the image's tokens", "% of maximum"),
+    "best": (f"its share {HELD} (mean map)", "% of the image's"),
 }
-SHORT = {"mass": "attention on the image (%)", "entropy": "entropy (%)", "top": "held by the top tenth (%)"}
+SHORT = {"mass": "attention on the image (%)", "entropy": "entropy (%)", "best": f"{HELD} (%)"}
 MOST_CELLS = 14  # layers whose cells still have room for a number
 
 
@@ -54,41 +57,49 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 def by_layer(study: AttentionStudy) -> Figure:
     """Three panels above each other: each measure's mean over heads and samples, and each head."""
     style = LINES["pyramiddrop"]
-    even = {"mass": study.even, "entropy": 1.0, "top": 0.1}
+    even = {"mass": study.even, "entropy": 1.0, "best": BEST}
     with plt.rc_context(SETTINGS):
         figure, grid = plt.subplots(3, 1, figsize=(COLUMN, 4.3), sharex=True, layout="constrained")
-        for axes, (measure, name) in zip(grid, NAMES.items()):
-            axes.plot(study.layers, 100 * study.heads(measure), color="0.7", linewidth=0.6, zorder=1)
+        for axes, (measure, (name, unit)) in zip(grid, NAMES.items()):
+            heads = 100 * study.heads(measure) if measure != "best" else np.empty((len(study.layers), 0))
+            axes.plot(study.layers, heads, color="0.7", linewidth=0.6, zorder=1)
             means = study.layer_means(measure)
+            below = [max(0.0, 100 * (m.value - m.low)) if m.low is not None else 0.0 for m in means]
+            above = [max(0.0, 100 * (m.high - m.value)) if m.high is not None else 0.0 for m in means]
+            values = [100 * mean.value for mean in means]
             axes.errorbar(
                 study.layers,
-                [100 * mean.value for mean in means],
-                yerr=np.array(
-                    [
-                        (max(0.0, 100 * (m.value - m.low)), max(0.0, 100 * (m.high - m.value)))
-                        for m in means
-                        if m.low is not None and m.high is not None
-                    ]
-                ).T,
+                values,
+                yerr=[below, above],
                 color=style.colour,
                 marker=style.marker,
                 markersize=3.2,
+                markerfacecolor="none",
                 elinewidth=0.8,
-                capsize=1.5,
                 zorder=3,
             )
             level = even[measure]
-            if level is not None:
-                axes.axhline(100 * level, color="0.35", linewidth=0.8, dashes=(7, 3), zorder=2)
+            reference = [("spread evenly:", 100 * level)] if level is not None else []
+            for _, height in reference:
+                axes.axhline(height, color="0.35", linewidth=0.8, dashes=(7, 3), zorder=2)
+            fit(axes, [*np.subtract(values, below), *np.add(values, above), *heads.ravel()], reference)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.set_title(name, fontsize=7, loc="left", pad=3)
-            axes.set_ylim(-4, 104)
-            axes.set_yticks([0, 50, 100])
+            axes.set_ylabel(unit, fontsize=7)
             axes.grid(axis="y", linewidth=0.4, color="0.88")
         grid[-1].set_xlabel("layer")
-        figure.supylabel("%", fontsize=8)
+        figure.align_ylabels()
         grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         handles = [
-            Line2D([], [], color=style.colour, marker=style.marker, markersize=3.2, label="mean over heads [95 %]"),
+            Line2D(
+                [],
+                [],
+                color=style.colour,
+                marker=style.marker,
+                markersize=3.2,
+                markerfacecolor="none",
+                label="mean over heads",
+            ),
             Line2D([], [], color="0.7", linewidth=0.6, label="a head"),
             Line2D([], [], color="0.35", linewidth=0.8, dashes=(7, 3), label="spread evenly"),
         ]
@@ -101,10 +112,10 @@ def by_head(study: AttentionStudy) -> Figure:
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         heads = study.heads("mass").shape[1]
         height = min(6.0, 0.9 + 0.16 * len(study.layers))
-        figure, grid = plt.subplots(1, 3, figsize=(PAGE, height), sharey=True, layout="constrained")
-        for axes, (measure, name) in zip(grid, SHORT.items()):
+        figure, grid = plt.subplots(1, 2, figsize=(PAGE, height), sharey=True, layout="constrained")
+        for axes, measure in zip(grid, ("mass", "entropy")):
             heat(axes, 100 * study.heads(measure), numbers=heads <= 8 and len(study.layers) <= MOST_CELLS)
-            axes.set_title(name, pad=3)
+            axes.set_title(SHORT[measure], pad=3)
             axes.set_xlabel("head")
             axes.set_xticks(range(0, heads, 1 if heads <= 8 else 4))
         ticks = range(0, len(study.layers), 1 if len(study.layers) <= MOST_CELLS else 4)
@@ -117,7 +128,7 @@ def by_head(study: AttentionStudy) -> Figure:
 def tasks(study: AttentionStudy) -> Figure:
     """Task x layer of mass and concentration."""
     names = task_names(list(dict.fromkeys(study.places)))
-    measures = ("mass", "top")
+    measures = ("mass", "best")
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, grid = plt.subplots(1, 2, figsize=(PAGE, 0.8 + 0.19 * len(names)), sharey=True, layout="constrained")
         for axes, measure in zip(grid, measures):

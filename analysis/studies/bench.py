@@ -43,8 +43,11 @@ def page(path: Path) -> str:
     Raises:
         ValueError: If the file is not a record of this version.
     """
-    record = json.loads(path.read_text(encoding="utf8"))
-    if record.get("format") != 2:
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): move it away, or make bench writes a new one") from error
+    if not isinstance(record, dict) or record.get("format") != 2:
         raise ValueError(f"{path} is not a benchmark record that this version reads: make bench writes a new one")
     model, made = record["model"], record["environment"]
     loads = [f"{load[0]:.1f}" for load in record["load_before_and_after"]]

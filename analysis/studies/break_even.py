@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import combinations, takewhile
 
-from pdrop.record import EQUAL_CONDITIONS
+from pdrop.record import differing_conditions
 
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
@@ -62,11 +62,9 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
         ValueError: If they were measured under different conditions.
     """
     timed = [run for run in runs if run.done and timing(run).get("end_to_end")]
-    for name in EQUAL_CONDITIONS:
-        values = {str(timing(run)["conditions"]["before"].get(name)): run.folder for run in timed}
-        if len(values) > 1:
-            listed = "; ".join(f"{value} in {folder}" for value, folder in values.items())
-            raise ValueError(f"these times may not be compared. {name}: {listed}")
+    for one, other in combinations(timed, 2):
+        if differ := differing_conditions(*(timing(run)["conditions"]["before"] for run in (one, other))):
+            raise ValueError(f"these times may not be compared. {differ[0]} ({one.folder}, {other.folder})")
     found = []
     for run in timed:
         lanes = timing(run)["end_to_end"]

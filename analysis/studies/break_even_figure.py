@@ -68,5 +68,5 @@ def panels(found: list[Curve]) -> Figure:
         handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
         grid[0][-1].legend(handles.values(), handles.keys(), frameon=False)
         figure.supxlabel("tokens of the answer", fontsize=8)
-        figure.supylabel("speed-up (above 1 it pays)", fontsize=8)
+        figure.supylabel("speed-up over dropping nothing", fontsize=8)
     return figure

@@ -24,7 +24,8 @@ from ..grid import DASH, Grid, Text
 from ..neutral import in_cell, in_page
 from ..statistics import Estimate, FloatArray, interval, replicates
 from ..store.load import Run
-from ..tables.table import bounds, labels, percent
+from ..tables.table import labels
+from ..tables.text import bounds, percent
 
 BoolArray = npt.NDArray[np.bool_]
 

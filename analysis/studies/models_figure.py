@@ -4,7 +4,8 @@
 
 The style of PyramidDrop's Fig. 3 (arXiv 2410.17247): a model trained without dropping and one trained with it, cut once
 at the same layers. Drawn wherever one table holds the study of two models or more. Bars are paired 95 % intervals of
-the difference to the same model without dropping.
+the difference to the same model without dropping. Each panel has a vertical scale of its own: models are compared at
+one layer, and layers in the figures of each model.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 
 from ..comparison.table_model import Table
-from ..drawing import BARS, PAGE, SETTINGS
-from ..style import SPARE_LINES
+from ..drawing import PAGE, SETTINGS
+from ..style import SPARE_LINES, model_name
 from .redundancy import Study, studies
-from .tradeoff_figure import half_lengths
+from .redundancy_figure import KEPT
+from .tradeoff_figure import averaged, half_lengths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = 100.0  # percent of the visual tokens
-DODGE = 2.0  # percentage points between the bars of two models
+SEEN_THROUGH = 0.5  # of bars: what lies below shows
 MOST = len(SPARE_LINES)  # models whose curves can be distinguished; a method's own line would name the wrong thing
 
 
@@ -53,38 +55,36 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
             across,
             figsize=(PAGE, 1.75 * down + 0.5),
             sharex=True,
-            sharey=True,
             squeeze=False,
             layout="constrained",
         )
         for axes, layer in zip(grid.flat, layers):
-            for number, (study, style) in enumerate(zip(found, SPARE_LINES)):
-                shift = DODGE * (number - (len(found) - 1) / 2)
+            for study, style in zip(found, SPARE_LINES):
                 cells = {FULL * keep: row.average for (at, keep), row in sorted(study.ranked.items()) if at == layer}
                 if study.none is not None:
                     cells[FULL] = study.none.average
-                points = [(keep + shift, cell) for keep, cell in sorted(cells.items()) if cell is not None]
-                axes.errorbar(
+                points = [(keep, cell) for keep, cell in sorted(cells.items()) if cell is not None]
+                drawn = axes.errorbar(
                     [keep for keep, _ in points],
                     [100 * cell.score.value for _, cell in points],
                     yerr=list(zip(*(half_lengths(cell, 100) for _, cell in points))),
                     color=style.colour,
                     marker=style.marker,
-                    markerfacecolor=style.face or style.colour,
+                    markerfacecolor="none",
+                    markeredgewidth=0.9,
                     linestyle=style.dashes,
                     elinewidth=0.7,
-                    capsize=1.5,
-                    label=study.model,
+                    label=model_name(study.model),
                 )
+                for bars in drawn.lines[2]:
+                    bars.set_alpha(SEEN_THROUGH)
             axes.set_title(f"cut at layer {layer}", pad=3)
             axes.grid(axis="y", linewidth=0.4, color="0.88")
             axes.set_xticks([0, 25, 50, 75, 100])
         for axes in grid.flat[len(layers) :]:
             axes.set_visible(False)
-        moved = DODGE * (len(found) - 1) / 2
-        bars = f"{BARS} of the same model"
-        figure.supxlabel(f"visual tokens kept at the cut (%; moved by {moved:g} at most); {bars}", fontsize=8)
-        figure.supylabel(f"average score of {len(table.averaged)} tasks (%)", fontsize=8)
+        figure.supxlabel(KEPT, fontsize=8)
+        figure.supylabel(averaged(table), fontsize=8)
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(
             [handle[0] for handle in handles], names, loc="outside upper center", ncols=len(names), frameon=False

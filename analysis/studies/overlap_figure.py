@@ -1,4 +1,4 @@
-"""The overlap of kept sets between the layers of a redundancy study, one matrix a kept fraction (analysis/overlap.py).
+"""The overlap of kept sets between the layers of a redundancy study, one matrix per kept fraction (overlap.py).
 
 NAME-overlap    layer x layer: intersection over union in %, column width (more layers: page width)
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FEW = 6  # layers that fit a column
 MOST_CELLS = 14  # layers whose cells still have room for a number
+FAINTEST = 0.1  # of the way from chance to equal sets at full colour, at least: noise must not shout
 Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
 
 
@@ -47,11 +48,17 @@ def stability(study: Study) -> Pairs:
     return pairs
 
 
+def beyond(found: Overlap) -> float:
+    """How far an overlap lies on the way from chance, 0, to the same sets, 1; below 0 where it is less than chance."""
+    return (found.shared.value - found.chance) / (1 - found.chance)
+
+
 def matrices(layers: Sequence[int], pairs: Pairs) -> Figure:
-    """One triangle a keep, side by side; darker = more shared, white = what chance shares."""
+    """One triangle per keep, side by side; white is what chance shares, the darkest cell is the most that is shared."""
     across = len(pairs)
     width = COLUMN if len(layers) <= FEW else PAGE
     size = 6.5 if len(layers) <= FEW else 5.5
+    most = max([FAINTEST, *(beyond(found) for shared in pairs.values() for found in shared.values())])
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, grid = plt.subplots(
             1, across, figsize=(width, width / max(2, across) + 0.55), squeeze=False, layout="constrained"
@@ -61,19 +68,21 @@ def matrices(layers: Sequence[int], pairs: Pairs) -> Figure:
             values = np.full((len(layers), len(layers)), np.nan)
             for (first, second), found in shared.items():
                 row, column = layers.index(second), layers.index(first)
-                values[row, column] = max(0.0, (found.shared.value - level) / (1 - level))
+                values[row, column] = 100 * max(0.0, beyond(found))
                 if len(layers) <= MOST_CELLS:
-                    colour = "white" if values[row, column] > 0.55 else "black"
+                    colour = "white" if values[row, column] > 55 * most else "black"
                     text = f"{100 * found.shared.value:.0f}"
                     axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-            axes.imshow(
-                values[1:, :-1], cmap="Blues", vmin=0, vmax=1, extent=(-0.5, len(layers) - 1.5, len(layers) - 0.5, 0.5)
-            )
+            around = (-0.5, len(layers) - 1.5, len(layers) - 0.5, 0.5)
+            shown = axes.imshow(values[1:, :-1], cmap="Blues", vmin=0, vmax=100 * most, extent=around)
             axes.set_title(f"keep {100 * keep:g} %\n(chance {100 * level:.0f})", pad=3)
             step = 1 if len(layers) <= MOST_CELLS else 4
             axes.set_xticks(range(0, len(layers) - 1, step), [str(layer) for layer in layers[:-1:step]])
             axes.set_yticks(range(1, len(layers), step), [str(layer) for layer in layers[1::step]])
             axes.tick_params(length=0)
+        bar = figure.colorbar(shown, ax=grid, aspect=22, pad=0.02)
+        bar.set_label("from chance (0) to\nthe same set (100)", fontsize=7)
+        bar.outline.set_linewidth(0.4)
         figure.supxlabel("ranked at layer", fontsize=8)
         figure.supylabel("ranked at layer", fontsize=8)
         figure.suptitle("tokens kept by both / by either (%)", fontsize=8)

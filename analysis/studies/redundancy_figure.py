@@ -20,12 +20,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from ..comparison.table_model import Cell, Row, Table
-from ..drawing import BARS, COLUMN, PAGE, SETTINGS
+from ..drawing import COLUMN, PAGE, SETTINGS
+from ..labels import Named, name_curves
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
-from ..tables.table import minus
+from ..tables.text import minus
 from .redundancy import Place, Study, studies
-from .tradeoff_figure import half_lengths
+from .tradeoff_figure import averaged, half_lengths
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 FULL = 100.0  # percent of the visual tokens
 FAINTEST = 10.0  # points at full colour, at least: small differences must not shout
-DODGE = 0.9  # percentage points between the bars of neighbouring layers, which would hide each other
+SEEN_THROUGH = 0.5  # of bars and of joining lines: what lies below shows
+KEPT = "visual tokens kept at the cut (%)"
 Pick = Callable[[Row], Cell | None]
 
 
@@ -65,10 +67,23 @@ def curves(table: Table, study: Study) -> Figure | None:
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
         draw(axes, study, lambda row: row.average, table.floor)
-        axes.set_xlabel(f"{moved(study)}\n{BARS}")
-        axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
-        figure.legend(handles=keys(study, table.floor), loc="outside upper center", ncols=3, frameon=False)
+        axes.set_xlabel(KEPT)
+        axes.set_ylabel(averaged(table))
+        handles = keys(study, table.floor)[len(study.layers) :]  # the layers are named beside their curves
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, columnspacing=1.0)
+        name_curves(axes, named_layers(study, study.ranked), named_layers(study, study.blind))
     return figure
+
+
+def named_layers(study: Study, rows: Mapping[Place, Row]) -> list[Named]:
+    """The curves of the averages, by the layer of the cut."""
+    found = []
+    for layer, style in zip(study.layers, layer_lines(len(study.layers))):
+        held = [(FULL * keep, row.average) for (at, keep), row in sorted(rows.items()) if at == layer]
+        points = [(x, 100 * cell.score.value) for x, cell in held if cell is not None]
+        if points:
+            found.append(Named(f"layer {layer}", style.colour, points))
+    return found
 
 
 def by_task(table: Table, study: Study) -> Figure | None:
@@ -94,18 +109,13 @@ def by_task(table: Table, study: Study) -> Figure | None:
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
-        figure.supxlabel(f"{moved(study)}; {BARS}", fontsize=8)
+        figure.supxlabel(KEPT, fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         floor = next(iter(table.floors.values()), None)
         handles = keys(study, floor)
         columns = len(handles) if len(handles) < 7 else math.ceil(len(handles) / 2)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
     return figure
-
-
-def moved(study: Study) -> str:
-    """What the horizontal axis shows, and how far points stand from their place."""
-    return f"visual tokens kept (%; moved by {DODGE * (len(study.layers) - 1) / 2:.2g} at most)"
 
 
 def of_task(name: str) -> Pick:
@@ -121,17 +131,16 @@ def draw(axes: Axes, study: Study, pick: Pick, floor: float | None, scale: float
     if floor is not None:
         axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), zorder=1)
     layers = study.layers
-    for number, (layer, style) in enumerate(zip(layers, layer_lines(len(layers)))):
-        shift = DODGE * (number - (len(layers) - 1) / 2)
-        for rows, dashes, face in ((study.ranked, "-", style.colour), (study.blind, (0, (3, 1.6)), "white")):
+    for layer, style in zip(layers, layer_lines(len(layers))):
+        for rows, dashes, face in ((study.ranked, "-", style.colour), (study.blind, (0, (3, 1.6)), "none")):
             points = [
-                (FULL * keep + shift, cell)
+                (FULL * keep, cell)
                 for (at, keep), row in sorted(rows.items())
                 if at == layer and (cell := pick(row)) is not None
             ]
             if not points:
                 continue
-            axes.errorbar(
+            drawn = axes.errorbar(
                 [x for x, _ in points],
                 [scale * cell.score.value for _, cell in points],
                 yerr=list(zip(*(half_lengths(cell, scale) for _, cell in points))),
@@ -143,7 +152,9 @@ def draw(axes: Axes, study: Study, pick: Pick, floor: float | None, scale: float
                 elinewidth=0.6,
                 zorder=3,
             )
-            if top is not None and points[-1][0] < FULL - len(layers):
+            for bars in drawn.lines[2]:
+                bars.set_alpha(SEEN_THROUGH)
+            if top is not None and points[-1][0] < FULL:
                 end, cell = points[-1]
                 axes.plot(
                     [end, FULL],
@@ -190,7 +201,10 @@ def heat(study: Study) -> Figure | None:
     if not panels:
         return None
     layers, keeps = study.layers, study.keeps
-    limit = max(FAINTEST, *(abs(100 * change.value) for _, held in panels for change in held.values()))
+    losses, worth = panels[:-1], panels[-1:]  # what a ranking is worth is smaller than what is lost: its own scale
+    if len(panels) < 3:
+        losses, worth = panels, []
+    limits = [limit_of(losses)] * len(losses) + [limit_of(worth)] * len(worth)
     with plt.rc_context({**SETTINGS, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, grid = plt.subplots(
             len(panels),
@@ -200,7 +214,7 @@ def heat(study: Study) -> Figure | None:
             squeeze=False,
             layout="constrained",
         )
-        for axes, (title, held) in zip(grid.flat, panels):
+        for axes, (title, held), limit in zip(grid.flat, panels, limits):
             values = np.full((len(layers), len(keeps)), np.nan)
             for (layer, keep), change in held.items():
                 values[layers.index(layer), keeps.index(keep)] = 100 * change.value
@@ -210,9 +224,14 @@ def heat(study: Study) -> Figure | None:
             axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
             axes.tick_params(length=0)
         grid[-1][0].set_xticks(range(len(keeps)), [f"{100 * keep:g}" for keep in keeps])
-        grid[-1][0].set_xlabel("visual tokens kept at the cut (%)\nbold: distinguishable from 0")
+        grid[-1][0].set_xlabel(KEPT)
         figure.supylabel("cut at layer", fontsize=8)
     return figure
+
+
+def limit_of(panels: list[tuple[str, dict[Place, Estimate]]]) -> float:
+    """The difference, in points, at which colours are full."""
+    return max([FAINTEST, *(abs(100 * change.value) for _, held in panels for change in held.values())])
 
 
 def against_none(row: Row) -> Estimate | None:

@@ -2,9 +2,10 @@
 
     python -m analysis repro            results/tables/repro.md and .csv; prints the Markdown (make repro)
 
-`published.csv` holds every number of PyramidDrop's tables (arXiv 2410.17247, both versions) and the LLaVA-1.5 rows that
-later papers hold against it, each with its unit, convention, paper, version, table, row and disputes. A number of ours
-stands beside one of theirs where model, method and task are the same. The verdicts:
+`published.csv` holds every number of PyramidDrop's tables (arXiv 2410.17247, both versions), the LLaVA-1.5 and NeXT
+rows that later papers hold against it, and rows of the other methods here: each with its unit, convention, paper,
+version, table, row and disputes. A number of ours stands beside one of theirs where model, method and task are the
+same. The verdicts:
 
     reproduced       the printed value lies in our 95 % interval, widened by half a unit of the print's last digit;
                      without an interval (F1, sums): within 1 % of the printed value; costs: exact to the print's digits
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,17 +29,20 @@ from statistics import fmean
 
 import numpy as np
 
+from pdrop.schedule import Schedule
+
+from ..comparison.resampling import run_draws
 from ..grid import DASH, Grid, Text
 from ..neutral import in_cell, in_page
-from ..statistics import Estimate, interval, replicates
+from ..statistics import Estimate, interval
 from ..store.load import Run
 from ..style import method_name
 
 PUBLISHED = Path(str(files(__package__))) / "published.csv"
 WITHOUT_INTERVAL = 0.01  # of the printed value
 SAME_TOKENS = 0.03  # budgets this near are one
+SAME_KEEP = 2e-6  # fractions, too: less than a token of half a million
 # what the papers' scripts did: images padded to a square, the conversation template with its system sentence
-PROMPTS = {"llava_1_5_7b": "vicuna_v1"}
 VERDICTS = ("reproduced", "not reproduced", "other protocol", "not run")
 
 
@@ -44,8 +50,8 @@ VERDICTS = ("reproduced", "not reproduced", "other protocol", "not run")
 class Published:
     """One printed number. `task` and `metric` are lmms-eval's (or a field of the record's cost); empty: no counterpart.
 
-    `schedule` is ours in canonical spelling, "?" where the paper does not say; `differs` says why no run of ours can
-    be the same measurement.
+    `schedule` is ours in canonical spelling, "?" where no code shows it; a `note` with method.NAME=VALUE wants a run of
+    that argument; `differs` says why no run of ours can be the same measurement.
     """
 
     paper: str
@@ -129,11 +135,21 @@ def fits(entry: Published, run: Run) -> bool:
     if not run.done or spec.model != entry.model or spec.method != entry.method:
         return False
     if entry.schedule != "?":
-        return spec.schedule == entry.schedule
+        return same(Schedule.parse(spec.schedule), Schedule.parse(entry.schedule))
     cost = run.record.cost
     if cost is None or not entry.tokens:
         return False
     return abs(fmean(cost.visual_tokens_per_layer) / float(entry.tokens) - 1) <= SAME_TOKENS
+
+
+def same(ours: Schedule, theirs: Schedule) -> bool:
+    """Whether two schedules are one up to their last digits: a budget's fractions have six, a paper's three."""
+    if ours.layers != theirs.layers:
+        return False
+    pairs = list(zip(ours, theirs))
+    if any((a.keep is None, a.tokens, a.adaptive) != (b.keep is None, b.tokens, b.adaptive) for a, b in pairs):
+        return False
+    return all(abs((a.keep or 0.0) - (b.keep or 0.0)) <= SAME_KEEP for a, b in pairs)
 
 
 def measured(entry: Published, run: Run) -> Estimate | None:
@@ -151,15 +167,21 @@ def measured(entry: Published, run: Run) -> Estimate | None:
     names = entry.metric.split("+")
     if result is None or not all(name in result.scores for name in names):
         return None
-    value = sum(result.scores[name].value for name in names)
+    names = [rule if (rule := by_official_rule(entry.task, name)) in result.scores else name for name in names]
+    value = sum(result.share(name) for name in names)
     scale = 100 if entry.unit == "%" and 0 <= value <= 1 else 1
-    if names != [result.main_metric]:
+    drawn = [run_draws([run], entry.task, name)[0] for name in names]
+    there = [one for one in drawn if one is not None]
+    if len(there) < len(drawn):
         return Estimate(scale * value)
-    samples = run.samples(entry.task)
-    if samples.values is None or abs(float(samples.values.mean()) - value) > 1e-6 * max(1.0, abs(value)):
-        return Estimate(scale * value)
-    draws = replicates(entry.task, samples.values[:, None], samples.clusters)[:, 0]
-    return Estimate(scale * value, *interval(scale * np.asarray(draws)))
+    return Estimate(scale * value, *interval(scale * np.sum(there, axis=0)))
+
+
+def by_official_rule(task: str, metric: str) -> str:
+    """The metric of the rule that published numbers are by, where lmms-eval's is another (pdrop/evaluation)."""
+    if task == "pope" and metric == "pope_f1_score":
+        return "official_f1"
+    return "official_accuracy" if task in ("gqa", "scienceqa_img") else metric
 
 
 def reasons(entry: Published, run: Run) -> list[str]:
@@ -171,9 +193,14 @@ def reasons(entry: Published, run: Run) -> list[str]:
             found.append(f"ours: {result.n} of {result.n_total} samples")
         if spec.weights != "pretrained":
             found.append(f"ours: {spec.weights} weights")
-        wanted = PROMPTS.get(entry.model, spec.prompt)
-        if spec.prompt != wanted:
-            found.append(f"ours: prompt {spec.prompt}, not {wanted}")
+        arguments = json.loads(spec.method_args or "{}")
+        for name, value in re.findall(r"method\.(\w+)=(\w+)", entry.note):
+            if str(arguments.get(name)) != value:
+                found.append(f"ours: method.{name}={arguments.get(name)}, not {value}")
+        if spec.protocol != "official":
+            found.append(f"ours: {spec.asked_with}; published numbers are made with protocol=official")
+        elif drawn := run.record.environment.get("published_sampling"):
+            found.append(f"published answers were sampled ({drawn}), ours are greedy")
     return found
 
 

@@ -1,26 +1,30 @@
 """Trade-off figures: score against prefill FLOPs, one line per method, for a paper's column and for each task.
 
 Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: where
-a bar reaches the horizontal line of `none`, no loss is shown. Curves are moved sideways a little, so that bars of
-equal cost do not hide each other. Grids of single cuts have a figure of their own (analysis/redundancy_figure.py).
+a bar reaches the horizontal line of `none`, no loss can be told. Every point stands where it was measured: markers are
+open and bars see-through, so that what lies below is seen. Budgets of two kinds (equal tokens, equal FLOPs) are two
+curves. Where methods are many, a front joins those that no other one beats at lower cost. Grids of single cuts have a
+figure of their own (analysis/redundancy_figure.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from statistics import fmean
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pdrop.schedule import Schedule
 
+from ..comparison.budgets import kind
 from ..comparison.table_model import Cell, Row, Table, seedless
-from ..drawing import BARS, COLUMN, PAGE, SETTINGS
-from ..style import Line, another_way, lines, method_name, task_names
+from ..drawing import COLUMN, PAGE, SETTINGS
+from ..labels import Named, fit, name_curves
+from ..style import LINES, SPARE_LINES, Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
 from .redundancy import studies
 
@@ -29,9 +33,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
-# percentage points of FLOPs: how far apart neighbouring curves stand, which would hide each other where they are flat,
-# and the farthest that one stands from its place
-DODGE, DODGE_BY_TASK = 0.7, 1.0
+MANY = 7  # methods from which on the front is drawn
+SEEN_THROUGH = 0.55  # of bars: what lies below shows
+FRONT = "Pareto front"
+EQUAL = {  # kinds of budgets, as a reader would say them
+    "avg_tokens": "equal average tokens",
+    "keep": "equal mean keep",
+    "flops": "equal prefill FLOPs",
+    "kv": "equal KV cache",
+    "prefill_ms": "equal prefill time",
+}
+Point = tuple[float, Cell]  # prefill FLOPs in % of none, score
 
 
 def tradeoff(table: Table, model: str) -> Figure | None:
@@ -40,12 +52,76 @@ def tradeoff(table: Table, model: str) -> Figure | None:
     if not rows:
         return None
     with plt.rc_context(SETTINGS):
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
-        draw(axes, rows, [row.average for row in rows], table.floor)
-        axes.set_xlabel(f"prefill FLOPs (% of none; moved by {DODGE} at most)\n{BARS}")
-        axes.set_ylabel(f"average score of {len(table.averaged)} tasks (%)")
-        legend(figure, axes, columns=3)
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
+        cells = [row.average for row in rows]
+        draw(axes, rows, cells)
+        axes.set_xlabel("prefill FLOPs (% of none)")
+        axes.set_ylabel(averaged(table))
+        direct(axes, rows, cells, table.floor)
     return figure
+
+
+def averaged(table: Table) -> str:
+    """The name of an axis of averages: over how many tasks, or of which one."""
+    tasks = table.averaged
+    return (
+        f"average score of {len(tasks)} tasks (%)" if len(tasks) != 1 else f"score of {task_names(tasks)[tasks[0]]} (%)"
+    )
+
+
+def direct(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | None) -> None:
+    """Ranges that fit what was measured, and names beside the curves instead of a legend."""
+    held = {label: points(rows, cells, numbers) for label, (_, numbers) in curves(rows).items()}
+    if len(held) >= MANY:
+        draw_front(axes, rows, cells)
+    if floor is not None:
+        axes.axhline(100 * floor, color="0.35", linewidth=0.8, dashes=(7, 3), zorder=1)
+    ends = [end for there in held.values() for _, cell in there for end in ends_of(cell, 100)]
+    whole = [100 * c.score.value for row, c in zip(rows, cells) if c is not None and not row.drops]
+    guess = [("blind guess", 100 * floor)] if floor is not None else []
+    fit(axes, [*ends, *whole], guess)
+    named = []
+    for label, (style, numbers) in curves(rows).items():
+        there = points(rows, cells, numbers)
+        if there:
+            places = [(flops, 100 * cell.score.value) for flops, cell in there]
+            bars = [ends_of(cell, 100) for _, cell in there]
+            named.append(Named(label, style.colour, places, bars, joined=not one_kind_each(rows, numbers)))
+    left, right = axes.get_xlim()
+    levels = [("none", "black", value) for value in whole[:1]]
+    levels += [(name, "0.35", value) for name, value in guess if axes.get_ylim()[0] < value < axes.get_ylim()[1]]
+    for name, colour, value in levels:  # a horizontal is named anywhere along it
+        steps = [(left + (right - left) * share, value) for share in (0.06, 0.2, 0.35, 0.5, 0.65, 0.8, 0.94)]
+        named.append(Named(name, colour, steps))
+    name_curves(axes, named)
+    kinds_key(axes, rows)
+
+
+def kinds_key(axes: Axes, rows: list[Row]) -> None:
+    """What open and filled markers mean, where budgets are of several kinds."""
+    kinds = kinds_of(rows)
+    if len(kinds) < 2:
+        return
+    faces = ["white", *["0.45"] * (len(kinds) - 1)]
+    handles = [
+        Line2D(
+            [], [], linestyle="", marker="o", color="0.45", markerfacecolor=face, label=EQUAL.get(name, name or "ratio")
+        )
+        for name, face in zip(kinds, faces)
+    ]
+    figure = axes.figure
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handletextpad=0.2)
+
+
+def kinds_of(rows: list[Row]) -> list[str]:
+    """The kinds of budgets of what drops, sorted."""
+    return sorted({kind(row.runs[0]) for row in rows if row.drops})
+
+
+def one_kind_each(rows: list[Row], numbers: list[int]) -> bool:
+    """Whether no two points of a curve are of one kind of budget, hence no line joins them."""
+    found = [kind(rows[number].runs[0]) for number in numbers]
+    return len(set(found)) == len(found)
 
 
 def tradeoff_by_task(table: Table, model: str) -> Figure | None:
@@ -69,11 +145,15 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
         for number, (name, task) in enumerate(table.tasks.items()):
             axes = grid[number // across][number % across]
             cells = [row.cells.get(name) for row in rows]
-            draw(axes, rows, cells, table.floors.get(name), 100 if task.fraction else 1, DODGE_BY_TASK)
+            floor = table.floors.get(name)
+            if floor is not None:
+                look = {"linewidth": 0.8, "dashes": (7, 3), "label": "blind guess", "zorder": 1}
+                axes.axhline((100 if task.fraction else 1) * floor, color="0.35", **look)
+            draw(axes, rows, cells, 100 if task.fraction else 1)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
         for axes in grid.flat[len(table.tasks) :]:
             axes.set_visible(False)
-        figure.supxlabel(f"prefill FLOPs (% of none; moved by {DODGE_BY_TASK:.0f} at most); {BARS}", fontsize=8)
+        figure.supxlabel("prefill FLOPs (% of none)", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         legend(figure, grid[0][0], columns=6)
     return figure
@@ -109,54 +189,30 @@ def drawable(table: Table, model: str) -> list[Row]:
     return rows if any(row.drops and id(row) not in studied for row in rows) else []
 
 
-def beside(number: int, curves: int, dodge: float) -> float:
-    """How far curve `number` of `curves` stands from its place, in points of FLOPs: at most `dodge`, however many."""
-    return min(dodge, 2 * dodge / max(1, curves - 1)) * (number - (curves - 1) / 2)
+def crowded(rows: Sequence[Row]) -> bool:
+    """Whether there are more methods than lines that can be told apart; front_figure.py draws those."""
+    return len({row.spec.method for row in rows if row.drops} - set(LINES)) > len(SPARE_LINES)
 
 
-def draw(
-    axes: Axes,
-    rows: list[Row],
-    cells: list[Cell | None],
-    floor: float | None,
-    scale: float = 100,
-    dodge: float = DODGE,
-) -> None:
-    """One panel: one curve per method through its budgets, `none` and the blind guess as horizontal lines."""
+def points(rows: list[Row], cells: list[Cell | None], numbers: list[int]) -> list[Point]:
+    """(FLOPs in %, cell) of those of a curve's rows that have both, the cheapest first."""
+    there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
+    known = [(100 * flops, cell) for flops, cell in there if flops is not None and cell is not None]
+    return sorted(known, key=lambda point: point[0])
+
+
+def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], scale: float = 100) -> None:
+    """One panel: one curve per method and kind of budget through its budgets, `none` as a horizontal line."""
     for row, cell in zip(rows, cells):
         if cell is not None and not row.drops:
             axes.axhline(scale * cell.score.value, color="black", linewidth=0.9, label="none", zorder=1)
-    if floor is not None:
-        axes.axhline(scale * floor, color="0.35", linewidth=0.8, dashes=(7, 3), label="blind guess", zorder=1)
-    drawn = curves(rows)
-    costs = {
-        label: fmean(rows[n].cost("prefill_flops_ratio") or 0 for n in numbers) for label, (_, numbers) in drawn.items()
-    }
-    by_cost = sorted(drawn, key=lambda label: round(costs[label], 6))  # the cheaper left: no difference is undone
+    drawn, kinds = curves(rows), kinds_of(rows)
     for label, (style, numbers) in drawn.items():
-        shift = beside(by_cost.index(label), len(drawn), dodge)
-        there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
-        points = sorted(
-            ((100 * flops, cell) for flops, cell in there if flops is not None and cell is not None),
-            key=lambda point: point[0],
-        )
-        if not points:
-            continue
-        axes.errorbar(
-            [flops + shift for flops, _ in points],
-            [scale * cell.score.value for _, cell in points],
-            yerr=list(zip(*(half_lengths(cell, scale) for _, cell in points))),
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.dashes,
-            markerfacecolor=style.face or style.colour,
-            markeredgecolor=style.colour if style.face else "white",
-            markeredgewidth=0.9 if style.face else 0.5,
-            elinewidth=0.8,
-            capsize=1.8,
-            label=label,
-            zorder=3,
-        )
+        for name in kinds:
+            of_kind = [number for number in numbers if kind(rows[number].runs[0]) == name]
+            if there := points(rows, cells, of_kind):
+                filled = len(kinds) > 1 and name != kinds[0]
+                draw_curve(axes, there, style, label, filled, scale)
     axes.grid(axis="y", linewidth=0.4, color="0.88")
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -164,6 +220,48 @@ def draw(
     if right - left < NARROWEST:
         middle = (left + right) / 2
         axes.set_xlim(middle - NARROWEST / 2, middle + NARROWEST / 2)
+
+
+def draw_curve(axes: Axes, there: list[Point], style: Line, label: str | None, filled: bool, scale: float) -> None:
+    """Open markers at their places, see-through bars below them."""
+    places = [flops for flops, _ in there]
+    scores = [scale * cell.score.value for _, cell in there]
+    held = axes.errorbar(
+        places,
+        scores,
+        yerr=list(zip(*(half_lengths(cell, scale) for _, cell in there))),
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.dashes,
+        markerfacecolor=style.colour if filled else "none",
+        markeredgewidth=0.9,
+        elinewidth=0.8,
+        label=label,
+        zorder=3,
+    )
+    for bars in held.lines[2]:
+        bars.set_alpha(SEEN_THROUGH)
+
+
+def draw_front(axes: Axes, rows: list[Row], cells: list[Cell | None]) -> None:
+    """A broad grey line through the points that no other one beats at the same cost or less."""
+    known = [
+        (100 * flops, 100 * cell.score.value)
+        for row, cell in zip(rows, cells)
+        if row.drops and cell is not None and (flops := row.cost("prefill_flops_ratio")) is not None
+    ]
+    best: list[tuple[float, float]] = []
+    for flops, score in sorted(known, key=lambda point: (point[0], -point[1])):
+        if not best or score > best[-1][1]:
+            best.append((flops, score))
+    if len(best) > 1:
+        axes.plot(*zip(*best), color="0.86", linewidth=4, solid_capstyle="round", label=FRONT, zorder=0.5)
+
+
+def ends_of(cell: Cell, scale: float) -> tuple[float, float]:
+    """Where a score's bar ends, below and above."""
+    below, above = half_lengths(cell, scale)
+    return scale * cell.score.value - below, scale * cell.score.value + above
 
 
 def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
@@ -180,7 +278,9 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
     """One legend above all panels, outside of them, so that it hides nothing; as many columns as fit the width."""
-    handles, names = axes.get_legend_handles_labels()
+    handles, every = axes.get_legend_handles_labels()
+    names = list(dict.fromkeys(every))  # a curve of several kinds of budget is drawn in parts
+    handles = [handles[every.index(name)] for name in names]
     shown = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     for number in range(min(columns, len(names)), 0, -1):
         if number == 3 and len(names) == 4:
@@ -206,10 +306,9 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
     Where some of several models were run with several budgets, those with one budget a method are left out: a point is
     no trade-off.
     """
-    longest = {
-        model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in table.models
-    }
-    for model in table.models:
+    models = [model for model in table.models if not crowded(drawable(table, model))]
+    longest = {model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in models}
+    for model in models:
         if longest[model] == 1 < max(longest.values()):
             continue
         stem = table.name if len(table.models) == 1 else f"{table.name}-{model}"

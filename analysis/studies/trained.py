@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..comparison.resampling import run_draws
 from ..grid import DASH, Grid, Text
-from ..statistics import Estimate, FloatArray, interval, over_seeds, replicates
+from ..statistics import Estimate, FloatArray, interval, over_seeds
 from ..store.load import Run, experiments, load_experiment
 from ..style import method_name, schedule_text
-from ..tables.table import percent, signed
+from ..tables.text import percent, signed
 
 EXPERIMENT = "training"
 
@@ -202,13 +203,14 @@ def averages(runs: Sequence[Run]) -> tuple[list[float], FloatArray]:
     for task in tasks:
         samples = [run.samples(task) for run in runs]
         for run, one in zip(runs, samples):
-            if one.values is None:
-                raise ValueError(f"{task}: {run.folder} has no number for each sample")
             if one.doc_ids != samples[0].doc_ids:
                 raise ValueError(f"{task}: {first.folder} and {run.folder} answered different samples: {ALIKE}")
-        columns = np.stack([one.values for one in samples if one.values is not None], axis=1)
-        values.append(columns.mean(axis=0))
-        draws.append(replicates(task, columns, samples[0].clusters))
+        drawn = run_draws(runs, task)
+        for run, found in zip(runs, drawn):
+            if found is None:
+                raise ValueError(f"{task}: {run.folder} does not say what its score is made of")
+        values.append([run.score(task) for run in runs])
+        draws.append(np.stack([one for one in drawn if one is not None], axis=1))
     return [float(value) for value in np.mean(values, axis=0)], np.mean(draws, axis=0)
 
 

@@ -108,7 +108,7 @@ def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
             elinewidth=0.8,
             capsize=1.8,
         )
-    axes.set_xlabel("trained dropping minus trained whole\n(points, same seeds; bars: 95 %)")
+    axes.set_xlabel("trained dropping minus trained whole (points)")
 
 
 def label(one: Outcome) -> str:

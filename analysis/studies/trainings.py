@@ -19,7 +19,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from pdrop import names
-from pdrop.record import TRAINING_VARIES
+from pdrop.record import LATER, TRAINING_VARIES
 
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
@@ -52,8 +52,12 @@ def read(results: Path) -> list[Training]:
     """
     found = []
     for path in sorted((results / "trainings").glob("*/training.json")):
-        record = json.loads(path.read_text(encoding="utf8"))
-        if not {"spec", "status", "cost"} <= set(record):
+        try:
+            record = json.loads(path.read_text(encoding="utf8"))
+            whole = {"spec", "status", "cost"} <= set(record) and set(TRAINING_VARIES) <= set(record["spec"])
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): move its folder away") from error
+        if not whole:
             raise ValueError(f"{path} is not a training record: move it away")
         for name in ("recipe", "model", "method"):
             names.check(f"{path}: spec.{name}", record["spec"][name])
@@ -69,7 +73,7 @@ def groups(results: Path) -> list[list[Training]]:
     """The finished trainings, those together that differ in method, schedule and seed alone."""
     found: dict[str, list[Training]] = defaultdict(list)
     for one in read(results):
-        same = {name: value for name, value in one.record["spec"].items() if name not in TRAINING_VARIES}
+        same = {name: value for name, value in (LATER | one.record["spec"]).items() if name not in TRAINING_VARIES}
         found[json.dumps([same, one.record["environment"].get("processor")], sort_keys=True)].append(one)
     return list(found.values())
 

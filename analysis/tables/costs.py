@@ -79,6 +79,8 @@ def times(row: Row) -> list[str]:
     stages = found["stages"]
     ratios = [share(stages[name]["ratio"]["median"]) if name in stages else DASH for name in ("prefill", "decode")]
     alone = [f"{stages[name]['this']['median']:.3g}" if name in stages else DASH for name in ("selection", "vision")]
+    if "selection" in found.get("notes", ()):  # on a GPU an upper bound
+        alone[0] = f"≤ {alone[0]}"
     return [*ratios, *alone]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..comparison.table_model import Table
+from ..comparison.table_model import Row, Table
 from ..neutral import in_cell
 from ..statistics import Estimate
 from .table import by_layer
@@ -62,8 +62,22 @@ def frame(table: Table) -> pd.DataFrame:
                 f"{name}_gained": flips.gained if flips else None,
                 f"{name}_mcnemar_p": flips.p if flips else None,
             }
+        line |= answered(row, table)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def answered(row: Row, table: Table) -> dict[str, object]:
+    """How like the answers without dropping a row's are, invalid ones, and scores by other rules, as columns."""
+    line: dict[str, object] = {}
+    for name in ("average", *table.tasks):
+        likeness = row.likeness_mean if name == "average" else row.likeness.get(name)
+        line |= spread_out(f"{name}_same_answers", likeness.same if likeness else None)
+        line[f"{name}_chrf"] = likeness.chrf if likeness else None
+    line |= {f"{task}_invalid": row.invalid(task) for task in table.tasks}
+    for task, metric in dict.fromkeys(key for other in table.rows for key in other.rules):
+        line |= spread_out(f"{task}_{metric}", row.rules.get((task, metric)))
+    return line
 
 
 def spread_out(name: str, estimate: Estimate | None) -> dict[str, float | None]:

@@ -9,11 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pdrop.record import RunSpec
+
 from ..comparison.table_model import Table
 from ..grid import DASH
 from ..statistics import DRAWS
 from ..store.load import Run
 from ..style import task_names
+from . import notes
 from .costs import invalid
 
 COLUMNS = {
@@ -49,6 +52,12 @@ COLUMNS = {
     "the cache after the prefill. Times: first token and a further one / with nothing dropped; milliseconds in the "
     "hooks, and of vision tower and projector. Times of conditions that differ, or of a device that others use, are "
     "marked invalid",
+    "Answers": "same: answers that are those without dropping to the letter, with its 95 % interval; chrF: overlap of "
+    "the n-grams of their characters (mean of sacrebleu's sentence scores); both need no right answers. invalid: "
+    "answers that no rule of the task reads, which score as wrong",
+    "by the benchmarks' own rules": "official_*: the benchmark's own reading of the same answers where lmms-eval's is "
+    "another; circular and single pass: a question counts if all rotations of its options are answered right, or by "
+    "its first row alone; mme_total_score: perception and cognition",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples that the average is over",
@@ -85,6 +94,11 @@ def warnings(table: Table) -> list[str]:
         found.append(
             f"Left out: {table.superseded} older runs that were made again with other weights, packages, code or data."
         )
+    if any(run.record.rescored for run in done) and len({scored_by(run) for run in done}) > 1:
+        found.append(
+            "SCORED BY SEVERAL VERSIONS of the code or of lmms-eval: some runs were scored anew and others were not. "
+            "python -m pdrop rescore scores all of them by the present one."
+        )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
     return found
@@ -97,6 +111,8 @@ def meaning(tables: Sequence[Table]) -> str:
         "time": not any(table.times for table in tables),
         "floor to full": not any(table.scaled for table in tables),
         "Avg, MME/20": not any("mme" in table.tasks for table in tables),
+        "Answers": not any(table.tasks for table in tables),
+        "by the benchmarks' own rules": not any(row.rules for table in tables for row in table.rows),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
     lines += [
@@ -123,12 +139,15 @@ def sources(table: Table) -> str:
         of = f"{task.n} of {task.n_total}" if task.n < task.n_total else f"all {task.n}"
         extra = "" if task.averaged else "; not in the average (no fraction, or lower is better)"
         if any((cell := row.cells.get(task.name)) and cell.score.low is None for row in table.rows):
-            extra += "; no interval (the score is not a mean over samples)"
+            extra += "; no interval (what the score is made of is not known)"
+        if (note := notes.of_task(task.name)) is not None:
+            extra += f"; {note}"
         lines.append(
             f"- **{names[task.name]}**: `{task.name}` (version {result.version}), {task.metric}, {of} samples, data "
             f"`{result.data_hash[:12]}`{extra}"
         )
-    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done)]
+    lines += [f"- **{model}**: {note}" for model in table.models if (note := notes.of_model(model)) is not None]
+    lines += ["", "## Where the numbers come from", "", *provenance(done), *prompts(done), *scored_anew(done)]
     return "\n".join(lines) + "\n"
 
 
@@ -147,6 +166,21 @@ def prompts(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def scored_by(run: Run) -> str:
+    """Which code made the scores: sources and lmms-eval's version."""
+    if run.record.rescored:
+        last = run.record.rescored[-1]
+        return f"{last.get('sources')} {(last.get('versions') or {}).get('lmms-eval')}"
+    versions = json.loads(run.record.spec.versions or "{}")
+    return f"{run.record.environment.get('sources')} {versions.get('lmms-eval')}"
+
+
+def scored_anew(runs: Sequence[Run]) -> list[str]:
+    """Runs whose stored answers were scored by another version of the code than asked them."""
+    last = Counter(str(run.record.rescored[-1].get("at")) for run in runs if run.record.rescored)
+    return [f"- Scored anew from stored answers: {count} runs at {at}" for at, count in sorted(last.items())]
+
+
 def tokens_of(prompt: Mapping[str, float]) -> str:
     return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
@@ -162,9 +196,14 @@ def provenance(runs: list[Run]) -> list[str]:
     codes = Counter(commit(run) for run in runs)
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples of each task"
     return [
-        f"- Model: {', '.join(models)}; {spec.dtype}, {spec.attn_implementation} attention, {spec.prompt} prompt, "
-        f"image {spec.image_mode}, batch {spec.batch_size}, {limit}, "
-        f"seeds {numbers({r.record.spec.seed for r in runs})}",
+        f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, batch {spec.batch_size}, "
+        f"{limit}, seeds {numbers({r.record.spec.seed for r in runs})}",
+        *[f"- Asked with: {how}" for how in dict.fromkeys(run.record.spec.asked_with for run in runs)],
+        *[
+            f"- Published numbers of {run.record.spec.model} were sampled ({drawn}); these answers are greedy"
+            for run in {run.record.spec.model: run for run in runs}.values()
+            if (drawn := run.record.environment.get("published_sampling"))
+        ],
         f"- Hardware: {hardware(runs[0])}",
         f"- Versions: Python {environment.get('python', DASH)}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
@@ -172,6 +211,11 @@ def provenance(runs: list[Run]) -> list[str]:
         f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
         "- Each run's record: `runs/<folder>/record.json` of the store; in words: `python -m analysis explain RUN_ID`",
     ]
+
+
+def attention_of(spec: RunSpec) -> str:
+    """The backend, and which of torch's kernels came first where that was chosen."""
+    return spec.attn_implementation + (f" ({spec.sdpa_kernel} first)" if spec.sdpa_kernel else "")
 
 
 def hardware(run: Run) -> str:

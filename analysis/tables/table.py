@@ -1,7 +1,7 @@
-"""A table as Markdown and LaTeX, from the same rows (as CSV: csv_export.py).
+"""A table as Markdown, from the same rows as CSV (csv_export.py) and LaTeX (latex.py).
 
-Four grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs
-it comes from; and what it costs in full (costs.py).
+Grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs it
+comes from; what was answered, and scores by other rules (answers.py); and what it costs in full (costs.py).
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from statistics import fmean
 from ..comparison.table_model import Cell, Row, Table, seedless
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
-from ..statistics import Estimate
 from ..style import method_name, schedule_text, task_names
+from .answers import answer_grid, rule_grid
 from .costs import cost_grid
 from .footnotes import meaning, sources, warnings
+from .text import bounds, percent, probability, signed
 
 PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
 
 
 def grids(table: Table) -> list[Grid]:
-    """The table's four grids; two where nothing was scored."""
+    """The table's grids; two where nothing was scored."""
     names = task_names(list(table.tasks))
     many = ["model"] if len(table.models) > 1 else []
     head = [*many, "budget", "method"]
@@ -73,7 +74,10 @@ def grids(table: Table) -> list[Grid]:
         by_task.rows.append([*start_cells, *guesses, Text(percent(table.floor)), *blank * (len(ends) - 1)])
     starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
     costs_in_full = cost_grid(table, head, starts)
-    return [main, by_task, sure, costs_in_full] if table.tasks else [main, costs_in_full]  # nothing was scored
+    if not table.tasks:  # a ledger scores nothing
+        return [main, costs_in_full]
+    by_rule = rule_grid(table, head, starts)
+    return [main, by_task, sure, answer_grid(table, head, starts), *([by_rule] if by_rule else []), costs_in_full]
 
 
 def labels(table: Table) -> list[str]:
@@ -183,37 +187,6 @@ def verdict(row: Row) -> str:
     return f"{row.told_from_random} ({seeds}{p})"
 
 
-def percent(value: float | None) -> str:
-    """A fraction in %, one decimal."""
-    return DASH if value is None else minus(f"{100 * value:.1f}")
-
-
-def signed(difference: Estimate | None) -> str:
-    """A difference in percentage points with its interval."""
-    if difference is None:
-        return DASH
-    text = f"{100 * difference.value:+.1f}"
-    return minus("0.0" if text in ("+0.0", "-0.0") else text) + (" " + bounds(difference) if bounds(difference) else "")
-
-
-def bounds(estimate: Estimate) -> str:
-    """[low, high] in %; empty where there is no interval."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    low, high = (f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
-    return minus("[{}, {}]".format(*("0.0" if bound == "-0.0" else bound for bound in (low, high))))
-
-
-def minus(text: str) -> str:
-    """A typographic minus, which does not break from its number."""
-    return text.replace("-", "−")
-
-
-def probability(p: float) -> str:
-    """A p value: two digits, small ones as a bound."""
-    return "<0.001" if p < 0.001 else f"{p:.2g}"
-
-
 def markdown(tables: Sequence[Table]) -> str:
     """The whole page: of each table warnings, grids and sources; and what every column means."""
     parts = []
@@ -223,21 +196,3 @@ def markdown(tables: Sequence[Table]) -> str:
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(sources(table))
     return in_page("\n".join([*parts, meaning(tables)]))
-
-
-def latex(tables: Sequence[Table]) -> str:
-    r"""The first two grids of each table as floats; \usepackage{booktabs,graphicx}."""
-    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
-    return head + "\n".join(map(floats, tables))
-
-
-def floats(table: Table) -> str:
-    """The first two grids of a table as floats."""
-    main, by_task, *_ = grids(table)
-    samples = sum(task.n for task in table.tasks.values())
-    caption = (
-        f"{samples} samples; 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or not "
-        "distinguishable from it; underlined: best of the rest."
-    )
-    arrows = r" $\downarrow$, $\uparrow$: clearly below or above dropping nothing."
-    return main.latex(table.name, caption) + "\n" + by_task.latex(f"{table.name}-tasks", caption + arrows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from collections.abc import Sequence as AbcSequence
 from dataclasses import dataclass, field, make_dataclass
@@ -24,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from pdrop.record import RunSpec, check_seed
+from pdrop.record import RunSpec, check_seed, check_word
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 def choices(group: str) -> list[str]:
     """The files of a folder of conf/."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def listed(group: str) -> str:
+    """The files of a folder of conf/ as --help lists them, in 80 columns: beside their dial, or below a heading."""
+    indent = 2 if group == "experiments" else 14
+    return ("\n" + " " * indent).join(textwrap.wrap(", ".join(choices(group)), 79 - indent))
 
 
 def default_device() -> str:
@@ -77,6 +84,16 @@ class DroppingDials:
 
 
 @dataclass
+class WorkersDials:
+    """How many processes answer: see pdrop.runs.workers.Workers. `workers=8` is short for `workers.count=8`."""
+
+    count: int = MISSING
+    address: str | None = MISSING
+    gpus: float | None = MISSING
+    threads: int = MISSING
+
+
+@dataclass
 class RunDials(DroppingDials):
     """Those of run.py that are not fields of RunSpec; which of the others there are, and their values, conf/ says."""
 
@@ -87,6 +104,9 @@ class RunDials(DroppingDials):
     results: str = MISSING
     experiment: str | None = MISSING
     force: bool = MISSING
+    retry: str | None = MISSING
+    plan: bool = MISSING
+    workers: WorkersDials = field(default_factory=WorkersDials)
 
 
 def typed(own: type, file: str, model: type | None = None) -> type:
@@ -105,8 +125,9 @@ def typed(own: type, file: str, model: type | None = None) -> type:
 
 CheckpointConfig = typed(ModelDials, "checkpoint.yaml")
 RunConfig = typed(RunDials, "run.yaml", model=CheckpointConfig)
+OWN_TYPES: dict[str, type] = {"model": CheckpointConfig, "workers": WorkersDials}
 ConfigStore.instance().store("schema", RunConfig)
-OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(group)), replace=True)
+OmegaConf.register_new_resolver("choices", lambda group: listed(group), replace=True)
 
 
 # ---------------------------------------------------------------------- without Hydra's command line
@@ -140,7 +161,8 @@ def compose(dials: Mapping[str, Any]) -> tuple[DictConfig, str]:
     cfg = cfg.copy()
     for name, value in dials.items():
         if name not in groups:
-            _set(cfg, name, value, f"{method}.yaml")
+            short = name == "workers" and not isinstance(value, Mapping)
+            _set(cfg, "workers.count" if short else name, value, f"{method}.yaml")
     return cfg, method
 
 
@@ -161,7 +183,7 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
 def kind_of(name: str) -> str:
     """What a dial takes, in words."""
     group, dot, argument = name.partition(".")
-    hint = get_type_hints(CheckpointConfig if group == "model" else RunConfig).get(argument if dot else name, str)
+    hint = get_type_hints(OWN_TYPES.get(group, RunConfig)).get(argument if dot else name, str)
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
     if get_origin(kinds[0]) is list:
         return (
@@ -214,8 +236,19 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
     dials |= {
         "device": default_device() if dials["device"] is None else dials["device"],
         "tasks": task_names(dials["tasks"], dials["task_folders"]),
+        "families": families(dials["protocol"] or dials["model"]["protocol"]),
     }
     return resolve(dials, *dropping(cfg, name), instantiate(dials["latency"], "latency", TimingProtocol), asked)
+
+
+def families(protocol: str) -> Any:
+    """What a protocol (a file of conf/protocol/) says, by family.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    check_word("protocol", protocol, choices("protocol"))
+    return OmegaConf.to_object(OmegaConf.load(CONF / "protocol" / f"{protocol}.yaml"))
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:

@@ -11,17 +11,22 @@
 
 Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
 calls: `run.py` does that.
+
+Under `accelerate launch --num_processes 8 -m lmms_eval --model pdrop ...` each process answers its share of the
+documents on a device of its own, and lmms-eval gathers the scores. Batches are then made within a share: their company
+differs from one process's, and in 16 bits so may a few answers; run.py's `workers=8` has no such difference.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import fields
 from typing import Any
 
 import yaml
 
-from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
+from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, default_device, settings_of
 from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
@@ -51,6 +56,8 @@ def from_arguments(pretrained: str = "package://pdrop.embedded/model", **argumen
         raise ValueError(f"model_args: unknown {', '.join(sorted(unknown))}; there are {names}")
     of_run = {field.name for field in fields(RunConfig)}
     dials = {(n if n in of_run or "." in n else f"model.{n}"): read(value) for n, value in arguments.items()}
+    if many_processes() and arguments.get("device") in (None, "cuda") and default_device() == "cuda":
+        dials["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     dials |= {"model": "folder", "model.name": "lmms_eval", "model.path": pretrained, "tasks": [], "latency": "off"}
     try:
         settings = settings_of(*compose(dials), asked=True)
@@ -58,6 +65,11 @@ def from_arguments(pretrained: str = "package://pdrop.embedded/model", **argumen
         raise ValueError(f"model_args: {error}") from error
     log.info("%s: %r, %r", pretrained, settings.method, settings.schedule)
     return Generator(settings.load(), settings.method, settings.schedule, settings.spec)
+
+
+def many_processes() -> bool:
+    """Whether a launcher (accelerate launch, torchrun) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def read(value: Any) -> Any:
@@ -76,11 +88,17 @@ def __getattr__(name: str) -> Any:
 def command_adapter() -> type:
     """The class that lmms-eval makes for `--model pdrop`, by its model_args."""
 
+    from accelerate import Accelerator
+
     class PdropModel(adapter()):  # type: ignore[misc]
-        """Answers as the arguments say."""
+        """Answers as the arguments say; one of several processes answers its share."""
 
         def __init__(self, **arguments: Any) -> None:
             generator = from_arguments(**arguments)
             super().__init__(lambda questions: generator.answer(questions).answers)
+            self.device = generator.model.device
+            if many_processes():  # lmms-eval counts and gathers by these
+                self.accelerator = Accelerator()
+                self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
 
     return PdropModel

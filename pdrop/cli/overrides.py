@@ -5,6 +5,7 @@ Which files are chosen has been looked at before (pdrop/cli/choices.py); here ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli.choices import near, searched, values
-from pdrop.cli.compose import kind_of
+from pdrop.cli.compose import KINDS, kind_of
 
 CFG = ("--cfg", "-c")
 WITH_VALUE: tuple[str, ...] = (
@@ -48,6 +49,8 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
     except OverrideParseException as error:
         broken = next((word for word in words(arguments) if not parses(word)), "")
         return f"{broken!r} is no dial: write name=value ({first_line(error)})"
+    if (told_of := several(arguments, overrides) or no_switch(overrides)) is not None:
+        return told_of
     if any(searched(arguments, overrides)):  # other folders may hold other types: Hydra says it
         return None
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
@@ -59,6 +62,42 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
             if (wrong := other_kind(cfg, override)) is not None:
                 return wrong
     return None
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The command line with short forms in full: workers=8 is workers.count=8."""
+    return [re.sub(r"^workers=(?!\{)", "workers.count=", word) for word in arguments]
+
+
+def several(arguments: Sequence[str], overrides: Sequence[Override]) -> str | None:
+    """One line about several values where one run is asked for; an experiment's file may make it a sweep."""
+    if {"-m", "--multirun"} & set(arguments) or any(
+        one.key_or_group in ("experiments", "hydra.mode") for one in overrides
+    ):
+        return None
+    for override in overrides:
+        if override.is_sweep_override():
+            name, _, given = (override.input_line or "").partition("=")
+            return f"{name}={given} is several values: sweep over them with -m, or give a list, {name}=[{given}]"
+    return None
+
+
+def no_switch(overrides: Sequence[Override]) -> str | None:
+    """One line about a number for what is true or false: 5 would be true."""
+    for override in overrides:
+        name = override.key_or_group
+        if override.is_delete() or "." in name or kind_of(name) != KINDS[bool]:
+            continue
+        for value in values(override):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return f"{name} is {KINDS[bool]}, not {value}"
+    return None
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with options in front: after an override, argparse takes no more of them."""
+    given = list(words(arguments))
+    return [*(word for word in arguments if word not in given), *given]
 
 
 def one_by_one(overrides: Sequence[Override], config: str) -> str | None:

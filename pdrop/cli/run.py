@@ -18,39 +18,49 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
+from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
-from pdrop.cli.compose import CONF, RunConfig, settings_of
-from pdrop.cli.overrides import misfit, shown
+from pdrop.cli.compose import CONF, RunConfig
+from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
 from pdrop.names import printable
+from pdrop.pace import on_a_terminal
 
 log = logging.getLogger("pdrop")
-
-
-class RunError(CompactHydraException):
-    """A run that cannot start or did not finish: one line for the user, no traceback."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def job(cfg: Any) -> float | None:
     """One job of a sweep. Returns the mean of the main scores, for sweepers that optimise; `stop`s if it fails."""
-    from pdrop.runs.run import RunFailed, mean_score, run
+    from pdrop.runs import cards, plan
+    from pdrop.runs.run import RunFailed, finished, mean_score, run
 
     try:
-        # where the store lies is not part of a run: it may be moved. Sweeps escape colons, single runs need not
-        overrides = [o.replace("\\:", ":") for o in HydraConfig.get().overrides.task if not o.startswith("results=")]
-        if cfg.budget is not None and any(o.startswith("ratio=") for o in overrides):
-            raise ValueError(f"budget={cfg.budget} finds the ratio: leave out ratio=")
-        return mean_score(run(settings_of(cfg, HydraConfig.get().runtime.choices["method"]), overrides))
+        node = HydraConfig.get()
+        if node.mode == RunMode.MULTIRUN and not str(node.launcher._target_).endswith(sweep.BASIC):
+            cards.claim()  # jobs run beside each other: before torch looks for cards
+        overrides = sweep.for_the_record(node.overrides.task)
+        found = None if cfg.plan else sweep.known(node)
+        if found is not None and (record := finished(found, overrides)) is not None:
+            return mean_score(record)
+        settings = sweep.resolve(cfg, node)
+        planned = plan.Planned(tuple(overrides), settings, sweep.record_of(settings), settings.force)
+        if cfg.plan:
+            plan.estimate([planned])
+            sweep.say(plan.lines([planned]))
+            return None
+        if cfg.retry is not None and planned.state not in plan.AGAIN:
+            sweep.say([f"nothing to do again: this run is {planned.state}"])
+            return None
+        return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(str(error))
 
 
 def stop(message: str) -> NoReturn:
-    """End the job with one line. In a sweep the others go on; at its end Hydra names the first failure again.
+    """End the job with one line. In a sweep the others go on, and its summary holds the line.
 
     Raises:
         RunError: In a sweep.
@@ -58,8 +68,9 @@ def stop(message: str) -> NoReturn:
     message = printable(message)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         sys.exit(f"error: {message}")
-    log.error("error: %s", message)
-    raise RunError(f"error: {message}")
+    if not sweep.is_ours(HydraConfig.get()):  # Hydra names the first failure alone
+        log.error("error: %s", message)
+    raise sweep.RunError(f"error: {message}")
 
 
 def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str | None:
@@ -67,6 +78,8 @@ def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str
     dials = list(known or [*(f.name for f in fields(RunConfig)), "experiments", "hydra"])
     for argument in arguments:
         dial = argument.split("=", 1)[0].lstrip("+~").split("@")[0].split(".")[0].split("/")[0]
+        if not dial:
+            return f"error: {argument!r} is no dial: write name=value"
         if "=" in argument and not argument.startswith("-") and dial not in dials:
             near = difflib.get_close_matches(dial, dials, 1)
             hint = f", did you mean {near[0]}?" if near else "."
@@ -84,6 +97,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     """
     # on cores that others use too, OpenMP threads that spin while they wait cost ten times what they compute
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if not on_a_terminal():  # a bar there is one line that never ends; what matters is said in lines
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.argv[1:] = spelled_out(sys.argv[1:])
+    sys.argv[1:] = flags_first(sys.argv[1:])
     if told := check_dials(sys.argv[1:], known):
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):
@@ -91,6 +108,8 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if told := misfit(sys.argv[1:], CONF, "run" if known is None else "train"):
         sys.exit(f"error: {told}")
     sys.argv[1:] = shown(sys.argv[1:])
+    if known is None and "retry=failed" in sys.argv[1:] and sweep.alone(sys.argv[1:]):
+        sys.argv.append("hydra.mode=MULTIRUN")
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
     try:
@@ -101,6 +120,14 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["fetch"]:
+        from pdrop.cli.fetch import main as fetch
+
+        sys.exit(fetch(sys.argv[2:]))
+    if sys.argv[1:2] == ["rescore"]:
+        from pdrop.cli.rescore import main as rescore
+
+        sys.exit(rescore(sys.argv[2:]))
     called(job, None, "the same command goes on from here")
 
 

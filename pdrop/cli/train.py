@@ -20,9 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, typed
+from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
 from pdrop.cli.run import called, stop
-from pdrop.record import check_seed
+from pdrop.record import ImageMode, check_seed
 
 if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
@@ -141,12 +141,25 @@ def checked(config: Any) -> str:
     return checked_device(config)
 
 
+def shown_as(model: Any) -> ImageMode:
+    """How the model's protocol shows pictures."""
+    from pdrop.evaluation import protocols
+    from pdrop.models.source import ModelSource
+
+    known = families(model.protocol)
+    if protocols.ANY in known:
+        return protocols.of_family(model.protocol, known, "", "").image_mode
+    source = ModelSource.of(model.name, model.path, revision=model.revision, weights=model.weights)
+    return protocols.of_family(model.protocol, known, *source.family).image_mode
+
+
 def settings(config: Any) -> TrainingSettings:
     """The configuration as plain, resolved settings.
 
     Raises:
         ValueError: If a value is not one of its dial's.
     """
+    from pdrop.models import attention
     from pdrop.training.parts import Lora, resolve
     from pdrop.training.settings import TrainingSettings
     from pdrop.training.start import Start
@@ -166,11 +179,12 @@ def settings(config: Any) -> TrainingSettings:
         weights=model.weights,
         dtype=config.dtype or "float32",
         attn_implementation=config.attn_implementation,
+        sdpa_kernel=attention.resolved(config.sdpa_kernel, config.attn_implementation, device),
         device=device,
         data=Path(recipe.data).expanduser(),
         images=None if recipe.images is None else Path(recipe.images).expanduser(),
         format=recipe.format,
-        image_mode=recipe.image_mode or model.image_mode,
+        image_mode=recipe.image_mode or model.image_mode or shown_as(model),
         max_length=recipe.max_length,
         overlong=recipe.overlong,
         steps=recipe.steps,

@@ -25,6 +25,7 @@ from pdrop.conformance.subject import (
     samples_of,
     tolerance,
 )
+from pdrop.engine.early import returned_cache
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule, Stage
 
@@ -116,7 +117,7 @@ def decoding(subject: Subject, family: str, backend: str) -> None:
     with subject.attached(model) as trace:
         out = model.generate(**batch, **GREEDY)
         tokens, kept, order, merged = trace.tokens, kept_of(trace), order_of(trace), merges(trace)
-        held = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        held = [layer.keys.shape[2] for layer in returned_cache(out).layers]
         want = [max(layer) + STEPS - 1 for layer in tokens]
         must(held == want, f"after {STEPS} steps the cache holds {held} keys per layer, not {want}")
         whole, labels = answered(batch, STEPS - 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pdrop.engine import Attachment
 from pdrop.engine.architecture import Rotary
+from pdrop.engine.early import cache_of
 from pdrop.engine.sequence import Alive, take
 from pdrop.methods.base import Merged, Method, View
 from pdrop.methods.fastervlm import FasterVLM
@@ -50,7 +51,7 @@ class Worst(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """With an order turned round."""
-        run.alive = Turned(**vars(run.alive))
+        run.alive = Turned(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
@@ -66,7 +67,7 @@ class Hungry(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """With every token but the query a candidate."""
-        run.alive = Open(**vars(run.alive))
+        run.alive = Open(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
@@ -81,19 +82,14 @@ class Open(Alive):
 class Doubled(Attachment):
     """Looks at a layer's attention by running it again, which appends its keys and values again."""
 
-    cache: Any = None
-
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        self.cache = kwargs.get("past_key_values")
-        return super().enter(number, layer, args, kwargs)
-
-    def add_deepstack(self, number: int, layer: Any, args: Any, output: Tensor) -> Tensor | None:
         """After the layer before the first boundary: what a second run would have left."""
-        if self.cache is not None and self.run is not None and self.run.prompts is not None:
-            held = self.cache.layers[number]
-            if number == min(self.boundaries) - 1:
-                held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
-        return super().add_deepstack(number, layer, args, output)
+        cache: Any = cache_of(kwargs)
+        prompted = self.run is not None and self.run.prompts is not None
+        if 0 < number == min(self.boundaries) and cache is not None and prompted:
+            held = cache.layers[number - 1]
+            held.keys, held.values = torch.cat([held.keys] * 2, 2), torch.cat([held.values] * 2, 2)
+        return super().enter(number, layer, args, kwargs)
 
 
 class Stale(Attachment):
@@ -155,7 +151,7 @@ class Rewinds(Attachment):
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
         """What went before layer 0 is not told to the cache."""
         given = super().enter(number, layer, args, kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if number == 0 and cache is not None and cache.layers:
             cache.layers[0].gone = 0
         return given
@@ -185,7 +181,7 @@ class AtTheEnd(Attachment):
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
         """Whatever the method says."""
-        run.alive = AtEnd(**vars(run.alive))
+        run.alive = AtEnd(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 

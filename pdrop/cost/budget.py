@@ -1,6 +1,6 @@
 """One budget for every method: what one may spend, turned into the method's own knob. No torch.
 
-    solve(PyramidDrop(), "avg_tokens:192", num_layers=32, visual_tokens=576)    # Schedule('8:0.253 16:0.064 24:0.016')
+    solve(PyramidDrop(), "avg_tokens:192", num_layers=32, visual_tokens=576)    # 2/8/16/24, 0.581 at each
     solve(FastV(), "avg_tokens:192", num_layers=32, visual_tokens=576)          # Schedule('2:0.288889')
 
 Why: "192 tokens" means four things in this field (tokens at the input, after the second layer, on average over layer
@@ -13,19 +13,19 @@ inputs, on average over layer outputs), and one ratio costs every method somethi
     prefill_ms:35      median time of a prefill, by measuring
 
 All of them are for one prompt of a given size. They are met as closely as whole tokens allow, and never overspent. The
-knob is the ratio of the method's schedule. Boundaries stay where they are; a pyramid whose boundaries cannot reach the
-budget, and were not asked for by the user, gets earlier ones (2/8/16 of 32 layers, as PyramidDrop's first author
-advises in issue 29 of its repository, in proportion for other depths). What cannot be reached is refused with the
-bound. A random twin is priced as its method, ranking included, and so has the same schedule.
+knob is the ratio of the method's schedule. Boundaries stay where they are, but for a pyramid of three that nobody asked
+boundaries for: PyramidDrop's own (8/16/24 of 32 layers) cannot spend less than a quarter, so under any budget it has
+one at layer 2 as well, as re-runs of it have (2/8/16/24; 2/10/20/30 of 40 layers): a column of budgets has one shape.
+What cannot be reached is refused with the bound. A random twin is priced as its method, ranking included, and so has
+the same schedule.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -36,8 +36,6 @@ from pdrop.shapes import Images, ModelSizes, PromptSize
 
 if TYPE_CHECKING:
     from pdrop.methods.base import Method
-
-log = logging.getLogger("pdrop")
 
 KINDS = ("avg_tokens", "keep", "flops", "kv", "prefill_ms")
 LLAMA_7B = (4096, 11008)  # hidden and intermediate size, where no architecture is given: LLaVA-1.5-7B's
@@ -174,19 +172,13 @@ def solve(
         spent, aimed = (functools.partial(way, kind=wanted.kind) for way in (price, price.unrounded))
     assert spent is not None
 
-    tried: list[str] = []
-    for boundaries in (layers, *(earlier(turn, num_layers) if layers is None else ())):
-        found = meet(functools.partial(turn_at, turn, boundaries), spent, wanted, aimed)
-        if isinstance(found, Schedule):
-            if tried:
-                log.info("budget %s: %s; boundaries moved to %s", budget, tried[0], at_layers(found))
-            return found.check(num_layers)
-        edge, direction, schedule = found
-        bound = f"{at_layers(schedule)} cannot go {direction} {wanted.in_words(edge, visual_tokens)}"
-        tried.append(bound)
-        if direction == "above":
-            break
-    raise ValueError(f"budget {budget} cannot be met: {'; '.join(tried)}")
+    boundaries = layers if layers is not None else for_budgets(turn, num_layers)
+    found = meet(functools.partial(turn_at, turn, boundaries), spent, wanted, aimed)
+    if isinstance(found, Schedule):
+        return found.check(num_layers)
+    edge, direction, schedule = found
+    bound = f"{at_layers(schedule)} cannot go {direction} {wanted.in_words(edge, visual_tokens)}"
+    raise ValueError(f"budget {budget} cannot be met: {bound}{lower(boundaries, layers, direction)}")
 
 
 def meet(
@@ -204,6 +196,7 @@ def meet(
         aimed: What its fractions would spend without rounding to whole tokens: the ratio is the one that meets this,
             and so fits prompts of other sizes, unless whole tokens then spend too much. None where it is measured.
     """
+    turn = functools.cache(turn)
     low, high = 0.0, 1.0
     least, most = spent(turn(low)), spent(turn(high))
     slack = 1e-9 * max(1.0, most)
@@ -218,14 +211,15 @@ def meet(
     def reached(ratio: float) -> bool:
         return within(ratio) and (aimed is None or aimed(turn(ratio)) <= wanted.amount + slack)
 
-    for _ in range(7 if aimed is None else 50):
+    for _ in range(7 if aimed is None else 32):
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) else (low, middle)
     if aimed is None:
         return turn(low)
-    # six digits are less than a token of a prompt of a hundred thousand, and can be read
-    readable = (round(low, 6), math.floor(low * 1e6) / 1e6)
-    return turn(next((ratio for ratio in readable if within(ratio)), low))
+    # six digits are less than a token of a prompt of a hundred thousand, and can be read; of 576, 192 are 0.333334
+    readable = (round(low, 6), math.ceil(low * 1e6) / 1e6, math.floor(low * 1e6) / 1e6)
+    paid = [ratio for ratio in readable if ratio <= 1 and within(ratio)]
+    return turn(max(paid, key=lambda ratio: spent(turn(ratio)), default=low))
 
 
 def turn_at(turn: Dial, boundaries: Sequence[int] | None, ratio: float) -> Schedule:
@@ -238,13 +232,19 @@ def own_dial(method: Method, num_layers: int, ratio: float, layers: Sequence[int
     return method.dial(ratio, num_layers, layers)
 
 
-def earlier(turn: Dial, num_layers: int) -> Iterator[tuple[int, ...]]:
-    """Earlier boundaries for a pyramid of three; none for other families, whose layers are part of the method."""
+def for_budgets(turn: Dial, num_layers: int) -> tuple[int, ...] | None:
+    """Boundaries of a pyramid of three under any budget: 2 and its own. None for other families: theirs."""
     own = turn(0.5, None)
-    keeps = [stage.keep for stage in own]
-    if len(own) == 3 and keeps == [0.5, 0.25, 0.125]:
-        moved = [tuple(max(1, round(layer * num_layers / 32)) for layer in (first, 8, 16)) for first in (2, 1)]
-        yield from (at for at in dict.fromkeys(moved) if len(set(at)) == 3 and at != own.layers)
+    if [stage.keep for stage in own] != [0.5, 0.25, 0.125]:
+        return None
+    return tuple(sorted({min(2, own.layers[0]), *own.layers}))
+
+
+def lower(boundaries: Sequence[int] | None, asked: Sequence[int] | None, direction: str) -> str:
+    """How a pyramid spends less, where it can and its boundaries were not asked for."""
+    if direction == "above" or asked is not None or boundaries is None or boundaries[0] < 2:
+        return ""
+    return f"; layers={[1, *boundaries[1:]]} can"
 
 
 def at_layers(schedule: Schedule) -> str:

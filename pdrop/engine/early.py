@@ -8,10 +8,22 @@ are there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers.cache_utils import DynamicLayer
+
+
+def cache_of(given: Mapping[str, Any]) -> Any:
+    """The cache among a forward's arguments: `cache` from transformers 5.24 on, `past_key_values` before."""
+    found = given.get("past_key_values")
+    return given.get("cache") if found is None else found
+
+
+def returned_cache(output: Any) -> Any:
+    """The cache that a forward returned, under either name."""
+    return output.cache if hasattr(output, "cache") else output.past_key_values
 
 
 class EarlyLayer(DynamicLayer):

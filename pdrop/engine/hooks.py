@@ -14,22 +14,27 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_causal_mask
 
 from pdrop.engine import autocast, callers, deepstack, early
+from pdrop.engine.angles import Angles
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
+from pdrop.engine.layer_hooks import LayerHooks
 from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
 from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
-from pdrop.engine.state import Forward, Past
+from pdrop.engine.state import Forward, KeyMask, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Running, Threads
 from pdrop.engine.tower import TowerReader
@@ -53,13 +58,17 @@ class Attachment:
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.at(stage).observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
+        self.acts = self.observed | {stage.layer for stage in schedule} | {0}  # elsewhere a layer is but handed things
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         looks = self.method.looks_at() if schedule else None
         kind = type(self.method).__name__
         self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.current = Running()
+        decoder: Any = self.architecture.decoder
+        self.angles = Angles(decoder.rotary_emb)
         self.handles: list[Any] = []
+        self.layer_hooks = LayerHooks((), ())
         vlm: Any = self.architecture.vlm
         # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
         self.hooked: list[nn.Module] = list({id(m): m for m in (vlm, getattr(vlm, "model", vlm))}.values())
@@ -102,23 +111,36 @@ class Attachment:
             self.handles.append(module.register_forward_pre_hook(partial(self.open, names), with_kwargs=True))
             self.handles.append(module.register_forward_hook(self.close, always_call=True))
         if self.boundaries:
-            first = min(self.observed)
-            self.handles.append(decoder.register_forward_pre_hook(self.take_deepstack, with_kwargs=True))
-            for number, layer in enumerate(layers):
-                if number >= first or (number == 0 and (self.begins or self.studies)):
-                    enter = partial(self.enter, number)
-                    self.handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                # before other hooks: FSDP's takes the layer's weights away. The one registered last runs first
-                if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
-                    watch = partial(self.watch, number)
-                    self.handles.append(layer.register_forward_hook(watch, with_kwargs=True, prepend=True))
-                add = partial(self.add_deepstack, number)  # before it is watched: its output enters the boundary
-                self.handles.append(layer.register_forward_hook(add, prepend=True))
-            self.handles.append(layers[-1].register_forward_hook(self.leave))
+            self.layer_hooks = LayerHooks((decoder, *layers), list(self.around_layers()))
+            self.layer_hooks.on()
         for module, when, hook in self.tower.hooks() if self.tower is not None else []:
             before = when == "before"
             handle: Any = module.register_forward_pre_hook(hook, with_kwargs=True) if before else None
             self.handles.append(handle or module.register_forward_hook(hook))
+
+    def around_layers(self) -> Iterator[Callable[[], RemovableHandle]]:
+        """Each registers one of the hooks on the decoder and its layers."""
+        decoder, layers, first = self.architecture.decoder, self.architecture.layers, min(self.observed)
+        adds = "deepstack_visual_embeds" in inspect.signature(type(decoder).forward).parameters
+        if adds:
+            yield partial(decoder.register_forward_pre_hook, self.take_deepstack, with_kwargs=True)
+        for number, layer in enumerate(layers):
+            if number >= first or (number == 0 and (self.begins or self.studies)):
+                yield partial(layer.register_forward_pre_hook, partial(self.enter, number), with_kwargs=True)
+            # before other hooks: FSDP's takes the layer's weights away. The one registered last runs first
+            if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
+                watch = partial(self.watch, number)
+                yield partial(layer.register_forward_hook, watch, with_kwargs=True, prepend=True)
+            if adds:  # before it is watched: its output enters the boundary
+                yield partial(layer.register_forward_hook, partial(self.add_deepstack, number), prepend=True)
+        yield partial(layers[-1].register_forward_hook, self.leave)
+
+    def rest(self) -> None:
+        """A plain decoding step: no layer hook is needed, unless by another thread's forward."""
+        if self.layer_hooks.are_on:
+            with self.threads.change:
+                if self.threads.busy <= {threading.get_ident()} and self.layer_hooks.alone():
+                    self.layer_hooks.off()
 
     def __exit__(self, *exception: object) -> None:
         self.threads.end()
@@ -127,6 +149,7 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self.layer_hooks.off()
         self.architecture.vlm.__dict__.pop("get_compiled_call", None)
         self.current.clear()
         if generating:
@@ -143,7 +166,7 @@ class Attachment:
         self.current.owner = module
         given = dict(zip(names, args)) | kwargs
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        cache: Any = given.get("past_key_values")
+        cache: Any = early.cache_of(given)
         if ids is None:
             raise ValueError("token dropping needs input_ids, which say where the visual tokens are: pass them")
         if given.get("cu_seq_lens_q") is not None:
@@ -152,6 +175,7 @@ class Attachment:
         if past is not None:
             past.check(self.schedule, self.method.positions)
         if new == 1 and (past is None or self.plain(past, mask)):
+            self.rest()
             return
         if isinstance(mask, dict):  # generate prepares masks for a static cache
             mask = mask["full_attention"]
@@ -173,22 +197,24 @@ class Attachment:
                     run.texts = partial(texts, self.tokenizer)
             run.norm = getattr(self.architecture.decoder, "norm", run.norm)
             run.study = self.studies and self.trace.study
+            with self.threads.change:
+                self.layer_hooks.on()
             self.current.run = run
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
         """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
-        ids, cache = given["input_ids"], given.get("past_key_values")
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
-        visual = visual_tokens(ids, given, self.architecture.vlm.config)
+        ids, cache = given["input_ids"], early.cache_of(given)
+        new = None if mask is None else mask[:, -ids.shape[1] :]
+        visual = partial(visual_tokens, given=given, config=self.architecture.vlm.config)
         # positions tell packed rows only where neither a mask nor a cache says what they are
         positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
         asked = given.get("logits_to_keep")
         asked = asked if isinstance(asked, int) else 0
-        prompts = read_prompts(ids, valid, visual, given.get("labels"), positions, asked)
+        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
             self.current.prefill = self.trace.begin()
-            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.visual)
+            self.current.prefill.start(prompts.visual_counts, prompts.lengths, prompts.host.numbers)
         return prompts
 
     def check_call(self, given: dict[str, Any]) -> None:
@@ -239,7 +265,9 @@ class Attachment:
         run = self.current.run
         if run is None:
             return None
-        hidden, cache, given = args[0], kwargs.get("past_key_values"), kwargs["position_embeddings"]
+        if number not in self.acts:
+            return (args, kwargs | run.handed) if run.handed else None
+        hidden, cache, given = args[0], early.cache_of(kwargs), kwargs["position_embeddings"]
         if run.prompts is not None and number == 0 and self.begins:
             seen = view(run, number, layer, hidden, given)
             with autocast.off(hidden):
@@ -252,15 +280,14 @@ class Attachment:
             if not number and cache is not None and (lost := args[0].shape[1] - hidden.shape[1]):
                 early.lose(cache, lost)
             self.begin_stage(run, number, hidden, cache)
-        if not run.staged:
-            return (hidden, *args[1:]), kwargs
-        changed = {
-            "position_embeddings": self.rotary(run, hidden, given),
-            "attention_mask": self.mask(run, number, hidden, cache),
-            # only flash attention reads these, and takes gaps for the seams of packed sequences
-            "position_ids": None,
-        }
-        return (hidden, *args[1:]), kwargs | changed
+            if run.staged:
+                run.handed = {
+                    "position_embeddings": self.rotary(run, hidden, given),
+                    "attention_mask": self.mask(run, number, hidden, cache),
+                    # only flash attention reads these, and takes gaps for the seams of packed sequences
+                    "position_ids": None,
+                }
+        return (hidden, *args[1:]), kwargs | run.handed
 
     def watch(self, number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Rank by a layer that has just run: its keys lie in the cache, and need not be computed again."""
@@ -268,7 +295,7 @@ class Attachment:
         if run is None or run.prompts is None:
             return
         hidden = args[0]
-        keys = cached_keys(kwargs.get("past_key_values"), number, hidden.shape[1])
+        keys = cached_keys(early.cache_of(kwargs), number, hidden.shape[1])
         stage = self.boundaries[number + 1]
         rotary = kwargs["position_embeddings"]
         seen = view(run, number, layer, hidden, rotary, stage, keys, output)
@@ -296,68 +323,64 @@ class Attachment:
 
     def begin_stage(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> None:
         """Which keys of the layers from `number` on are tokens, past ones included? Noted on the cache."""
-        past, new, run.memo = getattr(cache, "_pdrop", None), hidden.shape[1], {}
+        past, new = getattr(cache, "_pdrop", None), hidden.shape[1]
+        run.memo, run.handed = {}, {}
         run.staged = run.dropped or past is not None
         if not run.staged:
             return
         run.past = 0 if cache is None else early.held(cache, number)
-        if past is not None and number in past.whole:
-            before = past.whole[number]
-        else:
-            before = run.mask[:, : run.past].bool() if run.past and run.mask is not None else None
-        ragged = run.alive is not None and run.alive.ragged
-        run.whole = None
-        if ragged or before is not None:
-            ones = hidden.new_ones(len(hidden), run.past + new, dtype=torch.bool)
-            now = run.alive.valid if run.alive is not None else ones[:, run.past :]
-            earlier = ones[:, : run.past] if before is None else before[:, : run.past].to(hidden.device)
-            run.whole = torch.cat([earlier, now], 1)
-        if cache is not None:
+        noted = past.whole.get(number) if past is not None else None
+        known = noted
+        if known is None and run.past and run.mask is not None and (past is None or number not in past.whole):
+            known = KeyMask.of(run.mask[:, : run.past].bool().to(hidden.device))
+        if run.alive is not None and (run.alive.ragged or known is not None):
+            ones = hidden.new_ones(len(hidden), run.past, dtype=torch.bool)
+            earlier = ones if known is None else known.tokens[:, : run.past].to(hidden.device)
+            known = KeyMask.of(torch.cat([earlier, run.alive.valid], 1))
+        run.whole = run.fillers = None
+        if known is not None:
+            known = known.reaching(run.past + new)
+            run.whole = known.tokens[:, : run.past + new]
+            run.fillers = known.fillers(run.past) if run.alive is None else None
+        if cache is not None and (past is None or number not in past.whole or known is not noted):
             whole = past.whole if past is not None else {}
             padded = run.padded or (past is not None and past.padded)
-            cache._pdrop = Past(self.schedule, self.method.positions, whole | {number: run.whole}, padded)
+            cache._pdrop = Past(self.schedule, self.method.positions, whole | {number: known}, padded)
 
     def rotary(self, run: Forward, hidden: Tensor, given: Rotary) -> Rotary:
         """(cos, sin) of the tokens of the current stage, each [B or 1, T, head size]."""
         if not run.staged or (self.method.positions == "original" and not run.dropped):
             return given
         if "rotary" not in run.memo:
-            if self.method.positions == "compact":
-                if run.whole is None:
-                    places = torch.arange(run.past, run.past + hidden.shape[1], device=hidden.device)[None]
-                else:
-                    places = (run.whole.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
-                decoder: Any = self.architecture.decoder
-                run.memo["rotary"] = decoder.rotary_emb(hidden, places)
-            else:
+            end = run.past + hidden.shape[1]
+            if self.method.positions == "original":
                 assert run.alive is not None
                 run.memo["rotary"] = tuple(take(x, run.alive.index) for x in given)
+            elif run.whole is None:
+                run.memo["rotary"] = self.angles.between(hidden, run.past, end)
+            elif run.fillers is not None:
+                run.memo["rotary"] = self.angles.at(hidden, run.past - run.fillers, end)
+            else:
+                places = (run.whole.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
+                run.memo["rotary"] = self.angles.at(hidden, places, end)
         made: tuple[Tensor, Tensor] = run.memo["rotary"]
         return made
 
     def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
         """The attention mask of the current stage, in the form that the model's attention backend wants."""
-        decoding = run.prompts is None and hidden.shape[1] == 1 and not getattr(cache, "is_compileable", False)
-        if decoding and run.whole is None and self.causal_kernel:
-            return None  # what create_causal_mask would find out, in every stage of every decoding step
-        if decoding and run.whole is not None and self.architecture.decoder.config._attn_implementation == "sdpa":
-            return run.whole[:, None, None]  # likewise, without asking the device whether all keys are tokens
-        filled = (
-            run.prompts is not None and run.dropped and not run.past and not getattr(cache, "is_compileable", False)
-        )
-        if filled and self.causal_kernel:
+        grows, kind = not getattr(cache, "is_compileable", False), self.architecture.decoder.config._attn_implementation
+        if run.prompts is None and hidden.shape[1] == 1 and grows:
+            # what create_causal_mask would find out, in every stage of every decoding step, by asking the device
+            if run.whole is None and (self.causal_kernel or kind == "eager"):
+                return None
+            if run.whole is not None and self.causal_kernel:
+                return run.whole[:, None, None] if kind == "sdpa" else run.whole
+        if run.prompts is not None and run.dropped and not run.past and grows and self.causal_kernel:
             return None  # what is left of each row comes first: causality alone hides what it is filled up with
-        if "mask" not in run.memo:
-            # before layer 0 the cache counts what went, the mask must not
-            keys: Any = cache if number or cache is None else early.Keys(run.past)
-            run.memo["mask"] = create_causal_mask(
-                config=self.architecture.decoder.config,
-                inputs_embeds=hidden,
-                attention_mask=run.whole,
-                past_key_values=keys,
-                layer_idx=number,
-            )
-        return run.memo["mask"]
+        # before layer 0 the cache counts what went, the mask must not
+        keys: Any = cache if number or cache is None else early.Keys(run.past)
+        # by position: transformers 5.24 calls the cache by another name
+        return create_causal_mask(self.architecture.decoder.config, hidden, run.whole, keys, layer_idx=number)
 
     def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""
@@ -391,6 +414,35 @@ def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
         [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
     )
     return rows
+
+
+@contextmanager
+def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which the decoder's attention is not given position ids, where it is flash. For timing both sides.
+
+    Given them, transformers' flash attention finds out in each layer of a prefill of one prompt whether its rows are
+    packed sequences, and waits for the device. Layers after a boundary are given none, so that dropping would gain the
+    unpruned model's waits, 24 to 30 of them. Rotary embeddings, which are made before the layers, stay. Where the
+    caller has position ids of its own nothing changes.
+    """
+    architecture = read_architecture(model)
+    kind = str(architecture.decoder.config._attn_implementation or "")
+    if "flash" not in kind or inputs.get("position_ids") is not None:
+        yield
+        return
+    # not on the layers: an attachment's own hooks, which rest in a plain step, must find themselves alone there
+    attentions: list[Any] = [layer.self_attn for layer in architecture.layers]
+    handles = [attention.register_forward_pre_hook(without_ids, with_kwargs=True) for attention in attentions]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def without_ids(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What goes into a layer's attention, without position ids."""
+    return args, kwargs | {"position_ids": None}
 
 
 class Ended:

@@ -30,6 +30,7 @@ from torch import Tensor
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
 from pdrop.methods.layout import TokenGrid
+from pdrop.methods.transfer import read_back
 
 
 class UnknownLayout(ValueError):
@@ -55,7 +56,7 @@ class SeenPicture:
 
 def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[TokenGrid]]:
     """The grids of each prompt, in the order of its visual tokens. As `read_pictures`."""
-    rows = read_pictures(vlm, given, prompts.ids, prompts.visual)
+    rows = read_pictures(vlm, given, prompts.host.ids, prompts.host.visual)
     return [[grid for picture in row for grid in picture.grids or ()] for row in rows]
 
 
@@ -187,6 +188,12 @@ def pack(inner: Any, values: Tensor, size: Sequence[int], newline: float) -> Ten
     return tokens
 
 
+def newlines(inner: Any, features: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Which rows of each picture's features [tokens, D] are newlines, [tokens] bool on the host, by id."""
+    once = {id(one): one for one in features}  # copies for beams are the same tensors
+    return dict(zip(once, read_back((one == inner.image_newline.to(one)).all(-1) for one in once.values())))
+
+
 def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
     """A small square picture of `patches` rows, and rows of a large one that end in newlines (or one newline).
 
@@ -214,12 +221,15 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
     once = {id(one): len(one) for one in made}.values()  # copies for beams are the same tensors
     towards = len(encoding.last_hidden_state)  # crops or frames
     positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
+    packs = newline is not None and not video and hasattr(inner, "pack_image_features")
+    turned = positions is not None and positions.ndim == 3
+    ends = newlines(inner, made) if packs and not turned else {}
     for one in made:
-        if positions is not None and positions.ndim == 3:
+        if turned:
             yield SeenPicture(len(one), None)
-        elif newline is not None and not video and hasattr(inner, "pack_image_features"):
+        elif packs:
             vision = inner.config.vision_config
-            yield rows_to_newlines((one == newline.to(one)).all(-1), vision.image_size // vision.patch_size)
+            yield rows_to_newlines(ends[id(one)], vision.image_size // vision.patch_size)
         else:
             crop, rest = divmod(sum(once), towards)
             if video:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pdrop.engine.sequence import Alive
-from pdrop.engine.study import LayerAttention, Noted
+from pdrop.engine.study import LayerAttention, Noted, rows_of
+from pdrop.methods.transfer import read_back
 
 SHOWN = 3  # prompts that are printed
 
@@ -27,6 +28,13 @@ class Ranked:
     centres: Tensor | None = None  # [B, M] and
     weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
     moved: bool = False
+
+    @property
+    def made(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What tells of tokens that were made there: names, centres and weights. None: none were."""
+        if self.names is None or self.centres is None or self.weights is None:
+            return None
+        return self.names, self.centres, self.weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Prefill:
 
     Attributes:
         visual: Visual tokens of each prompt, a list over the batch.
-        numbers: Running number of each visual token of its prompt, [B, L].
+        numbers: Running number of each visual token of its prompt, [B, L] on the host.
         ranked: One entry per boundary that was passed.
     """
 
@@ -83,9 +91,9 @@ class Prefill:
             lines.append(f"  and {more} more prompts")
         return "\n".join(lines) or "  no prompt"
 
-    def start(self, visual: list[int], lengths: list[int], is_visual: Tensor) -> None:
-        """The prompts have come in. `is_visual` [B, L]."""
-        self.visual, self.numbers = list(visual), is_visual.cumsum(1) - 1
+    def start(self, visual: list[int], lengths: list[int], numbers: Tensor) -> None:
+        """The prompts have come in."""
+        self.visual, self.numbers = list(visual), numbers
         self.lengths, self.visual_lengths = {0: list(lengths)}, {0: list(visual)}
 
     def boundary(self, layer: int, lengths: list[int], visual: list[int], ranked: Ranked) -> None:
@@ -96,7 +104,7 @@ class Prefill:
     @property
     def attention(self) -> list[list[LayerAttention]]:
         """Per prompt, per layer: what its query tokens attend to. Layer 0 and the boundaries' layers."""
-        layers = [noted.rows() for noted in self.noted]
+        layers = rows_of(self.noted)
         return [[layer[row] for layer in layers] for row in range(len(self.visual))]
 
     @property
@@ -118,36 +126,44 @@ class Prefill:
     @property
     def order(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU."""
-        boundaries = []
-        for ranked in self.ranked:
+        left = [ranked.after for ranked in self.ranked]
+        boundaries: list[list[Tensor]] = []
+        read = read_back(
+            [*(one.index if one.names is None else one.names for one in left), *(one.visual for one in left)]
+        )
+        for one, named, mask in zip(left, read, read[len(left) :]):
             assert self.numbers is not None
-            left = ranked.after
-            names = self.numbers.to(left.index.device).gather(1, left.index) if left.names is None else left.names
-            boundaries.append([row[mask].cpu() for row, mask in zip(names, left.visual)])
+            named = self.numbers.gather(1, named) if one.names is None else named
+            boundaries.append([row[chosen] for row, chosen in zip(named, mask)])
         return boundaries or [[torch.arange(n) for n in self.visual] for _ in range(self.num_boundaries)]
 
     @property
     def merged(self) -> list[list[list[MergedToken]]]:
         """Per boundary, per prompt: the tokens that were made there, in their order. Empty where nothing merges."""
-        boundaries = [[self._made(ranked, row) for row in range(len(self.visual))] for ranked in self.ranked]
+        read = iter(read_back(x for ranked in self.ranked for x in ranked.made or ()))
+        boundaries: list[list[list[MergedToken]]] = [
+            self._made(ranked, next(read), next(read), next(read)) if ranked.made else [[] for _ in self.visual]
+            for ranked in self.ranked
+        ]
         return boundaries or [[[] for _ in self.visual] for _ in range(self.num_boundaries)]
 
     @staticmethod
-    def _made(ranked: Ranked, row: int) -> list[MergedToken]:
-        if ranked.centres is None or ranked.weights is None or ranked.names is None:
-            return []
-        first = ranked.before.made[row] if ranked.before.made else 0
-        names, centres, made = ranked.names[row].tolist(), ranked.centres[row].tolist(), []
-        for at, number in enumerate(range(first, ranked.after.made[row])):
-            weights = ranked.weights[row, at].tolist()
-            sources = {name: weight for name, weight in zip(names, weights) if weight}
-            made.append(MergedToken(number, names[centres[at]], sources, ranked.moved and len(sources) == 1))
-        return made
+    def _made(ranked: Ranked, names: Tensor, centres: Tensor, weights: Tensor) -> list[list[MergedToken]]:
+        rows = []
+        for row, (named, own) in enumerate(zip(names.tolist(), centres.tolist())):
+            first = ranked.before.made[row] if ranked.before.made else 0
+            made: list[MergedToken] = []
+            for at, number in enumerate(range(first, ranked.after.made[row])):
+                sources = {name: weight for name, weight in zip(named, weights[row, at].tolist()) if weight}
+                made.append(MergedToken(number, named[own[at]], sources, ranked.moved and len(sources) == 1))
+            rows.append(made)
+        return rows
 
     @property
     def scores(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: score of each visual token that was ranked there, in the order they stood in."""
-        rows = [[s[c].cpu() for s, c in zip(ranked.scores, ranked.before.candidates)] for ranked in self.ranked]
+        read = read_back(x for ranked in self.ranked for x in (ranked.scores, ranked.before.candidates))
+        rows = [[s[c] for s, c in zip(scores, candidates)] for scores, candidates in zip(read[::2], read[1::2])]
         return rows or [[torch.empty(0) for _ in self.visual] for _ in range(self.num_boundaries)]
 
     @property

@@ -45,9 +45,11 @@ def view(
     turns = run.turns[number]
 
     def attention(rows: Tensor | None, most: int | None, rotated: bool) -> AttentionRows:
-        asking = alive.query if rows is None else rows & alive.valid
-        if most is None:
-            most = prompts.max_queries if rows is None else int(asking.sum(1).max())
+        asking: Tensor | int = alive.query if rows is None else rows & alive.valid
+        if rows is None and alive.block is not None:
+            asking = alive.block.query
+        elif most is None:
+            most = prompts.max_queries if rows is None else int((rows & alive.valid).sum(1).max())
         if rotated:
             return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, turns)
         return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, None, "nothing")
@@ -71,10 +73,10 @@ def view(
         prompts.protected_counts,
         stage,
         run.begun,
-        take(prompts.ids.to(hidden.device), alive.index),
         prompts.visual_counts,
         None,
         output,
+        lambda: take(prompts.ids.to(hidden.device), alive.index),
         autocast.as_here(hidden, attention),
         draw,
         run.images,
@@ -119,13 +121,24 @@ def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> t
     if keep == now:
         return hidden, Ranked(scores, alive, alive, alive.names)
     going = [n - k for n, k in zip(now, keep)]
-    stays, run.dropped = alive.best(scores, keep, protected), True
+    inside, run.dropped = alive.best_of_block(scores, keep), True
     if not any(makes):
-        run.alive, rows = alive.shorten(stays, keep)
+        if inside is None:
+            run.alive, rows = alive.shorten(alive.best(scores, keep, protected), keep)
+        else:
+            run.alive, rows = alive.shorten_block(inside)
         deepstack.shorten(run, rows)
         return take(hidden, rows), Ranked(scores, alive, run.alive, alive.names)
-    merged, names = method.merge(seen, scores, alive.candidates & ~stays, going), run.names(hidden.device)
-    run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, merged.after)
+    if inside is None:
+        goes = alive.candidates & ~alive.best(scores, keep, protected)
+    else:
+        goes = alive.visual.scatter(1, inside, False)
+    merged, names = method.merge(seen, scores, goes, going), run.names(hidden.device)
+    if inside is None or merged.after is not None or min(makes) != merged.centres.shape[1]:
+        stays = alive.valid ^ goes
+        run.alive, rows = alive.shorten_with(stays, keep, merged.centres, makes, names, merged.after)
+    else:
+        run.alive, rows = alive.shorten_block(inside, merged.centres, names)
     deepstack.shorten(run, rows, merged.weights)
     hidden = take(torch.cat([hidden, merged.states.to(hidden)], 1), rows)
     return hidden, Ranked(scores, alive, run.alive, names, merged.centres, merged.weights, merged.moved)
@@ -177,8 +190,8 @@ def attention_rows(
     hidden: Tensor,
     rotary: Rotary,
     valid: Tensor,
-    asking: Tensor,
-    most: int,
+    asking: Tensor | int,
+    most: int | None,
     keys: Tensor | None = None,
     turns: Turns = "all",
 ) -> AttentionRows:
@@ -191,21 +204,25 @@ def attention_rows(
         hidden: What enters the layer, [B, T, D].
         rotary: (cos, sin), each [B or 1, T, head size or the part of it that is turned].
         valid: Which are tokens, not padding, [B, T] bool.
-        asking: Which tokens ask, [B, T] bool.
+        asking: Which tokens ask, [B, T] bool; or the one place at which every prompt asks, if there is no padding.
         most: The most tokens of a prompt that ask, or more.
         keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
         turns: What of each head the layer turns: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
     cos, sin = rotary
-    at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, Q]; non-asking rows weigh nothing
-    asks = (take(cos, at), take(sin, at))
+    if isinstance(asking, int):
+        asked = partial(at_place, place=asking)
+    else:  # [B, Q] where they are; non-asking rows weigh nothing
+        at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        asked = partial(take, index=at)
+    asks = (asked(cos), asked(sin))
     norm: Any = layer.input_layernorm  # of each token alone: those that ask suffice where the keys are there
     if keys is None:
         hidden = norm(hidden)
-        q, k = projected(layer, "q", take(hidden, at), asks, turns), projected(layer, "k", hidden, rotary, turns)
+        q, k = projected(layer, "q", asked(hidden), asks, turns), projected(layer, "k", hidden, rotary, turns)
     else:
-        q, k = projected(layer, "q", norm(take(hidden, at)), asks, turns), keys
+        q, k = projected(layer, "q", norm(asked(hidden)), asks, turns), keys
     # grouped-query attention: the heads of a group are rows of one product, so its keys are neither repeated nor copied
     wide = torch.promote_types(k.dtype, torch.float32)  # half precision overflows before it is scaled
     q, k = (
@@ -214,9 +231,13 @@ def attention_rows(
     )  # [B, kv heads, group, Q, size], [B, kv heads, T, size]
     with autocast.off(hidden):
         logits = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4]).float() * attention.scaling
-    seen = valid[:, None] & (torch.arange(k.shape[2], device=at.device) <= at[..., None])
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
-    logits = logits.masked_fill(~seen[:, None, None], torch.finfo(logits.dtype).min)
+    lowest, places = torch.finfo(logits.dtype).min, partial(torch.arange, k.shape[2], device=hidden.device)
+    if not isinstance(asking, int):
+        seen = valid[:, None] & (places() <= at[..., None])
+        logits = logits.masked_fill(~seen[:, None, None], lowest)
+    elif asking < k.shape[2] - 1:
+        logits = logits.masked_fill(places() > asking, lowest)
     probabilities = logits.softmax(-1).flatten(1, 2)
 
     def rotation() -> Tensor:
@@ -225,7 +246,14 @@ def attention_rows(
         logits: Tensor = q @ k.transpose(1, 2) * attention.scaling
         return logits
 
-    return AttentionRows(probabilities, take(asking, at), partial(torch.no_grad()(rotation)))
+    every = isinstance(asking, int)
+    which = asked(valid if isinstance(asking, int) else asking)
+    return AttentionRows(probabilities, which, partial(torch.no_grad()(rotation)), every)
+
+
+def at_place(x: Tensor, place: int) -> Tensor:
+    """[B or 1, T, ...] -> [B or 1, 1, ...], without a copy."""
+    return x[:, place : place + 1]
 
 
 def rotate(layer: nn.Module, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:

@@ -5,22 +5,64 @@ Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size
 
 from __future__ import annotations
 
-import functools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from pdrop.methods.transfer import on_device
+from pdrop.methods.transfer import moved, on_device, read_back
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Row b of the result is x[b, index[b]]. x [B or 1, T, ...], index [B, T'] -> [B, T', ...]."""
     index = index.to(x.device)
+    if x.ndim == 2:
+        return x.expand(len(index), -1).gather(1, index)
     if len(x) == len(index) == 1:
         return x[:, index[0]]
     return x.expand(len(index), *x.shape[1:])[torch.arange(len(index), device=x.device)[:, None], index]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What came in, on the host: each [B, L]."""
+
+    ids: Tensor
+    valid: Tensor  # token, or padding?
+    visual: Tensor  # visual token?
+    query: Tensor  # query token?
+
+    @property
+    def numbers(self) -> Tensor:
+        """At a visual token, its number among its prompt's, from 0."""
+        return self.visual.cumsum(1) - 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """The visual tokens of all prompts, where all are at the same places, one after the other, before the one query."""
+
+    start: int
+    stop: int
+    query: int
+
+    @classmethod
+    def of(cls, marks: Marks) -> Block | None:
+        """None: they are not, or there is padding."""
+        visual, query = marks.visual[0], marks.query[0].nonzero()[:, 0].tolist()
+        if not marks.valid.all() or len(query) != 1 or not visual.any():
+            return None
+        if not (marks.visual == visual).all() or not (marks.query == marks.query[0]).all():
+            return None
+        start, count = int(visual.int().argmax()), int(visual.sum())
+        contiguous = bool(visual[start : start + count].all())
+        return cls(start, start + count, query[0]) if contiguous and query[0] >= start + count else None
+
+    def resized(self, count: int) -> Block:
+        """With so many visual tokens instead."""
+        return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
 
 
 @dataclass(frozen=True)
@@ -31,6 +73,7 @@ class Prompts:
     valid: Tensor  # [B, L] token, or padding?
     visual: Tensor  # [B, L] visual token?
     query: Tensor  # [B, L] query token?
+    host: Marks  # the same, known without asking the device
     visual_counts: list[int]  # per row
     protected_counts: list[int]  # per row: visual tokens that are queries themselves and cannot go
     lengths: list[int]  # per row: tokens without padding
@@ -40,11 +83,6 @@ class Prompts:
     @property
     def padded(self) -> bool:
         return min(self.lengths) < self.ids.shape[1]
-
-    @functools.cached_property
-    def on_the_host(self) -> tuple[Tensor, ...]:
-        """ids, valid and query on the CPU, read once a forward, [3, B, L]."""
-        return tuple(torch.stack([self.ids, self.valid.to(self.ids.dtype), self.query.to(self.ids.dtype)]).cpu())
 
     def draw(self, seed: int, layer: int, samples: list[str] | None = None) -> Tensor:
         """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query.
@@ -63,7 +101,7 @@ class Prompts:
             raise ValueError(f"trace.samples names {len(samples)} prompts, but the batch has {len(self.ids)}")
         copies = len(self.ids) // len(samples) if samples else 1
         drawn = torch.zeros(self.ids.shape)
-        for row, (ids, valid, query) in enumerate(zip(*self.on_the_host)):
+        for row, (ids, valid, query) in enumerate(zip(self.host.ids, self.host.valid, self.host.query)):
             places = valid.nonzero()[:, 0]
             end = int(query.nonzero()[-1]) if bool(query.any()) else ids.shape[0]
             own = ids[places[places <= end]].tolist()
@@ -77,48 +115,53 @@ class Prompts:
 
 def read_prompts(
     ids: Tensor,
-    valid: Tensor,
-    visual: Tensor,
+    mask: Tensor | None,
+    visual_of: Callable[[Tensor], Tensor],
     labels: Tensor | None,
     position_ids: Tensor | None,
     logits_to_keep: int = 0,
 ) -> Prompts:
-    """Find and count visual and query tokens. One device synchronisation, whatever the batch.
+    """Find and count visual and query tokens, on the host: one wait for the device, whatever the batch.
 
     Args:
-        ids: [B, L]. valid, visual: [B, L] bool. labels: [B, L], -100 = no label; the query tokens are then those
-            before each answer. position_ids: as handed to the model.
+        ids: [B, L].
+        mask: [B, L], 0: padding. None: there is none.
+        visual_of: Which of the ids are visual tokens, [B, L] -> [B, L] bool.
+        labels: [B, L], -100 = no label; the query tokens are then those before each answer.
+        position_ids: As handed to the model.
         logits_to_keep: Logits are asked of the last so many tokens; without labels the first of them is the query.
 
     Raises:
         ValueError: If the rows are packed sequences.
     """
-    visual = visual & valid
-    places = valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)
+    device, wanted = ids.device, (mask, labels, position_ids)
+    ids_there, *read = read_back(x for x in (ids, *wanted) if x is not None)
+    mask, labels, position_ids = (None if x is None else read.pop(0) for x in wanted)
+    valid = torch.ones_like(ids_there, dtype=torch.bool) if mask is None else mask.bool()
+    visual = visual_of(ids_there) & valid
+    places = valid * torch.arange(1, valid.shape[1] + 1)
     last = places.argmax(1, keepdim=True)
     if 1 < logits_to_keep <= ids.shape[1]:  # the prompt comes with guesses of its continuation, as in prompt lookup
         first = ids.shape[1] - logits_to_keep
         pinned = valid[:, first] & ~visual[:, first + 1 :].any(1)
         last = torch.where(pinned[:, None], first, last)
     query = torch.zeros_like(valid).scatter_(1, last, True)
-    answered = torch.ones_like(query[:, 0])
     if labels is not None:
         query = torch.zeros_like(valid)
         query[:, :-1] = (labels[:, 1:] != -100) & (labels[:, :-1] == -100)
         query &= valid
-        answered = query.any(1)
-    packed = torch.zeros_like(answered)
     if position_ids is not None and position_ids.ndim == 2:
         restart = (position_ids[:, 1:] < position_ids[:, :-1]) & valid[:, 1:] & valid[:, :-1]
-        packed = restart.any(1).expand_as(answered)
-    counts = torch.stack(
-        [visual.sum(1), (visual & query).sum(1), valid.sum(1), query.sum(1), answered.int(), packed.int()]
-    )
-    visual_counts, protected, lengths, queries, answers, packs = counts.tolist()
-    if any(packs):
-        raise ValueError("token dropping does not read packed sequences (position_ids that restart): pad them instead")
-    droppable = [bool(n) and bool(a) for n, a in zip(visual_counts, answers)]
-    return Prompts(ids, valid, visual, query, visual_counts, protected, lengths, max(queries), droppable)
+        if restart.any():
+            raise ValueError(
+                "token dropping does not read packed sequences (position_ids that restart): pad them instead"
+            )
+    counts = torch.stack([visual.sum(1), (visual & query).sum(1), valid.sum(1), query.sum(1)])
+    visual_counts, protected, lengths, queries = counts.tolist()
+    droppable = [bool(n) and bool(asks or labels is None) for n, asks in zip(visual_counts, queries)]
+    marks = Marks(ids_there, valid, visual, query)
+    valid, visual, query = moved(torch.stack([valid, visual, query]), device).unbind()
+    return Prompts(ids, valid, visual, query, marks, visual_counts, protected, lengths, max(queries), droppable)
 
 
 @dataclass(frozen=True)
@@ -135,17 +178,21 @@ class Alive:
     # merged since. None: nothing has been merged
     names: Tensor | None = None
     made: list[int] = field(default_factory=list)  # per row: tokens merged so far, those that went again included
+    pinned: bool = False  # are any visual tokens queries themselves?
+    block: Block | None = None  # where the visual tokens are, if that is known without asking the device
 
     @classmethod
     def all_of(cls, prompts: Prompts) -> Alive:
         """Before anything is dropped: the padded prompts as they are."""
         index = torch.arange(prompts.ids.shape[1], device=prompts.ids.device).expand(prompts.ids.shape)
-        return cls(index, prompts.valid, prompts.visual, prompts.query, prompts.visual_counts, prompts.lengths)
+        marks = (prompts.valid, prompts.visual, prompts.query)
+        pinned, block = any(prompts.protected_counts), Block.of(prompts.host) if all(prompts.droppable) else None
+        return cls(index, *marks, prompts.visual_counts, prompts.lengths, pinned=pinned, block=block)
 
     @property
     def candidates(self) -> Tensor:
         """[B, T] visual tokens that may go: not those whose own logits are needed."""
-        return self.visual & ~self.query
+        return self.visual & ~self.query if self.pinned else self.visual
 
     @property
     def ragged(self) -> bool:
@@ -178,10 +225,56 @@ class Alive:
             scores: [B, T]; equal scores are broken by place, the earlier token stays.
             keep: Per row, protected ones among them.
         """
-        order = scores.masked_fill(~self.candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
-        chosen = on_device([k - p for k, p in zip(keep, protected)], scores.device)
-        top = torch.arange(order.shape[1], device=order.device) < chosen[:, None]
-        return self.valid & (~self.candidates | torch.zeros_like(top).scatter_(1, order, top))
+        candidates = self.candidates
+        order = scores.masked_fill(~candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        chosen, text = [k - p for k, p in zip(keep, protected)], self.valid ^ candidates
+        order = order[:, : max(chosen)]
+        if min(chosen) == max(chosen):
+            return text.scatter(1, order, True)
+        top = torch.arange(order.shape[1], device=order.device) < on_device(chosen, scores.device)[:, None]
+        return text.scatter(1, order, top) | text
+
+    def best_of_block(self, scores: Tensor, keep: list[int]) -> Tensor | None:
+        """Which of the T rows those are, in order, [B, keep]. None: they are not in one block, as many of each."""
+        if self.block is None or min(keep) != max(keep):
+            return None
+        ranked = scores[:, self.block.start : self.block.stop].argsort(dim=1, descending=True, stable=True)
+        return ranked[:, : keep[0]].sort(dim=1).values + self.block.start
+
+    def shorten_block(
+        self, inside: Tensor, centres: Tensor | None = None, named: Tensor | None = None
+    ) -> tuple[Alive, Tensor]:
+        """As `shorten`, where of the block those stay that `inside` [B, keep] names; and made tokens after them.
+
+        Args:
+            inside: Which of the T rows they are, in order.
+            centres: [B, M] which of them the made tokens take the place of, as many of each prompt.
+            named: [B, T] the names so far.
+        """
+        assert self.block is not None
+        most, (batch, width) = 0 if centres is None else centres.shape[1], self.index.shape
+        block, index, names = self.block.resized(inside.shape[1] + most), self.index, self.names
+        places = torch.arange(width + most, device=index.device).expand(batch, -1)
+        parts = [places[:, : block.start], inside, places[:, width:], places[:, self.block.stop : width]]
+        rows, going, made = torch.cat(parts, 1), self.block.stop - block.stop, self.made
+        if centres is not None and named is not None:
+            first = -1 - (made[0] if made else 0)
+            new = torch.arange(first, first - most, -1, device=index.device).expand(batch, -1)
+            index, names = torch.cat([index, take(index, centres)], 1), torch.cat([named, new], 1)
+            made = [(made[0] if made else 0) + most] * batch
+        alive = Alive(
+            index=take(index, rows),
+            # all are tokens, and the query comes after the block: their marks look like the end of those before
+            valid=self.valid[:, going:],
+            visual=torch.cat([self.visual[:, : block.stop], self.visual[:, self.block.stop :]], 1),
+            query=self.query[:, going:],
+            visual_counts=[block.stop - block.start] * batch,
+            lengths=[n - going for n in self.lengths],
+            names=None if names is None else take(names, rows),
+            made=made,
+            block=block,
+        )
+        return alive, rows
 
     def shorten(self, stays: Tensor, keep: list[int]) -> tuple[Alive, Tensor]:
         """Without the tokens that go.
@@ -196,10 +289,9 @@ class Alive:
         lengths = [n - now + then for n, now, then in zip(self.lengths, self.visual_counts, keep)]
         rows = stays.int().argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
         # fillers are neither visual nor query: they must not compete at the next boundary
-        index, valid = take(self.index, rows), take(stays, rows)
-        visual, query = take(self.visual & stays, rows), take(self.query & stays, rows)
+        index, (valid, visual, query) = take(self.index, rows), marked(rows, stays, self.visual, self.query)
         names = None if self.names is None else take(self.names, rows)
-        return Alive(index, valid, visual, query, keep, lengths, names, self.made), rows
+        return Alive(index, valid, visual, query, keep, lengths, names, self.made, self.pinned), rows
 
     def shorten_with(
         self,
@@ -229,25 +321,30 @@ class Alive:
         numbers = torch.arange(most, device=device)
         new = numbers < on_device(merged, device)[:, None]
         made = self.made or [0] * len(merged)
-        own = torch.arange(width, device=device) * (most + 1)
+        own = torch.arange(0, width * (most + 1), most + 1, device=device)
         last = (self.candidates * own).amax(1, keepdim=True) if after is None else after.to(device) * (most + 1)
-        stays, everything = (
-            torch.cat([stays, new], 1),
-            torch.cat([own.expand(len(stays), width), last + 1 + numbers], 1),
-        )
-        no = torch.zeros_like(new)
+        everything = torch.cat([own.expand(len(stays), width), last + 1 + numbers], 1)
         lengths = [n - now + then + m for n, now, then, m in zip(self.lengths, self.visual_counts, keep, merged)]
-        end = (width + 1) * (most + 1)
+        end, stays = (width + 1) * (most + 1), torch.cat([stays, new], 1)
         rows = everything.masked_fill(~stays, end).argsort(dim=1, stable=True)[:, : max(lengths)]
         names = torch.cat([named, -1 - on_device(made, device)[:, None] - numbers], 1)
+        pad = torch.nn.functional.pad
+        visual, query = torch.cat([self.visual, new], 1), pad(self.query, (0, most))
+        valid, visual, query = marked(rows, stays, visual, query)
         alive = Alive(
             index=take(torch.cat([self.index, take(self.index, centres)], 1), rows),
-            valid=take(stays, rows),
-            visual=take(torch.cat([self.visual, ~no], 1) & stays, rows),
-            query=take(torch.cat([self.query, no], 1) & stays, rows),
+            valid=valid,
+            visual=visual,
+            query=query,
             visual_counts=[k + m for k, m in zip(keep, merged)],
             lengths=lengths,
             names=take(names, rows),
             made=[before + m for before, m in zip(made, merged)],
+            pinned=self.pinned,
         )
         return alive, rows
+
+
+def marked(rows: Tensor, stays: Tensor, visual: Tensor, query: Tensor) -> tuple[Tensor, ...]:
+    """`stays` at `rows`, [B, T] -> [B, T'], and which of those that stay are visual and query tokens."""
+    return (torch.stack([stays, visual, query]) & stays).gather(2, rows.expand(3, -1, -1)).unbind()

@@ -10,12 +10,14 @@ Shapes: B prompts, H heads, T tokens, Q asking tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pdrop.methods.base import View
+from pdrop.methods.transfer import moved, on_device, read_back
 
 TOP = 0.1  # "concentration" is the share of the visual attention that this fraction of the visual tokens gets
 
@@ -49,11 +51,16 @@ class Noted:
     weights: Tensor
     visual: Tensor
 
-    def rows(self) -> list[LayerAttention]:
-        """The layer's numbers for each prompt."""
-        mass, entropy, top = self.figures.cpu().tolist()
-        weights = [row[mask].cpu() for row, mask in zip(self.weights, self.visual)]
-        return [LayerAttention(self.layer, *one) for one in zip(mass, entropy, top, weights)]
+
+def rows_of(layers: Sequence[Noted]) -> list[list[LayerAttention]]:
+    """Per layer, the numbers for each prompt: read from the device at once."""
+    read = iter(read_back(x for noted in layers for x in (noted.figures, noted.weights, noted.visual)))
+    found = []
+    for noted in layers:
+        mass, entropy, top = next(read).tolist()
+        weights = [row[mask] for row, mask in zip(next(read), next(read))]
+        found.append([LayerAttention(noted.layer, *one) for one in zip(mass, entropy, top, weights)])
+    return found
 
 
 @torch.no_grad()
@@ -67,8 +74,8 @@ def note(seen: View) -> Noted:
     share = among / mass[..., None].clamp(min=torch.finfo(mass.dtype).tiny)
     numbers = [max(1, int(n)) for n in seen.visual_counts]
     spread = [1 / math.log(n) if n > 1 else 0.0 for n in numbers]
-    entropy = torch.special.entr(share).sum(-1) * mass.new_tensor(spread)[:, None]
-    best = mass.new_tensor([math.ceil(TOP * n) for n in numbers])
+    entropy = torch.special.entr(share).sum(-1) * moved(torch.tensor(spread), mass.device)[:, None]
+    best = on_device([math.ceil(TOP * n) for n in numbers], mass.device)
     places = torch.arange(share.shape[-1], device=share.device)
     top = (share.sort(dim=-1, descending=True).values * (places < best[:, None])[:, None]).sum(-1)
     return Noted(seen.layer, torch.stack([mass, entropy, top]), among.mean(1), visual)

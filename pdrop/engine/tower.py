@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdrop.engine.pictures import pack, single_images, tiles_of
+from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
 from pdrop.methods.tower import Tile, Tower
+from pdrop.methods.transfer import moved, read_back
 
 
 class UnknownTower(ValueError):
@@ -137,7 +138,7 @@ class TowerReader:
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
-        visual = prompts.visual.cpu()
+        visual = prompts.host.visual
         if self.first < self.classes:  # class tokens that the language model is shown
             entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
         source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
@@ -148,9 +149,10 @@ class TowerReader:
         return Tower(
             states,
             self.classes,
-            source.to(device),
+            moved(source, device),
             pictures,
             lambda number: layers[number].rows,
+            lambda number: layers[number].read,
             lambda number: layers[number].keys,
             lambda number: layers[number].asking[:, :, 0],
             self.projector,
@@ -169,9 +171,10 @@ class TowerReader:
         if made is not None:
             known: dict[int, Tensor] = {}
             tiles = 0
+            ends = newlines(self.inner, made.pooler_output) if packs else {}
             for one in made.pooler_output:
                 if id(one) not in known:  # copies for beams are the same tensors
-                    numbers, count = self._of_feature(one) if packs else whole(len(one), per)
+                    numbers, count = self._of_feature(one, ends[id(one)]) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
                         raise self.unknown(f"{len(one)} tokens are not rows of {per}")
                     known[id(one)] = self._rows(numbers, per, tiles)
@@ -205,14 +208,13 @@ class TowerReader:
             raise self.unknown("the model scales so large a picture's features down")
         return found.long(), count
 
-    def _of_feature(self, one: Tensor) -> tuple[Tensor, int]:
+    def _of_feature(self, one: Tensor, newline: Tensor) -> tuple[Tensor, int]:
         """The patch of each token of a picture whose features [tokens, D] are all that is known, and its tiles.
 
-        Newlines tell the rows of the joined picture, and these the smallest grid of tiles it can have been cut from. Of
-        another length than the features where they do not.
+        Newlines (`newline` [tokens] bool, on the host) tell the rows of the joined picture, and these the smallest grid
+        of tiles it can have been cut from. Of another length than the features where they do not.
         """
-        newline, vision = self.inner.image_newline, self.inner.config.vision_config
-        ends = (one == newline.to(one)).all(-1).nonzero()[:, 0].tolist()
+        vision, ends = self.inner.config.vision_config, newline.nonzero()[:, 0].tolist()
         side, small = self.side, self.side**2
         head = torch.arange(small)
         if len(one) <= small + 1:
@@ -293,6 +295,11 @@ class Looked:
     def asking(self) -> Tensor:
         """The class token's query, or all rows' where there is none, [P, heads, 1 or R, head size]."""
         return self.heads(self.attention.q_proj(self.normed[:, :1] if self.classes else self.normed))
+
+    @functools.cached_property
+    def read(self) -> Tensor:
+        """`rows` on the host."""
+        return read_back([self.rows])[0]
 
     @functools.cached_property
     @torch.no_grad()

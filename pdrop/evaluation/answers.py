@@ -20,21 +20,25 @@ import hashlib
 import json
 import logging
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pdrop.record import canonical_json
 from pdrop.shapes import PromptSize
-from pdrop.store import open_in_place
+from pdrop.store import naming, open_in_place
 
 log = logging.getLogger(__name__)
 
 # a number of crops, or [frames, height, width] in patches for each image; None: not known
 Seen = int | list[list[int]] | None
 START = b'{"key": "'  # of every line
+SUM = re.compile(rb', "sum": "([0-9a-f]{8})"\}\s*\Z')  # at a line's end: CRC-32 of the line without it
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +134,18 @@ def unpack(mask: str) -> list[int]:
     return [index for index, bit in enumerate(bits) if bit == "1"]
 
 
+def answered_by(store: AnswerStore, questions: Iterable[Question]) -> list[dict[str, Any]]:
+    """Who answered what: {"device", of a worker "host" and "pid", "documents": {task: bit mask of doc_ids}}."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for question in questions:
+        who = canonical_json(store.by.get(question.key, {}))
+        found.setdefault(who, {}).setdefault(question.task, set()).add(question.doc_id)
+    return [
+        {**json.loads(who), "documents": {task: pack(ids) for task, ids in sorted(tasks.items())}}
+        for who, tasks in sorted(found.items())
+    ]
+
+
 def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
     """What the query tokens attend to, for JSON: from pdrop.engine.study.LayerAttention; None without layers.
 
@@ -149,6 +165,12 @@ def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
     return found
 
 
+def proven(line: bytes) -> bool:
+    """Whether a line is what was written, by the checksum at its end; lines of older runs, and torn ones, have none."""
+    found = SUM.search(line)
+    return found is None or zlib.crc32(line[: found.start()] + b"}") == int(found[1], 16)
+
+
 class AnswerStore:
     """The answers of one run, in memory and in an append-only file.
 
@@ -162,10 +184,16 @@ class AnswerStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._answers: dict[str, Answer] = {}
+        self.by: dict[str, dict[str, Any]] = {}  # key -> who answered
         names = {f.name for f in fields(Answer)}
         data = path.read_bytes() if path.exists() else b""
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if not line:
+        for number, written in enumerate(data.split(b"\n"), start=1):
+            if not written:
+                continue
+            line = written.strip(b"\0")  # what a power cut leaves of a line that was not on the disk yet
+            if not line or not proven(line):
+                what = "does not hold what was written" if line else "is empty after a power cut"
+                log.warning("%s, line %d %s; what it answered is asked again", path, number, what)
                 continue
             try:
                 entry = json.loads(line)
@@ -177,7 +205,7 @@ class AnswerStore:
                 raise ValueError(
                     f"{path}, line {number} is not an answer of this version: move the folder away"
                 ) from error
-            self._answers[key] = answer
+            self._answers[key], self.by[key] = answer, entry.get("by") or {}
 
     def __contains__(self, question: Question) -> bool:
         return question.key in self._answers
@@ -188,15 +216,22 @@ class AnswerStore:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def add(self, answered: Iterable[tuple[Question, Answer]]) -> None:
-        """Keep a batch of answers: on disk when this returns, even if the process is killed right after."""
+    def add(self, answered: Iterable[tuple[Question, Answer]], by: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Keep a batch of answers: on disk when this returns, even if the process is killed right after.
+
+        Args:
+            answered: Each question with its answer.
+            by: Who answered: the device's name, and of a worker its host and process.
+        """
         lines = []
         for question, answer in answered:
-            self._answers[question.key] = answer
+            self._answers[question.key], self.by[question.key] = answer, dict(by)
             where = {"key": question.key, "task": question.task, "doc_id": question.doc_id, "idx": question.idx}
-            lines.append(json.dumps(where | asdict(answer), allow_nan=False) + "\n")
+            line = json.dumps(where | asdict(answer) | {"by": dict(by)}, allow_nan=False)
+            lines.append(f'{line[:-1]}, "sum": "{zlib.crc32(line.encode()):08x}"}}\n')
         handle = open_in_place(self.path, os.O_RDWR | os.O_APPEND)
-        with os.fdopen(handle, "a+b", buffering=0) as file:  # one write for the batch, so that two writers do not mix
+        # one write for the batch, so that two writers do not mix
+        with naming(self.path), os.fdopen(handle, "a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut_short = size > 0 and file.read(1) != b"\n"

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 GROUP_COLUMN = "question_id"  # documents next to each other that share it are scored together (MME's pairs)
 LARGEST_GROUP = 8  # a column that repeats more often than this is not such a mark
+CIRCLE_COLUMN, CIRCLE = "index", 1_000_000  # MMBench: rotation r of question i has index i + r * CIRCLE
+SET_COLUMNS = ("category", "subcategory", "set_id")  # HallusionBench: figures and questions of one set
+PAIR_COLUMN = "Index"  # MMVP: rows 1 and 2, 3 and 4, ...
 IMAGE_COLUMNS = ("image_id", "imageId")
 _SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once per process
 
@@ -32,13 +38,43 @@ class Documents:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def whole_groups(self, limit: int | None) -> int | None:
-        """`limit`, raised where it would split documents that are scored together; None stays None."""
-        if limit is None or limit >= len(self) or GROUP_COLUMN not in self._dataset.column_names:
-            return limit
-        ids = self._rows.select_columns([GROUP_COLUMN])[: limit + LARGEST_GROUP][GROUP_COLUMN].to_pylist()
-        more = sum(1 for i in range(limit, len(ids)) if all(x == ids[limit - 1] for x in ids[limit : i + 1]))
-        return limit + more if more < LARGEST_GROUP else limit
+    def first(self, limit: int | None) -> list[int] | None:
+        """The documents of a limit: whole groups, in the order of their first documents, until at least so many.
+
+        Returns:
+            Their numbers, ascending; None for all.
+        """
+        if limit is None or limit >= len(self):
+            return None
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for doc_id, group in enumerate(self.groups or range(len(self))):
+            groups[doc_id if group is None else group].append(doc_id)
+        chosen: list[int] = []
+        for members in groups.values():
+            if len(chosen) >= limit:
+                break
+            chosen += members
+        return sorted(chosen) if len(chosen) < len(self) else None
+
+    @cached_property
+    def groups(self) -> list[str | None] | None:
+        """What documents that are scored together share, one entry per document; None where there are no groups."""
+        columns = self._dataset.column_names
+        if CIRCLE_COLUMN in columns:
+            index = self._column(CIRCLE_COLUMN)
+            if any(isinstance(number, int) and number >= CIRCLE for number in index):
+                return [str(number % CIRCLE) for number in index]
+        if set(SET_COLUMNS) <= set(columns):
+            return [" ".join(map(str, row)) for row in zip(*map(self._column, SET_COLUMNS))]
+        if {PAIR_COLUMN, "Correct Answer"} <= set(columns):
+            return [str(place // 2) for place in range(len(self))]
+        if GROUP_COLUMN in columns:
+            return runs_of(self._column(GROUP_COLUMN))
+        return None
+
+    def group(self, doc_id: int) -> str | None:
+        """What the documents that are scored together with this one share; None where it stands alone."""
+        return None if self.groups is None else self.groups[doc_id]
 
     def data(self, doc_id: int) -> str:
         """Hash of the whole document, pixels included."""
@@ -47,6 +83,10 @@ class Documents:
     def image_group(self, doc_id: int) -> str | None:
         """What documents about the same picture share: its id if there is one, else a hash of its pixels' file."""
         return self._read(doc_id)[1]
+
+    def _column(self, name: str) -> list[Any]:
+        found: list[Any] = self._rows.select_columns([name])[:][name].to_pylist()
+        return found
 
     def _read(self, doc_id: int) -> tuple[str, str | None]:
         if doc_id not in self._seen:
@@ -57,6 +97,15 @@ class Documents:
             group = next(iter(named + pictures), None)
             self._seen[doc_id] = hashlib.sha256(text.encode()).hexdigest()[:16], group
         return self._seen[doc_id]
+
+
+def runs_of(values: list[Any]) -> list[str | None] | None:
+    """The runs of 2 to LARGEST_GROUP equal neighbours, a name for each; None for a value that stands alone."""
+    found: list[str | None] = []
+    for value, same in groupby(values):
+        length = len(list(same))
+        found += [f"{value} {len(found)}" if 1 < length <= LARGEST_GROUP else None] * length
+    return found if any(name is not None for name in found) else None
 
 
 def _digest(value: Any, pictures: list[str]) -> Any:

@@ -8,8 +8,11 @@ is a picture of its own to the engine, so a method ranks the tokens of all frame
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pdrop.pictures import read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,11 +21,18 @@ FRAMES = 8
 
 
 def frames(path: Path, number: int = FRAMES) -> list[Image]:
-    """`number` frames of a video file, RGB; of a shorter one all it has.
+    """`number` frames of a video, RGB; of a shorter one all it has.
+
+    Args:
+        path: A video file, or a folder that holds the frames as pictures, in the order of their names (MVBench's
+            episodes).
+        number: How many.
 
     Raises:
         ValueError: If there is no such file, or no frame in it that can be decoded.
     """
+    if path.is_dir():
+        return stills(path, number)
     import av
 
     if not path.is_file():
@@ -40,6 +50,21 @@ def frames(path: Path, number: int = FRAMES) -> list[Image]:
     if not found:
         raise ValueError(f"{path} has no frame")
     return found
+
+
+def stills(folder: Path, number: int) -> list[Image]:
+    """`number` of the pictures of a folder, evenly spaced as `frames` are, in the order of the numbers in their names.
+
+    Raises:
+        ValueError: If there is no picture in it.
+    """
+    pictures = [path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    pictures.sort(key=lambda path: ([int(digits) for digits in re.findall(r"\d+", path.stem)], path.name))
+    wanted = sorted({int((place + 0.5) * len(pictures) / number) for place in range(number)}) if pictures else []
+    found = [picture for place in wanted if (picture := read(pictures[place])) is not None]
+    if not found or len(found) < len(wanted):
+        raise ValueError(f"{folder} holds no frames, or some that are no pictures")
+    return [picture.convert("RGB") for picture in found]
 
 
 def count(path: Path) -> int:

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from pdrop.engine import attach
+from pdrop.environment import accelerator
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
 from pdrop.evaluation.generation_arguments import GenerationArguments
 from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.base import Method
+from pdrop.methods.transfer import moved, read_back
+from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
 from pdrop.pictures import as_shown
 from pdrop.record import RunSpec, canonical_json
@@ -53,7 +56,8 @@ class Generator:
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
-        self.builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode, longest)
+        self.by = {"device": accelerator(str(self.model.device))["device_name"]}
+        self.builder = PromptBuilder.of(checkpoint, spec, longest)
 
     @torch.inference_mode()
     def answer(
@@ -66,10 +70,9 @@ class Generator:
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
-        for batch in planned:  # what cannot be honoured is refused before anything is asked
-            with blame(batch):
-                GenerationArguments.parse(batch[0].arguments).options(self.spec.max_new_tokens)
-        with attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer) as trace:
+        check_arguments(planned, self.spec)
+        drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
+        with sdpa_order(self.spec.sdpa_kernel), drops as trace:
             trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
             for batch in planned:
                 # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
@@ -87,7 +90,7 @@ class Generator:
                     answers |= {question.key: found for question, found in zip(part, answered)}
                     asked += len(part)
                     if store is not None:
-                        store.add(zip(part, answered))
+                        store.add(zip(part, answered), self.by)
                 done += len(batch)
                 if progress is not None:
                     progress(batch[0].task, done, len(questions))
@@ -105,7 +108,11 @@ class Generator:
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
         inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
-        return inputs.to(self.model.device, self.model.dtype)  # casts floating tensors only
+        inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[name] = moved(value, self.model.device)
+        return inputs
 
     def _generate(
         self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
@@ -114,7 +121,7 @@ class Generator:
         inputs = self._inputs(prompts, images)
         if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
             torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
-        options = arguments.options(self.spec.max_new_tokens)
+        options = arguments.options(self.spec.answer_tokens(questions[0].task))
         output = self.model.generate(**inputs, **options, pad_token_id=self.tokenizer.pad_token_id)
         output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
@@ -143,11 +150,13 @@ class Generator:
             labels[row, -length:] = inputs["input_ids"][row, -length:]
         logits = self.model(**inputs, labels=labels).logits
         self._check_prefills(trace, before)
-        answers = []
-        for row, (length, prefill) in enumerate(zip(lengths, self._observed(trace, inputs, images))):
+        answers, found = [], []
+        for row, length in enumerate(lengths):
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
-            loss = torch.nn.functional.cross_entropy(predicted, target).item()
-            greedy = bool((predicted.argmax(-1) == target).all())
+            found += [torch.nn.functional.cross_entropy(predicted, target), (predicted.argmax(-1) == target).all()]
+        read = [value.item() for value in read_back(found)]
+        observed = self._observed(trace, inputs, images)
+        for row, (length, prefill, loss, greedy) in enumerate(zip(lengths, observed, read[::2], read[1::2])):
             prefill["text_tokens"] -= length
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
             answers.append(Answer(prompt=prompts[row], text="", **prefill))
@@ -197,6 +206,17 @@ def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]
         group.sort(key=lambda q: (-len(q.text), q.text, q.task, q.doc_id, q.idx))
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def check_arguments(planned: Iterable[Sequence[Question]], spec: RunSpec) -> None:
+    """Refuse what cannot be honoured, before anything is asked.
+
+    Raises:
+        QuestionError: Naming the task and the documents.
+    """
+    for batch in planned:
+        with blame(batch):
+            GenerationArguments.parse(batch[0].arguments).options(spec.answer_tokens(batch[0].task))
 
 
 @contextmanager

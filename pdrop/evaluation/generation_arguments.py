@@ -19,7 +19,7 @@ Any other name is refused, before a model is loaded where the task's YAML says i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -112,13 +112,15 @@ class GenerationArguments:
         return found | {name: value for name, value in sampling.items() if value is not None}
 
 
-def check(names: Sequence[str], task_dirs: Sequence[str | Path] = (), max_new_tokens: int | None = None) -> bool:
+def check(
+    names: Sequence[str], task_dirs: Sequence[str | Path] = (), answer_tokens: Callable[[str], int] | None = None
+) -> bool:
     """Check the arguments that the YAMLs of tasks say; nothing is imported or loaded.
 
     Args:
         names: Tasks, groups or tags.
         task_dirs: Folders with tasks of one's own.
-        max_new_tokens: The run's, for tasks that set none; None: not known yet.
+        answer_tokens: The run's length of an answer to a task that sets none; None: not known yet.
 
     Returns:
         Whether any of the tasks samples its answers.
@@ -129,8 +131,15 @@ def check(names: Sequence[str], task_dirs: Sequence[str | Path] = (), max_new_to
     samples = False
     for path in dict.fromkeys(path for paths in task_index.find(names, task_dirs).values() for path in paths):
         for name, given in _arguments(read_config(path), path):
-            samples |= of_task(name, given, max_new_tokens).samples
+            samples |= of_task(name, given, None if answer_tokens is None else answer_tokens(name)).samples
     return samples
+
+
+def with_stops(paths: Iterable[Path]) -> set[str]:
+    """The tasks whose files say where an answer ends. Into all others lmms-eval fills "\\n\\n", which its own models
+    pass over: an answer of several paragraphs is not cut after the first."""
+    named = (entry for path in paths for entry in _arguments(read_config(path), path))
+    return {name for name, given in named if isinstance(given, Mapping) and given.get("until") is not None}
 
 
 def of_task(name: str, given: Mapping[str, Any] | None, max_new_tokens: int | None = None) -> GenerationArguments:

@@ -17,26 +17,30 @@ The same adapter serves lmms-eval's own command line (see pdrop/cli/lmms_command
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import inspect
+import io
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pdrop.evaluation import generation_arguments, task_index
-from pdrop.evaluation.answers import Answer, AnswerStore, Question
+from pdrop.evaluation import generation_arguments, grounding, task_index
+from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import QuestionReader
-from pdrop.evaluation.results import Evaluation, task_result
+from pdrop.evaluation.results import Evaluation, Rules, task_result
 from pdrop.evaluation.task_checks import check_aggregations, check_target
 from pdrop.names import check as check_name
 from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
+    from pdrop.evaluation.generation import Answered
     from pdrop.methods.base import Method
     from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
@@ -59,8 +63,39 @@ def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> N
     check_aggregations(tasks, task_dirs)
 
 
+class Answering(Protocol):
+    """What answers questions: pdrop.evaluation.generation.Generator in this process, or many in others."""
+
+    def answer(
+        self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
+    ) -> Answered:
+        """Their answers, in order; those that the store does not hold yet are asked for and put there."""
+        ...
+
+
+@functools.cache
+def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> None:
+    """Load the data of tasks of one's own, before any model is loaded: what their files say may be wrong.
+
+    Args:
+        tasks: Names; lmms-eval's and ours are passed over.
+        folders: With tasks of one's own.
+        files: Digest of their files: looked at once per process.
+
+    Raises:
+        ValueError: Naming the task.
+    """
+    found = task_index.find(tasks, folders)
+    own = [name for name, paths in found.items() if not all(task_index.is_shipped(path.parent) for path in paths)]
+    try:
+        if own:
+            load_tasks(own, folders)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     method: Method | None,
     schedule: Schedule,
     spec: RunSpec,
@@ -68,11 +103,13 @@ def evaluate(
     *,
     task_dirs: Sequence[str | Path] = (),
     progress: bool | Progress = False,
+    generator: Answering | None = None,
+    boxes: str | None = None,
 ) -> Evaluation:
-    """Score tasks, or go on where a killed run stopped. One process, one device.
+    """Score tasks, or go on where a killed run stopped.
 
     Args:
-        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load.
+        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load; None where `generator` has its own.
         method: What ranks; None with an empty schedule drops nothing.
         schedule: Where and how many.
         spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
@@ -80,6 +117,8 @@ def evaluate(
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
+        generator: Answers instead of this process.
+        boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -89,17 +128,54 @@ def evaluate(
 
     spec.check()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("WORLD_SIZE > 1: a run takes one process and one device; start one run for each device")
-    generator = Generator(checkpoint, method, schedule, spec)
+        raise ValueError("WORLD_SIZE > 1: a run is started as one process; workers=8 answers with many")
+    if generator is None:
+        assert checkpoint is not None
+        generator = Generator(checkpoint, method, schedule, spec)
     store = AnswerStore(folder / "answers.jsonl")
+    everything: list[Question] = []
+
+    def answer(questions: list[Question], line: Progress | None) -> Answered:
+        everything.extend(questions)
+        return generator.answer(questions, store, line)
+
+    if boxes is None and checkpoint is not None:
+        boxes = grounding.family_of(spec.tasks, checkpoint.model.config.model_type)
+    evaluation = scored_answers(spec, answer, folder, task_dirs, progress, boxes)
+    evaluation.answered_by = answered_by(store, everything)
+    return evaluation
+
+
+def scored_answers(
+    spec: RunSpec,
+    answer: Callable[[list[Question], Progress | None], Answered],
+    folder: Path,
+    task_dirs: Sequence[str | Path] = (),
+    progress: bool | Progress = False,
+    boxes: str | None = None,
+) -> Evaluation:
+    """Score the answers to a run's questions, wherever they come from, and write its samples.
+
+    Args:
+        spec: The run's.
+        answer: Gives the answers to a task's questions; told of its progress.
+        folder: The run's.
+        task_dirs: Folders with tasks of one's own.
+        progress: As of `evaluate`.
+        boxes: The family that is asked for boxes, where a task does.
+
+    Raises:
+        ValueError, RuntimeError: As of `evaluate`.
+    """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, task in load_tasks(spec.tasks, task_dirs).items():
+    for name, task in load_tasks(spec.tasks, task_dirs, spec.wrapper).items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
         def ask(questions: list[Question], line: Progress | None) -> list[Answer]:
-            answered = generator.answer(questions, store, line)
+            questions = [grounding.asked(question, boxes) for question in questions]
+            answered = answer(questions, line)
             asked.update(zip(((q.doc_id, q.idx) for q in questions), answered.answers))  # noqa: B023
             evaluation.asked += answered.asked
             evaluation.reused += answered.reused
@@ -107,20 +183,28 @@ def evaluate(
 
         with task_code(name, "its documents cannot be read"):
             documents = Documents(task.eval_docs)
-        first = documents.whole_groups(spec.limit)
+            rows = documents.first(spec.limit)
         with progress_line(name, progress) as line:
-            output = score(task, functools.partial(ask, line=line), limit=first, seed=spec.seed, folder=folder)
-        result, scored = task_result(output, name, documents, asked)
+            output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
+        with task_code(name, "its scores cannot be read"):
+            result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
         result.wall_s = time.perf_counter() - started
         samples[name] = scored
         evaluation.results[name] = result
-        evaluation.prompts += [answer.size for _, answer in sorted(asked.items())]
+        evaluation.prompts += [given.size for _, given in sorted(asked.items())]
     write_samples(folder, samples)
     return evaluation
 
 
-def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str], task_dirs: Sequence[str | Path] = (), wrapper: str | None = None
+) -> dict[str, Any]:
     """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+
+    Args:
+        names: Tasks, groups or tags.
+        task_dirs: Folders with tasks of one's own.
+        wrapper: The name of a model of lmms-eval, by which tasks choose their prompts; None: the default ones.
 
     Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
 
@@ -139,15 +223,20 @@ def load_tasks(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> di
         folders = tuple(dict.fromkeys(str(path.parent) for path in paths))
         with task_code(name, "its data cannot be loaded"):
             if folders not in managers:
-                managers[folders] = evaluator.TaskManager(include_defaults=False, include_path=list(folders))
+                managers[folders] = evaluator.TaskManager(
+                    include_defaults=False, include_path=list(folders), model_name=wrapper
+                )
             made = _flatten(evaluator.get_task_dict([name], managers[folders], "simple"))
         tasks |= made
         if not all(task_index.is_shipped(path.parent) for path in paths):
             for task in made.values():
                 check_target(task)
+    stops = generation_arguments.with_stops(path for paths in found.values() for path in paths)
     for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
         check_name("a task", name)
         if "generate" in str(task.OUTPUT_TYPE):
+            if name not in stops:
+                task.config.generation_kwargs.pop("until", None)
             arguments = generation_arguments.of_task(name, task.config.generation_kwargs)
             if arguments.contradiction is not None:
                 log.warning("task %s: %s", name, arguments.contradiction)
@@ -170,19 +259,32 @@ def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) -> dict[str, Any]:
+def score(task: Any, ask: Ask, *, rows: list[int] | None, seed: int, folder: Path) -> dict[str, Any]:
     """One `simple_evaluate` call for one task. The random state of the process is left as it was.
+
+    Args:
+        task: Fresh.
+        ask: Answers questions.
+        rows: The documents to ask, ascending; None: all. lmms-eval takes the first ones of a task only, so where
+            others are wanted it gets a task that has no more.
+        seed: Of the task's own draws.
+        folder: Where tasks may put files.
 
     Raises:
         RuntimeError: From asking, or from the task's own scoring.
     """
     evaluator, name = import_lmms_eval(), task.config.task
+    limit = None if rows is None else len(rows)
+    if rows is not None and rows != list(range(len(rows))):
+        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+        for dataset in {id(one): one for one in (task.dataset, task.dataset_no_image)}.values():
+            dataset[split] = dataset[split].select(rows)
     options = argparse.Namespace(
         process_with_media=False, reasoning_tags=None, output_path=str(folder), agentic_trace_mode="basic"
     )
     with random_state_kept(), task_code(name, "its scoring failed"):
         output: dict[str, Any] = evaluator.simple_evaluate(
-            model=adapter()(ask),
+            model=adapter()(ask, rows),
             tasks=[task],
             task_manager=object(),  # the task is built already; None would index 2000 files
             limit=limit,
@@ -197,6 +299,27 @@ def score(task: Any, ask: Ask, *, limit: int | None, seed: int, folder: Path) ->
             verbosity="WARNING",
         )
         return output
+
+
+def rules_of(task: Any, folder: Path) -> Rules:
+    """What the parts of a task's scores are found with: its own aggregations, and MMBench's rule for an answer."""
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    functions, mmbench = task.aggregation(), MMBench_Evaluator()
+    options = argparse.Namespace(output_path=str(folder))
+
+    def aggregate(metric: str, entries: list[Any]) -> Any:
+        more = {"args": options} if "args" in inspect.signature(functions[metric]).parameters else {}
+        with contextlib.redirect_stdout(io.StringIO()):  # what it says of the whole set has been said
+            return functions[metric](entries, **more)
+
+    def choice(entry: Mapping[str, Any]) -> bool:
+        read = mmbench.prefetch_answer(entry)
+        letters = sorted(mmbench.build_choices(entry))
+        return bool((read or extract_mcq_answer(entry["prediction"], choices=letters)) == entry["answer"])
+
+    return Rules(aggregate, choice)
 
 
 @functools.cache
@@ -225,10 +348,10 @@ def adapter() -> type:
         is_simple = True  # requests carry the task's text and images; the chat kind cannot ask for likelihoods
         accelerator = None  # one process: none is needed
 
-        def __init__(self, ask: Ask) -> None:
+        def __init__(self, ask: Ask, rows: Sequence[int] | None = None) -> None:
             super().__init__()
             self._ask = ask
-            self._reader = QuestionReader()
+            self._reader = QuestionReader(rows)
 
         def clean(self) -> None:
             """Keep the model: the base class would delete it after every call."""

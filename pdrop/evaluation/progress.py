@@ -1,30 +1,45 @@
-"""One line on the terminal that says how far a task is."""
+"""How far a task is: a bar on a terminal, elsewhere a plain line every half a minute."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from pdrop.pace import Pace, on_a_terminal
 
 Progress = Callable[[str, int, int], None]  # task, questions answered, questions in all
 
 
 @contextlib.contextmanager
 def progress_line(task: str, progress: bool | Progress) -> Iterator[Progress | None]:
-    """A function to call after each batch: the caller's own, a line on stderr, or None."""
+    """A function to call after each batch: the caller's own, a bar or lines, or None."""
     if not isinstance(progress, bool):
         yield progress
-    elif not progress or (os.environ.get("CI") and not sys.stderr.isatty()):
+    elif not progress:
         yield None
-    else:
-        from tqdm import tqdm
-
-        every = 0.1 if sys.stderr.isatty() else 20.0
-        with tqdm(desc=task, unit=" questions", file=sys.stderr, mininterval=every, leave=False) as bar:
-
-            def update(_: str, done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+    elif on_a_terminal():
+        with _bar(task) as update:
             yield update
+    else:
+        pace = Pace(task, "questions")
+        yield lambda _, done, total: pace.at(done, total)
+
+
+@contextlib.contextmanager
+def _bar(task: str) -> Iterator[Progress]:
+    from tqdm import tqdm
+
+    bar: Any = None
+
+    def update(_: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # before the first batch nobody knows how many there are
+            bar = tqdm(desc=task, unit=" questions", total=total, leave=False, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()

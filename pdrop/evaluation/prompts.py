@@ -1,34 +1,46 @@
-"""From a question and its images to a model's inputs: the two choices that move a benchmark number most.
+"""From a question and its images to a model's inputs: the choices that move a benchmark number most.
 
 Prompt style:
     chat        the checkpoint's own chat template
-    vicuna_v1   the template of published LLaVA-1.5 numbers, with its system sentence (the templates that ship with
-                converted checkpoints leave it out)
+    vicuna_v1   the template of published LLaVA-1.5 and LLaVA-NeXT numbers, with its system sentence (the templates that
+                ship with converted checkpoints leave it out)
+    qwen_1_5    ChatML with a system sentence, as published LLaVA-OneVision numbers have it
 
 Image mode:
     crop        the checkpoint's own processing (CLIP's crops the middle of a picture that is not square)
     pad         pad to a square with the processor's mean colour first, as the published LLaVA-1.5 numbers did
                 (arXiv 2310.03744, image_aspect_ratio=pad)
 
-Both are recorded with every run. Nothing here knows of tasks or of dropping.
+Besides: a system message, how many pixels or tiles a picture has at most and at least, and what prepares it. All are
+recorded with every run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing here knows of tasks
+or of dropping.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 
+from pdrop.models.checkpoint import IMAGE_BACKEND, image_processor
+from pdrop.models.processor import limited
 from pdrop.pictures import as_shown
-from pdrop.record import ImageMode, PromptStyle
+from pdrop.record import ImageMode, PromptStyle, RunSpec
+
+if TYPE_CHECKING:
+    from pdrop.models.checkpoint import Checkpoint
 
 VICUNA_V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+QWEN_1_5_SYSTEM = "You are a helpful assistant."
 PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
+NUMBERED = re.compile(r"<image (\d+)>")  # how MMMU's questions name theirs; a name may come again
 
 
 class PromptBuilder:
@@ -39,36 +51,59 @@ class PromptBuilder:
         style: Prompt style.
         image_mode: Image mode.
         max_tokens: Positions the language model has; a longer prompt is an error, never cut.
+        system: A system message; None: the style's own, or the template's.
 
     Raises:
         ValueError: If the checkpoint lacks what the style or the mode needs.
     """
 
     def __init__(
-        self, processor: Any, style: PromptStyle = "chat", image_mode: ImageMode = "crop", max_tokens: int | None = None
+        self,
+        processor: Any,
+        style: PromptStyle = "chat",
+        image_mode: ImageMode = "crop",
+        max_tokens: int | None = None,
+        system: str | None = None,
     ) -> None:
         if style not in get_args(PromptStyle):
-            raise ValueError(f"unknown prompt style {style!r}: choose chat or vicuna_v1")
+            raise ValueError(f"unknown prompt style {style!r}: choose {', '.join(get_args(PromptStyle))}")
         if image_mode not in get_args(ImageMode):
             raise ValueError(f"unknown image mode {image_mode!r}: choose crop or pad")
         if style == "chat" and not (processor.chat_template or processor.tokenizer.chat_template):
             raise ValueError("this checkpoint has no chat template: use prompt=vicuna_v1")
-        if style == "vicuna_v1" and not isinstance(getattr(processor, "image_token", None), str):
+        if style != "chat" and not isinstance(getattr(processor, "image_token", None), str):
             raise ValueError("this checkpoint's processor has no image token of its own: use prompt=chat")
         mean = getattr(processor.image_processor, "image_mean", None)
         if image_mode == "pad" and mean is None:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
+        self.system = system
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, spec: RunSpec, max_tokens: int | None = None) -> PromptBuilder:
+        """As a run's spec says.
+
+        Raises:
+            ValueError: If the checkpoint's processor lacks what it asks for.
+        """
+        processor = checkpoint.processor
+        limits = {name: getattr(spec, name) for name in ("min_pixels", "max_pixels", "max_tiles")}
+        if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
+            processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
+            processor.image_processor = limited(image_processor(checkpoint, spec.image_backend), **limits)
+        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system)
 
     def render(self, question: str, images: int) -> str:
         """The whole prompt as text, up to where the answer starts.
 
-        A question may say where its images stand (`<image>`, once for each); otherwise they stand before it.
+        A question may say where its images stand (`<image>`, once for each; `<image 1>`, `<image 2>`, where one that
+        comes again stays as it is written); otherwise they stand before it.
 
         Raises:
             ValueError: If the question marks another number of images than it has.
         """
+        question = first_marks(question, images)
         marked = question.count(PLACEHOLDER)
         if marked not in (0, images):
             raise ValueError(f"the question marks {marked} images with {PLACEHOLDER}, but has {images}")
@@ -76,12 +111,19 @@ class PromptBuilder:
         if self.style == "vicuna_v1":
             token = self.processor.image_token
             front = " ".join([token] * images) + "\n" if images and not marked else ""
-            return f"{VICUNA_V1_SYSTEM} USER: {front}{token.join(pieces)} ASSISTANT:"
+            return f"{self.system or VICUNA_V1_SYSTEM} USER: {front}{token.join(pieces)} ASSISTANT:"
+        if self.style == "qwen_1_5":
+            token = self.processor.image_token
+            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            turns = (("system", self.system or QWEN_1_5_SYSTEM), ("user", front + token.join(pieces)))
+            return "".join(f"<|im_start|>{who}\n{said}<|im_end|>\n" for who, said in turns) + "<|im_start|>assistant\n"
         content: list[dict[str, str]] = [] if marked else [{"type": "image"}] * images
         for number, piece in enumerate(pieces):
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": piece}] if piece or not marked else []
         messages = [{"role": "user", "content": content}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], pixels: float = 1.0) -> Any:
@@ -139,3 +181,16 @@ class PromptBuilder:
         square = Image.new("RGB", (side, side), self._background)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
+
+
+def first_marks(question: str, images: int) -> str:
+    """A question whose pictures are named by numbers, with the first mark of each as `<image>`.
+
+    As many names as there are pictures, in order, name them; otherwise the question is left as it is.
+    """
+    names = NUMBERED.findall(question)
+    if len(set(names)) != images or list(dict.fromkeys(names)) != sorted(set(names), key=int):
+        return question
+    for name in dict.fromkeys(names):
+        question = question.replace(f"<image {name}>", PLACEHOLDER, 1)
+    return question

@@ -20,9 +20,14 @@ REPEATS = 1000  # a repeated request is a question of its own; more than so many
 
 
 class QuestionReader:
-    """Turns requests into questions; remembers what it has hashed."""
+    """Turns requests into questions; remembers what it has hashed.
 
-    def __init__(self) -> None:
+    Args:
+        rows: The numbers in the whole task of the documents that are asked; None: as lmms-eval numbers them.
+    """
+
+    def __init__(self, rows: Sequence[int] | None = None) -> None:
+        self._rows = rows
         self._documents: dict[tuple[str, str], Documents] = {}
 
     def questions(self, requests: Sequence[Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Question]:
@@ -43,7 +48,7 @@ class QuestionReader:
             generate = isinstance(second, dict)
             question = Question(
                 task=task,
-                doc_id=doc_id,
+                doc_id=doc_id if self._rows is None else self._rows[doc_id],
                 idx=request.idx + REPEATS * asked[place],
                 text=text,
                 images=functools.partial(_images, visual, document),
@@ -61,14 +66,19 @@ class QuestionReader:
         return self._documents[task, split]
 
 
+def images_of(task: Any, doc_id: int) -> list[Any]:
+    """The pictures of a document of a task (lmms-eval's), as a question about it has them."""
+    return _images(task.doc_to_visual, functools.partial(task.eval_docs.__getitem__, doc_id))
+
+
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
     """The document's pictures; what a task names by its file is a picture, or a video's frames."""
     found: list[Any] = []
     for given in (visual(scaled(document())) if visual else None) or []:
         if isinstance(given, (str, Path)):
-            if not (path := Path(given)).is_file():
+            if not (path := Path(given)).exists():
                 raise ValueError(f"no picture or video {path}: the task's data is not all here")
-            found += frames(path) if (picture := read(path)) is None else [picture]
+            found += frames(path) if path.is_dir() or (picture := read(path)) is None else [picture]
         elif given is not None:
             found.append(given)
     return found

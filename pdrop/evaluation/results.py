@@ -10,6 +10,9 @@ A sample, which pdrop/samples.py keeps on disk:
     layout       where the visual tokens lie in the pictures (pictures.py); null where that is not known
     attention    where nothing is dropped but layers rank: what the query tokens attend to (pdrop/evaluation/answers.py)
     losses       of the choices, where the task compares likelihoods
+    parts        {metric: [numerator, denominator, stratum]} of scores that are no plain mean (metrics.py)
+    read         what the task's rule reads in the answer; null in an invalid one (readings.py)
+    group        what samples that are scored together share: a pair, a circle of rotations
 """
 
 from __future__ import annotations
@@ -17,13 +20,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 from pdrop.evaluation.answers import Answer, unpack
 from pdrop.evaluation.documents import Documents
+from pdrop.evaluation.grounding import asks_boxes, box_scores
+from pdrop.evaluation.metrics import Metric, circles, decomposed, near, score_of
+from pdrop.evaluation.official import official
+from pdrop.evaluation.readings import UNREADABLE, readings
 from pdrop.record import Score, TaskResult
 from pdrop.shapes import PromptSize
 
@@ -34,22 +42,44 @@ BOOKKEEPING = {
     *("doc_id", "doc", "doc_hash", "target", "arguments", "input_media"),
     *("resps", "filtered_resps", "raw_filtered_resps", "token_counts"),
 }
+CORRECTED = ("pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio", "ocrbench_accuracy")
 # the metric that papers report, where it is not the first one of the task's list
 REPORTED = {"pope_f1_score", "seed_image", "average"}
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Of a task's own code, what the parts of its scores are found with.
+
+    Attributes:
+        aggregate: Metric and entries -> the score; raises where these entries alone cannot be aggregated.
+        choice: Whether an entry of MMBench's metric is right by the task's rule.
+    """
+
+    aggregate: Callable[[str, list[Any]], Any]
+    choice: Callable[[Mapping[str, Any]], bool]
+
+
 @dataclass
 class Evaluation:
-    """Scores of every task, what each prompt looked like, and how many requests were asked or found answered."""
+    """Scores of every task, what each prompt looked like, how many requests were asked or found answered, and who
+    answered them (see pdrop.evaluation.answers.answered_by)."""
 
     results: dict[str, TaskResult] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
     asked: int = 0
     reused: int = 0
+    answered_by: list[dict[str, Any]] = field(default_factory=list)
 
 
 def task_result(
-    output: Mapping[str, Any], name: str, documents: Documents, answers: Mapping[tuple[int, int], Answer]
+    output: Mapping[str, Any],
+    name: str,
+    documents: Documents,
+    answers: Mapping[tuple[int, int], Answer],
+    rules: Rules,
+    rows: Sequence[int] | None = None,
+    boxes: str | None = None,
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     """The result of one task and its samples by doc_id.
 
@@ -58,48 +88,79 @@ def task_result(
         name: The task.
         documents: Its documents.
         answers: By doc_id and number of the request.
+        rules: Of the task's code.
+        rows: The documents that were asked; None: all, or the first ones.
+        boxes: The family that was asked for boxes, where the task does.
 
     Raises:
         RuntimeError: If the task has no score that can be computed here.
     """
     logged = {sample["doc_id"]: sample for sample in reversed(output["samples"][name])}
-    samples = [_sample(logged[doc_id], documents, answers) for doc_id in sorted(logged)]
-    scores = _scores(output, name, samples)
-    scores |= _yes_no(name, scores, samples)
-    if not scores:
+    ordered = [logged[place] for place in sorted(logged)]
+    numbers = [place if rows is None else rows[place] for place in sorted(logged)]
+    metrics, higher = scored(output, name, ordered, rules)
+    if not metrics:
         raise RuntimeError(
             f"task {name}: no score can be computed here (its answers go to a server or a judge); "
             "choose a task that is scored locally"
         )
     config = output["configs"][name]
     order = [entry["metric"] for entry in config.get("metric_list") or () if isinstance(entry["metric"], str)]
-    first = [metric for metric in order if metric in scores] or list(scores)
+    first = [metric for metric in order if metric in metrics] or list(metrics)
+    main = next((metric for metric in first if metric in REPORTED), first[0])
+    by_rule = official(name, ordered)
+    if boxes is not None and asks_boxes(name):
+        found = box_scores(ordered, [answers[number, 0] for number in numbers], boxes)
+        unread = found["unreadable"].numbers
+        ordered = [{**one, UNREADABLE: place} for one, place in zip(ordered, unread)]
+        metrics, main = found, "acc_0.5"
+    every = metrics | {metric: found for metric, found in by_rule.items() if metric not in metrics}
+    samples = [_sample(one, number, documents, answers) for one, number in zip(ordered, numbers)]
+    generated = all(sample["answer"] is not None for sample in samples)
+    read = readings(ordered) if generated else []
+    for place, sample in enumerate(samples):
+        numbered = {metric: found.numbers[place] for metric, found in every.items()}
+        sample["scores"] |= {metric: number for metric, number in numbered.items() if number is not None}
+        parted = {metric: found.parts[place] for metric, found in every.items() if found.parts is not None}
+        if parts := {metric: part for metric, part in parted.items() if part is not None}:
+            sample["parts"] = parts
+        if generated:
+            sample["read"] = read[place]
     result = TaskResult(
-        scores=scores,
+        scores={
+            m: Score(found.value, found.n, higher.get(m, True), found.full, is_mean(found))
+            for m, found in every.items()
+        },
         n=len(samples),
         n_total=len(documents),
         version=_version(config.get("metadata")),
         data_hash=_hash(documents.data(sample["doc_id"]) for sample in samples),
         prompt_hash=_hash(answers[key].prompt for key in sorted(answers)),
-        main_metric=next((metric for metric in first if metric in REPORTED), first[0]),
+        main_metric=main,
+        invalid=sum(one is None for one in read) if generated else 0,
+        boxes=boxes if asks_boxes(name) else None,
     )
     return result, samples
 
 
+def is_mean(found: Metric) -> bool:
+    """Whether a score is the plain mean of its samples' own numbers."""
+    known = [number for number in found.numbers if number is not None]
+    return found.parts is None and bool(known) and math.isclose(fmean(known), found.value, rel_tol=1e-9, abs_tol=1e-12)
+
+
 def _sample(
-    logged: Mapping[str, Any], documents: Documents, answers: Mapping[tuple[int, int], Answer]
+    logged: Mapping[str, Any], doc_id: int, documents: Documents, answers: Mapping[tuple[int, int], Answer]
 ) -> dict[str, Any]:
-    doc_id = logged["doc_id"]
     given = [answer for (document, _), answer in sorted(answers.items()) if document == doc_id]
     metrics = {key: value for key, value in logged.items() if key not in BOOKKEEPING}
-    numbers = {key: _number(value) for key, value in metrics.items()}
     sample = {
         "doc_id": doc_id,
         "question": next((a for a in logged["arguments"] if isinstance(a, str)), ""),
         "prompt": given[0].prompt,
         "target": logged["target"],
         "answer": logged["filtered_resps"][0] if len(given) == 1 else [answer.text for answer in given],
-        "scores": {key: number for key, number in numbers.items() if number is not None},
+        "scores": {},
         "metrics": metrics,
         "visual_tokens": given[0].visual_tokens,
         "visual_per_layer": given[0].visual_per_layer,
@@ -108,6 +169,8 @@ def _sample(
         "image": documents.image_group(doc_id),
         "layout": given[0].layout,
     }
+    if (group := documents.group(doc_id)) is not None:
+        sample["group"] = group
     if given[0].attention is not None:
         sample["attention"] = given[0].attention
     if given[0].loss is not None:
@@ -115,22 +178,12 @@ def _sample(
     return sample
 
 
-def _number(value: Any) -> float | None:
-    """The number a metric has for one sample: itself, its field `score`, or whether prediction and answer agree.
-
-    Whether the task's score is the mean of these numbers (POPE's F1 and MME's sum are not) is for the reader to check.
-    """
-    if isinstance(value, Mapping):
-        if "score" not in value and {"pred", "answer"} <= set(value):  # SEED-Bench
-            return float(str(value["pred"]).strip().lower() == str(value["answer"]).strip().lower())
-        value = value.get("score")
-    if isinstance(value, (bool, int, float)) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def _scores(output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
-    scores: dict[str, Score] = {}
+def scored(
+    output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str, Any]], rules: Rules
+) -> tuple[dict[str, Metric], dict[str, bool]]:
+    """lmms-eval's own scores of a task with what they are made of, and whether more is better of each."""
+    found: dict[str, Metric] = {}
+    higher: dict[str, bool] = {}
     for key, value in output["results"][name].items():
         metric, _, which = key.partition(",")  # which of the task's filters the answers went through, usually one
         if not which or "_stderr" in metric or isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -138,33 +191,44 @@ def _scores(output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str,
         if not math.isfinite(value):
             log.warning("task %s: metric %s is %s over these samples and is left out", name, metric, value)
             continue
-        n = sum(1 for sample in samples if metric in sample["metrics"])
-        higher = output["higher_is_better"][name].get(metric)
-        scores[key if metric in scores else metric] = Score(float(value), n, higher is not False)
-    return scores
+        named = key if metric in found else metric
+        higher[named] = output["higher_is_better"][name].get(metric) is not False
+        found[named] = made_of(metric, float(value), samples, rules)
+    return found, higher
 
 
-def _yes_no(name: str, scores: Mapping[str, Score], samples: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
-    """POPE's recall, F1 and yes-ratio (arXiv 2305.10355), recomputed.
+def made_of(metric: str, value: float, samples: Sequence[Mapping[str, Any]], rules: Rules) -> Metric:
+    """One of lmms-eval's scores with what it is made of."""
+    entries = [sample.get(metric) for sample in samples]
+    whole = [entry for entry in entries if isinstance(entry, Mapping)]
+    if metric == "gpt_eval_score" and len(whole) == len(entries) and all({"index", "A"} <= set(e) for e in whole):
+        right = [rules.choice(entry) for entry in whole]
+        parts = circles(whole, right, 100.0)
+        return Metric(value, [float(one) for one in right], parts if near(score_of(parts), value) else None, 100.0)
+    needed = {"score"} if metric == "ocrbench_accuracy" else {"prediction", "ground_truth"}
+    if metric in CORRECTED and whole and all(needed <= set(entry) for entry in whole):
+        value = corrected(metric, whole)
+    return decomposed(metric, value, entries, lambda those: rules.aggregate(metric, those))
 
-    lmms-eval 0.7.3 leaves answers that are neither yes nor no out of the recall, and counts the yes of the ground
-    truth instead of the answers'.
+
+def corrected(metric: str, entries: Sequence[Mapping[str, Any]]) -> float:
+    """POPE's precision, recall, F1 and ratio of yes (arXiv 2305.10355) and OCRBench's accuracy, recomputed.
+
+    lmms-eval 0.7.3 leaves answers that are neither yes nor no out of the recall, counts the yes of the ground truth
+    instead of the answers', and adds up OCRBench's points over all runs of a process, out of 1000 whatever was asked.
     """
-    if "pope_f1_score" not in scores:
-        return {}
-    pairs = [
-        (s["metrics"]["pope_f1_score"]["prediction"], s["metrics"]["pope_f1_score"]["ground_truth"]) for s in samples
-    ]
-    said = sum(answer == "yes" for answer, _ in pairs)
-    true = sum(truth == "yes" for _, truth in pairs)
-    hit = sum(answer == truth == "yes" for answer, truth in pairs)
+    if metric == "ocrbench_accuracy":
+        return sum(float(entry["score"]) for entry in entries) / len(entries)
+    said = sum(entry["prediction"] == "yes" for entry in entries)
+    true = sum(entry["ground_truth"] == "yes" for entry in entries)
+    hit = sum(entry["prediction"] == entry["ground_truth"] == "yes" for entry in entries)
     values = {
         "pope_precision": hit / said if said else 0.0,
         "pope_recall": hit / true if true else 0.0,
         "pope_f1_score": 2 * hit / (said + true) if said + true else 0.0,
-        "pope_yes_ratio": said / len(pairs),
+        "pope_yes_ratio": said / len(entries),
     }
-    return {metric: Score(value, len(pairs)) for metric, value in values.items()}
+    return float(values[metric])
 
 
 def _version(metadata: Any) -> str:

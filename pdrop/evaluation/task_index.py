@@ -22,7 +22,8 @@ from pathlib import Path
 from pdrop.evaluation.answers import described
 from pdrop.names import check
 
-EMBEDDED_TASKS = "package://pdrop.embedded/tasks"
+# tasks of our own: of the embedded corpus, and of benchmarks that lmms-eval has not, or scores otherwise
+OWN_TASKS = ("package://pdrop.embedded/tasks", "package://pdrop.evaluation/tasks")
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.*)?$")
@@ -58,35 +59,57 @@ def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Seque
 def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
     """All names of the project's folders and of lmms-eval."""
     entries: dict[str, Entry] = {}
-    for directory in (*map(_folder, task_dirs), _folder(EMBEDDED_TASKS)):
+    for directory in map(_folder, (*task_dirs, *OWN_TASKS)):
         entries = _scan(directory) | entries
     return _installed() | entries
 
 
-@functools.cache
 def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
     """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
 
     Raises:
         ValueError: If a task is unknown; close matches are named.
     """
+    return content(own_folders(tasks, folders))
+
+
+def own_folders(tasks: Sequence[str], folders: Sequence[str]) -> tuple[Path, ...]:
+    """The folders of tasks' files that do not come with lmms-eval, sorted.
+
+    Raises:
+        ValueError: If a task is unknown; close matches are named.
+    """
     installed = installed_folder()
     found = {path for paths in find(tasks, folders).values() for path in paths}
-    own = {folder for folder in (path.parent for path in found) if installed not in folder.parents}
+    return tuple(sorted({folder for folder in (path.parent for path in found) if installed not in folder.parents}))
+
+
+@functools.cache
+def content(own: tuple[Path, ...]) -> str:
+    """12 hex digits over the files in folders of tasks, and the local data they name; "" without folders. Read once."""
     if not own:
         return ""
-    content = hashlib.sha256()
-    for folder in sorted(own):
+    found = hashlib.sha256()
+    for folder in own:
         files = {path for path in folder.iterdir() if path.is_file()}
         named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
         for path in sorted({path.resolve() for path in files | named if path.is_file()}):
-            content.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return content.hexdigest()[:12]
+            found.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
+
+
+def definitions(folders: Sequence[str]) -> str:
+    """12 hex digits over the YAML files of the project's folders: while they stay, a name means the same files."""
+    found = hashlib.sha256()
+    for folder in map(_folder, (*folders, *OWN_TASKS)):
+        for path in sorted(folder.rglob("*.yaml")):
+            found.update(f"{path.relative_to(folder)}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
 
 
 def is_shipped(folder: Path) -> bool:
     """Whether a folder of tasks comes with lmms-eval or with this project."""
-    return any(home == folder or home in folder.parents for home in (installed_folder(), _folder(EMBEDDED_TASKS)))
+    return any(home == folder or home in folder.parents for home in (installed_folder(), *map(_folder, OWN_TASKS)))
 
 
 def installed_folder() -> Path:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Method, View
+from pdrop.methods.transfer import read_back
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import ModelSizes, PromptSize
 
@@ -73,19 +74,24 @@ class DART(Method):
         longest = view.keys().abs().float().sum((1, 3))  # [B, T]
         scores, words = torch.zeros_like(longest), view.question()
         places = view.valid.cumsum(1) - 1  # in the prompt without its padding
+        ranked = longest.masked_fill(~words, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        found = []
+        for row, (stays, pinned, _) in enumerate(zip(view.stays, view.pinned, view.visual_counts)):
+            image = view.visual_places(row)
+            own = image[longest[row, image].argsort(descending=True, stable=True)[: self.image_pivots]]
+            own = own[: max(0, stays - pinned)]
+            found.append((image, own, torch.cat([own, ranked[row, : self.text_pivots]])))
+        asks, *named = read_back([words.sum(1), *(places[row, both] for row, (_, _, both) in enumerate(found))])
         for row, (stays, pinned, now) in enumerate(zip(view.stays, view.pinned, view.visual_counts)):
             if stays >= now:
                 continue
-            image, text = view.visual[row].nonzero()[:, 0], words[row].nonzero()[:, 0]
-            own = image[longest[row, image].argsort(descending=True, stable=True)[: self.image_pivots]]
-            own = own[: max(0, stays - pinned)]
-            asked = text[longest[row, text].argsort(descending=True, stable=True)[: self.text_pivots]]
-            pivots = torch.cat([own, asked])
+            image, own, pivots = found[row]
+            pivots = pivots[: len(own) + int(asks[row])]  # a question may have fewer words than pivots are asked for
             states = view.final_norm(view.output[row, torch.cat([image, pivots])])
             states = torch.nn.functional.normalize(states.float(), dim=-1, eps=1e-8).to(scores.device)
             like = states[: len(image)] @ states[len(image) :].T  # [visual, pivots]
             scores[row, own] = 2.0
-            numbers = {place: number for number, place in enumerate(places[row, pivots].tolist())}
+            numbers = {place: number for number, place in enumerate(named[row][: len(pivots)].tolist())}
             left = torch.isin(image, own)
             wanted = stays - pinned - len(own)
             each = -(-wanted // max(1, len(pivots)))

@@ -45,7 +45,7 @@ class DivPrune(Method):
         assert view.stays is not None
         scores = torch.zeros(view.index.shape, device=view.hidden.device)
         for row, (stays, pinned, now) in enumerate(zip(view.stays, view.pinned, view.visual_counts)):
-            at = view.visual[row].nonzero()[:, 0]
+            at = view.visual_places(row)
             chosen = diverse(view.hidden[row, at].detach(), min(stays, now) - pinned if stays < now else 0)
             scores[row, at[chosen]] = torch.arange(len(chosen), 0, -1, device=scores.device, dtype=scores.dtype)
         return scores

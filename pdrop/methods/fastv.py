@@ -8,12 +8,15 @@ variant that prunes once, at prefill, and keeps the original positions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pdrop.methods.base import Method, View
 from pdrop.schedule import Schedule, Stage, single
+
+log = logging.getLogger("pdrop")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +35,12 @@ class FastV(Method):
     def score(self, view: View) -> Tensor:
         """Mean over heads (and query tokens) of the attention probabilities, [B, T]."""
         return view.attention()
+
+    def check(self, schedule: Schedule) -> None:
+        """As `Method.check`; more than one boundary is no FastV, and is said to be none."""
+        super().check(schedule)
+        if len(schedule) > 1:
+            log.warning("FastV has one boundary; its ranking at %d of them is a method of your own", len(schedule))
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One boundary before layer 2."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Method, Ranking, View
+from pdrop.methods.transfer import on_device, read_back
 from pdrop.schedule import Schedule, Stage, check_ratio
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -63,22 +64,22 @@ class FEATHER(Method):
         weight = rows.asks[..., None].float()
         scores = (among.mean(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
         assert view.stage is not None
-        stays = []
+        stays, gridded, best = [], {}, []
         for row, (now, original) in enumerate(zip(view.visual_counts, view.originals)):
             first, share = now == original, 1 - self.reduction
             count = int(now * (share if first or not self.stride else share * share))
             if first and self.stride and now:
-                at = view.visual[row].nonzero()[:, 0]
+                at = view.visual_places(row)
                 grid = [token for token in self.grid(view, row) if token < len(at)]  # a pinned token is the last one
-                best: list[int] = (
-                    scores[row, at].argsort(descending=True, stable=True)[:count].tolist()
-                    if view.stage.adaptive
-                    else []
-                )
-                scores[row, at[grid]] += 1
-                count = len({*grid, *best})
+                best.append(scores[row, at].argsort(descending=True, stable=True)[:count])
+                scores[row, at[on_device(grid, at.device)]] += 1
+                gridded[row] = grid
             stays.append(count)
-        return Ranking(scores, torch.tensor(stays)) if view.stage.adaptive else scores
+        if not view.stage.adaptive:
+            return scores
+        for (row, grid), others in zip(gridded.items(), read_back(best)):
+            stays[row] = len({*grid, *others.tolist()})
+        return Ranking(scores, torch.tensor(stays))
 
     def grid(self, view: View, row: int) -> list[int]:
         """Numbers of the visual tokens that stand in every `stride`-th row and column."""

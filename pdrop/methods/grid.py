@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, Method, Positions, View
 from pdrop.methods.layout import TokenGrid, reduced_count, square
-from pdrop.methods.transfer import on_device
+from pdrop.methods.transfer import moved, on_device
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import PromptSize
 
@@ -83,7 +83,7 @@ class Uniform(Gridded):
             for grid in grids:
                 blocks = grid.blocks(share(view.stage, n))
                 wanted[row, [grid.token(middle(rows), middle(columns)) for rows, columns in blocks]] = 1
-        return torch.zeros_like(view.index, dtype=torch.float32).scatter(1, at, wanted.to(at.device))
+        return torch.zeros_like(view.index, dtype=torch.float32).scatter(1, at, moved(wanted, at.device))
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class Pool(Gridded):
                 visual = view.hidden[prompt, at[prompt]]
                 states[prompt, : len(lists)] = torch.cat([pooled(visual, grid, keep) for grid in grids])
         spread = torch.zeros(batch, most, width, device=at.device)
-        spread = spread.scatter(2, at[:, None].expand(-1, most, -1), weights.to(at.device))
-        places = at.gather(1, centres.to(at.device))
+        spread = spread.scatter(2, at[:, None].expand(-1, most, -1), moved(weights, at.device))
+        places = at.gather(1, moved(centres, at.device))
         return Merged(states, places, spread, after=places)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from pdrop.methods.base import View
 from pdrop.methods.in_front import InFront
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, check_ratio
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -72,7 +73,7 @@ class HiRED(InFront):
         if not tiles:
             yield small, count
             return
-        seen = tower.rows(0)[small.number].sum(0)[tower.classes :].cpu()
+        seen = tower.rows_on_host(0)[small.number].sum(0)[tower.classes :]
         patches = len(seen)
         first = min(int(count * self.alpha), patches)
         best = torch.zeros(patches)
@@ -107,9 +108,9 @@ class HiRED(InFront):
                 continue
             for picture, each in pictures:
                 for tile, count in self.given(view, picture, each):
-                    places = [place for place in tile.places]
-                    best = scores[row, places].argsort(descending=True, stable=True)[:count].tolist()
-                    raised[row, [places[n] for n in best]] += view.tower.rows(-2).shape[1]
+                    places = on_device(tile.places, scores.device)
+                    best = scores[row, places].argsort(descending=True, stable=True)[:count]
+                    raised[row, places[best]] += view.tower.rows(-2).shape[1]
         return raised
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from pdrop.methods.base import Merged, View
 from pdrop.methods.in_front import InFront, Made, together
 from pdrop.methods.tower import Tile
-from pdrop.methods.transfer import on_device
+from pdrop.methods.transfer import on_device, read_back
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -86,19 +86,18 @@ class HoloV(InFront):
         import torch
 
         made: list[list[Made]] = [[] for _ in going]
+        (read,) = read_back([scores])
         for row in range(len(going)):
             for picture, each in self.pictures(view, row):
-                places = on_device(sorted(place for tile in picture for place in tile.places), goes.device)
+                places = sorted(place for tile in picture for place in tile.places)
                 count = min(each, len(places))
-                order = arranged(scores[row, places].cpu(), self.crops, count, self.overflow)
-                kept = on_device([n for n in order if n != ZERO], goes.device)
-                spare = [n for n in range(len(places)) if n not in set(order)][: count - len(kept)]
-                states = torch.cat(
-                    [view.hidden[row, places[kept]], view.hidden.new_zeros(len(spare), view.hidden.shape[2])]
-                )
-                centres = torch.cat([places[kept], places[spare]])
+                order = arranged(read[row, places], self.crops, count, self.overflow)
+                kept = on_device([places[n] for n in order if n != ZERO], goes.device)
+                spare = [place for n, place in enumerate(places) if n not in set(order)][: count - len(kept)]
+                states = torch.cat([view.hidden[row, kept], view.hidden.new_zeros(len(spare), view.hidden.shape[2])])
+                centres = torch.cat([kept, on_device(spare, goes.device)])
                 weights = torch.zeros(count, goes.shape[1], device=goes.device)
-                weights[torch.arange(len(kept)), places[kept]] = 1
+                weights[torch.arange(len(kept), device=goes.device), kept] = 1
                 made[row].append(Made(states, centres, weights, picture[0].places[0] - 1))
         return replace(together(view, made), moved=True)
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdrop.methods.base import Merged, Ranking, View
 from pdrop.methods.in_front import InFront, Made, tiles_of, together
 from pdrop.methods.tower import Tile
-from pdrop.methods.transfer import on_device
+from pdrop.methods.transfer import on_device, read_back
 from pdrop.schedule import Schedule, Stage, single
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -81,8 +81,9 @@ class PruMerge(InFront):
         scores = view.tower.of(view.index, self.attention(view).detach())
         if view.stage is None or not view.stage.adaptive:
             return scores
+        (read,) = read_back([scores])
         makes = [
-            sum(len(self.taken(scores, row, tile, None)) + 1 for tile in tiles_of(view, row))
+            sum(len(self.taken(read, row, tile, None)) + 1 for tile in tiles_of(view, row))
             for row in range(len(view.originals))
         ]
         makes = [min(made, now) for made, now in zip(makes, view.visual_counts)]
@@ -105,14 +106,14 @@ class PruMerge(InFront):
         """Places of a tile's chosen tokens, in their order.
 
         Args:
-            scores: [B, T].
+            scores: [B, T], on the host.
             row: The prompt.
             tile: The tile.
             count: How many; None: the outliers, and the steps that go with their share.
         """
         import torch
 
-        own = scores[row, list(tile.places)].cpu()
+        own = scores[row, list(tile.places)]
         ranked = own.argsort(descending=True, stable=True).tolist()
         total = len(ranked)
         if count is None:
@@ -138,6 +139,7 @@ class PruMerge(InFront):
         rows, states = view.tower.at(view.index), view.tower.states.flatten(0, 1)
         attention = view.tower.of(view.index, self.attention(view))  # the scores again, with their gradient
         made: list[list[Made]] = [[] for _ in going]
+        (read,) = read_back([scores])
         for row, original in enumerate(view.originals):
             tiles = tiles_of(view, row)
             share = None if view.stage.adaptive else self.share(view.stage, original, len(tiles))
@@ -145,12 +147,12 @@ class PruMerge(InFront):
                 continue
             for tile in tiles:
                 each = None if share is None else min(share, len(tile.places)) - 1
-                taken = self.taken(scores, row, tile, each)
+                taken = self.taken(read, row, tile, each)
                 chosen, places = on_device(taken, goes.device), on_device(tile.places, goes.device)
                 weights = self.weights(attention[row], keys[rows[row]], places, chosen)
                 state = weights[:, places] @ states[rows[row, places]].float()
                 rest = next((n for n in tile.places if n not in set(taken)), tile.places[-1])
-                centres = torch.cat([chosen, chosen.new_tensor([rest])])
+                centres = torch.cat([chosen, on_device([rest], goes.device)])
                 front = tile_front(view, row, tile)
                 made[row].append(Made(view.tower.project(state.to(states)), centres, weights.detach(), front))
         return together(view, made)

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 from pdrop.schedule import Schedule, pyramid
 
-# The ratio at each of four boundaries, as STAR-Pro's re-run has them: 192, 128 and 64 of 576 tokens enter a layer of
-# 32 on average. The paper's own boundaries, 8, 16 and 24, cannot go below 144.
+# The ratio at each of four boundaries, as STAR-Pro's re-runs have them for 32 and 40 layers: the named number of 576
+# tokens enters a layer on average. The paper's own boundaries, 8, 16 and 24, cannot go below 144.
 RATIOS = {192: 0.5810, 128: 0.4371, 64: 0.1960}
+RATIOS_OF_40 = {192: 0.586, 128: 0.448, 64: 0.225}
 
 
 def pyramiddrop(num_layers: int = 32, budget: int = 192, layers: Sequence[int] | None = None) -> Schedule:
     """PyramidDrop at a named budget: boundaries 2, 8, 16 and 24 of 32 layers, 2, 10, 20 and 30 of 40.
 
     Args:
-        num_layers: Layers of the decoder; of other depths, the boundaries are 2 and the quarters.
-        budget: Its name, 192, 128 or 64. What enters a decoder of another depth on average is near it, and tables show
-            it.
+        num_layers: Layers of the decoder; of other depths, the boundaries are 2 and the quarters, the ratio is that of
+            32. What enters a layer on average is then near the name, and tables show it.
+        budget: Its name, 192, 128 or 64.
         layers: Other boundaries.
 
     Raises:
@@ -32,4 +33,4 @@ def pyramiddrop(num_layers: int = 32, budget: int = 192, layers: Sequence[int] |
         )
     quarter = num_layers // 4
     own = sorted({2, quarter, 2 * quarter, 3 * quarter}) if layers is None else layers
-    return pyramid(num_layers, ratio=RATIOS[budget], layers=own)
+    return pyramid(num_layers, ratio=(RATIOS_OF_40 if num_layers == 40 else RATIOS)[budget], layers=own)

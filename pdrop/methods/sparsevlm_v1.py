@@ -54,13 +54,19 @@ class SparseVLMV1(SparseVLM):
         return Ranking(rows.mean(), torch.tensor(stays))  # on the host, where they are read
 
     def ranks(self, view: View, rows: AttentionRows) -> list[int]:
-        """Rank of each prompt's raters x visual tokens, computed on its own rows alone: the same in any batch."""
+        """Rank of each prompt's raters x visual tokens, computed on its own rows alone: the same in any batch.
+
+        In float64 on the host, from one copy, with float32's threshold: a rank is worth many tokens, and the libraries
+        of devices need not agree on the smallest singular values.
+        """
         import torch
 
-        seen, visual = rows.probabilities.mean(1), view.visual & view.valid  # [B, Q, T], [B, T]
-        asked = rows.asks.sum(1).tolist()
+        seen, visual = rows.probabilities.mean(1), (view.visual & view.valid)[:, None].float()  # [B, Q, T], [B, 1, T]
+        asks = torch.nn.functional.pad(rows.asks.float(), (0, 1))[..., None]  # [B, Q + 1, 1]
+        copied = torch.cat([torch.cat([seen, visual], 1), asks], 2).cpu()
         found = []
-        for prompt, count in enumerate(asked):
-            matrix = seen[prompt, :count, visual[prompt]]
-            found.append(int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0)
+        for one in copied:
+            matrix = one[:-1][one[:-1, -1].bool()][:, one[-1].bool()].double()
+            threshold = max(matrix.shape) * torch.finfo(torch.float32).eps
+            found.append(int(torch.linalg.matrix_rank(matrix, rtol=threshold)) if matrix.numel() else 0)
         return found

@@ -45,6 +45,7 @@ class Tower:
     source: Tensor
     pictures: list[list[list[Tile]]]
     _rows: Callable[[int], Tensor]
+    _read: Callable[[int], Tensor]
     _keys: Callable[[int], Tensor]
     _query: Callable[[int], Tensor]
     _project: Callable[[Tensor], Tensor]
@@ -56,6 +57,10 @@ class Tower:
         tower's attention backend, and once a forward.
         """
         return self._rows(layer)
+
+    def rows_on_host(self, layer: int) -> Tensor:
+        """The same on the host, read once a forward."""
+        return self._read(layer)
 
     def keys(self, layer: int) -> Tensor:
         """Keys of all rows in a layer of the tower, biases included, [P, heads, R, head size]. Once a forward."""

@@ -1,11 +1,12 @@
-"""Whole numbers of the host as a tensor on the device, without waiting for the device.
+"""From the host to the device without waiting for the device, and back with one wait for all that is asked.
 
-A plain copy to CUDA, torch.tensor(numbers, device=device), first waits for all that is queued there.
+A plain copy to CUDA, torch.tensor(numbers, device=device), first waits for all that is queued there; so does each
+plain copy back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,3 +26,14 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
 def moved(x: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device: to CUDA from pinned memory, which can be read while the host goes on."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def read_back(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies on the host, with one wait per device. Their memory is pinned where they come from CUDA."""
+    import torch
+
+    tensors = list(tensors)
+    copies = [x.to("cpu", non_blocking=x.device.type == "cuda") for x in tensors]
+    for device in {x.device for x in tensors if x.device.type == "cuda"}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies

@@ -30,9 +30,12 @@ class AttentionRows:
     probabilities: Tensor
     asks: Tensor
     _rotation: Callable[[], Tensor]
+    _every: bool = False  # are all rows asked for, known without asking the device?
 
     def mean(self) -> Tensor:
         """Attention that each token gets: mean over the heads and the asking rows, [B, T]."""
+        if self._every and self.asks.shape[1] == 1:
+            return self.probabilities.mean(1)[:, 0]
         weight = self.asks[..., None].float()
         return (self.probabilities.mean(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -58,7 +61,6 @@ class View:
         pinned: Visual tokens of each prompt that are query tokens and stay, likewise.
         stage: What the boundary opens that this is ranked for; None in `begin`.
         begun: What the method's `begin` returned for this forward.
-        ids: Input ids of the tokens alive, [B, T]; of a merged token, its centre's.
         originals: Visual tokens of each prompt before anything was dropped.
         stays: How many visual tokens of each prompt are to stay as they are, pinned ones among them, as `plan` says:
             for methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
@@ -77,10 +79,10 @@ class View:
     pinned: list[int]
     stage: Stage | None
     begun: Any
-    ids: Tensor
     originals: list[int]
     stays: list[int] | None
     output: Tensor | None
+    _ids: Callable[[], Tensor]
     _attention: Callable[[Tensor | None, int | None, bool], AttentionRows]
     _draw: Callable[[int], Tensor]
     _images: Callable[[], list[list[TokenGrid]]]
@@ -88,6 +90,11 @@ class View:
     _norm: Callable[[Tensor], Tensor]
     _tower: Callable[[], Tower]
     _texts: Callable[[Tensor, Tensor], list[str]]
+
+    @property
+    def ids(self) -> Tensor:
+        """Input ids of the tokens alive, [B, T]; of a merged token, its centre's."""
+        return self._ids()
 
     def attention(self, rows: Tensor | None = None, most: int | None = None) -> Tensor:
         """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
@@ -126,6 +133,11 @@ class View:
             ValueError: If the method does not declare that it looks (`tower_layers`), or the tower cannot be read.
         """
         return self._tower()
+
+    def visual_places(self, row: int) -> Tensor:
+        """Where the visual tokens of a prompt that may be dropped stand among those alive, ascending, [n]."""
+        count = self.visual_counts[row] - self.pinned[row]
+        return self.visual[row].int().argsort(descending=True, stable=True)[:count]
 
     def question(self) -> Tensor:
         """Text after the last visual token and up to the last query token, [B, T] bool."""

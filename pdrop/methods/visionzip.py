@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pdrop.methods.base import Merged, View
 from pdrop.methods.in_front import InFront, Made, together
 from pdrop.methods.tower import Tile
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -119,7 +120,8 @@ class VisionZip(InFront):
         rest = places[goes[row, places].int().argsort(descending=True, stable=True)[: len(places) - patches]]
         step = max(1, len(rest) // count) if count else len(rest) + 1
         numbers = list(range(0, len(rest), step))[:count]
-        targets, others = rest[numbers], rest[[n for n in range(len(rest)) if n not in set(numbers)]]
+        left = [n for n in range(len(rest)) if n not in set(numbers)]
+        targets, others = rest[on_device(numbers, rest.device)], rest[on_device(left, rest.device)]
         rows = tower.at(view.index)[row]
         states, keys = tower.states.flatten(0, 1), tower.keys(LAYER).mean(1).flatten(0, 1)
         keys = torch.nn.functional.normalize(keys.detach().float(), dim=-1)

@@ -14,16 +14,19 @@ the gaps with random values), weights that are not numbers, a text-only checkpoi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import re
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pdrop.models.processor import refuse_other_tower
+from pdrop.models.quantised import made_whole, quantisation_of, refuse_other_dtype, refuse_quantised
 from pdrop.models.weights import (
     DEEPEST,
     deepest_of,
@@ -100,25 +103,15 @@ def load(
     Raises:
         ValueError: If any of these cannot be had, with the remedy in the message.
     """
-    check_weights(weights)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    folder, config, processor = examine(path, revision=revision, weights=weights, device=device)
     import torch
 
-    check_device(device)
-    folder = locate(path, revision=revision, weights=weights)
-    check_json(folder, path)
-    tensors = headers(folder, path) if weights == "pretrained" else None
-    if tensors is not None:
-        refuse_depths(read_json(folder / "config.json", path), path, deepest_of(tensors))
-    config = read_config(folder, path)
-    if tensors is not None:
-        from transformers import AutoModelForImageTextToText
-
-        refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
-    processor = _processor(folder, path)
-    refuse_other_tower(processor, config, path)
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    quantised = quantisation_of(config) is not None
+    if device.startswith("cuda") or quantised:  # each weight straight to its place; quantised ones cannot be moved
+        options["device_map"] = {"": f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device}
     try:
         model, missing = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options)
     except (ImportError, ValueError) as error:
@@ -134,8 +127,41 @@ def load(
         raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
     if weights == "pretrained":
         refuse_not_finite(model, path)
+    if not quantised:
+        model = model.to(device)
+    elif made_whole(model):
+        model = model.to(options["dtype"])
+    else:
+        refuse_other_dtype(model, options["dtype"], path)
     identity = fingerprint(folder, weights=weights, seed=seed)
-    return Checkpoint(name, path, revision, weights, identity, model.to(device).eval(), processor)
+    return Checkpoint(name, path, revision, weights, identity, model.eval(), processor)
+
+
+def examine(path: str, *, revision: str | None, weights: Weights, device: str) -> tuple[Path, Any, Any]:
+    """All that can be refused before weights are read; nothing is put on the device. Arguments as of `load`.
+
+    Returns:
+        The folder, its config and its processor.
+
+    Raises:
+        ValueError: As `load` does.
+    """
+    check_weights(weights)
+    check_device(device)
+    folder = locate(path, revision=revision, weights=weights)
+    check_json(folder, path)
+    tensors = headers(folder, path) if weights == "pretrained" else None
+    if tensors is not None:
+        refuse_depths(read_json(folder / "config.json", path), path, deepest_of(tensors))
+    config = read_config(folder, path)
+    refuse_quantised(config, weights, device, path)
+    if tensors is not None:
+        from transformers import AutoModelForImageTextToText
+
+        refuse_misfit(AutoModelForImageTextToText, config, tensors, path)
+    processor = _processor(folder, path)
+    refuse_other_tower(processor, config, path)
+    return folder, config, processor
 
 
 def locate(path: str, *, revision: str | None = None, weights: Weights = "pretrained") -> Path:
@@ -168,14 +194,18 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
 def _download(path: str, revision: str | None, weights: Weights) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted_files(weights)))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: no such folder, and it cannot be fetched from the Hub ({first_line(error)}); "
             "give a folder with the checkpoint, or check name, revision, network and login"
         ) from error
+
+
+def wanted_files(weights: Weights) -> list[str]:
+    """Patterns of a repository's files that are downloaded: its weights only if they are wanted."""
+    return list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
 
 
 def at_hand(path: str, revision: str | None = None) -> bool:
@@ -281,6 +311,7 @@ def _random(config: Any, options: dict[str, Any], device: str, seed: int) -> tup
     import torch
     from transformers import AutoModelForImageTextToText
 
+    options = {name: value for name, value in options.items() if name != "device_map"}
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **options), []
@@ -302,8 +333,28 @@ def _processor(folder: Path, path: str) -> Any:
         raise ValueError(f"{path}: transformers cannot load its processor ({first_line(error)})") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    log.info("%s: image processor %s", path, type(processor.image_processor).__name__)
+    log.debug("%s: image processor %s", path, type(processor.image_processor).__name__)
     return processor
+
+
+def image_processor(checkpoint: Checkpoint, backend: str) -> Any:
+    """A copy of a checkpoint's image processor that prepares pictures by another library: "pil" or "torchvision".
+
+    Raises:
+        ValueError: If there is none of this kind.
+    """
+    if backend == IMAGE_BACKEND:
+        return copy.deepcopy(checkpoint.processor.image_processor)
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:  # transformers chooses by what is saved, and by nothing else
+        checkpoint.processor.image_processor.save_pretrained(folder)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=False)
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(
+                f"{checkpoint.path}: image_backend={backend} cannot be had ({first_line(error)}): use {IMAGE_BACKEND}"
+            ) from error
 
 
 def fingerprint(folder: Path | str, *, weights: Weights = "pretrained", seed: int = 0) -> str:

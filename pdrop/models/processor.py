@@ -40,3 +40,34 @@ def refuse_other_tower(processor: Any, config: Any, what: str) -> None:
 def json_word(value: Any) -> str:
     """A word or number as JSON has it."""
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def limited(image_processor: Any, min_pixels: int | None, max_pixels: int | None, max_tiles: int | None) -> Any:
+    """An image processor with other limits, changed in place.
+
+    Args:
+        image_processor: Transformers'.
+        min_pixels, max_pixels: Of a picture, of those that keep its sides (Qwen's); None: as they are.
+        max_tiles: Of a picture, of those that cut it into tiles as many as they like (InternVL's); None: as it is.
+
+    Raises:
+        ValueError: If it has no such limit, or they contradict.
+    """
+    kind = type(image_processor).__name__
+    size = getattr(image_processor, "size", None)
+    if min_pixels is not None or max_pixels is not None:
+        if not hasattr(image_processor, "merge_size") or size is None:
+            raise ValueError(f"{kind} scales every picture to the same size: leave out min_pixels and max_pixels")
+        sizes = dict(size) | {
+            name: value
+            for name, value in {"shortest_edge": min_pixels, "longest_edge": max_pixels}.items()
+            if value is not None
+        }
+        if sizes["shortest_edge"] > sizes["longest_edge"]:
+            raise ValueError(f"min_pixels={sizes['shortest_edge']} is more than max_pixels={sizes['longest_edge']}")
+        image_processor.size = type(size)(**{name: value for name, value in sizes.items() if value is not None})
+    if max_tiles is not None:
+        if not hasattr(image_processor, "max_patches"):
+            raise ValueError(f"{kind} has no limit of tiles to set: leave out max_tiles")
+        image_processor.max_patches = max_tiles
+    return image_processor

@@ -99,6 +99,28 @@ class ModelSource:
         return self.weights != "architecture"
 
     @functools.cached_property
+    def family(self) -> tuple[str, str]:
+        """model_type of the config and of its text model, such as ("llava_next", "mistral")."""
+        known = self.stands_in or shipped.of_checkpoint(self.path)
+        config = checkpoint.read_config(self._folder, self.path) if known is None else shipped.read(known)
+        return config.model_type, config.get_text_config(decoder=True).model_type
+
+    def unchanged(self) -> bool:
+        """Whether `of` would find the same now, where this value was kept; without transformers.
+
+        Raises:
+            ValueError: If the model cannot be had any more.
+        """
+        if self.stands_in is None:
+            return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
+        return self.loadable or not checkpoint.at_hand(self.path, self.revision)
+
+    @property
+    def model_type(self) -> str:
+        """What transformers calls its family."""
+        return str(read_json(self._folder / "config.json", self.path).get("model_type"))
+
+    @functools.cached_property
     def sizes(self) -> ModelSizes:
         """From the config alone.
 
@@ -138,6 +160,17 @@ class ModelSource:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
         return _loaded(self, dtype, attn_implementation, device)
 
+    def check(self, device: str = "cpu") -> None:
+        """Refuse what loading would, as far as it shows without reading weights or touching the device.
+
+        Raises:
+            ValueError: With the remedy in the message.
+        """
+        if self.stands_in is not None:
+            checkpoint.check_device(device)
+        elif self.weights != "architecture":
+            checkpoint.examine(self.path, revision=self.revision, weights=self.weights, device=device)
+
     @property
     def _folder(self) -> Path:
         pretrained = self.weights == "pretrained"
@@ -152,7 +185,18 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
     layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
     if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
-    return checkpoint.fingerprint(folder, weights=weights, seed=seed), int(layers)
+    return _fingerprint(path, revision, weights, seed), int(layers)
+
+
+@functools.cache
+def _fingerprint(path: str, revision: str | None, weights: Weights, seed: int) -> str:
+    folder = checkpoint.locate(path, revision=revision, weights=weights)
+    return checkpoint.fingerprint(folder, weights=weights, seed=seed)
+
+
+def forget() -> None:
+    """Let go of the model that was loaded last: its memory on the device is free then, if nothing else holds it."""
+    _loaded.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)

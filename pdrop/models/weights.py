@@ -127,7 +127,11 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.models.auto.auto_factory import _get_model_class
 
-    if getattr(config, "quantization_config", None) is not None or is_deepspeed_zero3_enabled():
+    quantised = (config, config.get_text_config(decoder=True))
+    if (
+        any(getattr(part, "quantization_config", None) is not None for part in quantised)
+        or is_deepspeed_zero3_enabled()
+    ):
         return
     kind: Any = _get_model_class(config, auto._model_mapping)
     refuse_other_magnitude(auto, config, tensors, what)

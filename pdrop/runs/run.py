@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 from pdrop.environment import environment
 from pdrop.evaluation.answers import described
+from pdrop.pace import duration
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
+from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import locked, mark, refuse_links
+from pdrop.samples import digest
+from pdrop.store import Held, holder, locked, mark, refuse_links, remove_leftovers, stored_answers, tidy
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint
@@ -25,41 +28,63 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 
+class RunHeld(RuntimeError):
+    """Another process does the run at the moment."""
+
+
 class RunFailed(RuntimeError):
     """A run that started and did not finish; its record holds the traceback."""
 
 
-def run(settings: Settings, overrides: Sequence[str] = ()) -> RunRecord:
+def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) -> RunRecord:
     """Do one run, or find it done.
 
     Args:
         settings: What to run (pdrop/runs/settings.py).
         overrides: The command line's, for the record.
+        wait: Where another process does it: wait for it, and find it done, or go on where it was killed.
 
     Raises:
         ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
             written then.
+        RunHeld: If another process does it, and it is not to be waited for; nothing has been loaded then, as a rule.
         RunFailed: If the run broke; its record says status "failed" and holds the traceback.
     """
     refuse_links(settings.folder)
-    if (done := finished(settings, overrides)) is not None:
+    if (done := finished(settings, overrides, settings.force)) is not None:
         return done
-    checkpoint = settings.load() if settings.source.loadable else None
-    with locked(settings.folder):
-        # another process may have done it while this one loaded, or waited
-        return finished(settings, overrides) or start(settings, checkpoint, overrides)
+    if not wait and holder(settings.folder) is not None:
+        raise RunHeld(settings.spec.folder)
+    if settings.task_folders:
+        from pdrop.evaluation.lmms import check_data
+
+        check_data(settings.spec.tasks, settings.task_folders, settings.spec.task_files)
+    checkpoint = None
+    if settings.timed_alone and not settings.elsewhere:
+        settings.source.check(settings.device)
+    elif settings.source.loadable and not settings.elsewhere:
+        checkpoint = settings.load()
+    try:
+        with locked(settings.folder, wait, answered=stored_answers(settings.folder)):
+            # another process may have done it while this one loaded, or waited
+            return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides)
+    except Held as error:
+        raise RunHeld(settings.spec.folder) from error
 
 
-def finished(settings: Settings, overrides: Sequence[str]) -> RunRecord | None:
-    """The run's record, if it is done and need not be redone. `force` redoes a run once per process."""
-    spec, folder = settings.spec, settings.folder
-    if not (folder / "record.json").exists() or (settings.force and spec.run_id not in redone):
+def finished(run: Settings | Known, overrides: Sequence[str], force: bool = False) -> RunRecord | None:
+    """The run's record, if it is done and need not be redone. `force` redoes a run once per process.
+
+    Raises:
+        ValueError: If the record cannot be read.
+    """
+    if not (run.folder / "record.json").exists() or (force and run.spec.run_id not in redone):
         return None
-    record = RunRecord.read(folder)
+    record = RunRecord.read(run.folder)
     if record.status != "done":
         return None
-    note(settings, overrides)
-    log.info("done already  %s", summary(record, settings))
+    note(run, overrides)
+    log.info("done already  %s", summary(record, run.spec.run_id))
     return record
 
 
@@ -67,14 +92,19 @@ redone: set[str] = set()  # runs that this process has done because of force=tru
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint the cost is counted alone."""
+    """Do the run, from stored answers if there are any. Without a checkpoint workers or fresh processes have it, or the
+    cost is counted alone."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)
         redone.add(spec.run_id)
+    remove_leftovers(folder)
+    tidy(settings.results)
     note(settings, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    if settings.published_sampling is not None:
+        record.environment["published_sampling"] = settings.published_sampling
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()
@@ -83,33 +113,36 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
-    record.status, record.wall_s = "done", time.perf_counter() - started
+    record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)
     record.write(folder)
-    log.info("done          %s", summary(record, settings))
+    log.info("done          %s", summary(record, f"({duration(record.wall_s)})"))
     return record
 
 
-def note(settings: Settings, overrides: Sequence[str]) -> None:
+def note(run: Settings | Known, overrides: Sequence[str]) -> None:
     """Note that the experiment asked for this run."""
-    if settings.experiment is not None:
-        mark(settings.results, settings.experiment, settings.spec.folder, overrides)
+    if run.experiment is not None:
+        mark(run.results, run.experiment, run.spec.folder, overrides)
 
 
 def mean_score(record: RunRecord) -> float | None:
-    """Mean of the tasks' main metrics."""
-    values = [result.scores[result.main_metric].value for result in record.results.values()]
+    """Mean of the tasks' main metrics, points as shares of a full score."""
+    values = []
+    for result in record.results.values():
+        full = result.full(result.main_metric)
+        values.append(result.scores[result.main_metric].value / (full or 1))
     return sum(values) / len(values) if values else None
 
 
-def summary(record: RunRecord, settings: Settings) -> str:
+def summary(record: RunRecord, *more: str) -> str:
     """One line for the console."""
     spec, cost, mean = record.spec, record.cost, mean_score(record)
     parts = [f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]"]
     parts += [f"mean score {mean:.3f}"] if mean is not None else []
     if cost is not None:
-        parts.append(f"prefill FLOPs x{cost.prefill_flops_ratio:.3f}")
+        parts.append(f"FLOPs x{cost.prefill_flops_ratio:.3f}")
         parts += [f"time x{cost.prefill_time_ratio.median:.3f}"] if cost.prefill_time_ratio is not None else []
-    return "  ".join([*parts, f"({record.wall_s:.0f} s)", str(settings.folder)])
+    return "  ".join([*parts, *more])

@@ -9,18 +9,20 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pdrop import names
 from pdrop.environment import versions
-from pdrop.evaluation import generation_arguments, task_checks, task_index
+from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
 from pdrop.identity import code_digest
-from pdrop.models import checkpoint
+from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
+from pdrop.runs.workers import Workers
 from pdrop.schedule import Schedule
 from pdrop.shapes import PromptSize
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pdrop.timing.protocol import TimingProtocol
 
 log = logging.getLogger("pdrop")
+
+PLAIN = protocols.FamilySettings("chat", "crop", 16)  # of a spec whose model is not known yet
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
 
@@ -49,6 +53,8 @@ class Settings:
         task_folders: Folders with tasks of one's own.
         experiment: Which one asks for the run.
         force: Redo a finished run.
+        workers: How many processes answer; it is no part of the identity, for it changes no number.
+        published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
     """
 
     spec: RunSpec
@@ -61,6 +67,13 @@ class Settings:
     task_folders: tuple[str, ...] = ()
     experiment: str | None = None
     force: bool = False
+    workers: Workers = field(default_factory=Workers)
+    published_sampling: str | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers answer; where nothing is asked, this process measures by itself."""
+        return self.workers.count > 0 and bool(self.spec.tasks)
 
     @property
     def folder(self) -> Path:
@@ -83,6 +96,17 @@ class Settings:
             raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
                              "model.visual_tokens=1296")  # fmt: skip
         return known
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is something to time, and its protocol does."""
+        drops = bool(self.schedule) and self.method is not None and self.method.pixels == 1
+        return self.protocol.measures and drops and self.source.loadable
+
+    @property
+    def timed_alone(self) -> bool:
+        """Whether it is timed in fresh processes, which are to have the device for themselves."""
+        return self.timed and self.protocol.fresh
 
     def load(self) -> Checkpoint:
         """Loads the model as the spec says; `ModelSource.load` has the errors."""
@@ -114,7 +138,7 @@ def resolve(
     names.check("method", name)
     folders = tuple(dials["task_folders"])
     task_files = task_index.digest(spec.tasks, folders)
-    sampled = generation_arguments.check(spec.tasks, folders, spec.max_new_tokens)
+    generation_arguments.check(spec.tasks, folders)
     task_checks.check_aggregations(spec.tasks, folders)
     model = dials["model"]
     source = ModelSource.of(
@@ -122,8 +146,15 @@ def resolve(
         seed=spec.seed,
         asked=bool(spec.tasks) if asked is None else asked,
     )
-    if not source.loadable:
+    spec, published_sampling = asked_with(spec, dials, source)
+    sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
+    if source.loadable:
+        grounding.family_of(spec.tasks, source.model_type)
+    else:
         protocol = replace(protocol, name="off", pairs=0)
+    # where there is but one kernel, or it is the run's own, there is no other to time
+    others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
+    protocol = replace(protocol, kernels=others)
     drawn = sampled or source.weights == "random"  # answers, weights
     spec = replace(spec, task_files=task_files, **_of_model(source), **_of_method(name, method, spec.seed, drawn))
     settings = Settings(
@@ -137,7 +168,12 @@ def resolve(
         task_folders=folders,
         experiment=dials["experiment"],
         force=dials["force"],
+        workers=Workers(**dials["workers"]),
+        published_sampling=published_sampling,
     )
+    settings.workers.check()
+    if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
+        raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:
@@ -176,7 +212,8 @@ def spelled(settings: Settings, timed: bool) -> str:
 def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     """A spec of what the dials say by themselves; what model, method and schedule say is empty yet.
 
-    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size, prompt and image_mode.
+    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size and protocol. What the
+    protocol says waits for the model's family (`asked_with`); until then a plain one stands in.
 
     Raises:
         ValueError: For a value that a dial cannot have.
@@ -186,8 +223,11 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     for name in set(given) & {*dials, *model}:
         given[name] = model.get(name) if dials.get(name) is None else dials[name]
     kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
+    given |= protocols.settle(PLAIN, given)
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
+    kernel = attention.resolved(dials["sdpa_kernel"], spec.attn_implementation, kind)
+    spec = replace(spec, sdpa_kernel=kernel)
     names.check("model.name", spec.model)
     if dials["experiment"] is not None:
         names.check("experiment", dials["experiment"])
@@ -197,6 +237,20 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
+
+
+def asked_with(spec: RunSpec, dials: Mapping[str, Any], source: ModelSource) -> tuple[RunSpec, str | None]:
+    """The spec with the settings of its protocol for the model's family, but for those that a dial sets; and how
+    published answers were drawn.
+
+    Raises:
+        ValueError: If the protocol says nothing of the family.
+    """
+    families, model = dials["families"], dials["model"]
+    family = ("", "") if protocols.ANY in families else source.family
+    found = protocols.of_family(spec.protocol, families, *family)
+    given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
+    return replace(spec, **protocols.settle(found, given)), found.sampled
 
 
 def check_words(dials: Mapping[str, Any]) -> None:
@@ -264,5 +318,9 @@ def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_
         images=prompt.images, layers=layers,
         dial=lambda ratio, at: make_schedule(source.layers, ratio=ratio, layers=at), measure=measured,
     )  # fmt: skip
-    log.info("budget %s of %d + %d tokens: %s", budget, prompt.visual, prompt.text, schedule)
+    visual = round(prompt.visual)
+    average = fmean(prompt.under(method, schedule, source.layers).visual_per_layer)
+    log.info(
+        "budget %s of %d + %d tokens: %s; %.1f enter a layer on average", budget, visual, prompt.text, schedule, average
+    )
     return schedule

@@ -1,25 +1,29 @@
 """What is timed in a run, and where: in this process, or in fresh ones that hold nothing else.
 
 A sweep's process has warm caches, leftovers on the device and threads of libraries; `latency=full` therefore measures
-each run in processes of its own, one after the other. Such a process gets the settings, builds the model again, and
-gives back what it found as JSON.
+each run in processes of its own, one after the other, and before this one loads anything. Such a process gets the
+settings, loads the model, and gives back what it found.
 """
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import json
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pdrop.models import source
+from pdrop.models.attention import sdpa_order
 from pdrop.record import Cost, Interval
 from pdrop.runs import timed_prompt
 from pdrop.runs.settings import Settings
 from pdrop.runs.timed_prompt import preprocessing, timed_batch
 from pdrop.schedule import Schedule
+from pdrop.shapes import PromptSize
 from pdrop.timing.protocol import TimingProtocol
 
 if TYPE_CHECKING:
@@ -29,29 +33,32 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 
-def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
-    """Time a run under its protocol; fills in the times of `cost`."""
-    from pdrop.timing import paired
-    from pdrop.timing.measure import measure
+@dataclass(frozen=True)
+class Alone:
+    """What fresh processes found out of a run."""
 
-    method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
-    assert method is not None
-    if (batch := timed_batch(spec.batch_size)) < spec.batch_size:
-        log.warning("batch_size=%d: what is timed is a batch of %d", spec.batch_size, batch)
-    one = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images, batch=1)
-    cost.timed_prompt = timed_prompt.size_of(one, checkpoint.model.config).counts
-    if protocol.fresh:
-        with off_the_device(checkpoint.model):
-            cost.timing = in_fresh_processes(settings)
-    elif protocol.new_tokens or protocol.memory:
-        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-        make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-        cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
+    found: dict[str, Any]  # as pdrop.timing.measure.measure returns it
+    timed_prompt: dict[str, float]
+    counted: PromptSize | None  # what is counted where nothing is scored
+
+
+def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alone: Alone | None = None) -> None:
+    """Time a run under its protocol; fills in the times of `cost`.
+
+    Args:
+        cost: Counted already.
+        settings: The run's.
+        checkpoint: What is timed here;
+        alone: or what fresh processes have found.
+    """
+    if (batch := timed_batch(settings.spec.batch_size)) < settings.spec.batch_size:
+        log.warning("batch_size=%d: what is timed is a batch of %d", settings.spec.batch_size, batch)
+    if alone is not None:
+        cost.timing, cost.timed_prompt = alone.found, alone.timed_prompt
     else:
-        inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
-        tokenizer = checkpoint.tokenizer
-        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)
-        cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
+        assert checkpoint is not None
+        time_here(cost, settings, checkpoint)
+    if cost.timing is None:
         return
     lane = cost.timing["stages"]["prefill"]
     cost.prefill_ms, cost.baseline_prefill_ms = as_interval(lane["this"]), as_interval(lane["none"])
@@ -59,6 +66,30 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         cost.prefill_time_ratio = as_interval(lane["ratio"])
     for reason in cost.timing["invalid"]:
         log.warning("these times are invalid: %s", reason)
+
+
+def time_here(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
+    """Time a run in this process."""
+    from pdrop.timing import paired
+    from pdrop.timing.measure import measure
+
+    method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
+    assert method is not None
+    cost.timed_prompt = counts_of(settings, checkpoint)
+    inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
+    with sdpa_order(spec.sdpa_kernel):
+        if protocol.new_tokens or protocol.memory:
+            make = preprocessing(checkpoint, settings.source, spec, protocol.images)
+            cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
+            return
+        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, checkpoint.tokenizer)
+    cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
+
+
+def counts_of(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
+    """Text and visual tokens of the prompt that is timed."""
+    one = timed_prompt.inputs(checkpoint, settings.source, settings.spec, settings.protocol.images, batch=1)
+    return timed_prompt.size_of(one, checkpoint.model.config).counts
 
 
 def as_interval(lane: Mapping[str, Any]) -> Interval:
@@ -75,10 +106,9 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
     protocol = TimingProtocol("budget", warmup=2, pairs=max(7, settings.protocol.pairs))
 
     def measured(schedule: Schedule) -> float:
-        if not schedule.stages:
-            return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol)[1].median
-        tokenizer = checkpoint.tokenizer
-        return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)[0].median
+        side, tokenizer = (0, checkpoint.tokenizer) if schedule.stages else (1, None)
+        with sdpa_order(settings.spec.sdpa_kernel):
+            return paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, tokenizer)[side].median
 
     return measured
 
@@ -86,42 +116,52 @@ def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float
 # ---------------------------------------------------------------------- fresh processes
 
 
-def in_fresh_processes(settings: Settings) -> dict[str, Any]:
-    """Measure a run in `repeats` processes, one after the other.
+def in_fresh_processes(settings: Settings) -> Alone:
+    """Measure a run in `repeats` processes, one after the other, each of which loads the model once.
 
     Raises:
         RuntimeError: If one of them fails; with what it said.
+        ValueError: If there can be no second process on the device.
     """
     from pdrop.evaluation.answers import described
     from pdrop.timing.measure import pooled
 
+    leave_the_device(settings.device)
     found, repeats = [], settings.protocol.repeats
     spawn = multiprocessing.get_context("spawn")  # a forked one would hold what this one holds
     for number in range(repeats):
         log.info("timing        process %d of %d", number + 1, repeats)
         with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
             try:
-                found.append(json.loads(fresh.submit(measured_alone, settings, threads()).result()))
+                found.append(fresh.submit(measured_alone, settings, threads()).result())
             except Exception as error:
                 raise RuntimeError(f"the process that measured this run failed: {described(error)}") from error
-    return pooled(found)
+    _, counts, counted = found[0]
+    return Alone(pooled([json.loads(text) for text, _, _ in found]), counts, counted)
 
 
-@contextlib.contextmanager
-def off_the_device(model: Any) -> Iterator[None]:
-    """This process's model must not lie on a GPU beside the measured one: it waits in the main memory."""
+def leave_the_device(device: str) -> None:
+    """A model of the run before must not lie on a GPU beside the measured one.
+
+    Raises:
+        ValueError: If the GPU takes one process at a time, and this one has used it: what it holds cannot be undone.
+    """
     import torch
 
-    device = model.device
-    if device.type != "cuda":
-        yield
+    from pdrop.timing import nvidia
+
+    source.forget()
+    gc.collect()
+    if not device.startswith("cuda") or not torch.cuda.is_initialized():
         return
-    model.to("cpu")
     torch.cuda.empty_cache()
-    try:
-        yield
-    finally:
-        model.to(device)
+    used = torch.cuda.memory_stats(device).get("reserved_bytes.all.allocated", 0)
+    if used and nvidia.exclusive(torch.device(device)):
+        raise ValueError(
+            "this GPU takes one process at a time (compute mode Exclusive_Process), and this one has used it: run "
+            "latency=full before anything else, one run per command (no -m, no workers, no budget in milliseconds), or "
+            "let nvidia-smi --compute-mode=DEFAULT allow more"
+        )
 
 
 def threads() -> int:
@@ -131,18 +171,24 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def measured_alone(settings: Settings, torch_threads: int) -> str:
-    """The other side: build the model, measure; what was found, as JSON."""
+def measured_alone(settings: Settings, torch_threads: int) -> tuple[str, dict[str, float], PromptSize | None]:
+    """The other side: build the model, measure; what was found, as JSON, and the other fields of Alone."""
     import torch
     import transformers
 
     from pdrop.timing.measure import measure
 
-    transformers.logging.disable_progress_bar()  # this run's model has been seen loading
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(torch_threads)
     checkpoint, spec, protocol, method = settings.load(), settings.spec, settings.protocol, settings.method
     assert method is not None
     inputs = timed_prompt.inputs(checkpoint, settings.source, spec, protocol.images)
     make = preprocessing(checkpoint, settings.source, spec, protocol.images)
-    found = measure(checkpoint.model, inputs, method, settings.schedule, protocol, make, checkpoint.tokenizer)
-    return json.dumps(found, allow_nan=False)
+    with sdpa_order(spec.sdpa_kernel):
+        found = measure(checkpoint.model, inputs, method, settings.schedule, protocol, make, checkpoint.tokenizer)
+        counted = None
+        if not spec.tasks:
+            counted = timed_prompt.counted(
+                checkpoint, settings.source, spec, method, settings.schedule, protocol.images
+            )
+    return json.dumps(found, allow_nan=False), counts_of(settings, checkpoint), counted

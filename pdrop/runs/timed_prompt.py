@@ -69,7 +69,7 @@ def preprocessing(
     known, config = source.one_image, checkpoint.model.config
     height, width = (NOISE_SIDE, NOISE_SIDE) if known is None else picture_size(known, config)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    builder = PromptBuilder(checkpoint.processor, spec.prompt, spec.image_mode)
+    builder = PromptBuilder.of(checkpoint, spec)
 
     def encode(question: str, prompts: int) -> Any:
         pictures = [[Image.fromarray(pixels)] * images] * prompts

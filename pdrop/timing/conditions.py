@@ -13,16 +13,22 @@ from typing import Any
 
 import torch
 
-from pdrop.record import EQUAL_CONDITIONS
+from pdrop.environment import versions
+from pdrop.record import differing_conditions
+from pdrop.timing import nvidia
 
-OTHERS_GIB = 2.0  # of the GPU's memory outside this process: a driver's contexts take less
+OTHERS_GIB = 2.0  # of the GPU's memory in other processes: a driver's contexts take less
+# what a process may hold outside torch's allocator: its context, and cuDNN's kernels, some for each shape
+OWN_GIB = 2.0
 
 
 def conditions(model: torch.nn.Module) -> dict[str, Any]:
     """The conditions under which `model` is measured now.
 
-    Attention backends are read off the configs that the layers look at, of decoder and tower apart. `others_gib` is
-    memory of the GPU that this process does not hold; `load` the machine's running processes, mean of a minute.
+    Attention backends are read off the configs that the layers look at, of decoder and tower apart; `sdpa_kernels` are
+    those of torch that may be taken. `others_gib` is memory of the GPU that other processes hold, where the driver
+    tells; `outside_gib` all that is not torch's in this one, its own context and kernels among it. `load` is the
+    machine's running processes, mean of a minute.
     """
     weights = next(model.parameters())
     config: Any = model.config
@@ -37,13 +43,38 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "tf32": tf32() if cuda else None,
+        "sdpa_kernels": sdpa_kernels() if cuda else None,
+        "cuda_libraries": libraries(weights.device) if cuda else None,
         "load": round(os.getloadavg()[0], 2),
         "others_gib": None,
+        "outside_gib": None,
     }
     if cuda:
         free, total = torch.cuda.mem_get_info(weights.device)
-        found["others_gib"] = round((total - free - torch.cuda.memory_reserved(weights.device)) / 2**30, 2)
+        found["outside_gib"] = round((total - free - torch.cuda.memory_reserved(weights.device)) / 2**30, 2)
+        found["others_gib"] = nvidia.others_gib(weights.device)
     return found
+
+
+def sdpa_kernels() -> str:
+    """Torch's attention kernels that may be taken, and the environment's say in their order."""
+    backends = torch.backends.cuda
+    on = {
+        "cudnn": backends.cudnn_sdp_enabled(),
+        "flash": backends.flash_sdp_enabled(),
+        "efficient": backends.mem_efficient_sdp_enabled(),
+        "math": backends.math_sdp_enabled(),
+    }
+    said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("TORCH_CUDNN_SDPA")]
+    return ", ".join([*(name for name, enabled in on.items() if enabled), *said])
+
+
+def libraries(device: torch.device) -> str:
+    """What brings the kernels, and for which generation of cards."""
+    major, minor = torch.cuda.get_device_capability(device)
+    found = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+    found += [f"{name} {version}" for name, version in versions(("flash-attn", "kernels")).items()]
+    return ", ".join([*found, f"sm_{major}{minor}"])
 
 
 def tf32() -> bool:
@@ -56,11 +87,7 @@ def tf32() -> bool:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What forbids a comparison, in words; empty where it may be made."""
-    return [
-        f"{name}: {one.get(name)} and {other.get(name)}"
-        for name in EQUAL_CONDITIONS
-        if one.get(name) != other.get(name)
-    ]
+    return differing_conditions(one, other)
 
 
 def refuse_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -79,6 +106,10 @@ def invalid(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     busiest = max(c.get("others_gib") or 0.0 for c in (before, after))
     if busiest > OTHERS_GIB:
         found.append(f"others hold {busiest:.1f} GiB of the GPU")
+    elif before.get("others_gib") is None and (outside := before.get("outside_gib") or 0.0) > OWN_GIB + OTHERS_GIB:
+        found.append(f"{outside:.1f} GiB of the GPU are not torch's here: probably others hold them")
+    if slowed := sorted({cause for c in (before, after) for cause in c.get("slowed") or ()}):
+        found.append(f"the GPU was slowed down by {', '.join(slowed)}")
     if before.get("device") == "cpu":
         # this process itself counts as much as it has threads; what the load was before says what others do
         others = before.get("load", 0.0) - (before.get("threads") or 1)

@@ -8,9 +8,9 @@
 
 Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
 at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
-attached hooks, preprocessing where there is a processor, peak memory. This model and the unpruned one take turns on
-the same inputs (pdrop/timing/paired.py); conditions are noted before and after. Needs torch and transformers alone, so
-that a bare machine with a GPU can run it.
+attached hooks, preprocessing where there is a processor, peak memory, and on CUDA the answers once more with other
+attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions
+are noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
 
 The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
@@ -25,16 +25,21 @@ import numpy as np
 import torch
 
 from pdrop.engine import attach
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.methods.base import Method
+from pdrop.models.attention import sdpa_order
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
 from pdrop.timing.conditions import conditions, invalid
 from pdrop.timing.memory import memory
+from pdrop.timing.nvidia import clocks_at_work
 from pdrop.timing.paired import interval, paired_ratio, prefill, take_turns
 from pdrop.timing.protocol import TimingProtocol
 from pdrop.timing.timeline import answer
 
 Measurement = dict[str, Any]
+# of `selection` on a GPU, in the record
+BOUND = "an upper bound: each hook is timed alone, with the device's queue emptied before and after it"
 NOT_PIXELS = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
 
 
@@ -59,38 +64,57 @@ def measure(
         tokenizer: The prompts' own, for methods that read the question.
 
     Returns:
-        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `memory`, `conditions` (before,
-        after), `invalid` (why the numbers do not count; empty where they do) and `protocol`.
+        `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `kernels` (both, by the order of
+        attention kernels), `memory`, `conditions` (before, after), `invalid` (why the numbers do not count; empty where
+        they do), `notes` (what else must be known of a stage) and `protocol`.
 
     Raises:
         ValueError: If the schedule is empty or the protocol times nothing.
     """
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: there is nothing to compare")
-    device, before = model_device(model), conditions(model)
+    device = model_device(model)
     attachment = attach(model, method, schedule, tokenizer=tokenizer)
-    if protocol.new_tokens:
-        found = answers(model, inputs, attachment, protocol, device)
-    else:
-
-        def call() -> Timed:
-            return time_call(lambda: prefill(model, inputs), device)
-
-        samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
-        times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
-        found = {"stages": {"prefill": paired_times(times["this"], times["none"])}, "end_to_end": {}}
-    stages: Measurement = found["stages"]
-    pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
-    if pixels:
-        stages["vision"] = unpaired_times(lambda: tower_ms(model, pixels, device), protocol)
-    stages["selection"] = unpaired_times(lambda: selection_ms(model, inputs, method, schedule), protocol)
-    if preprocess is not None:
-        stages["preprocess"] = unpaired_times(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
-    if protocol.memory:
-        found["memory"] = peaks(model, inputs, attachment, protocol, device)
-    after = conditions(model)
+    with rows_not_packed(model, inputs):
+        before = at_work(model, inputs, device)
+        found = turns(model, inputs, attachment, protocol, device)
+        stages: Measurement = found["stages"]
+        pixels = {name: value for name, value in inputs.items() if name not in NOT_PIXELS}
+        if pixels:
+            stages["vision"] = unpaired_times(lambda: tower_ms(model, pixels, device), protocol)
+        stages["selection"] = unpaired_times(lambda: selection_ms(model, inputs, method, schedule, tokenizer), protocol)
+        if preprocess is not None:
+            stages["preprocess"] = unpaired_times(lambda: time_call(preprocess, torch.device("cpu")).wall_ms, protocol)
+        if protocol.memory:
+            found["memory"] = peaks(model, inputs, attachment, protocol, device)
+        for name in protocol.kernels:
+            with sdpa_order(name):
+                found.setdefault("kernels", {})[name] = turns(model, inputs, attachment, protocol, device)
+        after = at_work(model, inputs, device)
     found |= {"conditions": {"before": before, "after": after}, "invalid": invalid(before, after)}
+    found |= {"notes": {"selection": BOUND} if device.type == "cuda" else {}}
     return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
+
+
+def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Measurement:
+    """The conditions of this moment, with the clocks of a GPU that prefills."""
+    clocks = clocks_at_work(lambda: prefill(model, inputs), device) if device.type == "cuda" else {}
+    return conditions(model) | clocks
+
+
+def turns(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Measurement:
+    """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
+    if protocol.new_tokens:
+        return answers(model, inputs, attachment, protocol, device)
+
+    def call() -> Timed:
+        return time_call(lambda: prefill(model, inputs), device)
+
+    samples = take_turns({"this": within(attachment, call), "none": call}, protocol)
+    times = {name: [sample.wall_ms for sample in side] for name, side in samples.items()}
+    return {"stages": {"prefill": paired_times(times["this"], times["none"])}, "end_to_end": {}}
 
 
 def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -133,9 +157,11 @@ def tower_ms(model: Any, pixels: Mapping[str, Any], device: torch.device) -> flo
     return time_call(call, device).wall_ms
 
 
-def selection_ms(model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
+def selection_ms(
+    model: Any, inputs: Mapping[str, Any], method: Method, schedule: Schedule, tokenizer: Any = None
+) -> float:
     """Milliseconds inside the hooks of one prefill: reading the prompt, ranking, gathering, masks."""
-    with (attachment := ClockedAttachment(model, method, schedule)):
+    with (attachment := ClockedAttachment(model, method, schedule, tokenizer)):
         prefill(model, inputs)
         return attachment.spent * 1000
 
@@ -186,15 +212,24 @@ def pooled(processes: Sequence[Measurement]) -> Measurement:
     first = processes[0]
     for process in processes[1:]:
         refuse_differences(first["conditions"]["before"], process["conditions"]["before"])
-    together = dict(first)
-    for group in ("stages", "end_to_end"):
-        together[group] = {name: pooled_times([process[group][name] for process in processes]) for name in first[group]}
+    together = first | pooled_turns(processes)
+    if "kernels" in first:
+        kernels = {name: pooled_turns([process["kernels"][name] for process in processes]) for name in first["kernels"]}
+        together["kernels"] = kernels
     together["invalid"] = sorted({reason for process in processes for reason in process["invalid"]})
     together["processes"] = [
         {name: times["ratio"]["median"] for name, times in process["stages"].items() if "ratio" in times}
         for process in processes
     ]
     return together
+
+
+def pooled_turns(processes: Sequence[Measurement]) -> Measurement:
+    """`stages` and `end_to_end` of several processes, pooled."""
+    return {
+        group: {name: pooled_times([process[group][name] for process in processes]) for name in processes[0][group]}
+        for group in ("stages", "end_to_end")
+    }
 
 
 def pooled_times(measurements: Sequence[Measurement]) -> Measurement:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from pdrop.engine.early import returned_cache
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -24,8 +26,20 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def cache_bytes(cache: Any) -> list[int]:
-    """Bytes of keys and values of each layer, counted on the tensors that are there."""
-    return [sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in cache.layers]
+    """Bytes of keys and values of each layer, counted on the tensors that are there; of a quantised cache the codes and
+    their scales, and what it holds unquantised."""
+    held = ("keys", "values", "_quantized_keys", "_quantized_values")
+    return [sum(bytes_of(getattr(layer, name, None)) for name in held) for layer in cache.layers]
+
+
+def bytes_of(held: Any) -> int:
+    """Bytes of a tensor, or of all those in tuples, lists and dicts; of a tensor that is made of others, of these."""
+    if isinstance(held, torch.Tensor):
+        if (parts := getattr(held, "__tensor_flatten__", None)) is not None:
+            return sum(bytes_of(getattr(held, name)) for name in parts()[0])
+        return held.numel() * held.element_size()
+    inside = held.values() if isinstance(held, dict) else held if isinstance(held, (tuple, list)) else ()
+    return sum(map(bytes_of, inside))
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
@@ -98,7 +112,7 @@ def memory(
         answer: A whole answer; None: not measured.
         device: The model's.
     """
-    cache = prefill().past_key_values
+    cache = returned_cache(prefill())
     layers = cache_bytes(cache)
     del cache
     return {

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 
 from pdrop.engine import attach
+from pdrop.engine.hooks import rows_not_packed
 from pdrop.methods.base import Method
+from pdrop.pace import Pace
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
@@ -74,7 +76,8 @@ def prefill_ratio(
     def unpruned() -> Timed:
         return time_call(lambda: prefill(model, inputs), model_device(model))
 
-    samples = take_turns({"this": dropping, "unpruned": unpruned}, protocol)
+    with rows_not_packed(model, inputs):
+        samples = take_turns({"this": dropping, "unpruned": unpruned}, protocol)
     this, base = ([sample.wall_ms for sample in samples[name]] for name in ("this", "unpruned"))
     return interval(this, "ms"), interval(base, "ms"), paired_ratio(this, base)
 
@@ -120,12 +123,13 @@ def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtoco
     for side in sides.values():
         warm_up(side, protocol)
     samples: dict[str, list[Timed]] = {name: [] for name in sides}
-    started, rounds = time.perf_counter(), 0
+    started, rounds, pace = time.perf_counter(), 0, Pace("timing", "rounds")
     while rounds < protocol.pairs or time.perf_counter() - started < protocol.min_seconds:
         for name in list(sides)[:: 1 if rounds % 2 == 0 else -1]:
             samples[name].append(sides[name]())
         rounds += 1
-        log.info("timing: round %d, %.1f s", rounds, time.perf_counter() - started)
+        pace.at(rounds)
+    log.info("timed         %d rounds in %.1f s", rounds, time.perf_counter() - started)
     return samples
 
 

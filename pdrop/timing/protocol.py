@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdrop.models.attention import check_kernel
+
 
 @dataclass(frozen=True)
 class TimingProtocol:
@@ -20,6 +22,7 @@ class TimingProtocol:
         new_tokens: Lengths of answers that are generated, for decoding and end-to-end times. None of them: prefill
             alone.
         images: Images in the prompt.
+        kernels: Orders of torch's attention kernels (pdrop/models/attention.py) that are timed, too: on CUDA, of sdpa.
         memory: Whether peak memory is measured, in a pass of its own.
         fresh: Whether a run is measured in a process of its own,
         repeats: and in how many.
@@ -32,6 +35,7 @@ class TimingProtocol:
     steady: float = 0.0
     new_tokens: Sequence[int] = ()
     images: int = 1
+    kernels: Sequence[str] = ()
     memory: bool = False
     fresh: bool = False
     repeats: int = 1
@@ -39,6 +43,7 @@ class TimingProtocol:
     def __post_init__(self) -> None:
         self._check_kinds()
         object.__setattr__(self, "new_tokens", tuple(sorted(set(self.new_tokens))))
+        object.__setattr__(self, "kernels", tuple(dict.fromkeys(self.kernels)))
         if self.warmup < 0 or self.pairs < 0 or self.min_seconds < 0 or self.steady < 0:
             raise ValueError(f"a timing protocol has no negative numbers: {self}")
         if self.images < 1 or self.repeats < 1 or any(n < 1 for n in self.new_tokens):
@@ -58,6 +63,10 @@ class TimingProtocol:
             value = getattr(self, name)
             if not isinstance(value, types) or isinstance(value, bool) != (bool in types):
                 raise ValueError(f"latency.{name} is {words}, not {value!r}")
+        if not isinstance(self.kernels, Sequence) or isinstance(self.kernels, str):
+            raise ValueError(f"latency.kernels is a list such as [flash,cudnn], not {self.kernels!r}")
+        for kernel in self.kernels:
+            check_kernel("each of latency.kernels", kernel)
         lengths = self.new_tokens
         if not isinstance(lengths, Sequence) or isinstance(lengths, str) or any(type(n) is not int for n in lengths):
             raise ValueError(f"latency.new_tokens is a list of whole numbers, such as [1,16], not {lengths!r}")
@@ -73,6 +82,7 @@ class TimingProtocol:
         parts += [f"steady {self.steady:g}"] if self.steady else []
         parts += [f"new {'/'.join(map(str, self.new_tokens))}"] if self.new_tokens else []
         parts += [f"images {self.images}"] if self.images > 1 else []
+        parts += [f"kernels {'/'.join(self.kernels)}"] if self.kernels else []
         parts += ["memory"] if self.memory else []
         parts += [f"fresh {self.repeats}"] if self.fresh else []
         return " ".join(parts)

@@ -21,6 +21,7 @@ from pdrop import names
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
+from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint, load
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
@@ -43,7 +44,13 @@ from pdrop.training.loop import (
 )
 from pdrop.training.parts import checkpoint_activations, layers_of, prepare
 from pdrop.training.record import FILE, TrainingRecord
-from pdrop.training.refusals import check_parallel, refuse_data_parallel, refuse_uneven, refuse_untrainable
+from pdrop.training.refusals import (
+    check_parallel,
+    refuse_data_parallel,
+    refuse_quantised,
+    refuse_uneven,
+    refuse_untrainable,
+)
 from pdrop.training.settings import TrainingSettings, code_of
 from pdrop.training.start import begin
 
@@ -77,6 +84,7 @@ def train(
     names.check("method", method_name)
     refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
     records = Conversations(settings.data, settings.images)
+    refuse_quantised(settings)
     checkpoint = load(
         settings.path,
         name=settings.model,
@@ -203,7 +211,7 @@ def run(
         trainer.remove_callback(printer)
     trainer.add_callback(Bar(f"{record.spec.recipe} {record.spec.method}"))
     drops = attach(model, method, schedule, tokenizer=checkpoint.tokenizer) if schedule else contextlib.nullcontext()
-    with drops:
+    with drops, sdpa_order(settings.sdpa_kernel):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
     checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that

@@ -6,8 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from pdrop.pace import Pace, on_a_terminal
 from pdrop.training.batches import ByModality
 from pdrop.training.parts import Rates, groups
 
@@ -217,27 +216,34 @@ def counts_at(checkpoint: Path) -> Tensor:
 
 
 class Bar(TrainerCallback):
-    """One line on the terminal: how far, the loss, seconds per step."""
+    """How far, the loss, seconds per step: a bar on the terminal, elsewhere a plain line every half a minute."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.line: Any = None
+        self.pace: Pace | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm import tqdm
 
-        if state.is_world_process_zero and not (os.environ.get("CI") and not sys.stderr.isatty()):
-            every = 0.1 if sys.stderr.isatty() else 20.0
-            options = dict(total=state.max_steps, initial=state.global_step, file=sys.stderr, mininterval=every)
+        if state.is_world_process_zero and on_a_terminal():
+            options = dict(total=state.max_steps, initial=state.global_step, dynamic_ncols=True)
             self.line = tqdm(desc=self.name, unit=" steps", **options)
+        elif state.is_world_process_zero:
+            self.pace = Pace(self.name, "steps", state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.line is not None:
             self.line.update(1)
+        if self.pace is not None:
+            self.pace.at(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.line is not None and logs and "loss" in logs:
-            self.line.set_postfix(loss=f"{logs['loss']:.3f}", rate=f"{logs['learning_rate']:.2g}", refresh=False)
+        if logs and "loss" in logs:
+            if self.line is not None:
+                self.line.set_postfix(loss=f"{logs['loss']:.3f}", rate=f"{logs['learning_rate']:.2g}", refresh=False)
+            if self.pace is not None:
+                self.pace.what = f"{self.name}, loss {logs['loss']:.3f}"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.line is not None:

@@ -11,14 +11,13 @@ A training's folder is `<output>/<recipe>-<model>-<method>-<training_id>/`:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pdrop import names
-from pdrop.record import build, canonical_json
+from pdrop.record import build, hashed
 from pdrop.store import write_atomically
 
 FILE = "training.json"
@@ -67,11 +66,12 @@ class TrainingSpec:
     arguments: str  # canonical JSON of the TrainingArguments that are set besides
     versions: str
     format_version: int = FORMAT
+    sdpa_kernel: str = ""  # as of a run
 
     @property
     def training_id(self) -> str:
         """First 12 hex digits of the SHA-256 over the canonical JSON of all fields."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+        return hashed(asdict(self))
 
     @property
     def folder(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdrop.models.checkpoint import locate, read_config
+from pdrop.models.quantised import refuse_training
 from pdrop.training.loop import PartsTrainer, TrainingFailed
 
 if TYPE_CHECKING:
@@ -25,6 +27,16 @@ def refuse_data_parallel(arguments: Any) -> None:
             f"one process sees {arguments.n_gpu} GPUs: CUDA_VISIBLE_DEVICES=0 trains on one of them, torchrun "
             f"--nproc_per_node={arguments.n_gpu} train.py parallel=ddp (or fsdp) on all"
         )
+
+
+def refuse_quantised(settings: TrainingSettings) -> None:
+    """Refuse a checkpoint of quantised weights, before any is read.
+
+    Raises:
+        ValueError: Naming their kind.
+    """
+    folder = locate(settings.path, revision=settings.revision, weights=settings.weights)
+    refuse_training(read_config(folder, settings.path), settings.path)
 
 
 def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> None:

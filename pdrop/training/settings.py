@@ -63,6 +63,7 @@ class TrainingSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of TrainingArguments: the recipe's and the user's
     parallel_arguments: Mapping[str, Any] = field(default_factory=dict)
     force: bool = False
+    sdpa_kernel: str = ""  # which of torch's kernels comes first: pdrop/models/attention.py
 
     @property
     def processes(self) -> int:
@@ -182,6 +183,7 @@ class TrainingSettings:
             parallel=self.parallel,
             arguments=canonical_json({**self.arguments, "tf32": self.tf32}),
             versions=canonical_json(versions(PACKAGES)),
+            sdpa_kernel=self.sdpa_kernel,
         )
 
     def as_given(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pdrop.models.checkpoint import Checkpoint, fingerprint, locate, refuse_own_code
+from pdrop.models.quantised import refuse_training
 from pdrop.models.weights import first_line, headers, refuse_misfit, refuse_not_finite
 from pdrop.training.parts import part_of
 
@@ -84,6 +85,7 @@ def read_part(auto: Any, folder: Path, path: str, dtype: torch.dtype) -> Any:
     except Exception as error:  # a field of a wrong kind raises whatever its use raises
         refuse_own_code(error, path)
         raise ValueError(f"{path}: transformers cannot read its config.json ({first_line(error)})") from error
+    refuse_training(config, path)
     refuse_misfit(auto, config, headers(folder, path), path)
     model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     refuse_not_finite(model, path)

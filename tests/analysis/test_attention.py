@@ -61,6 +61,9 @@ def test_figures_are_the_samples_means(store: Path) -> None:
     spread = study.layer_means("top")[0]
     assert spread.low is not None and spread.low < spread.value == pytest.approx(0.3095)
     assert study.by_task("top")[TASKS[2]] == pytest.approx([0.4095] * LAYERS)
+    # maps fall evenly from 1: of 64 tokens the best one holds 64 / (1 + ... + 64)
+    for task in TASKS:
+        assert study.by_task("best")[task] == pytest.approx([64 / (64 * 65 / 2)] * LAYERS, rel=1e-3)
     assert study.even == pytest.approx(VISUAL / (VISUAL + 20))
 
 

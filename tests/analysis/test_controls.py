@@ -17,7 +17,8 @@ from analysis.comparison.table_model import Row
 from analysis.report.readme import twins
 from analysis.statistics import Estimate, Flips, flips, mcnemar, sign_flips, twice_the_median
 from analysis.store.load import load_runs
-from analysis.tables.table import probability, score_text, signed, verdict
+from analysis.tables.table import score_text, verdict
+from analysis.tables.text import probability, signed
 from pdrop.record import RunRecord
 from pdrop.samples import read_samples, write_samples
 from tests.support.records import STRENGTH, TASKS, make_record, put, table_of

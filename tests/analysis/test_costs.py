@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,35 @@ def test_times_of_other_conditions_are_refused(store: Path, capsys: pytest.Captu
     put(store, timed("random", 1, 1, {1: 0.5}, conditions=other), experiment="even")
     assert main(["tables", "even", "--results", str(store)]) == 1
     assert "may not be compared. attention_tower: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mhz", "refused"), [(1900.0, False), (1410.0, True), (None, False)])
+def test_times_of_another_clock_are_refused(tmp_path: Path, mhz: float | None, refused: bool) -> None:
+    from analysis.comparison.comparable import time_mixtures
+
+    for method, clock in (("fastv", 1980.0), ("random", mhz)):
+        now = CONDITIONS | {"device": "cuda", "clock_mhz": clock}
+        put(tmp_path, timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}), experiment="even")
+    runs = load_experiment(tmp_path, "even").runs
+    found = [mixture.text for mixture in time_mixtures(runs) if "clock_mhz" in mixture.text]
+    assert bool(found) is refused, "within 5 %, or not noted, they stand together"
+    if refused:
+        assert "1410.0 in " in found[0]
+        with pytest.raises(ValueError, match=r"clock_mhz: 1980 and 1410, more than 5% apart|clock_mhz: 1410 and 1980"):
+            break_even.curves(runs)
+
+
+def test_the_time_of_selection_on_a_gpu_is_a_bound(tmp_path: Path) -> None:
+    from analysis.tables.costs import times
+
+    record = make_record("fastv", 0.5)
+    lane = {"this": {"median": 3.25}, "ratio": {"median": 0.5}}
+    stages = {"prefill": lane, "decode": lane, "selection": lane, "vision": lane}
+    for notes, shown in (({}, "3.25"), ({"notes": {"selection": "an upper bound"}}, "≤ 3.25")):
+        assert record.cost is not None
+        record.cost.timing = {"invalid": [], "stages": stages} | notes
+        row = SimpleNamespace(runs=[SimpleNamespace(record=record)])
+        assert times(row) == ["50.0", "50.0", shown, "3.25"]
 
 
 def test_a_table_says_what_enters_each_layer(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from analysis import drawing, style
 from analysis.__main__ import main
+from analysis.captions import caption
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
 from analysis.studies import tradeoff_figure as figure
@@ -47,24 +48,97 @@ def test_figures_show_every_method(copied: Path) -> None:
             assert (np.abs(pixels - wanted).sum(1) < 12).sum() > 300, (name, method)
 
 
-def test_curves_are_dodged_and_bars_explained(store: Path) -> None:
+def test_points_stand_where_they_were_measured_and_axes_hold_their_axis(store: Path) -> None:
     table = table_of(store)
+    drawn, by_task = figure.tradeoff(table, "toy"), figure.tradeoff_by_task(table, "toy")
+    assert drawn is not None and by_task is not None
+    for axes in (*drawn.axes, *(one for one in by_task.axes if one.get_visible())):
+        for held in axes.containers:
+            places = np.sort(held.lines[0].get_xdata())
+            rows = [row for row in table.rows if style.method_name(row.spec.method) == held.get_label()]
+            costs = [100 * row.cost("prefill_flops_ratio") for row in rows if row.status == "done"]
+            assert np.allclose(places, np.sort(costs)), "the FLOPs of the table"
+            assert held.lines[0].get_markerfacecolor() == "none", "what lies below is seen"
+    assert drawn.axes[0].get_xlabel() == by_task.get_supxlabel() == "prefill FLOPs (% of none)"
+    assert drawn.axes[0].get_ylabel() == "average score of 3 tasks (%)"
+    named = [text.get_text() for text in drawn.axes[0].texts]
+    assert {"none", "PyramidDrop", "FastV", "Random"} <= set(named) and not drawn.legends, "named beside the curves"
+
+
+def test_the_average_of_one_task_is_the_score_of_it(tmp_path: Path) -> None:
+    for method, ratio in (("none", 1.0), ("pyramiddrop", 0.5)):
+        put(tmp_path, make_record(method, ratio, tasks=("toy_exist",)))
+    assert figure.averaged(table_of(tmp_path)) == "score of toy exist (%)"
+
+
+def test_two_kinds_of_budget_are_not_joined(tmp_path: Path) -> None:
+    put(tmp_path, make_record("none", 1.0))
+    for ratio, budget in ((0.5, "flops:0.6"), (0.3, "flops:0.4"), (0.45, "avg_tokens:30"), (0.25, "avg_tokens:20")):
+        put(tmp_path, make_record("pyramiddrop", ratio), budget=budget)
+    drawn = figure.tradeoff(table_of(tmp_path), "toy")
+    assert drawn is not None
+    held = drawn.axes[0].containers
+    assert [len(one.lines[0].get_xdata()) for one in held] == [2, 2]
+    assert len({one.lines[0].get_markerfacecolor() for one in held}) == 2
+    (key,) = drawn.legends
+    assert [text.get_text() for text in key.get_texts()] == ["equal average tokens", "equal prefill FLOPs"]
+
+
+def test_no_label_hides_a_point_or_another_label(store: Path) -> None:
+    drawn = figure.tradeoff(table_of(store), "toy")
+    assert drawn is not None
+    drawn.draw_without_rendering()
+    (axes,) = drawn.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    points = [axes.transData.transform(point) for c in axes.containers for point in c.lines[0].get_xydata()]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number]), axes.texts[number].get_text()
+        assert not any(box.contains(*point) for point in points), axes.texts[number].get_text()
+
+
+def test_a_front_joins_what_no_other_method_beats(tmp_path: Path) -> None:
+    put(tmp_path, make_record("none", 1.0))
+    for ratio in (0.7, 0.5, 0.3):
+        put(tmp_path, make_record("pyramiddrop", ratio))
+        put(tmp_path, make_record("fastv", ratio))
+    table = table_of(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "MANY", 2)
+        drawn = figure.tradeoff(table, "toy")
+    assert drawn is not None
+    (front,) = (line for line in drawn.axes[0].lines if line.get_label() == figure.FRONT)
+    known = [(100 * row.cost("prefill_flops_ratio"), 100 * row.average.score.value) for row in table.rows if row.drops]
+    best = sorted(p for p in known if not any(o[0] <= p[0] and o[1] >= p[1] and o != p for o in known))
+    assert np.allclose(front.get_xydata(), best) and 1 < len(best) <= len(known)
+
+
+def test_the_range_is_that_of_the_scores(store: Path) -> None:
+    table = table_of(store)
+    table.floors = dict.fromkeys(table.tasks, 0.0)
     drawn = figure.tradeoff(table, "toy")
     assert drawn is not None
     (axes,) = drawn.axes
-    assert "95 % interval of the paired difference to none" in axes.get_xlabel()
-    places = {c.get_label(): np.sort(c.lines[0].get_xdata()) for c in axes.containers}
-    costs = [100 * row.cost("prefill_flops_ratio") for row in table.rows if row.spec.method == "pyramiddrop"]
-    shift = places["PyramidDrop"] - np.sort(costs)
-    assert np.allclose(shift, shift[0]) and abs(shift[0]) < 1.01 * figure.DODGE
-    assert np.allclose(places["Random"] - places["PyramidDrop"], figure.DODGE), "the same costs, side by side"
+    scores = [100 * row.average.score.value for row in table.rows if row.average]
+    low, high = axes.get_ylim()
+    assert low > 0 and max(scores) - min(scores) > 0.6 * (high - low), "the guess far below does not flatten them"
+    assert "↓ blind guess 0" in [text.get_text() for text in axes.texts]
 
 
-def test_no_curve_stands_far_from_its_place() -> None:
-    for curves in (1, 2, 3, 6, 11):
-        places = [figure.beside(number, curves, 0.7) for number in range(curves)]
-        assert max(abs(place) for place in places) <= 0.7 + 1e-9 and sum(places) == pytest.approx(0)
-        assert len(set(places)) == curves and places == sorted(places)
+def test_captions_say_what_bars_mean_in_files_and_on_the_page(store: Path) -> None:
+    drawn = figure.tradeoff(table_of(store), "toy")
+    assert drawn is not None
+    ((_, content),) = drawing.saved([("demo-tradeoff", drawn)])
+    with Image.open(io.BytesIO(content)) as image:
+        assert "95 % intervals of the paired difference" in image.text["Description"]
+    for stem in ("x-redundancy-models", "x-tradeoff-tasks", "break_even", "trainings"):
+        assert "95 %" in caption(stem), stem
+    assert "random sets share" in caption("x-attention-stability") and caption("overlay-x") == ""
+
+
+def test_models_in_legends_are_no_folders() -> None:
+    for name in ("trained_fastv_seed0", "trained_none_seed2", "my_own_model", "llava_1_5_7b"):
+        assert "_" not in style.model_name(name)
+    assert style.model_name("trained_fastv_seed0") == "trained with FastV, seed 0"
 
 
 def test_no_two_methods_look_alike() -> None:
@@ -81,17 +155,6 @@ def test_error_bars_are_the_paired_interval(store: Path) -> None:
     assert below == pytest.approx(100 * (cell.delta.value - cell.delta.low))
     assert above == pytest.approx(100 * (cell.delta.high - cell.delta.value))
     assert figure.half_lengths(replace(cell, delta=Estimate(0.1)), 100) == (0.0, 0.0)
-
-
-def test_the_cheaper_of_two_curves_is_moved_to_the_left(copied: Path) -> None:
-    for run in load_runs(copied):
-        if run.record.spec.method == "random" and run.record.cost:
-            run.record.cost.prefill_flops_ratio -= 0.006  # no ranking
-            run.record.write(run.path)
-    drawn = figure.tradeoff(table_of(copied), "toy")
-    assert drawn is not None
-    places = {c.get_label(): np.sort(c.lines[0].get_xdata()) for c in drawn.axes[0].containers}
-    assert np.allclose(places["PyramidDrop"] - places["Random"], 0.6 + figure.DODGE)
 
 
 def test_figures_are_drawn_again_only_if_something_changed(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

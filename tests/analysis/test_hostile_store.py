@@ -23,7 +23,7 @@ from pdrop.names import printable
 from tests.support.records import make_record, masks, put, run_of, standard, table_of
 
 POISON = "=1+1|<img src=x onerror=alert(1)>\x1b[2J![a](http://x.example/y)\n[a]: http://x.example \\input{x}\u202e$"
-FREE = ("model_path", "revision", "model_fingerprint", "dtype", "attn_implementation", "prompt")
+FREE = ("model_path", "revision", "model_fingerprint", "dtype", "attn_implementation", "sdpa_kernel", "prompt")
 FREE += ("image_mode", "device", "code", "task_files", "positions")
 
 
@@ -46,6 +46,7 @@ def store(tmp_path: Path) -> Path:
     put(results, failed)
     for path in results.glob("runs/*/record.json"):
         data = json.loads(path.read_text())
+        del data["checksum"]  # as a stranger would
         for result in data["results"].values():
             result["version"] = result["data_hash"] = result["prompt_hash"] = POISON
         path.write_text(json.dumps(data))

@@ -57,7 +57,9 @@ def test_a_stable_ranking_shares_all_and_a_random_one_what_chance_shares(store: 
     found = overlap(first, second)
     assert found is not None and found.shared.low <= found.chance <= found.shared.high
     drawn = overlap_figure.matrices(study.layers, pairs)
-    assert [len(axes.texts) for axes in drawn.axes] == [6, 6, 6]
+    *panels, bar = drawn.axes
+    assert [len(axes.texts) for axes in panels] == [6, 6, 6]
+    assert bar.get_ylabel().startswith("from chance (0)") and panels[0].images[0].get_clim() == (0, 100)
     assert "chance 15" in drawn.axes[1].get_title()
     names = [name for name, _ in overlap_figure.files(table_of(store, "cuts"))]
     assert names == ["cuts-overlap"]

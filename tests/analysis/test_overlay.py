@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.__main__ import main
+from analysis.__main__ import chosen, main
 from analysis.overlays import overlay, pictures
 from analysis.overlays.pictures import views
-from analysis.store.load import samples_of
+from analysis.store.load import load_runs, samples_of
 from analysis.store.samples import Sample, unpack
 from tests.support.records import make_record, masks, put, rewrite, run_of, standard
 
@@ -60,8 +60,25 @@ def test_kept_patches_keep_their_colour_at_their_place() -> None:
     for token in range(16):
         row, column = divmod(token, 4)
         patch = pixels[row * size : (row + 1) * size, column * size : (column + 1) * size]
-        assert (np.abs(patch - RED).max() < 1e-9) == kept[token]
+        inside = patch[size // 8 : -size // 8, size // 8 : -size // 8]
+        assert (np.abs(inside - RED).max() < 1e-9) == kept[token]
         assert kept[token] or np.ptp(patch, axis=2).max() < 1e-9, "a dropped patch is grey"
+        assert not kept[token] or np.allclose(patch[[0, -1]], pictures.OUTLINE), "a kept one has an outline"
+
+
+def test_white_on_white_is_seen() -> None:
+    kept = np.zeros(16, dtype=bool)
+    kept[[3, 6]] = True  # a corner of the picture, and one inside
+    (view,) = pictures.views(sample_of(16), [Image.new("RGB", (80, 80), "white")], "crop")
+    pixels = pictures.kept_panel([view], kept)
+    outlined = np.isclose(pixels, pictures.OUTLINE).all(2)
+    size = len(pixels) // 4
+    for token in range(16):
+        row, column = divmod(token, 4)
+        patch = outlined[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        assert all(edge.all() == kept[token] for edge in (patch[0], patch[-1], patch[:, 0], patch[:, -1]))
+    everything = pictures.kept_panel([view], np.ones(16, dtype=bool))
+    assert not np.isclose(everything, pictures.OUTLINE).all(2).any(), "where nothing is dropped nothing is set apart"
 
 
 @pytest.mark.parametrize(("tokens", "prompt"), [(15, "<image>"), (0, ""), (16, "<image> and <image>")])
@@ -84,7 +101,9 @@ def test_tiles_newlines_and_several_pictures_have_their_places() -> None:
     kept[13] = True
     panel = pictures.kept_panel(found, kept)
     red = (np.abs(panel - RED) < 1e-9).all(2)
-    assert red.sum() == (pictures.SIDE // 2) ** 2, "one patch of the third view"
+    patch = pictures.SIDE // 2
+    width = round(patch / 16)
+    assert red.sum() == (patch - 2 * width) ** 2, "one patch of the third view, within its outline"
     assert not red[: red.shape[0] // 2].any(), "which stands in the second row of views"
     for wrong, images_ in ((layout[:1], images[:1]), (layout, images[:1])):
         with pytest.raises(ValueError, match=r"layout of 12 tokens for 14|2 pictures were shown, 1 are at hand"):
@@ -152,7 +171,8 @@ def test_what_cannot_be_shown_is_refused(store: Path, shown: Path, capsys: pytes
         ([run, "--sample", "toy_ocr:999"], "has no sample '999'"),
         ([run, "--sample", "nothing:1"], "has no task 'nothing'"),
         ([failed], "is failed"),
-        ([run] * 9, "8 runs at most"),
+        ([run] * 9, "8 runs at most, not 9: choose some with --method NAME or --budget TEXT"),
+        ([run, "--method", "fastv"], "no run of that method and budget; there are: pyramiddrop at 3:0.5"),
     ):
         assert main(["overlay", *arguments, *options]) == 1
         assert message in capsys.readouterr().err
@@ -163,6 +183,19 @@ def test_what_cannot_be_shown_is_refused(store: Path, shown: Path, capsys: pytes
     rewrite(run_of(store, "fastv", "0.5"), data_hash="other")
     with pytest.raises(ValueError, match="scored on other data"):
         overlay.choose([run_of(store, "none"), run_of(store, "fastv", "0.5")], [])
+
+
+def test_an_experiment_is_narrowed_by_method_and_budget(store: Path) -> None:
+    runs = load_runs(store)
+    assert len(chosen(runs, [], [])) == len(runs)
+    assert {run.record.spec.method for run in chosen(runs, ["fastv", "none"], [])} == {"fastv", "none"}
+    (one,) = chosen(runs, ["fastv"], ["2:0.3"])
+    assert one.record.spec.schedule == "2:0.3"
+
+
+def test_a_task_without_image_names_is_told_what_to_add() -> None:
+    with pytest.raises(ValueError, match=r"names no image: give the task's data a column image_id.*--images"):
+        pictures.read_images(None, None, "mine:0")
 
 
 def test_images_come_from_parquet_too(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pdrop.schedule import Schedule
 from tests.support.records import make_record, put
 
 PYRAMID = "8:0.5 16:0.25 24:0.125"
-TASKS = ("gqa", "textvqa_val", "pope", "mme")
+TASKS = ("gqa", "textvqa_val_ocr", "pope", "mme")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def published() -> list[Published]:
 
 def store(results: Path, scores: Mapping[str, float], n_total: int = 60, **changes: Any) -> None:
     """A finished run of LLaVA-1.5-7B under the paper's schedule, with these main scores."""
-    record = make_record("pyramiddrop", 0.5, TASKS, **{"model": "llava_1_5_7b", "prompt": "vicuna_v1"} | changes)
+    record = make_record("pyramiddrop", 0.5, TASKS, **{"model": "llava_1_5_7b", "protocol": "official"} | changes)
     record = replace(record, spec=replace(record.spec, schedule=PYRAMID))
     assert record.cost
     record.cost.paper_macs_visual = 1.777e12
     record.cost.visual_tokens_per_layer = [576.0] * 8 + [288.0] * 8 + [144.0] * 8 + [72.0] * 8
     folder = put(results, record)
-    names = {"gqa": "exact_match", "textvqa_val": "exact_match", "pope": "pope_f1_score", "mme": "mme_perception_score"}
-    for task, metric in names.items():
+    metrics = dict.fromkeys(TASKS, "exact_match") | {"pope": "pope_f1_score", "mme": "mme_perception_score"}
+    for task, metric in metrics.items():
         result = record.results[task]
         result.n_total, result.main_metric = n_total, metric
         samples = folder / "samples" / f"{task}.jsonl"
@@ -136,6 +136,16 @@ def test_a_score_in_the_interval_is_reproduced(published: list[Published], tmp_p
         assert one.verdict == "not reproduced"
 
 
+def test_the_official_rule_counts_where_a_record_has_it(published: list[Published], tmp_path: Path) -> None:
+    store(tmp_path, {"pope": 0.417})
+    assert verdicts(tmp_path, published, "1", "POPE")[0].ours.value == pytest.approx(41.7)
+    (run,) = load_runs(tmp_path)
+    run.record.results["pope"].scores["official_f1"] = Score(0.848, 60)
+    run.record.write(run.path)
+    (pope,) = verdicts(tmp_path, published, "1", "POPE")
+    assert pope.ours.value == pytest.approx(84.8) and pope.verdict == "reproduced"
+
+
 def test_costs_are_held_to_the_printed_digits(published: list[Published], tmp_path: Path) -> None:
     store(tmp_path, {})
     (macs,) = verdicts(tmp_path, published, "1", "TFLOPs")
@@ -149,12 +159,17 @@ def test_costs_are_held_to_the_printed_digits(published: list[Published], tmp_pa
 def test_another_protocol_says_why(published: list[Published], tmp_path: Path) -> None:
     store(tmp_path, {})
     (text,) = verdicts(tmp_path, published, "1", "TextVQA")
-    assert text.verdict == "other protocol" and "OCR tokens" in text.reason
+    assert text.published.task == "textvqa_val_ocr" and text.verdict in ("reproduced", "not reproduced")
+    assert text.ours.low < text.ours.value < text.ours.high, "with OCR tokens, as printed; lmms-eval's own is no match"
     (trained,) = verdicts(tmp_path, published, "5", "GQA")
     assert trained.verdict == "other protocol" and "trained with dropping" in trained.reason
-    store(tmp_path / "few", {}, n_total=12578, prompt="chat")
+    store(tmp_path / "few", {}, n_total=12578, protocol="checkpoint")
     (few,) = verdicts(tmp_path / "few", published, "1", "GQA")
-    assert few.verdict == "other protocol" and "60 of 12578 samples" in few.reason and "prompt chat" in few.reason
+    assert (
+        few.verdict == "other protocol"
+        and "60 of 12578 samples" in few.reason
+        and "published numbers are made with protocol=official" in few.reason
+    )
     (sum_of_two,) = verdicts(tmp_path, published, "2", "MME", "PDrop, 192 tokens")
     assert sum_of_two.verdict == "not run", "270 tokens are not 192"
 
@@ -189,3 +204,30 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         path.write_text("\n".join(lines) + "\n")
         with pytest.raises(ValueError, match=message):
             read_published(path)
+
+
+def test_a_rivals_row_wants_its_schedule_and_its_arguments(published: list[Published], tmp_path: Path) -> None:
+    """VisionZip at 64 tokens is 54 + 10; the last digit of a fraction sets nobody apart."""
+    for number, contextual in enumerate((10, 30)):
+        store(tmp_path / str(number), {}, method_args=f'{{"contextual":{contextual}}}')
+        (folder,) = (tmp_path / str(number) / "runs").iterdir()
+        record = RunRecord.read(folder)
+        spec = replace(record.spec, method="visionzip", schedule="0:0.111111")
+        RunRecord.write(replace(record, spec=spec), folder)
+        rows = [one for one in published if one.method == "visionzip" and one.paper == "VisionZip"]
+        assert {one.schedule for one in rows if one.tokens == "64"} == {"0:0.111112"}
+        found = [replace(one, differs="") for one in rows if one.task == "gqa"]
+        judged = {one.published.tokens: one for one in compare(found, load_runs(tmp_path / str(number)))}
+        assert judged["192"].verdict == "not run"
+        assert judged["64"].verdict != "not run"
+        assert ("ours: method.contextual=30, not 10" in judged["64"].reason) == (contextual == 30)
+
+
+def test_no_row_of_pyramiddrop_below_144_tokens_claims_boundaries_that_cannot_reach_it(
+    published: list[Published],
+) -> None:
+    for entry in published:
+        if entry.method == "pyramiddrop" and entry.model == "llava_1_5_7b" and entry.tokens in ("128", "64"):
+            assert entry.schedule == "?" or Schedule.parse(entry.schedule).layers[0] <= 4, entry
+    said = [one.note for one in published if one.benchmark == "TFLOPs" and one.tokens in ("128", "64")]
+    assert sum("not at boundaries 8/16/24" in note for note in said) == 2

@@ -24,7 +24,8 @@ from analysis.grid import escape_latex
 from analysis.report import explain
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
-from analysis.tables.table import by_layer, grids, markdown, papers_average, percent
+from analysis.tables.table import by_layer, grids, markdown, papers_average
+from analysis.tables.text import percent
 from tests.support.records import TASKS, answers, fill, make_record, put, rewrite, run_of, standard, table_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -38,7 +38,15 @@ def test_a_dial_needs_its_value_its_field_and_its_use(dial: str) -> None:
 
 
 def test_a_new_field_keeps_runs_apart() -> None:
-    assert set(ASKED) == {"limit", "batch_size", "dtype", "attn_implementation", "device", "max_new_tokens"}
+    assert set(ASKED) == {
+        "limit",
+        "batch_size",
+        "dtype",
+        "attn_implementation",
+        "sdpa_kernel",
+        "device",
+        "protocol",
+    }
 
 
 @pytest.mark.parametrize("name", ["run", "train"])
@@ -76,7 +84,7 @@ def test_python_turns_the_same_dials() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is a whole number from 1 on, not 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is a whole number, not 2.5"),
         ({"dtype": "float7"}, "^dtype is float32, bfloat16, float16 or float64, not 'float7'"),
-        ({"model.prompt": "vicuna"}, "model.prompt is chat or vicuna_v1, not 'vicuna'"),
+        ({"model.prompt": "vicuna"}, "model.prompt is chat, vicuna_v1 or qwen_1_5, not 'vicuna'"),
         ({"model.image_mode": "stretch"}, "model.image_mode is crop or pad, not 'stretch'"),
         ({"model.weights": "architecture"}, "model.weights is pretrained or random, not 'architecture'"),
         ({"model.path": "/no/where"}, "/no/where"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pdrop.cli import run, train
-from pdrop.cli.overrides import misfit, shown
+from pdrop.cli.overrides import flags_first, misfit, shown
 from tests.support.command_line import called
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -73,3 +73,23 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
         words = ("train=embedded", "train.data=none.json", word)
         code, said = called(train.main, "train.py", words, monkeypatch, capfd)
         assert code == 1 and told in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["ratio=0.3,0.5"], "sweep over them with -m"),
+        (["twin=5"], "twin is true or false, not 5"),
+        (["-m", "force=0,1"], "force is true or false, not 0"),
+        (["-m", "ratio=0.3,0.5", "twin=false,true", "plan=true"], None),
+        (["experiments=demo", "ratio=0.3,0.5"], None),
+    ],
+)
+def test_several_values_and_numbers_for_switches(given: list[str], told: str | None) -> None:
+    found = misfit(given, CONF, "run")
+    assert found is None if told is None else told in (found or ""), found
+
+
+def test_options_may_come_after_dials() -> None:
+    given = ["limit=1", "-m", "method=fastv", "--cfg", "job", "ratio=0.5"]
+    assert flags_first(given) == ["-m", "--cfg", "job", "limit=1", "method=fastv", "ratio=0.5"]

@@ -25,12 +25,32 @@ RUNS = {
 # what makes no numbers: texts, doors, what finds a schedule (which identifies a run itself), what keeps files
 IDLE = (
     *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
-    *("names.py", "store.py", "samples.py", "environment.py", "identity.py"),
-    *("runs/__init__.py", "runs/run.py", "runs/settings.py", "runs/calibration.py"),
+    *("names.py", "pace.py", "store.py", "samples.py", "environment.py", "identity.py"),
+    *(
+        "runs/__init__.py",
+        "runs/run.py",
+        "runs/rescore.py",
+        "runs/settings.py",
+        "runs/calibration.py",
+        "runs/cards.py",
+        "runs/plan.py",
+        "runs/remembered.py",
+        "runs/workers.py",
+    ),
     *("cost/__init__.py", "cost/breakdown.py", "cost/budget.py", "cost/counters.py", "cost/training.py"),
 )
 # doors to what is not measured, or not by these lines: texts that a run prints, files that it writes, its settings
-BESIDE = {"cost/breakdown.py", "runs/settings.py", "store.py", "samples.py", "names.py", "cost/training.py"}
+BESIDE = {
+    "pace.py",
+    "environment.py",
+    "runs/workers.py",
+    "cost/breakdown.py",
+    "runs/settings.py",
+    "store.py",
+    "samples.py",
+    "names.py",
+    "cost/training.py",
+}
 # what the package's doors import is what their names stand for
 BESIDE |= {"__init__.py", "methods/__init__.py", "runs/__init__.py", "cost/__init__.py"}
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from pdrop.evaluation.answers import Answer, AnswerStore, Question
-from pdrop.store import locked, open_in_place, refuse_links, write_atomically
+from pdrop.store import holder, locked, open_in_place, refuse_links, write_atomically
 from tests.contracts.test_record import record
 
 ANSWER = Answer("p", "yes", 1, 1, 1, [1], ["1"])
@@ -42,10 +42,11 @@ def test_nothing_is_written_through_a_link(tmp_path, name):
     assert (folder / name).is_file()
 
 
-def test_a_lock_cuts_nothing_off(tmp_path):
+def test_a_lock_cuts_nothing_off_and_says_who_holds_it(tmp_path):
     (tmp_path / ".lock").write_text("mine")
-    lock(tmp_path)
-    assert (tmp_path / ".lock").read_text() == "mine"
+    with locked(tmp_path, answered=7):
+        assert (holder(tmp_path)["pid"], holder(tmp_path)["answered"]) == (os.getpid(), 7)
+    assert (tmp_path / ".lock").read_text() == "mine" and holder(tmp_path) is None
 
 
 def test_pipes_and_folders_are_no_files_of_a_store(tmp_path):

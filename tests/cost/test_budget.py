@@ -10,14 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrop import (
+    DivPrune,
+    FasterVLM,
     FastV,
     Pool,
+    PruMerge,
     PyramidDrop,
     RandomDrop,
     Schedule,
     SparseVLM,
     SparseVLMPlus,
     Uniform,
+    VisionZip,
     pyramid,
     single,
     solve,
@@ -25,6 +29,7 @@ from pdrop import (
 from pdrop.cost.budget import Budget, Pricing
 from pdrop.cost.flops import cost
 from pdrop.methods.base import Method
+from pdrop.methods.pyramiddrop_schedules import pyramiddrop
 from pdrop.methods.random_drop import twin_of
 from pdrop.models.shipped import names, read, reference_prompt
 from pdrop.shapes import ModelSizes, PromptSize
@@ -86,20 +91,45 @@ def test_a_budget_of_flops_is_what_the_tables_show(method: Method, name: str) ->
         assert shown == pytest.approx(float(budget.split(":")[1]), abs=0.003)
 
 
-def test_boundaries_move_only_where_they_must_and_may() -> None:
-    assert solve(PyramidDrop(), "avg_tokens:192", **SIZE).layers == (8, 16, 24)
-    assert solve(PyramidDrop(), "avg_tokens:64", **SIZE).layers == (2, 8, 16)
+NAMED = {  # layers, tokens: STAR-Pro's ratio, and what whole tokens then let in on average
+    (32, 192): (0.5810, 191.4), (32, 128): (0.4371, 127.8), (32, 64): (0.1960, 63.5),
+    (40, 192): (0.586, 190.95), (40, 128): (0.448, 127.65), (40, 64): (0.225, 63.6),
+}  # fmt: skip
+
+
+def test_a_column_of_budgets_has_one_shape() -> None:
+    """Boundaries 2 and the quarters, whatever the budget; the ratios are those of re-runs, to their digits."""
+    for (layers, tokens), (ratio, entering) in NAMED.items():
+        solved = solve(PyramidDrop(), f"avg_tokens:{tokens}", num_layers=layers, visual_tokens=576)
+        named = pyramiddrop(layers, tokens)
+        assert solved.layers == named.layers == (2, layers // 4, layers // 2, 3 * layers // 4)
+        assert solved.stages[0].keep == pytest.approx(ratio, abs=6e-4) and named.stages[0].keep == ratio
+        average = sum(PyramidDrop().tokens_per_layer(named, 576, layers)) / layers
+        assert average == pytest.approx(entering, abs=0.06)
+    every = {solve(PyramidDrop(), f"keep:{keep}", num_layers=12, visual_tokens=144).layers for keep in (0.2, 0.5, 0.9)}
+    assert every == {(2, 3, 6, 9)}
+    assert solve(PyramidDrop(), "avg_tokens:576", **SIZE) == pyramid(32, ratio=1.0, layers=(2, 8, 16, 24))
+    assert solve(PyramidDrop(), "avg_tokens:192", **SIZE, layers=(8, 16, 24)).layers == (8, 16, 24), "asked for"
     assert solve(RandomDrop(), "avg_tokens:64", **SIZE) == solve(PyramidDrop(), "avg_tokens:64", **SIZE)
-    assert solve(PyramidDrop(), "avg_tokens:30", **SIZE).layers == (1, 8, 16)
-    assert solve(PyramidDrop(), "keep:0.2", num_layers=12, visual_tokens=144).layers == (1, 3, 6)
-    assert solve(PyramidDrop(), "avg_tokens:576", **SIZE) == pyramid(32, ratio=1.0)
+    three = solve(PyramidDrop(), "avg_tokens:300", **SIZE, dial=lambda ratio, at: pyramid(32, 3, ratio, at))
+    assert three.layers == (10, 20), "another number of stages is another family"
     twin = solve(twin_of(FastV()), "avg_tokens:64", **SIZE, dial=lambda ratio, layers: single(2, ratio))
     assert twin == solve(FastV(), "avg_tokens:64", **SIZE)
 
 
+@pytest.mark.parametrize("tokens", [192, 128, 64, 32, 320])
+def test_a_number_of_tokens_before_the_decoder_is_met_exactly(tokens: int) -> None:
+    """A third of 576 has no decimal fraction: the readable one next above it lets 192 in, not 191."""
+    for method in (DivPrune(), FasterVLM(), VisionZip(), PruMerge()):
+        schedule = solve(method, f"avg_tokens:{tokens}", **SIZE)
+        assert method.tokens_per_layer(schedule, 576, 32) == [tokens] * 32, (method, schedule)
+        assert len(str(schedule.stages[0].keep)) <= 8
+
+
 REFUSED: list[Any] = [
     (PyramidDrop(), "avg_tokens:128", {"layers": (8, 16, 24)}, r"8/16/24 cannot go below 144 of 576"),
-    (PyramidDrop(), "avg_tokens:10", {}, r"8/16/24 cannot go below 144 of 576.*; 2/8/16 .* 36 of 576.*; 1/8/16 .* 18"),
+    (PyramidDrop(), "avg_tokens:30", {}, r"2/8/16/24 cannot go below 36 of 576 .*; layers=\[1, 8, 16, 24\] can"),
+    (PyramidDrop(), "avg_tokens:10", {"layers": (1, 8)}, r"1/8 cannot go below 18 of 576 average tokens$"),
     (FastV(), "avg_tokens:30", {}, r"2 cannot go below 36 of 576 average tokens"),
     (FastV(), "flops:0.05", {}, r"2 cannot go below 0\.06\d of the flops"),
     (SparseVLM(), "avg_tokens:500", {}, r"3/7/16 cannot go above 344"),

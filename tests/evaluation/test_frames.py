@@ -47,6 +47,17 @@ def test_a_tasks_video_becomes_pictures(tmp_path: Path) -> None:
     assert _images(None, dict) == [] and _images(lambda document: None, dict) == []
 
 
+def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
+    folder = tmp_path / "film.mp4"
+    folder.mkdir()
+    for number in range(24):
+        Image.new("RGB", (8, 8), (10 * number,) * 3).save(folder / f"{number}.png")
+    assert levels(_images(lambda document: [str(folder)], dict)) == [1, 4, 7, 10, 13, 16, 19, 22], "2 before 10"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no frames"):
+        frames(tmp_path / "empty")
+
+
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no video .*missing\.mp4"):
         frames(tmp_path / "missing.mp4")

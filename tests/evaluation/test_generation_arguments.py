@@ -117,5 +117,5 @@ def test_an_answer_that_must_be_longer_than_the_runs_longest_is_refused(tmp_path
     with pytest.raises(
         ValueError, match=r"^task long: .* 50 is more than the run's max_new_tokens 16, .*: max_new_tok"
     ):
-        check(["long"], [tmp_path], 16)
-    assert not check(["long"], [tmp_path], 50) and not check(["fits"], [tmp_path], 16)
+        check(["long"], [tmp_path], lambda task: 16)
+    assert not check(["long"], [tmp_path], lambda task: 50) and not check(["fits"], [tmp_path], lambda task: 16)

@@ -30,6 +30,7 @@ from tests.support.saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import TASKS, picture, with_image_features, write_tasks
 
+ROOT = Path(__file__).resolve().parents[2]
 METHOD = PyramidDrop(positions="compact")
 SCHEDULE = pyramid(LAYERS)
 MAIN = {
@@ -342,7 +343,7 @@ def test_a_prompt_that_does_not_fit_is_not_cut(tasks, tmp_path):
 
 def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process and one device"):
+    with pytest.raises(ValueError, match="started as one process"):
         run(["pope"])
 
 
@@ -460,14 +461,19 @@ def test_samples_about_one_picture_share_its_name(run, tmp_path):
 # ---------------------------------------------------------------------------------------------- lmms-eval's own command
 
 
-def lmms_eval(site: Path) -> None:
-    """`python -m lmms_eval` with a folder on the import path."""
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m"]
+
+
+def module(name: str, site: Path) -> None:
+    """`python -m NAME` with a folder on the import path, also of the processes that it starts."""
     sys.path.insert(0, str(site))
-    runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
+    os.environ["PYTHONPATH"] = f"{site}{os.pathsep}{ROOT}"
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
-def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
+@pytest.mark.parametrize("launcher", [[], pytest.param(ACCELERATE, marks=pytest.mark.exhaustive, id="two processes")])
+def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher):
     own = tmp_path / "own"  # under a name of its own: there a project's `pope` would be ignored
     own.mkdir()
     write_atomically(own / "pope_here.yaml", (tasks / "pope.yaml").read_text().replace("task: pope", "task: pope_here"))
@@ -479,10 +485,10 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluation.lmms:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
-    command = ["lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
+    command = [*launcher, "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
     command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]
     command += ["--output_path", str(tmp_path / "out")]
-    done = begun(lmms_eval, tmp_path, command, metadata.parent)
+    done = begun(module, tmp_path, command, command[0], metadata.parent)
     done.join()
     said = (tmp_path / "said.txt").read_text()[-3000:]
     assert done.exitcode == 0, said

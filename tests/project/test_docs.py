@@ -17,7 +17,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from analysis.__main__ import main, parse
+from pdrop.cli import rescore
 from pdrop.cli.compose import CONF
+from pdrop.cli.overrides import misfit
 from pdrop.cli.run import check_dials
 from pdrop.record import read_records
 from pdrop.samples import read_samples
@@ -69,10 +71,16 @@ def those(*starts: str) -> list[str]:
 
 
 def test_no_command_escapes():
-    known = ("python run.py", "python train.py", "torchrun ", "python -m analysis ", "python -m pdrop.", "make ")
+    known = ("python run.py", "python train.py", "torchrun ", "python -m analysis ", "python -m pdrop", "make ")
+    known += ("python -m benchmarks.first_checks",)
     outside = ("python -m lmms_eval --model pdrop ", "cp ", "git ", "pre-commit ", "pytest ", "ruff ", "source ")
     assert [command for command in COMMANDS if not command.startswith(known + outside)] == []
     assert len(those("python run.py")) > 10 and those("python train.py") and those("python -m analysis ")
+
+
+@pytest.mark.parametrize("command", those("python -m pdrop rescore"))
+def test_commands_of_scoring_anew_are_understood(command):
+    assert rescore.parse(command.split()[4:]).check in (True, False)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,15 @@ def test_every_training_command_composes(command, conf):
 
 @pytest.mark.parametrize("command", those("python -m analysis "))
 def test_every_analysis_command_is_understood(command):
-    assert parse(shlex.split(command)[3:]).command
+    assert parse(shlex.split(command)[3:], None).command
+
+
+def test_every_word_after_pdrop_is_understood():
+    """Words of its own (fetch, rescore), or run.py's."""
+    found = those("python -m pdrop ")
+    assert {shlex.split(command)[3] for command in found} == {"fetch", "rescore"}
+    for command in those("python -m pdrop fetch "):
+        assert misfit(shlex.split(command)[4:], CONF, "run") is None
 
 
 def test_every_module_that_is_called_is_there():

@@ -43,7 +43,11 @@ READERS_OF_EMBEDDED = {"benchmarks", "recipes"}
 HOMES = {
     "hydra": {"pdrop/cli/"},
     "omegaconf": {"pdrop/cli/"},
-    "lmms_eval": {"pdrop/evaluation/lmms.py", "pdrop/embedded/tasks/scoring.py"},
+    "lmms_eval": {
+        "pdrop/evaluation/lmms.py",
+        "pdrop/embedded/tasks/scoring.py",
+        "pdrop/evaluation/tasks/benchmarks.py",
+    },
     "av": {"pdrop/evaluation/"},
     "pandas": {"analysis/"},
     "matplotlib": {"analysis/", "pdrop/embedded/"},
@@ -245,6 +249,6 @@ def test_every_package_is_shipped():
     packages = {".".join(folder.relative_to(ROOT).parts).replace("analysis", "pdrop.analysis", 1) if
                 folder.relative_to(ROOT).parts[0] == "analysis" else ".".join(folder.relative_to(ROOT).parts)
                 for folder in folders}  # fmt: skip
-    missing = {p for p in packages if p not in settings["packages"] and p != "pdrop.embedded.tasks"}
+    missing = {p for p in packages if p not in settings["packages"] and not p.endswith(".tasks")}  # as data
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
     assert not {p for p in settings["packages"] if p.split(".")[0] != "pdrop"}, "the wheel installs pdrop alone"

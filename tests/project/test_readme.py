@@ -8,7 +8,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.report import readme
 from analysis.style import task_names
-from analysis.tables.table import signed
+from analysis.tables.text import signed
 from tests.support.records import fill, make_record, put, table_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""A pretended CUDA device: tensors that say cuda:0 and are computed on the CPU.
+"""Pretended CUDA devices: tensors that say cuda:0 (or another) and are computed on the CPU.
 
 While it is on, every operation is counted: what would be launched, what would make the host wait for the device, and
 what would fail because its tensors are on two devices. Each is counted for the project's own code ("own") or the
@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class Seen:
         self.launches: Counter[str] = Counter()
         self.mixed: list[str] = []
         self.pinned: list[Tensor] = []
+        self.coming: list[tuple[Tensor, Tensor]] = []  # copies to the host that have not been waited for
         self.sites: Counter[str] = Counter()  # where the own waits were
 
     def wait(self, what: str) -> None:
@@ -98,6 +100,17 @@ class Seen:
         self.waits[whose] += 1
         if whose == "own":
             self.sites[f"{what} at {site}"] += 1
+
+
+class Stream:
+    """The device's queue."""
+
+    def synchronize(self) -> None:
+        """What was copied to the host is there."""
+        SEEN.wait("synchronize")
+        for copy, there in SEEN.coming:
+            copy.copy_(there)
+        SEEN.coming.clear()
 
 
 SEEN = Seen()
@@ -114,26 +127,26 @@ def owner() -> tuple[str, str]:
 
 
 class OnDevice(Tensor):
-    """A tensor that says it is on cuda:0. `there`: where it really is."""
+    """A tensor that says it is on `device`. `there`: where it really is."""
 
     there: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, there: Tensor) -> Any:
+    def __new__(cls, there: Tensor, device: torch.device = CUDA) -> Any:
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, there.size(), strides=there.stride(), storage_offset=there.storage_offset(), dtype=there.dtype,
-            device=CUDA,
+            device=device,
         )  # fmt: skip
 
-    def __init__(self, there: Tensor) -> None:
+    def __init__(self, there: Tensor, device: torch.device = CUDA) -> None:
         self.there = there
 
     def __getitem__(self, index: Any) -> Any:
         index, tensors = bare_index(index)
         if tensors:
             SEEN.launches[owner()[0]] += 1
-        return OnDevice(self.there[index])
+        return OnDevice(self.there[index], self.device)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         index, _ = bare_index(index)
@@ -152,11 +165,11 @@ class OnDevice(Tensor):
         return torch.clone(self, memory_format=torch.contiguous_format)
 
     def new_tensor(self, data: Any, dtype: Any = None, **_: Any) -> Any:
-        return torch.tensor(data, dtype=dtype or self.dtype, device=CUDA)
+        return torch.tensor(data, dtype=dtype or self.dtype, device=self.device)
 
     def nonzero(self, *args: Any, **kwargs: Any) -> Any:
         SEEN.wait("nonzero")
-        return OnDevice(self.there.nonzero())
+        return OnDevice(self.there.nonzero(), self.device)
 
     def item(self) -> Any:
         SEEN.wait("item")
@@ -223,6 +236,11 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
     if not there and (asked is None or asked.type != "cuda"):
         return function(*args, **kwargs)
     if name == "_to_copy" and asked is not None and bool(there) != (asked.type == "cuda"):
+        if there and kwargs.get("non_blocking"):
+            copy = torch.full(args[0].there.shape, 77, dtype=torch.uint8).to(kwargs.get("dtype") or args[0].dtype)
+            SEEN.coming.append((copy, args[0].there.to(copy.dtype)))
+            SEEN.launches[owner()[0]] += 1
+            return copy
         pinned = not there and kwargs.get("non_blocking") and any(here[0] is x for x in SEEN.pinned)
         if not pinned:
             SEEN.wait("copy")
@@ -230,12 +248,16 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
         SEEN.wait("copy")
     elif here and there and name in INDEXED and isinstance(args[0], OnDevice):
         SEEN.wait("index from the host")
-    elif there and any(x.ndim for x in here):
+    elif (there and any(x.ndim for x in here)) or (
+        len({x.device for x in there if x.ndim}) > (2 if "copy" in name else 1)
+    ):
         SEEN.mixed.append(f"{name} at {owner()}")
     if name in WAITS or (
         name in INDEXED and any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
     ):
         SEEN.wait(name)
+    home = asked if asked is not None else next((x.device for x in there if x.ndim), there[0].device)
+    home = CUDA if home.index is None else home
     back = {id(x.there): x for x in there}
     bare_args, bare_kwargs = tree_map(bare, args), tree_map(bare, kwargs)
     if asked is not None:
@@ -249,7 +271,7 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
     def wrapped(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return back[id(x)] if id(x) in back else OnDevice(x)
+        return back[id(x)] if id(x) in back else OnDevice(x, home)
 
     return tree_map(wrapped, out)
 
@@ -268,7 +290,10 @@ def sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any)
     if any(x is not None and not isinstance(x, OnDevice) for x in (key, value, attn_mask)):
         SEEN.mixed.append("sdpa")
     SEEN.launches[owner()[0]] += 1
-    return OnDevice(real_sdpa(bare(query), bare(key), bare(value), attn_mask=bare(attn_mask), **kwargs))
+    if len({x.device for x in (query, key, value, attn_mask) if x is not None}) > 1:
+        SEEN.mixed.append("sdpa")
+    out = real_sdpa(bare(query), bare(key), bare(value), attn_mask=bare(attn_mask), **kwargs)
+    return OnDevice(out, query.device)
 
 
 def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -276,22 +301,38 @@ def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
     return real_tensor(tree_map(lambda x: x.tolist() if isinstance(x, OnDevice) else x, data), *args, **kwargs)
 
 
-def moved(model: torch.nn.Module) -> None:
+def moved(model: torch.nn.Module, device: torch.device = CUDA) -> None:
     """The model there."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(OnDevice(parameter.data), requires_grad=False)
+                there = torch.nn.Parameter(OnDevice(bare(parameter.data), device), requires_grad=False)
+                module._parameters[name] = there
         for held in (module._buffers, vars(module)):
             for name, value in list(held.items()):
-                if isinstance(value, Tensor) and not isinstance(value, OnDevice):
-                    held[name] = OnDevice(value)
+                if isinstance(value, Tensor):
+                    held[name] = OnDevice(bare(value), device)
+
+
+def aligned(module: torch.nn.Module, device: torch.device) -> None:
+    """Its inputs are brought to `device` in its forward and in those of its parts, as under a device map."""
+
+    def brought(x: Any) -> Any:
+        return x.to(device) if isinstance(x, OnDevice) and x.device != device else x
+
+    def forward(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tree_map(brought, args)
+        return inner(*args, **{k: v if k == "past_key_values" else tree_map(brought, v) for k, v in kwargs.items()})
+
+    for part in module.modules():
+        part.forward = partial(forward, part.forward)
 
 
 @contextmanager
 def pretended(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """While there is such a device."""
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    patch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa)
     patch.setattr(torch, "tensor", tensor)
     patch.setattr(Tensor, "pin_memory", lambda self, *_: pin(self))

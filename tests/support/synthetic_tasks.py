@@ -211,28 +211,39 @@ def write_tasks(folder: Path, names: list[str] | tuple[str, ...] = tuple(TASKS),
     Returns:
         The folder for `task_dirs`.
     """
+    for name in names:
+        document = TASKS[name][2]
+        rows = [document(i) for i in range(count)]
+        if name == "gqa":  # its own process_docs goes to the Hub for the pictures: give them with the questions
+            rows = [row | {"image": picture(int(row["imageId"][1:]))} for row in rows]
+        tasks = write_task(folder, name, rows)
+    return tasks
+
+
+def write_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write the data and the file of one task.
+
+    Returns:
+        The folder for `task_dirs`.
+    """
     package = find_spec("lmms_eval")
     assert package is not None and package.submodule_search_locations
     builtin = Path(package.submodule_search_locations[0]) / "tasks"
     tasks = folder / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        source, split, document = TASKS[name]
-        rows = [document(i) for i in range(count)]
-        if name == "gqa":  # its own process_docs goes to the Hub for the pictures: give them with the questions
-            rows = [row | {"image": picture(int(row["imageId"][1:]))} for row in rows]
-        data = folder / f"{name}.parquet"
-        with_image_features(rows).to_parquet(data)
-        task = {
-            "include": str(builtin / source),
-            "task": name,
-            "dataset_path": "parquet",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: str(data)}},
-        }
-        if name == "gqa":
-            task["process_docs"] = None
-        (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    source, split, _ = TASKS[name]
+    data = folder / f"{name}.parquet"
+    with_image_features(rows).to_parquet(data)
+    task = {
+        "include": str(builtin / source),
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(data)}},
+    }
+    if name == "gqa":
+        task["process_docs"] = None
+    (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
     return tasks
 
 

@@ -172,10 +172,13 @@ def of_embedded(protocol: TimingProtocol, method: Method = METHOD) -> Settings:
 def test_a_fresh_process_measures_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), images=2, fresh=True, repeats=1)
     settings = of_embedded(protocol, PyramidDrop())
-    found = in_fresh_processes(settings)
+    alone = in_fresh_processes(settings)
+    found = alone.found
     assert len(found["end_to_end"]["2"]["ratio"]["values"]) == 2 and found["images"] == 2
     assert found["conditions"]["before"]["threads"] == torch.get_num_threads()
     assert "preprocess" in found["stages"]
+    assert alone.counted == settings.prompt.under(settings.method, settings.schedule, 12)
+    assert alone.timed_prompt == {"text": 14, "visual": 288}
     forked = multiprocessing.get_context("fork")  # what fails at once needs no fresh imports
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
@@ -192,7 +195,8 @@ def test_settings_hold_all_that_a_process_needs(method: Method, monkeypatch: pyt
     monkeypatch.setattr(module, "measure", lambda *given: seen.append(given) or {"found": 1})
     threads = torch.get_num_threads()
     sent = ForkingPickler.loads(ForkingPickler.dumps(settings))  # as multiprocessing hands it over
-    assert json.loads(measured_alone(sent, threads)) == {"found": 1}
+    text, prompt, counted = measured_alone(sent, threads)
+    assert json.loads(text) == {"found": 1} and prompt["visual"] == 144 and counted is not None
     _, inputs, asked, schedule, told, make, tokenizer = seen[0]
     assert asked == method and schedule == settings.schedule and told == protocol and make is not None
     assert inputs["input_ids"].shape[0] == 1 and tokenizer is not None

@@ -1,0 +1,115 @@
+"""What rows answered, beside what they scored: how like the answers without dropping they are, and the scores by the
+benchmarks' own rules.
+
+Likeness needs no right answers, so it shows a change that a score hides: a wrong answer that became another wrong one.
+
+    same    share of answers that are the undropped model's to the letter (blanks at their ends aside)
+    chrF    mean overlap of the n-grams of their characters (Popovic 2015: sacrebleu's sentence score, as a fraction)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from ..statistics import Estimate, interval, replicates
+from ..store.load import clusters_of
+from ..store.samples import LIKELIHOODS
+from .resampling import Draws, mean_draws, run_draws
+from .table_model import Likeness, Row, Table, in_all
+
+# scores beside the main one: other rules and passes of the same answers (pdrop/evaluation/official.py)
+APART = ("circular_accuracy", "single_pass_accuracy", "mme_total_score", "mean_iou")
+
+
+def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None:
+    """Fill in likeness and the scores by other rules, for the finished rows of one model.
+
+    Args:
+        rows: The rows.
+        bases: For each row the number of the one without dropping that it is held against.
+        table: Theirs.
+    """
+    drawn: dict[int, list[Draws]] = defaultdict(list)
+    for task in table.tasks:
+        for base in {number for number in bases if number is not None}:
+            held = [number for number, other in enumerate(bases) if other == base != number]
+            for number, draws in compare_answers(rows[base], [rows[number] for number in held], task):
+                drawn[held[number]].append(draws)
+        for metric in other_rules(rows, task, table.tasks[task].metric):
+            score_by(metric, rows, task)
+    for number, by_task in drawn.items():
+        row = rows[number]
+        each = row.likeness.values()
+        same = estimated(fmean(one.same.value for one in each), mean_draws(by_task))
+        row.likeness_mean = Likeness(same, fmean(one.chrf for one in each), sum(one.n for one in each))
+
+
+def compare_answers(base: Row, rows: Sequence[Row], task: str) -> list[tuple[int, Draws]]:
+    """Hold the rows' answers to a task against the base's.
+
+    Returns:
+        Number of each row that has the same samples as the base, and its share of equal answers under resampling.
+    """
+    if not in_all(base, task) or not (before := answers(base, 0, task)):
+        return []
+    each = [[answers(row, n, task) for n in range(len(row.runs))] if in_all(row, task) else [] for row in rows]
+    held = [number for number, runs in enumerate(each) if runs and all(one.keys() == before.keys() for one in runs)]
+    if not held:
+        return []
+    same = np.array([
+        [fmean(float(one[doc] == text) for one in each[number]) for number in held] for doc, text in before.items()
+    ])  # fmt: skip
+    draws = replicates(task, same, clusters(base, task))
+    for column, number in enumerate(held):
+        alike = fmean(chrf(one[doc], text) for one in each[number] for doc, text in before.items())
+        share = estimated(float(same[:, column].mean()), draws[:, column])
+        rows[number].likeness[task] = Likeness(share, alike, len(before))
+    return [(number, draws[:, column]) for column, number in enumerate(held)]
+
+
+def answers(row: Row, number: int, task: str) -> dict[str, str]:
+    """The answers of one of a row's runs by document, in order; empty where likelihoods were compared."""
+    return {one.doc_id: one.answer.strip() for one in row.runs[number].read(task) if one.answer != LIKELIHOODS}
+
+
+def clusters(row: Row, task: str) -> list[str]:
+    """What each answer is drawn together with."""
+    return clusters_of(row.runs[0].read(task), task)
+
+
+@functools.lru_cache(maxsize=100_000)
+def chrf(answer: str, reference: str) -> float:
+    """Overlap of the n-grams of two texts' characters, 0 to 1."""
+    if answer == reference:
+        return 1.0
+    import sacrebleu
+
+    return float(sacrebleu.sentence_chrf(answer, [reference]).score) / 100
+
+
+def other_rules(rows: Sequence[Row], task: str, main: str) -> list[str]:
+    """The task's metrics beside the main one that are by an official rule, or of another pass, and that any row has."""
+    found = {name: None for row in rows if in_all(row, task) for name in row.runs[0].record.results[task].scores}
+    return [name for name in found if (name.startswith("official_") or name in APART) and name != main]
+
+
+def score_by(metric: str, rows: Sequence[Row], task: str) -> None:
+    """Fill in a further metric of the task, with its interval, for the rows whose records have it."""
+    having = [
+        row for row in rows
+        if in_all(row, task) and all(metric in run.record.results[task].scores for run in row.runs)
+    ]  # fmt: skip
+    drawn = iter(run_draws([run for row in having for run in row.runs], task, metric))
+    for row in having:
+        draws = mean_draws([next(drawn) for _ in row.runs])
+        row.rules[task, metric] = estimated(fmean(run.score(task, metric) for run in row.runs), draws)
+
+
+def estimated(value: float, draws: Draws) -> Estimate:
+    """A value with the interval of its draws."""
+    return Estimate(value) if draws is None else Estimate(value, *interval(draws))

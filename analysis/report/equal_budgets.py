@@ -1,0 +1,102 @@
+"""What tables of equal budgets say, in a sentence each: who keeps how much, who beats chance, who is on the front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..comparison.against_random import is_random
+from ..comparison.table_model import Row, Table
+from ..studies.front_figure import front
+from ..style import method_name, task_names
+from ..tables.text import percent
+
+READING = ("embedded_reading", "embedded_document")  # families that are lost first
+SHOWN = "rivals-front"
+
+
+def matched(table: Table | None, place: str) -> str:
+    """PyramidDrop, FastV and SparseVLM for the same money."""
+    return "" if table is None else f"**At equal budgets.** {averages(table)} {chance(table)} {linked(table, place)}"
+
+
+def rivals(table: Table | None, place: str) -> str:
+    """Every method for the same money: scores, chance, the Pareto front, and what reading costs."""
+    if table is None:
+        return ""
+    parts = (averages(table), chance(table), on_the_front(table), reading(table), linked(table, place))
+    return "**Every method at equal budgets.** " + " ".join(part for part in parts if part)
+
+
+def figure(results: Path, place: str) -> list[str]:
+    """The figure of all methods, where there is one."""
+    if not (results / "figures" / f"{SHOWN}.png").is_file():
+        return []
+    return [f"![Every method at equal budgets, chance, and the Pareto front]({place}/figures/{SHOWN}.png)", ""]
+
+
+def ranked(table: Table) -> list[Row]:
+    """The rows that drop tokens and are no control."""
+    return [row for row in table.rows if row.drops and row.average is not None and not is_random(row)]
+
+
+def averages(table: Table) -> str:
+    """Each budget's methods, the best average first."""
+    rows = ranked(table)
+    none = next((row.average for row in table.rows if not row.drops and row.average is not None), None)
+    told = []
+    for budget in dict.fromkeys(row.budget for row in rows):
+        those = [(row.average.score.value, row) for row in rows if row.budget == budget and row.average is not None]
+        those.sort(key=lambda one: -one[0])
+        told.append(f"at {budget} {', '.join(f'{method_name(row.spec.method)} {percent(v)}' for v, row in those)}")
+    full = f" (none {percent(none.score.value)})" if none else ""
+    questions = sum(table.tasks[name].n for name in table.averaged)
+    return f"Averages in %{full}, {questions} questions: {'; '.join(told)}."
+
+
+def chance(table: Table) -> str:
+    """Which rankings are told from their random twins."""
+    rows = ranked(table)
+    words = {"above": "above chance", "below": "below it", "not distinguishable": "not told from it"}
+    told = []
+    for verdict, said in words.items():
+        names = [f"{method_name(row.spec.method)} ({row.budget})" for row in rows if row.told_from_random == verdict]
+        if names:
+            told.append(f"{said}: {', '.join(names)}")
+    if told:
+        return f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}."
+    single = any(row.told_from_random == "no verdict" for row in rows)
+    return "A single seed of chance stands beside each, so none is judged." if single else ""
+
+
+def on_the_front(table: Table) -> str:
+    """Whom no other one beats at its cost; front points of a table say nothing of who can be told apart."""
+    points = [
+        (row.cost("prefill_flops_ratio") or 0.0, row.average.score.value, row) for row in ranked(table) if row.average
+    ]
+    best = front(points)
+    if not best:
+        return ""
+    named = ", ".join(f"{method_name(row.spec.method)} at {percent(cost)} % of the FLOPs" for cost, _, row in best)
+    return f"On the Pareto front: {named}."
+
+
+def reading(table: Table) -> str:
+    """What is left of the families that read, of PyramidDrop and of who keeps most of them."""
+    names, rows, told = task_names(list(table.tasks)), ranked(table), []
+    for task in READING:
+        none = next((row.cells[task] for row in table.rows if not row.drops and task in row.cells), None)
+        for budget in dict.fromkeys(row.budget for row in rows):
+            having = [row for row in rows if row.budget == budget and task in row.cells]
+            ours = next((row for row in having if row.spec.method == "pyramiddrop"), None)
+            if none is None or ours is None:
+                continue
+            best = max(having, key=lambda row: row.cells[task].score.value)
+            whole, left, most = (percent(one.score.value) for one in (none, ours.cells[task], best.cells[task]))
+            leader = f"(most: {method_name(best.spec.method)}, {most} %)"
+            told.append(f'"{names[task]}" from {whole} to {left} % at {budget} {leader}')
+    return f"PyramidDrop takes {'; '.join(told)}." if told else ""
+
+
+def linked(table: Table, place: str) -> str:
+    """Where the table is."""
+    return f"([{table.name}.md]({place}/tables/{table.name}.md))"

@@ -1,0 +1,147 @@
+"""What a store's runs are doing: done, running, failed, stopped, waiting. An unreadable record hides no other.
+
+A run is running while a process holds its folder (pdrop/store.py): one that was killed hard says "running" in its
+record for ever, and is shown as stopped. Waiting is what a sweep has yet to do, and what an experiment has asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdrop.names import is_name
+from pdrop.pace import duration, speed
+from pdrop.record import RunRecord
+from pdrop.store import holder, reason, state, stored_answers
+
+from .load import AGES, experiments, without
+
+STATES = ("done", "running", "failed", "stopped", "waiting", "unreadable")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one run stands.
+
+    Attributes:
+        state: One of STATES.
+        run: Its id, or its folder where there is no record.
+        what: Its method and schedule, or the overrides that ask for it.
+        detail: What there is to say.
+    """
+
+    state: str
+    run: str
+    what: str
+    detail: str = ""
+
+
+def page(results: Path) -> str:
+    """The store in words: counts, then a line or two for each run that is not done.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+    if not results.is_dir():
+        raise ValueError(f"there is no store {results}: start with python run.py, or name another with --results")
+    found = list(standings(results))
+    counts = [f"{number} {name}" for name in STATES if (number := sum(one.state == name for one in found))]
+    text = [f"{results}: {len(found)} run{'s' * (len(found) != 1)}" + (f": {', '.join(counts)}" if counts else "")]
+    for one in sorted(found, key=lambda one: STATES.index(one.state)):
+        if one.state != "done":
+            text.append(f"{one.state:10s} {one.run:12s}  {one.what}".rstrip())
+            text += [f"{'':10s} {one.detail}"] if one.detail else []
+    if any(one.state in ("failed", "stopped") for one in found):
+        store = "" if str(results) == "results" else f" results={results}"
+        text.append(f"to do again what failed, and go on with what stopped: python run.py retry=failed{store}")
+    return "\n".join(text) + "\n"
+
+
+def standings(results: Path) -> Iterator[Standing]:
+    """How each run stands that the store knows of."""
+    records: dict[str, RunRecord] = {}
+    for path in sorted(results.glob("runs/*/record.json")):
+        try:
+            records[path.parent.name] = RunRecord.read(path.parent)
+        except (ValueError, OSError) as error:
+            yield Standing("unreadable", path.parent.name, "", str(error).replace(f"{path} is ", "record.json is "))
+    done = {without(one.spec, AGES) for one in records.values() if one.status == "done"}
+    for name, record in records.items():
+        one = of_run(results / "runs" / name, record)
+        if one.state in ("failed", "stopped") and without(record.spec, AGES) in done:
+            continue  # made again since, with other code or packages
+        yield one
+    for name, detail in waiting(results).items():
+        if not (results / "runs" / name / "record.json").exists():
+            yield Standing("waiting", name.rpartition("-")[2], *detail)
+
+
+def of_run(folder: Path, record: RunRecord) -> Standing:
+    """How a run with a record stands."""
+    found, spec = state(folder, record.status, record.error), record.spec
+    detail = ""
+    if found == "running":
+        detail = at_work(folder, record)
+    elif found == "failed":
+        detail = reason(record.error)
+    elif found == "stopped":
+        detail = f"killed or interrupted after {answered(stored_answers(folder), record)}"
+    return Standing(found, spec.run_id, f"{spec.model} {spec.method} {spec.schedule or '-'}", detail)
+
+
+def at_work(folder: Path, record: RunRecord) -> str:
+    """Of a run in progress: since when, where, how many questions, how fast."""
+    note, count = holder(folder) or {}, stored_answers(folder)
+    since, before = number(note.get("since")), number(note.get("answered"))
+    parts = []
+    if since is not None:
+        parts.append(f"for {duration(max(0.0, time.time() - since))}")
+    if isinstance(note.get("host"), str):
+        parts.append(f"on {note['host']}")
+    text = f"{' '.join(parts)}, " if parts else ""
+    text += answered(count, record)
+    if since is not None and before is not None and count > before:
+        text += f", {speed((count - before) / max(1e-3, time.time() - since))}"
+    return text
+
+
+def answered(count: int, record: RunRecord) -> str:
+    """A number of answers, and of how many where the run's limit says it."""
+    spec = record.spec
+    whole = "" if spec.limit is None or not spec.tasks else f" of at most {spec.limit * len(spec.tasks)}"
+    return f"{count}{whole} question{'s' * (count != 1 or bool(whole))}"
+
+
+def waiting(results: Path) -> dict[str, tuple[str, str]]:
+    """Folder of a run -> the overrides that ask for it, and who does: sweeps that have not ended, experiments."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in experiments(results):
+        for marker in (results / "experiments" / name).iterdir():
+            if marker.is_file() and is_name(marker.name) and not marker.name.startswith("."):
+                found[marker.name.removesuffix(".json")] = ("", f"asked for by experiment {name}")
+    for path in sorted((results / "sweeps").glob("*.json")):
+        note = sweep(path)
+        alive = holder(path.parent, path.name, path.name) is not None
+        who = f"the sweep on {note.get('host', '?')}" + ("" if alive else " (stopped: the same command goes on)")
+        for folder, words in note["runs"].items():
+            found[str(folder)] = (" ".join(map(str, words)), who)
+    return found
+
+
+def sweep(path: Path) -> Mapping[str, Any]:
+    """What a sweep noted; without runs where that cannot be read."""
+    try:
+        note = json.loads(path.read_text(encoding="utf8"))
+        good = isinstance(note["runs"], dict) and all(isinstance(words, list) for words in note["runs"].values())
+    except (ValueError, KeyError, TypeError, OSError):
+        good = False
+    return note if good else {"runs": {}}
+
+
+def number(value: object) -> float | None:
+    """A number from a file, if it is one."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

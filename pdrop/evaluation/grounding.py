@@ -1,0 +1,158 @@
+"""A box from a sentence: what each family of models is asked, in which frame it answers, and how that is read.
+
+Models are trained on boxes of what they see, not of the picture, and each in its own way; asked or read in another's
+they score nothing (Qwen2.5-VL in lmms-eval's frame: 0 %). So a task gives the sentence, and the family the rest:
+
+    llava          0 to 1 of the square that the tower sees: the padded picture, or its middle (haotian-liu/LLaVA#606,
+                   #822); the sentence of its training data
+    qwen2_5_vl     pixels of the picture as the processor resized it; JSON with bbox_2d (QwenLM/Qwen3-VL#991)
+    qwen3_vl       thousandths of the picture; the same sentence
+    internvl       thousandths, or 0 to 1 where the four add up to less than 4 (InternVL's evaluate_grounding.py)
+
+Every box is brought into pixels of the original picture, cut to it, and held against the true one there: ACC@0.5 (the
+intersection is at least half of the union), mean IoU, and the share of answers in which no box is read. Families whose
+prompt, frame or reading nobody has published are refused. No torch, no lmms-eval.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pdrop.evaluation.answers import Answer, Question
+from pdrop.evaluation.metrics import Metric
+from pdrop.evaluation.official import said
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+TASKS = re.compile(r"refcoco(plus|g)?_rec_\w+")
+PATCH = 14  # pixels of Qwen2.5-VL's patches
+NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
+BRACKETED = re.compile(
+    rf"[\[(]+\s*({NUMBER})\s*,\s*({NUMBER})\s*[)\]]?\s*,\s*[\[(]?\s*({NUMBER})\s*,\s*({NUMBER})\s*[\])]"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of a family are asked for a box, and the frame that they answer in."""
+
+    prompt: str
+    frame: Literal["seen", "resized", "thousandths", "thousandths or shares"]
+
+
+REGION = "Please provide the bounding box coordinate of the region this sentence describes: "
+LOCATE = "Locate {} in this image and output the bbox coordinates in JSON format."
+# by transformers' model_type
+FAMILIES = {
+    "llava": Family(REGION + "{}", "seen"),
+    "qwen2_5_vl": Family(LOCATE, "resized"),
+    "qwen3_vl": Family(LOCATE, "thousandths"),
+    "qwen3_vl_moe": Family(LOCATE, "thousandths"),
+    "internvl": Family(REGION + "<ref>{}</ref>", "thousandths or shares"),
+}
+
+
+def asks_boxes(task: str) -> bool:
+    """Whether a task is answered by a box in the family's frame."""
+    return TASKS.fullmatch(task) is not None
+
+
+def family_of(tasks: Sequence[str], model_type: str) -> str | None:
+    """The family that these tasks are asked in; None if none of them asks for boxes.
+
+    Raises:
+        ValueError: If the model's family has no known prompt, frame and reading of a box.
+    """
+    asking = [task for task in tasks if asks_boxes(task)]
+    if not asking:
+        return None
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"task {asking[0]}: how a {model_type} model is asked for a box, and in which frame it answers, is not "
+            f"known; it is of {', '.join(FAMILIES)}: leave the task out"
+        )
+    return model_type
+
+
+def asked(question: Question, family: str | None) -> Question:
+    """The question in the family's words; others than for boxes stay as they are."""
+    if family is None or not asks_boxes(question.task):
+        return question
+    return replace(question, text=FAMILIES[family].prompt.format(question.text))
+
+
+def read_box(answer: str) -> Box | None:
+    """The first four numbers in brackets, else the first four; None where there are fewer."""
+    if (found := BRACKETED.search(answer)) is not None:
+        numbers = list(map(float, found.groups()))
+    else:
+        numbers = [float(text) for text in re.findall(NUMBER, answer.replace("bbox_2d", ""))][:4]
+    return None if len(numbers) < 4 else (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def in_pixels(box: Box, family: str, answer: Answer, width: int, height: int) -> Box:
+    """An answered box in pixels of the original picture, corners in order and cut to it.
+
+    Args:
+        box: As it was read.
+        family: Whose frame it is in.
+        answer: What the picture was to the model (its layout, its grid of patches).
+        width, height: Of the original picture.
+
+    Raises:
+        ValueError: If what the model saw of the picture is not known.
+    """
+    left, top, across, down = 0.0, 0.0, float(width), float(height)
+    frame = FAMILIES[family].frame
+    if frame == "seen":
+        if not answer.layout:
+            raise ValueError("what the tower saw of the picture is not known: its boxes cannot be read")
+        _, _, _, *seen = answer.layout[0][0]
+        left, top = seen[0] * width, seen[1] * height
+        across, down = (seen[2] - seen[0]) * width, (seen[3] - seen[1]) * height
+    elif frame == "resized":
+        if not isinstance(answer.images, list) or not answer.images:
+            raise ValueError("how the processor resized the picture is not known: its boxes cannot be read")
+        _, rows, columns = answer.images[0]
+        across, down = width / (columns * PATCH), height / (rows * PATCH)
+    elif frame == "thousandths" or sum(box) >= 4:
+        across, down = width / 1000, height / 1000
+    x = sorted(min(max(left + value * across, 0.0), float(width)) for value in box[::2])
+    y = sorted(min(max(top + value * down, 0.0), float(height)) for value in box[1::2])
+    return x[0], y[0], x[1], y[1]
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union; 0 where both are empty."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - both
+    return both / union if union > 0 else 0.0
+
+
+def box_scores(samples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], family: str) -> dict[str, Metric]:
+    """ACC@0.5, mean IoU and unreadable answers of a task.
+
+    Args:
+        samples: As lmms-eval logs them: the document has `bbox` (x, y, width, height in pixels), `width`, `height`.
+        answers: To them.
+        family: That was asked.
+    """
+    overlaps: list[float | None] = []
+    unread: list[float | None] = []
+    for sample, answer in zip(samples, answers):
+        doc, box = sample["doc"], read_box(said(sample))
+        unread.append(float(box is None))
+        x, y, across, down = map(float, doc["bbox"])
+        true = (x, y, x + across, y + down)
+        found = None if box is None else in_pixels(box, family, answer, int(doc["width"]), int(doc["height"]))
+        overlaps.append(0.0 if found is None else iou(found, true))
+    hits: list[float | None] = [float((one or 0.0) >= 0.5) for one in overlaps]
+    named = {"acc_0.5": hits, "mean_iou": overlaps, "unreadable": unread}
+    return {
+        name: Metric(sum(one or 0.0 for one in numbers) / len(numbers), numbers, full=1.0)
+        for name, numbers in named.items()
+    }

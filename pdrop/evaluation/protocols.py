@@ -1,0 +1,81 @@
+"""Whose settings a model is asked with: those of its published numbers, of lmms-eval's own wrapper, of its checkpoint.
+
+A protocol is a file of conf/protocol/: settings by family (a config's model_type), as plain values. One choice sets
+what moves a number before anything is dropped: template and system message, how pictures are prepared and how large
+they may be, how long an answer may get, whose prompts of a task are taken. Each becomes a field of RunSpec under its
+own name; a dial of that name wins. docs/protocols.md says where each value is from. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from pdrop.record import ImageBackend, ImageMode, PromptStyle, canonical_json, check_word
+
+ANY = "*"  # a family's name that stands for all
+
+
+@dataclass(frozen=True)
+class FamilySettings:
+    """What a protocol says of one family; the fields that RunSpec has, too, are documented there.
+
+    Attributes:
+        sampled: How the published answers were drawn, where they were; ours are greedy. None: they were not.
+    """
+
+    prompt: PromptStyle
+    image_mode: ImageMode
+    max_new_tokens: int
+    system: str | None = None
+    image_backend: ImageBackend = "pil"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tiles: int | None = None
+    wrapper: str | None = None
+    lengths: Mapping[str, int] | None = None
+    sampled: str | None = None
+
+    def __post_init__(self) -> None:
+        check_word("prompt", self.prompt, get_args(PromptStyle))
+        check_word("image_mode", self.image_mode, get_args(ImageMode))
+        check_word("image_backend", self.image_backend, get_args(ImageBackend))
+
+
+SETTINGS = tuple(field.name for field in fields(FamilySettings) if field.name not in ("lengths", "sampled"))
+
+
+def of_family(protocol: str, families: Mapping[str, Mapping[str, Any]], family: str, text: str) -> FamilySettings:
+    """A protocol's settings of a family.
+
+    Args:
+        protocol: Its name, for the message.
+        families: Its file.
+        family: model_type of the checkpoint's config.
+        text: model_type of its text model's.
+
+    Raises:
+        ValueError: If the protocol says nothing of this family.
+    """
+    for name in (f"{family}/{text}", family, ANY):
+        if name in families:
+            return FamilySettings(**families[name])
+    known = ", ".join(families)
+    raise ValueError(
+        f"protocol={protocol} says nothing of {family} with {text} ({known}): use protocol=checkpoint, and say what is "
+        "known of its published numbers by model.prompt, model.image_mode, max_new_tokens, ..."
+    )
+
+
+def settle(settings: FamilySettings, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a RunSpec: the protocol's, but for those that a dial sets.
+
+    Args:
+        settings: The protocol's of the family.
+        given: The dials, by the fields' names; None: not set.
+    """
+    found = {name: getattr(settings, name) if given.get(name) is None else given[name] for name in SETTINGS}
+    # whoever says how long answers may be means all tasks
+    lengths = settings.lengths if given.get("max_new_tokens") is None else None
+    return found | {"lengths": canonical_json(dict(lengths)) if lengths else ""}

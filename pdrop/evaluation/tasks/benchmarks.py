@@ -1,0 +1,88 @@
+"""What the task files of this folder refer to: TextVQA with OCR tokens, MMBench-CN without a judge, boxes of RefCOCO.
+
+Scoring is lmms-eval's own code, imported where it is called: by then pdrop.evaluation.lmms has imported lmms-eval and
+undone what that does to the process. What boxes score is not known from a text alone: pdrop/evaluation/grounding.py.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "请直接使用所提供的选项字母作为答案回答。"
+
+
+def picture(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> list[Any]:
+    """The row's picture, as a list of one PIL image."""
+    return [row["image"].convert("RGB")]
+
+
+def textvqa_question(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    """Question, OCR tokens, instruction: the three lines of LLaVA's eval_textvqa.py."""
+    return f"{row['question']}\nReference OCR token: {', '.join(row['ocr_tokens'])}\n{SHORT}"
+
+
+def textvqa_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """VQA accuracy (mean over ten leave-one-out of min(1, matches / 3)), by the code of lmms-eval's task."""
+    from lmms_eval.tasks.textvqa.utils import textvqa_process_results
+
+    return {"exact_match": textvqa_process_results(row, results)["exact_match"]}
+
+
+def mmbench_question(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    """Hint, question and options, a line each, and the instruction in Chinese (LLaVA's --lang cn)."""
+    hint = [] if str(row["hint"]) in ("nan", "None", "") else [str(row["hint"])]
+    options = [f"{letter}. {row[letter]}" for letter in "ABCD" if str(row.get(letter, "nan")) not in ("nan", "None")]
+    return "\n".join([*hint, str(row["question"]), *options, LETTER])
+
+
+def mmbench_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """What MMBench's aggregation needs of a row, by the code of lmms-eval's task."""
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_process_results
+
+    return {"gpt_eval_score": mmbench_process_results(row, results)["gpt_eval_score"]}
+
+
+def mmbench_circular(rows: Sequence[dict[str, Any]]) -> float:
+    """Percentage of questions whose rotations are all right, by lmms-eval's rules without a judge."""
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    return 100 * float(mmbench_evaluator.eval_result(list(rows), eval_method="static")[0])
+
+
+def expressions(dataset: Any) -> Any:
+    """RefCOCO's objects, a row for each of their sentences; pictures are copied as files, never decoded.
+
+    `image_id` is the picture, which several objects share; `width` and `height` are its own, in pixels.
+    """
+    import datasets
+    from PIL import Image
+
+    stored = dataset.cast_column("image", datasets.Image(decode=False))
+    places = [place for place, answers in enumerate(stored["answer"]) for _ in answers]
+    sentences = [sentence for answers in stored["answer"] for sentence in answers]
+    sizes = [Image.open(io.BytesIO(image["bytes"])).size for image in stored["image"]]
+    names = [re.sub(r"_\d+(?=\.\w+$)", "", name) for name in stored["file_name"]]
+    columns = {
+        "sentence": sentences,
+        "image_id": [names[place] for place in places],
+        "width": [sizes[place][0] for place in places],
+        "height": [sizes[place][1] for place in places],
+    }
+    rows = stored.select(places).remove_columns([c for c in ("question_id", "answer") if c in stored.column_names])
+    for name, column in columns.items():
+        rows = rows.add_column(name, column)
+    return rows.cast_column("image", datasets.Image())
+
+
+def expression(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    """The sentence alone: pdrop/evaluation/grounding.py puts it into the prompt of the model's family."""
+    return str(row["sentence"])
+
+
+def box_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Whether four numbers can be read in the answer: 1 where they cannot."""
+    return {"unreadable": float(len(re.findall(r"-?(?:\d+\.?\d*|\.\d+)", results[0])) < 4)}

@@ -1,0 +1,66 @@
+"""How far something is, as plain lines of a log: one every half a minute, where no terminal shows a bar.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+log = logging.getLogger("pdrop")
+
+EVERY = 30.0  # seconds between two lines
+
+
+def on_a_terminal() -> bool:
+    """Whether somebody watches: bars are drawn there alone."""
+    return sys.stderr.isatty()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def speed(rate: float) -> str:
+    """A number per second as a person would say it."""
+    if rate >= 1:
+        return f"{rate:.0f} per s" if rate >= 10 else f"{rate:.1f} per s"
+    return f"{1 / rate:.1f} s each"
+
+
+class Pace:
+    """What is done of something, said every `EVERY` seconds with its rate.
+
+    Args:
+        what: What it is.
+        unit: What it is counted in.
+        done: How much of it was done before.
+    """
+
+    def __init__(self, what: str, unit: str, done: int = 0) -> None:
+        self.what, self.unit = what, unit
+        self._first, self._started = done, time.monotonic()
+        self._said = self._started
+
+    def at(self, done: int, total: int | None = None) -> None:
+        """Say it, if it is time.
+
+        Args:
+            done: How much is done by now.
+            total: Of how much; None: nobody knows.
+        """
+        now = time.monotonic()
+        if now - self._said < EVERY:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._started)
+        text = f"{self.what}: {done}{'' if total is None else f' of {total}'} {self.unit}"
+        if rate > 0:
+            text += f", {speed(rate)}"
+            text += "" if total is None else f", about {duration((total - done) / rate)} left"
+        log.info("%s", text)

@@ -1,0 +1,123 @@
+"""A worker: one process with a device and a model, which answers the batches that it is handed (pdrop/runs/workers.py).
+
+It loads the model and the tasks itself, once each, and reads the pictures of the documents whose numbers it gets.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdrop.evaluation.answers import Answer, Question
+    from pdrop.evaluation.generation import Generator
+    from pdrop.record import Cost
+    from pdrop.runs.settings import Settings
+    from pdrop.shapes import ModelSizes
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the process that hands out has to know about a model that it has not loaded.
+
+    Attributes:
+        sizes: Of its architecture.
+        itemsize: Bytes of a number.
+        machine: The device's name and the threads of a worker, as a record's environment has them.
+    """
+
+    sizes: ModelSizes
+    itemsize: int
+    machine: dict[str, Any]
+
+
+class Worker:
+    """Made as a Ray actor, with a device of its own.
+
+    Args:
+        threads: Of the CPU.
+    """
+
+    def __init__(self, threads: int) -> None:
+        # before torch is imported: what it starts then are as many
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import torch
+
+        torch.set_num_threads(threads)
+        self._run: str | None = None
+        self._generator: Generator | None = None
+        self._tasks: dict[tuple[str, str | None], Any] = {}
+
+    def about(self) -> dict[str, Any]:
+        """Its host, process and device, once it is ready."""
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return {"host": platform.node(), "pid": os.getpid(), "device": device}
+
+    def loaded(self, settings: Settings) -> Loaded:
+        """The sizes of the run's model, which is loaded if it is not yet."""
+        from pdrop.environment import accelerator
+        from pdrop.shapes import ModelSizes
+
+        checkpoint = local(settings).load()
+        sizes = ModelSizes.from_config(checkpoint.model.config)
+        return Loaded(sizes, checkpoint.model.dtype.itemsize, accelerator(local(settings).device))
+
+    def answer(self, settings: Settings, questions: Sequence[Question]) -> list[Answer]:
+        """The answers of a batch, in its order.
+
+        Args:
+            settings: The run's.
+            questions: Without images.
+
+        Raises:
+            QuestionError: If anything goes wrong with a question.
+        """
+        from pdrop.models.attention import sdpa_order
+
+        generator = self._under(local(settings))
+        here = [replace(one, images=functools.partial(self._images, settings, one)) for one in questions]
+        with sdpa_order(settings.spec.sdpa_kernel):
+            return generator.answer(here).answers
+
+    def timed(self, settings: Settings, cost: Cost) -> Cost:
+        """The cost with what this worker measured under the run's timing protocol."""
+        from pdrop.runs import timed
+
+        here = local(settings)
+        if here.timed_alone:
+            self._generator = self._run = None  # its model makes room on the device, and is loaded again when asked
+            timed.time_run(cost, here, None, timed.in_fresh_processes(here))
+        else:
+            timed.time_run(cost, here, here.load())
+        return cost
+
+    def _under(self, settings: Settings) -> Generator:
+        from pdrop.evaluation.generation import Generator
+
+        if self._run != settings.spec.run_id or self._generator is None:
+            checkpoint = settings.load()
+            self._generator = Generator(checkpoint, settings.method, settings.schedule, settings.spec)
+            self._run = settings.spec.run_id
+        return self._generator
+
+    def _images(self, settings: Settings, question: Question) -> Sequence[Any]:
+        from pdrop.evaluation.lmms import load_tasks
+        from pdrop.evaluation.requests import images_of
+
+        place = question.task, settings.spec.wrapper
+        if place not in self._tasks:
+            self._tasks[place] = load_tasks([question.task], settings.task_folders, settings.spec.wrapper)[
+                question.task
+            ]
+        return images_of(self._tasks[place], question.doc_id)
+
+
+def local(settings: Settings) -> Settings:
+    """The settings as this process has them: Ray shows each worker its own device as the first."""
+    return replace(settings, device="cuda") if settings.device.startswith("cuda") else settings

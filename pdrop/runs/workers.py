@@ -1,0 +1,409 @@
+"""Many devices: a run's batches are answered by workers, each a process with a device and the model of its own.
+
+    python run.py -m workers=8 ratio=0.3,0.5,0.7          one node
+    python run.py -m workers=16 workers.address=auto ...  a Ray cluster
+
+Batches are made from the questions alone, so who answers one changes nothing: scores, samples and answers are the
+same to the bit with any number of workers on devices of one kind. This process composes, hands out batches, stores
+answers as they come and scores; workers load the task's pictures themselves (pdrop/runs/worker.py). They stay for the
+whole sweep, and load a model once.
+
+A worker that dies has its batches asked again by others, and is replaced. A batch that three workers died of fails the
+run. What a batch raises (out of memory, a broken picture) fails the run as it does in one process; nothing is ever
+answered another way instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError
+    from pdrop.evaluation.generation import Answered
+    from pdrop.evaluation.progress import Progress
+    from pdrop.record import Cost
+    from pdrop.runs.settings import Settings
+    from pdrop.runs.worker import Loaded
+
+log = logging.getLogger("pdrop")
+
+DEATHS = 3  # of workers, on one batch or while they load, that fail a run
+AHEAD = 2  # batches that a worker has at hand: it never waits for this process
+SILENCE = 60.0  # s without an answer or a new worker, after which it is said what is waited for
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes answer, and what each takes.
+
+    Attributes:
+        count: Workers; 0: this process answers by itself.
+        address: Of a Ray cluster; "auto" finds the one of this machine. None: this machine alone.
+        gpus: Share of a GPU that each takes; None: one on cuda, else none.
+        threads: Of the CPU, for each.
+    """
+
+    count: int = 0
+    address: str | None = None
+    gpus: float | None = None
+    threads: int = 1
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: Naming the dial and what it takes.
+        """
+        if self.count < 0:
+            raise ValueError(f"workers is a whole number from 0 on, not {self.count}")
+        if self.threads < 1:
+            raise ValueError(f"workers.threads is a whole number from 1 on, not {self.threads}")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"workers.gpus is a share of a GPU for each worker, such as 1 or 0.5, not {self.gpus}")
+        if self.address is not None and not self.count:
+            raise ValueError(f"workers.address={self.address} without workers: say how many, workers=8")
+        if self.count and self.gpus not in (None, 0) and self.gpus != int(self.gpus or 0) and self.gpus > 1:
+            raise ValueError(f"workers.gpus is a whole number or a share below 1, not {self.gpus}")
+        if self.count and not ray_is_here():
+            raise ValueError("workers need Ray, which is not installed: pip install 'pdrop[workers]'; or workers=0")
+
+    def share(self, device: str) -> float:
+        """The share of a GPU that a worker takes."""
+        return (1.0 if device.startswith("cuda") else 0.0) if self.gpus is None else self.gpus
+
+
+def ray_is_here() -> bool:
+    """Whether Ray is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("ray") is not None
+
+
+@dataclass(eq=False)
+class Member:
+    """One worker, as this process sees it."""
+
+    number: int
+    actor: Any
+    about: dict[str, Any] | None = None  # host, process, device, once it is there
+    in_flight: deque[int] = field(default_factory=deque)  # batches, the one being answered first
+
+
+class Team:
+    """The workers of this process; made by `team`, and kept until it ends.
+
+    Args:
+        workers: How many, and what each takes.
+        device: Where they compute.
+        kind: What each of them is; None: pdrop.runs.worker.Worker. Others stand in for it where the handing out itself
+            is looked at.
+    """
+
+    def __init__(self, workers: Workers, device: str, kind: type | None = None) -> None:
+        import ray
+
+        from pdrop.runs.worker import Worker
+
+        self.workers, self.device, self.kind, self.started = workers, device, kind or Worker, 0
+        self.members: list[Member] = []
+        self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
+        self.early_deaths = 0  # in a row, before a worker was ready
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self.owns_ray = not ray.is_initialized()  # otherwise it is the caller's
+        if self.owns_ray:
+            options: dict[str, Any] = {"address": workers.address}
+            if workers.address is None:
+                options = {"num_cpus": workers.count * workers.threads}
+            found = ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            if board := getattr(found, "dashboard_url", None):
+                log.info("workers       Ray's dashboard: http://%s", board)
+        for _ in range(workers.count):
+            self.hire()
+
+    def close(self) -> None:
+        """Kill the workers; shut Ray down where this team started it."""
+        import ray
+
+        for member in [*self.members, *self.starting.values()]:
+            ray.kill(member.actor)
+        if self.owns_ray:
+            ray.shutdown()
+
+    def hire(self) -> None:
+        """Start a worker; it comes when there is room for it."""
+        import ray
+
+        share, threads = self.workers.share(self.device), self.workers.threads
+        # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
+        made: Any = ray.remote(self.kind).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
+        member = Member(self.started, made.remote(threads))
+        self.started += 1
+        self.starting[member.actor.about.remote()] = member
+
+    def arrive(self, reference: Any) -> None:
+        """A worker is there, or has died before it was.
+
+        Raises:
+            RuntimeError: If three in a row died.
+        """
+        import ray
+
+        member = self.starting.pop(reference)
+        try:
+            member.about = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self.early_deaths += 1
+            if self.early_deaths >= DEATHS:
+                raise RuntimeError(
+                    f"{DEATHS} workers in a row died before they were ready: {line_of(error)}"
+                ) from error
+            log.warning("worker %d died before it was ready (%s); another one starts", member.number, line_of(error))
+            self.hire()
+            return
+        self.early_deaths = 0
+        self.members.append(member)
+        about = member.about
+        log.debug("worker %d is process %s on %s (%s)", member.number, about["pid"], about["host"], about["device"])
+
+    def lose(self, member: Member, error: BaseException) -> None:
+        """A worker died: another one starts in its place."""
+        log.warning("worker %d died (%s); its batches are asked again", member.number, line_of(error))
+        self.members.remove(member)
+        self.hire()
+
+    def wait(self, references: Sequence[Any] = ()) -> list[Any]:
+        """The references that are there, at least one of them or of the workers that start; the latter arrive."""
+        import ray
+
+        while True:
+            asked = [*references, *self.starting]
+            there, _ = ray.wait(asked, num_returns=1, timeout=SILENCE, fetch_local=False)
+            if there:
+                break
+            log.info("workers       %d are there, %d wait for room", len(self.members), len(self.starting))
+        for reference in [one for one in there if one in self.starting]:
+            self.arrive(reference)
+        return [one for one in there if one in set(references)]
+
+    def one(self) -> Member:
+        """A worker that is there; waits for the first."""
+        while not self.members:
+            self.wait()
+        return self.members[0]
+
+
+_TEAM: list[Team] = []  # the one of this process, once there is one
+
+
+def team(workers: Workers, device: str) -> Team:
+    """The workers of this process, started at the first use; they are let go where others are asked for."""
+    if _TEAM and (_TEAM[0].workers, _TEAM[0].device) == (workers, device):
+        return _TEAM[0]
+    dismiss()
+    _TEAM.append(Team(workers, device))
+    return _TEAM[0]
+
+
+def dismiss() -> None:
+    """Let the workers of this process go, and the Ray that was started for them."""
+    while _TEAM:
+        _TEAM.pop().close()
+
+
+class TeamGenerator:
+    """Answers as pdrop.evaluation.generation.Generator does, by the workers of a team.
+
+    Args:
+        settings: The run's.
+        those: The team; None: this process's, as the settings have it.
+    """
+
+    def __init__(self, settings: Settings, those: Team | None = None) -> None:
+        import ray
+
+        self.team = those or team(settings.workers, settings.device)
+        self.spec, self.settings = settings.spec, ray.put(settings)
+
+    def loaded(self) -> Loaded:
+        """What a worker says about the model that it has loaded."""
+        found: Loaded = self.call("loaded")
+        return found
+
+    def timed(self, cost: Cost) -> Cost:
+        """The cost with its times, measured by one worker while the others do nothing."""
+        found: Cost = self.call("timed", cost)
+        return found
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What one worker returns; another one is asked where it dies.
+
+        Raises:
+            BaseException: What it raised.
+            RuntimeError: If three died of it.
+        """
+        import ray
+
+        for attempt in range(1, DEATHS + 1):
+            member = self.team.one()
+            try:
+                return ray.get(getattr(member.actor, name).remote(self.settings, *arguments))
+            except ray.exceptions.RayTaskError as error:
+                raise cause_of(error) from error
+            except ray.exceptions.RayError as error:
+                self.team.lose(member, error)
+                if attempt == DEATHS:
+                    raise RuntimeError(
+                        f"{DEATHS} workers died while they loaded the model: {line_of(error)}"
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def answer(
+        self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
+    ) -> Answered:
+        """Ask what the store does not hold yet, storing every batch as it comes.
+
+        Raises:
+            QuestionError: If anything goes wrong with a question; it names the task and the documents.
+        """
+        from pdrop.evaluation.generation import Answered, batches, check_arguments
+
+        answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
+        planned = list(batches(questions, self.spec.batch_size))
+        check_arguments(planned, self.spec)
+        known = [all(question.key in answers for question in batch) for batch in planned]
+        work = Work(self, planned, [number for number, done in enumerate(known) if not done])
+        done = sum(len(batch) for batch, found in zip(planned, known) if found)
+        reused = len(answers)
+        if progress is not None and done and planned:
+            progress(planned[0][0].task, done, len(questions))
+        for number, found, by in work.results():
+            batch = planned[number]
+            if store is not None:
+                store.add(((q, a) for q, a in zip(batch, found) if q.key not in answers), by)
+            for question, answer in zip(batch, found):
+                answers.setdefault(question.key, answer)
+            done += len(batch)
+            if progress is not None:
+                progress(batch[0].task, done, len(questions))
+        return Answered([answers[question.key] for question in questions], len(questions) - reused, reused)
+
+
+# a batch's number, its answers, and which worker gave them
+Part = tuple[int, list["Answer"], dict[str, Any]]
+
+
+class Work:
+    """The batches that are to be answered, handed out as workers have room.
+
+    Args:
+        generator: Whose run it is.
+        planned: All batches of the questions.
+        wanted: Numbers of those to ask, in the order to ask them.
+    """
+
+    def __init__(self, generator: TeamGenerator, planned: Sequence[Sequence[Question]], wanted: Sequence[int]) -> None:
+        self.generator, self.team, self.planned = generator, generator.team, planned
+        self.waiting = deque(wanted)
+        self.asked: dict[Any, tuple[Member, int]] = {}  # by the reference that is there when the batch is answered
+        self.deaths: dict[int, int] = defaultdict(int)
+
+    def results(self) -> Iterator[Part]:
+        """The batches with their answers, as they come.
+
+        Raises:
+            QuestionError: If a batch could not be answered, or three workers died of it.
+        """
+        try:
+            while self.waiting or self.asked:
+                self.hand_out()
+                for reference in self.team.wait([*self.asked]):
+                    if (found := self.collect(reference)) is not None:
+                        yield found
+        finally:  # a failure or an interrupt leaves nothing under way that a next run would wait for
+            self.forget()
+
+    def hand_out(self) -> None:
+        """Give batches to the workers that have fewest, until each has some at hand."""
+        while self.waiting and (free := [m for m in self.team.members if len(m.in_flight) < AHEAD]):
+            member, number = min(free, key=lambda m: len(m.in_flight)), self.waiting.popleft()
+            plain = [replace(question, images=elsewhere) for question in self.planned[number]]
+            reference = member.actor.answer.remote(self.generator.settings, plain)
+            member.in_flight.append(number)
+            self.asked[reference] = (member, number)
+
+    def collect(self, reference: Any) -> Part | None:
+        """A batch's answers; None where its worker died, and it waits again."""
+        import ray
+
+        if reference not in self.asked:  # its worker died of another batch meanwhile
+            return None
+        member, number = self.asked[reference]
+        try:
+            answers: list[Answer] = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise cause_of(error) from error
+        except ray.exceptions.RayError as error:
+            self.bury(member, error)
+            return None
+        del self.asked[reference]
+        member.in_flight.remove(number)
+        return number, answers, member.about or {}
+
+    def bury(self, member: Member, error: BaseException) -> None:
+        """Put the batches of a worker that died back in front; the one that it was at may be what killed it.
+
+        Raises:
+            QuestionError: If three died of that one.
+        """
+        suspect, *others = member.in_flight
+        self.deaths[suspect] += 1
+        for reference in [one for one, (whose, _) in self.asked.items() if whose is member]:
+            del self.asked[reference]
+        member.in_flight.clear()
+        self.waiting.extendleft(reversed([suspect, *others]))
+        self.team.lose(member, error)
+        if self.deaths[suspect] >= DEATHS:
+            raise died_of(self.planned[suspect], error)
+
+    def forget(self) -> None:
+        """Cancel what is under way; what has begun ends in its worker, and nobody reads it."""
+        import ray
+
+        for reference, (member, _) in self.asked.items():
+            ray.cancel(reference)
+            member.in_flight.clear()
+        self.asked.clear()
+
+
+def elsewhere() -> list[Any]:
+    """In place of a question's images, which its worker reads itself."""
+    raise RuntimeError("a question that was sent to a worker has its images there")
+
+
+def died_of(batch: Sequence[Question], error: BaseException) -> QuestionError:
+    """The error of a batch on which workers die."""
+    from pdrop.evaluation.answers import QuestionError
+
+    documents = ", ".join(str(question.doc_id) for question in batch)
+    return QuestionError(
+        f"task {batch[0].task}, doc_id {documents}: {DEATHS} workers died of this batch ({line_of(error)}); "
+        "where memory ran out, use a smaller batch_size or fewer workers"
+    )
+
+
+def cause_of(error: Any) -> BaseException:
+    """What a worker raised."""
+    cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
+    return cause
+
+
+def line_of(error: BaseException) -> str:
+    """What Ray says about a death, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

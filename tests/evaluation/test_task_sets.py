@@ -1,0 +1,84 @@
+"""The sets of conf/task_sets/ offline: every task on synthetic data in the real columns, and what is ours of them."""
+
+import pytest
+
+from pdrop.cli.compose import CONF, task_names
+from pdrop.evaluation.lmms import import_lmms_eval, load_tasks
+from pdrop.evaluation.metrics import score_of
+from pdrop.evaluation.task_index import find
+from pdrop.samples import read_samples
+from tests.support.answering import scored
+from tests.support.synthetic_sets import members, write_films, write_set
+
+SETS = ("core", "documents", "grounding", "multi_image", "paper", "video")
+CHEAP = {"core": "scienceqa_img", "documents": "ocrbench", "grounding": "refcoco_rec_testA", "multi_image": "muirbench",
+         "paper": "mmbench_cn_dev_static", "video": "mlvu_dev"}  # fmt: skip
+
+
+def run(name, tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))  # where lmms-eval's video tasks look
+    if name == "video":
+        import_lmms_eval()
+        write_films(tmp_path)
+    own = write_set(tmp_path, tasks)
+    boxes = "llava" if name == "grounding" else None
+    return scored(tmp_path / "run", tasks, own, boxes=boxes)
+
+
+def check(evaluation, folder):
+    for task, result in evaluation.results.items():
+        samples, main = read_samples(folder, task), result.scores[result.main_metric]
+        numbers = [sample["scores"].get(result.main_metric) for sample in samples]
+        assert sum(number is not None for number in numbers) == main.n > 0, task
+        if any(result.main_metric in sample.get("parts", {}) for sample in samples):
+            found = score_of([sample.get("parts", {}).get(result.main_metric) for sample in samples])
+        else:
+            found = sum(number for number in numbers if number is not None) / main.n
+        assert found == pytest.approx(main.value, abs=2e-5 * max(1, main.value)), f"{task}: no interval"
+        assert result.invalid is not None and 0 <= result.invalid <= result.n
+
+
+def test_every_set_is_here_and_names_tasks_that_there_are():
+    there = {path.stem for path in (CONF / "task_sets").glob("*.yaml")} - {"embedded", "none"}
+    assert there == set(SETS)
+    for name in SETS:
+        assert task_names(name) == tuple(members(name))
+    assert len(find(["blink_groups"])["blink_groups"]) == 14
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_task_of_each_set_is_scored_offline(name, tmp_path, monkeypatch):
+    found = run(name, [CHEAP[name]], tmp_path, monkeypatch)
+    check(found, tmp_path / "run")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", SETS)
+def test_every_task_of_a_set_is_scored_offline(name, tmp_path, monkeypatch):
+    found = run(name, members(name), tmp_path, monkeypatch)
+    assert len(found.results) >= len(members(name))
+    check(found, tmp_path / "run")
+
+
+def test_textvqa_has_its_ocr_tokens_and_mmbench_cn_its_circles(tmp_path):
+    names = ["textvqa_val_ocr", "mmbench_cn_dev_static"]
+    own = write_set(tmp_path, names)
+    found = scored(tmp_path / "run", names, own, ["A", "12"]).results
+    asked = read_samples(tmp_path / "run", names[0])[0]["question"]
+    assert asked == (
+        "what does sign 0 say?\nReference OCR token: 12, red\nAnswer the question using a single word or phrase."
+    )
+    chinese = read_samples(tmp_path / "run", names[1])
+    assert chinese[4]["question"].startswith("提示\nWhich letter") and "\nA. choice A\n" in chinese[4]["question"]
+    assert {sample["group"] for sample in chinese} == {"0", "1"}
+    scores = found[names[1]].scores
+    assert scores["circular_accuracy"].value == scores["gpt_eval_score"].value == 0, "one letter is no circle"
+    assert {"single_pass_accuracy", "circular_accuracy"} <= set(scores)
+
+
+def test_a_row_of_refcoco_is_a_sentence(tmp_path):
+    own = write_set(tmp_path, ["refcoco_rec_testB"], count=4)
+    docs = load_tasks(["refcoco_rec_testB"], [own])["refcoco_rec_testB"].eval_docs
+    assert len(docs) == 8 and docs[1]["sentence"] == "the other 0" and docs[1]["width"] == 64
+    assert docs["image_id"] == [f"COCO_train2014_{n // 4:012d}.jpg" for n in range(8)], "objects of a picture share it"
+    assert docs[7]["image"].size == (64, 48) and docs[7]["bbox"] == [8.0, 6.0, 16.0, 24.0]

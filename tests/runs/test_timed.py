@@ -1,0 +1,127 @@
+"""latency=full: fresh processes measure before this one loads anything, and with nothing of it on the device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pdrop import PyramidDrop, pyramid
+from pdrop.cli import compose
+from pdrop.models import source
+from pdrop.models.source import ModelSource
+from pdrop.runs import timed
+from pdrop.runs.run import RunFailed, run
+from pdrop.runs.settings import Settings, scheduled
+from pdrop.runs.worker import Worker
+from pdrop.timing import nvidia
+from pdrop.timing.protocol import TimingProtocol
+from tests.support.saved_checkpoints import LAYERS, save_llava
+
+FULL = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), memory=True, fresh=True, repeats=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_llava(tmp_path / "llava")
+
+
+def settings(folder: Path, results: Path) -> Settings:
+    dials = {"model": "folder", "model.name": "tiny", "model.path": str(folder), "tasks": [], "device": "cpu"}
+    found = compose.settings(dials | {"results": str(results), "method": "none"})
+    return scheduled(replace(found, method=PyramidDrop(), protocol=FULL), pyramid(LAYERS, layers=(2,), ratio=0.5))
+
+
+def test_nothing_is_loaded_here_and_once_in_each_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are stood in for by calls; whose loading is which shows from where it is asked."""
+    loads: list[bool] = []
+    inside: list[bool] = []
+    real = ModelSource.load
+
+    def load(*given: Any) -> Any:
+        loads.append(bool(inside))
+        return real(*given)
+
+    class Here:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def __enter__(self) -> Here:
+            inside.append(True)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            inside.clear()
+
+        def submit(self, function: Any, *given: Any) -> Any:
+            found = function(*given)
+            return type("Future", (), {"result": lambda self: found})()
+
+    monkeypatch.setattr(timed, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(ModelSource, "load", load)
+    record = run(settings(folder, tmp_path / "results"))
+    assert loads == [True, True], "once per process, and never here: there are no questions"
+    cost = record.cost
+    assert cost is not None and cost.timing is not None and cost.prefill_ms is not None
+    assert len(cost.timing["stages"]["prefill"]["ratio"]["values"]) == 4
+    assert cost.timed_prompt is not None and cost.timed_prompt["visual"] == 16 == cost.visual_tokens
+    assert cost.visual_tokens_per_layer == [16.0, 16.0, 8.0, 8.0]
+
+
+def test_a_worker_makes_room_for_fresh_processes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(folder, tmp_path / "results")
+    worker, cost = Worker(1), SimpleNamespace(timing=None, timed_prompt=None)
+    worker._generator, worker._run = object(), given.spec.run_id  # type: ignore[assignment]
+
+    def alone(asked: Settings) -> timed.Alone:
+        assert worker._generator is None and worker._run is None, "the model that it answered with is gone"
+        return timed.Alone({"stages": {}}, {"text": 1.0, "visual": 16.0}, None)
+
+    monkeypatch.setattr(timed, "in_fresh_processes", alone)
+    monkeypatch.setattr(timed, "time_run", lambda *taken: found.extend(taken))
+    found: list[Any] = []
+    assert worker.timed(given, cost) is cost  # type: ignore[arg-type,comparison-overlap]
+    assert found[2] is None and found[3].timed_prompt["visual"] == 16, "nothing is loaded in the worker"
+
+
+def test_what_cannot_be_loaded_is_refused_before_a_record_is_written(folder: Path, tmp_path: Path) -> None:
+    wrong = settings(folder, tmp_path / "results")
+    data = json.loads((folder / "config.json").read_text())
+    data["text_config"]["hidden_size"] = 48
+    (folder / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+        run(wrong)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_gpu_of_one_process_is_said_before_another_is_started(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = replace(settings(folder, tmp_path / "results"), device="cuda")
+    forgotten: list[int] = []
+    monkeypatch.setattr(source, "forget", lambda: forgotten.append(1))
+    monkeypatch.setattr(ModelSource, "check", lambda self, device: None)
+    monkeypatch.setattr("pdrop.environment.accelerator", lambda device: {})
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(nvidia, "exclusive", lambda device: True)
+    used = {"reserved_bytes.all.allocated": 1 << 30}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: used)
+    with pytest.raises(RunFailed, match=r"takes one process at a time.*one run per command"):
+        run(given)
+    assert forgotten, "the model of the run before has been let go"
+    used.clear()
+    timed.leave_the_device("cuda")  # a process that has put nothing there has no context
+    timed.leave_the_device("cpu")
+
+
+def test_other_protocols_are_measured_here(folder: Path, tmp_path: Path) -> None:
+    quick = replace(settings(folder, tmp_path / "results"), protocol=TimingProtocol("quick", pairs=2))
+    assert not quick.timed_alone and quick.timed
+    assert not replace(quick, method=None).timed and not replace(quick, protocol=TimingProtocol("off")).timed
+    assert settings(folder, tmp_path).timed_alone

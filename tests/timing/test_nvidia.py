@@ -1,0 +1,105 @@
+"""What the driver says of a GPU, read without one: clocks, slow-downs, others' memory; and what makes times invalid."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pdrop.record import CLOSE_CONDITIONS, EQUAL_CONDITIONS
+from pdrop.timing import nvidia
+from pdrop.timing.conditions import OTHERS_GIB, OWN_GIB, differences, invalid, sdpa_kernels
+from pdrop.timing.nvidia import ancestors, clocks_at_work, read_clocks, read_others
+
+CUDA = torch.device("cuda:0")
+GPU: dict[str, Any] = dict.fromkeys(EQUAL_CONDITIONS) | {"device": "cuda", "others_gib": 0.0, "clock_mhz": 1980.0}
+# stands in for nvidia-smi: an older driver, which does not know today's name of the reasons
+SMI = """#!/bin/sh
+echo "$@" >> {log}
+case "$*" in
+  *clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2;;
+  *clocks.sm*) echo "1755, 402.50, 61, 0x0000000000000024";;
+  *compute-apps*) printf '%s, 17024\\n{own}, 10240\\n' 1234567;;
+  *compute_mode*) echo "Exclusive_Process";;
+esac
+"""
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name in the path, and what it was asked."""
+    program, log = tmp_path / "nvidia-smi", tmp_path / "asked"
+    program.write_text(SMI.replace("{log}", str(log)).replace("{own}", str(os.getpid())))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(nvidia, "uuid_of", lambda device: "GPU-1")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return log
+
+
+def test_clocks_are_read_while_the_card_works(smi: Path) -> None:
+    worked: list[int] = []
+    found = clocks_at_work(lambda: worked.append(1), CUDA)
+    assert found["clock_mhz"] == 1755 and found["power_w"] == 402.5 and found["temperature_c"] == 61
+    assert found["at_power_limit"] is True and found["slowed"] == ["heat"]
+    assert worked, "an idle card's clock says nothing"
+    asked = smi.read_text()
+    assert "clocks_event_reasons.active" in asked and "clocks_throttle_reasons.active" in asked, "of old drivers, too"
+    assert "--id=GPU-1" in asked
+
+
+def test_memory_of_others_is_not_that_of_this_process_and_its_parents(smi: Path) -> None:
+    assert nvidia.others_gib(CUDA) == pytest.approx(16.62, abs=0.01)
+    assert os.getppid() in ancestors(os.getpid()) and os.getpid() not in ancestors(os.getpid())
+    assert read_others("10, 1024\n11, 2048\n12, 512\n", {10, 12}) == 2.0
+    assert read_others("10, 1024\n", {10}) == 0.0
+    assert read_others("99, 1024\n", {10}) is None, "the ids are those of another namespace: nothing is known"
+    assert read_others("10, [N/A]\n11, [N/A]\n", {10}) is None
+    assert read_others(None, {10}) is None
+    assert nvidia.exclusive(CUDA)
+
+
+def test_what_is_not_told_is_none() -> None:
+    nothing = {"clock_mhz": None, "power_w": None, "temperature_c": None, "at_power_limit": None, "slowed": None}
+    assert read_clocks(None) == read_clocks("") == read_clocks("[N/A], [N/A], [N/A], [N/A]") == nothing
+    assert read_clocks("1980, 88.1, 40, 0x0000000000000001\n")["slowed"] == []
+
+
+def test_a_machine_without_the_program_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nvidia, "uuid_of", lambda device: "GPU-1")
+    assert clocks_at_work(lambda: None, CUDA)["clock_mhz"] is None
+    assert nvidia.others_gib(CUDA) is None and not nvidia.exclusive(CUDA)
+
+
+def test_a_card_that_was_slowed_or_changed_its_clock_gives_no_result() -> None:
+    assert invalid(GPU, GPU | {"clock_mhz": 1900.0}) == []
+    assert invalid(GPU, GPU | {"clock_mhz": 1410.0}) == [
+        "changed while measuring: clock_mhz: 1980 and 1410, more than 5% apart"
+    ]
+    assert invalid(GPU, GPU | {"slowed": ["heat"]}) == ["the GPU was slowed down by heat"]
+    assert differences(GPU, GPU | {"clock_mhz": None}) == [], "an older record noted none"
+    assert CLOSE_CONDITIONS == {"clock_mhz": 0.05}
+
+
+def test_a_process_s_own_context_is_not_taken_for_others() -> None:
+    """Where the driver tells who holds what, only others count; where not, what one process may need is allowed for."""
+    own = {"outside_gib": 3.0}
+    assert invalid(GPU | own, GPU | own) == []
+    assert invalid(GPU | {"others_gib": None} | own, GPU | own) == []
+    much = {"others_gib": None, "outside_gib": OWN_GIB + OTHERS_GIB + 0.5}
+    assert "probably others" in invalid(GPU | much, GPU | much)[0]
+    assert invalid(GPU, GPU | {"others_gib": 30.0}) == ["others hold 30.0 GiB of the GPU"]
+
+
+def test_the_kernels_that_may_be_taken_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pdrop.models.attention import sdpa_order
+
+    with sdpa_order("efficient"):
+        assert sdpa_kernels() == "efficient, math"
+    with sdpa_order("cudnn"):
+        monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+        assert sdpa_kernels() == "cudnn, flash, efficient, math, TORCH_CUDNN_SDPA_DEPRIORITIZED=1"
