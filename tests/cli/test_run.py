@@ -204,6 +204,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.product(9)
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
 def test_wrong_values_get_one_clear_line(command, arguments, words):
     quick = [a for a in QUICK if a.split("=")[0] not in {b.split("=")[0] for b in arguments}]

@@ -53,14 +53,27 @@ RARER = (
     "random_fastv",
     "visionzip_pyramiddrop",
 )
+# whose way (where they look, what they drop by) another method has that is tried
+ALIKE = (
+    "fastervlm",
+    "holov",
+    "vispruner",
+    "scope",
+    "prumerge",
+    "fitprune",
+    "vtw",
+    "v2drop",
+    "uniform",
+    "sparsevlm_plus",
+)
 IN_FRONT = ("divprune", "fastervlm", "vispruner", "scope", "hired", "prumerge", "fitprune", "vtw", "v2drop", "dart")
 ELSEWHERE = [check for check in CHECKS if check.families != "one" and check.made is not behaviour.identity]
 OF_TWINS = [check for check in CHECKS if check.made in (numbers.counts, numbers.seeds, behaviour.alone)]
 
 
 def marked(name: str, dials: tuple[str, ...]) -> Any:
-    """A subject of a test; variants are for the exhaustive run."""
-    rarer = name in RARER or (bool(dials) and (name, dials) != MORE[0] and (name, dials) != MORE[1])
+    """A subject of a test; variants, and all but one of each way, are for the exhaustive run."""
+    rarer = name in (*RARER, *ALIKE) or (bool(dials) and (name, dials) != MORE[0] and (name, dials) != MORE[1])
     return pytest.param(name, dials, id=" ".join([name, *dials]), marks=pytest.mark.exhaustive if rarer else [])
 
 

@@ -180,6 +180,7 @@ def test_closed_form_is_what_torch_counts_through_the_hooks(method: Any, schedul
     assert (flops["ranking"] > 0) == method.ranks_by_attention
 
 
+@pytest.mark.product(1)
 @pytest.mark.parametrize("text", [SEVEN_B, THIRTEEN_B, dict(SEVEN_B, num_key_value_heads=8)])
 def test_closed_form_at_real_shapes_without_weights(text: dict[str, int]) -> None:
     with torch.device("meta"):

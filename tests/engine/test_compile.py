@@ -46,17 +46,19 @@ def compile_layers(model: Any) -> None:
 @pytest.mark.product(1)
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_compiled_layers_give_the_same_without_graph_breaks(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [pytest.param(f, m, id=f"{f}-{type(m).__name__}") for f in ("llava", "qwen3_vl") for m in methods(f)[:2]],
+)
+def test_compiled_layers_give_the_same_without_graph_breaks(family: str, method: Any) -> None:
     plain, model = fresh(family, dtype=torch.float32), fresh(family, dtype=torch.float32)
     compile_layers(model)
-    for method in methods(family)[:2]:
-        for rows in CALLS:
-            batch = batch_of(family, model, rows)
-            with attach(plain, method, HALVES) as want, attach(model, method, HALVES) as got:
-                expected, logits = (each(**batch, use_cache=False).logits for each in (plain, model))
-            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-            assert kept_of(got) == kept_of(want)
+    for rows in CALLS:
+        batch = batch_of(family, model, rows)
+        with attach(plain, method, HALVES) as want, attach(model, method, HALVES) as got:
+            expected, logits = (each(**batch, use_cache=False).logits for each in (plain, model))
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+        assert kept_of(got) == kept_of(want)
     with attach(plain, method, HALVES), attach(model, method, HALVES):
         assert torch.equal(model.generate(**batch, **GREEDY), plain.generate(**batch, **GREEDY))
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
@@ -117,6 +119,7 @@ def test_compiled_layers_train() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.product(1)
 @torch.no_grad()
 @pytest.mark.parametrize("method", methods("llava")[:2], ids=lambda m: type(m).__name__)
 def test_a_static_cache_that_generate_compiles_for_is_right_while_attached(method: Any) -> None:

@@ -3,8 +3,8 @@
 import json
 import os
 import random
+import runpy
 import signal
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from pdrop.models.checkpoint import load
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.store import write_atomically
+from tests.support.processes import begun
 from tests.support.saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import TASKS, picture, with_image_features, write_tasks
@@ -90,9 +91,14 @@ def comparable(evaluation) -> dict:
 # ------------------------------------------------------------------------------------------------ the paper's tasks
 
 
-def test_the_papers_tasks(run, tmp_path):
-    evaluation = run(list(TASKS), limit=7)
-    assert list(evaluation.results) == list(TASKS)
+# of each kind one: pairs scored together, a picture here and there, likelihoods, an answer of ten, a rule of its own
+KINDS = ("mme", "scienceqa_img", "seedbench_ppl", "textvqa_val", "docvqa_val")
+
+
+@pytest.mark.parametrize("names", [pytest.param(tuple(TASKS), marks=pytest.mark.exhaustive, id="all"), KINDS])
+def test_the_papers_tasks(names, run, tmp_path):
+    evaluation = run(list(names), limit=7)
+    assert list(evaluation.results) == list(names)
     for task, result in evaluation.results.items():
         assert result.n == (8 if task == "mme" else 7), "MME's pairs are scored together: 7 would split one"
         assert result.n_total == 8
@@ -265,35 +271,23 @@ def test_a_foreign_answers_file_is_refused(run, tmp_path):
         run(["pope"])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.append("tests")
-from tests.support.specs import spec_of
-from pdrop.models.checkpoint import load
-from pdrop.evaluation.lmms import evaluate
-from pdrop.methods.pyramiddrop import PyramidDrop
-from pdrop.schedule import pyramid
+def killed_in_its_third_batch(checkpoint: str, tasks: Path, folder: Path) -> None:
+    batches = []
 
-checkpoint, tasks, folder, layers = sys.argv[1:]
-batches = []
+    def hook(task, done, total):
+        batches.append(done)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def hook(task, done, total):
-    batches.append(done)
-    if len(batches) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-spec = spec_of(tasks=("gqa", "pope"), batch_size=3, max_new_tokens=4)
-evaluate(load(checkpoint, name="tiny"), PyramidDrop(positions="compact"), pyramid(int(layers)), spec, Path(folder),
-         task_dirs=[tasks], progress=hook)
-"""
+    spec = spec_of(tasks=("gqa", "pope"), batch_size=3, max_new_tokens=4)
+    evaluate(load(checkpoint, name="tiny"), METHOD, SCHEDULE, spec, folder, task_dirs=[tasks], progress=hook)
 
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on(run, checkpoint, tasks, tmp_path):
-    command = [sys.executable, "-c", KILLED, checkpoint.path, str(tasks), str(tmp_path / "killed"), str(LAYERS)]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = begun(killed_in_its_third_batch, tmp_path, [], checkpoint.path, tasks, tmp_path / "killed")
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
     kept = len(stored(tmp_path / "killed"))
     resumed, whole = run(["gqa", "pope"], folder="killed"), run(["gqa", "pope"], folder="whole")
     assert (resumed.asked, resumed.reused) == (16 - kept, kept) and 0 < kept < 16
@@ -470,6 +464,13 @@ def test_samples_about_one_picture_share_its_name(run, tmp_path):
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m"]
 
 
+def module(name: str, site: Path) -> None:
+    """`python -m NAME` with a folder on the import path, also of the processes that it starts."""
+    sys.path.insert(0, str(site))
+    os.environ["PYTHONPATH"] = f"{site}{os.pathsep}{ROOT}"
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], pytest.param(ACCELERATE, marks=pytest.mark.exhaustive, id="two processes")])
 def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher):
@@ -484,25 +485,15 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluation.lmms:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "lmms_eval",
-        "--model",
-        "pdrop",
-        "--model_args",
-        arguments,
-        "--tasks",
-        "pope_here",
-    ]
+    command = [*launcher, "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
     command += ["--include_path", str(own), "--limit", "4", "--batch_size", "2", "--log_samples"]
     command += ["--output_path", str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = begun(module, tmp_path, command, command[0], metadata.parent)
+    done.join()
+    said = (tmp_path / "said.txt").read_text()[-3000:]
+    assert done.exitcode == 0, said
     found = list((tmp_path / "out").rglob("*_results.json"))
-    assert found, done.stdout[-3000:] + done.stderr[-3000:]
+    assert found, said
     scores = json.loads(found[0].read_text())["results"]["pope_here"]
     assert scores["pope_accuracy,none"] == here.scores["pope_accuracy"].value
     lines = [json.loads(x) for path in (tmp_path / "out").rglob("*samples_pope_here.jsonl") for x in path.open()]

@@ -206,6 +206,7 @@ def test_stores_merge_as_it_says(tmp_path, monkeypatch):
     assert "FastV" in table and "PyramidDrop" in table and len(list(read_records(here / "runs"))) == 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_my_model_my_tasks_and_my_method_to_the_letter(tmp_path):
     for name in ("pdrop", "conf", "experiments", "analysis", "run.py"):

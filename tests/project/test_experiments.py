@@ -69,7 +69,7 @@ def test_head_says_what_how_and_how_long(path: Path) -> None:
     assert path.stem in choices("experiments"), "run.py finds it"
 
 
-@pytest.mark.product(4)
+@pytest.mark.product(2)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_job_of_every_command_fits(path: Path) -> None:
     for command in commands(path):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pdrop.embedded.boards import Board
 from pdrop.embedded.documents import Document
@@ -34,6 +33,7 @@ from recipes.embedded.recipe import RECIPE
 from recipes.embedded.stage import TrainingPhase
 from recipes.embedded.train import main, train
 from recipes.embedded.trainer import Trainer
+from tests.support.processes import all_done
 
 STAGES = (
     TrainingPhase(
@@ -242,7 +242,7 @@ def _in_two_processes(recipe: tuple[TrainingPhase, ...], folder: Path) -> list[d
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    mp.spawn(_steps, (recipe, folder, port), nprocs=2)
+    all_done(_steps, (recipe, folder, port), 2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -168,7 +169,7 @@ def of_embedded(protocol: TimingProtocol, method: Method = METHOD) -> Settings:
 
 
 @pytest.mark.slow
-def test_a_fresh_process_measures_the_same_run() -> None:
+def test_a_fresh_process_measures_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), images=2, fresh=True, repeats=1)
     settings = of_embedded(protocol, PyramidDrop())
     alone = in_fresh_processes(settings)
@@ -178,6 +179,8 @@ def test_a_fresh_process_measures_the_same_run() -> None:
     assert "preprocess" in found["stages"]
     assert alone.counted == settings.prompt.under(settings.method, settings.schedule, 12)
     assert alone.timed_prompt == {"text": 14, "visual": 288}
+    forked = multiprocessing.get_context("fork")  # what fails at once needs no fresh imports
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     with pytest.raises(RuntimeError, match=r"failed: .*no such folder"):
         in_fresh_processes(replace(settings, source=replace(settings.source, path="/no/where")))
 

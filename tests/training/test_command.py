@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,9 +27,8 @@ from pdrop.training.start import Start, begin
 from tests.support.command_line import QUICK_TRAINING as QUICK
 from tests.support.command_line import curve
 from tests.support.conversations import captions, records, write_conversations
+from tests.support.processes import all_done, begun
 from tests.support.saved_checkpoints import save_llava, save_llava_next
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def changed(folder: Path, base: Path) -> dict[str, int]:
@@ -148,21 +145,13 @@ def test_lora_trains_adapters_and_the_projector(command, tiny, data) -> None:
 def test_a_killed_training_goes_on_along_the_same_curve(command, tiny, data, tmp_path) -> None:
     arguments = [*QUICK, f"model.path={tiny}", *data, "train=embedded", "train.format=vicuna_v1", "train.steps=24"]
     arguments += ["train.save_steps=4", "train.args.adam_beta2=0.98"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments, "output=killed"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    child = begun(train.main, tmp_path, ["train.py", *arguments, "output=killed"])
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("killed/*/checkpoint-*/complete")):
-        assert child.poll() is None and time.monotonic() < deadline, child.stderr.read().decode()[-2000:]
+        assert child.is_alive() and time.monotonic() < deadline, (tmp_path / "said.txt").read_text()[-2000:]
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stderr.close()
+    child.kill()
+    child.join()
     (killed,) = (tmp_path / "killed").iterdir()
     assert json.loads((killed / "training.json").read_text())["status"] == "running"
     reached = len(curve(killed))
@@ -243,6 +232,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.product(8)
 @pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[r[0][-1] for r in REFUSED])
 def test_what_cannot_be_is_one_line(arguments, says, command, tiny, data) -> None:
     code, said_, _ = command(
@@ -405,7 +395,7 @@ def test_processes_of_torchrun_train_the_same_model(count, kind, command, tiny, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_process, (count, kind, str(tmp_path), port, arguments), nprocs=count)
+    all_done(one_process, (count, kind, str(tmp_path), port, arguments), count)
     weights = load_file(alone / "model/model.safetensors")
     (folder,) = (tmp_path / kind).iterdir()
     record = TrainingRecord.read(folder)

@@ -20,6 +20,7 @@ from pdrop.conformance import oracle
 from pdrop.conformance.families import CORE, fresh
 from pdrop.conformance.prompts import collate, sample
 from tests.support.cases import HALVES, RAGGED, batch_of, kept_of, methods, rule_of
+from tests.support.processes import all_done
 
 # per row of RAGGED: one answer, two, one to a prompt without an image, and none at all after an image
 SPANS: list[list[tuple[int, int]]] = [[(-2, 0)], [(-4, -3), (-2, 0)], [(-2, 0)], []]
@@ -248,4 +249,4 @@ def check_wrapped(family: str, wrap: Any, attached: str, rank: int) -> None:
 def test_ddp_and_fsdp2_in_two_processes(tmp_path: Path) -> None:
     """Different lengths in each process, two families, attached before or after wrapping."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.multiprocessing.spawn(two_process_worker, args=(str(tmp_path),), nprocs=2)
+    all_done(two_process_worker, (str(tmp_path),), 2)
