@@ -71,7 +71,13 @@ def curves(table: Table, study: Study) -> Figure | None:
         axes.set_ylabel(averaged(table))
         handles = keys(study, table.floor)[len(study.layers) :]  # the layers are named beside their curves
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, columnspacing=1.0)
-        name_curves(axes, named_layers(study, study.ranked), named_layers(study, study.blind))
+        others = named_layers(study, study.blind)
+        if study.none is not None and study.none.average is not None:
+            top = 100 * study.none.average.score.value
+            others.append(Named("none", "black", [(0, top), (FULL, top)]))
+            tails = [*named_layers(study, study.ranked), *named_layers(study, study.blind)]
+            others += [Named("", one.colour, [one.points[-1], (FULL, top)]) for one in tails]
+        name_curves(axes, named_layers(study, study.ranked), others)
     return figure
 
 

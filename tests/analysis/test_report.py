@@ -91,8 +91,8 @@ def test_it_loads_nothing_and_nothing_hostile_runs(browser: Browser) -> None:
 def test_tables_sort_and_filter(browser: Browser) -> None:
     browser.evaluate("choose('demo')")
     column = "[...document.querySelectorAll('#tables table')[0].querySelectorAll('tbody tr')]"
-    texts = f"{column}.filter((row) => !row.hidden).map((row) => row.cells[2].textContent)"
-    head = "document.querySelectorAll('#tables table')[0].querySelectorAll('th')[2].querySelector('button')"
+    texts = f"{column}.filter((row) => !row.hidden).map((row) => row.cells[3].textContent)"
+    head = "document.querySelectorAll('#tables table')[0].querySelectorAll('th')[3].querySelector('button')"
     assert browser.evaluate(f"{head}.textContent") == "average"
     for expected in (False, True):  # first click: rising
         browser.evaluate(f"{head}.click()")
