@@ -141,7 +141,7 @@ class Prefill:
     def merged(self) -> list[list[list[MergedToken]]]:
         """Per boundary, per prompt: the tokens that were made there, in their order. Empty where nothing merges."""
         read = iter(read_back(x for ranked in self.ranked for x in ranked.made or ()))
-        boundaries = [
+        boundaries: list[list[list[MergedToken]]] = [
             self._made(ranked, next(read), next(read), next(read)) if ranked.made else [[] for _ in self.visual]
             for ranked in self.ranked
         ]
