@@ -75,7 +75,8 @@ def check(runs: Sequence[Run]) -> None:
     """
     if len(runs) > MOST_RUNS:
         raise ValueError(
-            f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}: choose some with --method NAME or --budget TEXT"
+            f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}: choose some with --method NAME or "
+            "--budget TEXT"
         )
     for run in runs:
         if not run.done:

@@ -175,8 +175,8 @@ def read_images(source: Path | None, image: str | None, what: str, number: int =
     """
     if image is None:
         raise ValueError(
-            f"{what} names no image: give the task's data a column image_id (a name per picture), make the run again with "
-            "force=true, and pass the pictures with --images (a folder of files named so, or a parquet file)"
+            f"{what} names no image: give the task's data a column image_id (a name per picture), make the run again "
+            "with force=true, and pass the pictures with --images (a folder of files named so, or a parquet file)"
         )
     path = source or EMBEDDED
     if path.is_dir():
