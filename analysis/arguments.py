@@ -18,14 +18,6 @@ def own(results: Path) -> Path:
     return Path("results") if shipped or (results.is_dir() and not os.access(results, os.W_OK)) else results
 
 
-def take_latex(command: argparse.ArgumentParser) -> None:
-    """The options of tables in LaTeX."""
-    command.add_argument("--compact", action="store_true", help="LaTeX: five columns")
-    command.add_argument("--columns", default="", metavar="HEADS", help="LaTeX: these columns, with commas")
-    command.add_argument("--caption", default="", metavar="TEXT", help="LaTeX: instead of the one that is made")
-    command.add_argument("--macros", action="store_true", help=r"LaTeX: NAME-macros.tex, \newcommand per number")
-
-
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of `python -m analysis`."""
     as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
@@ -52,7 +44,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
             "--no-times", action="store_true", help="leave times out; several commits may then be mixed"
         )
         if name == "tables":
-            take_latex(command)
+            for_papers(command)
     commands.add_parser("list", parents=[common], help="every run in a line")
     commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
     command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
@@ -86,3 +78,11 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     command.add_argument("task", metavar="TASK")
     commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
     return parser.parse_args(arguments)
+
+
+def for_papers(command: argparse.ArgumentParser) -> None:
+    """The options of LaTeX tables."""
+    command.add_argument("--compact", action="store_true", help="LaTeX: five columns")
+    command.add_argument("--columns", default="", metavar="HEADS", help="LaTeX: these columns, with commas")
+    command.add_argument("--caption", default="", metavar="TEXT", help="LaTeX: instead of the one that is made")
+    command.add_argument("--macros", action="store_true", help=r"LaTeX: NAME-macros.tex, \newcommand per number")

@@ -36,7 +36,7 @@ from pdrop.engine.ranking import cached_keys, cut, view, with_plan
 from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, KeyMask, Past
 from pdrop.engine.study import note
-from pdrop.engine.threads import Running, Threads
+from pdrop.engine.threads import Ended, Running, Threads
 from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
@@ -443,26 +443,3 @@ def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Non
 def without_ids(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """What goes into a layer's attention, without position ids."""
     return args, kwargs | {"position_ids": None}
-
-
-class Ended:
-    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
-
-    def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
-        self.model, self.generating, self.words = modules[0], generating, words
-        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
-
-    def refuse(self, module: nn.Module, args: Any) -> None:
-        """Before a forward of any thread.
-
-        Raises:
-            RuntimeError: If it is one of those.
-        """
-        now, own = callers.running(callers.GENERATE, self.model), threading.get_ident()
-        self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
-        late = self.generating.pop(own, None) is not None
-        if not self.generating:
-            for handle in self.handles:
-                handle.remove()
-        if late:
-            raise RuntimeError(self.words)

@@ -7,10 +7,11 @@ on without dropping, on a cache whose keys were dropped: its next forward is ref
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from torch import nn
 
-from pdrop.engine.callers import FORWARD, running
+from pdrop.engine.callers import FORWARD, GENERATE, running
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.state import Forward
 
@@ -81,3 +82,26 @@ class Threads:
                 self.busy and self.busy & running(FORWARD).keys()
             ):  # a thread that was killed in its forward is not waited for
                 self.change.wait(0.05)
+
+
+class Ended:
+    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
+
+    def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
+        self.model, self.generating, self.words = modules[0], generating, words
+        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
+
+    def refuse(self, module: nn.Module, args: Any) -> None:
+        """Before a forward of any thread.
+
+        Raises:
+            RuntimeError: If it is one of those.
+        """
+        now, own = running(GENERATE, self.model), threading.get_ident()
+        self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}
+        late = self.generating.pop(own, None) is not None
+        if not self.generating:
+            for handle in self.handles:
+                handle.remove()
+        if late:
+            raise RuntimeError(self.words)

@@ -232,5 +232,5 @@ def test_my_model_my_tasks_and_my_method_to_the_letter(tmp_path):
     assert {record.spec.method for record in records if record.status == "done"} == wanted
     assert {record.spec.model for record in records} == {"mine"}
     table = (tmp_path / "results/tables/mine.tex").read_text()
-    assert all(word in table for word in ("FastV", "divprune", "\\toprule"))
+    assert all(word in table for word in ("FastV", "DivPrune", "\\toprule"))
     assert list((tmp_path / "results/figures").glob("mine-tradeoff.*"))
