@@ -69,7 +69,7 @@ def chance(table: Table) -> str:
 
 
 def on_the_front(table: Table) -> str:
-    """Whom no other one beats at its cost; front points of a table say nothing of who can be told apart."""
+    """Whom no other one beats at its cost; a table's front does not say whose scores differ significantly."""
     points = [
         (row.cost("prefill_flops_ratio") or 0.0, row.average.score.value, row) for row in ranked(table) if row.average
     ]

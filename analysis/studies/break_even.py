@@ -67,9 +67,9 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
             raise ValueError(f"these times may not be compared. {differ[0]} ({one.folder}, {other.folder})")
     found = []
     for run in timed:
-        lanes = timing(run)["end_to_end"]
-        lengths = tuple(sorted(map(int, lanes)))
-        ratios = [lanes[str(length)]["ratio"] for length in lengths]
+        times = timing(run)["end_to_end"]
+        lengths = tuple(sorted(map(int, times)))
+        ratios = [times[str(length)]["ratio"] for length in lengths]
         found.append(
             Curve(
                 run,

@@ -2,9 +2,9 @@
 
     NAME-front      one panel per budget, a line per method; and all of them against prefill FLOPs
 
-Drawn where a table holds more methods than curves can be told apart by their lines (tradeoff_figure draws up to that).
+Drawn where a table holds more methods than lines can show distinctly (tradeoff_figure draws up to that).
 Bars are paired 95 % intervals of the difference to dropping nothing, drawn around the score. A method is on the front
-where no other one scores more for as much or less; of two that cannot be told apart, that says nothing.
+where no other one scores more for as much or less; of two that are not distinguishable, that says nothing.
 """
 
 from __future__ import annotations

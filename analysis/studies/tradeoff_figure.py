@@ -190,7 +190,7 @@ def drawable(table: Table, model: str) -> list[Row]:
 
 
 def crowded(rows: Sequence[Row]) -> bool:
-    """Whether there are more methods than lines that can be told apart; front_figure.py draws those."""
+    """Whether there are more methods than lines that can be distinguished; front_figure.py draws those."""
     return len({row.spec.method for row in rows if row.drops} - set(LINES)) > len(SPARE_LINES)
 
 

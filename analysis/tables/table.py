@@ -74,7 +74,7 @@ def grids(table: Table) -> list[Grid]:
         by_task.rows.append([*start_cells, *guesses, Text(percent(table.floor)), *blank * (len(ends) - 1)])
     starts = [[cell.text for cell in row[: len(head)]] for row in sure.rows]
     costs_in_full = cost_grid(table, head, starts)
-    if not table.tasks:  # a ledger scores nothing
+    if not table.tasks:  # nothing was scored
         return [main, costs_in_full]
     by_rule = rule_grid(table, head, starts)
     return [main, by_task, sure, answer_grid(table, head, starts), *([by_rule] if by_rule else []), costs_in_full]

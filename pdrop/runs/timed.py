@@ -60,10 +60,10 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alon
         time_here(cost, settings, checkpoint)
     if cost.timing is None:
         return
-    lane = cost.timing["stages"]["prefill"]
-    cost.prefill_ms, cost.baseline_prefill_ms = as_interval(lane["this"]), as_interval(lane["none"])
+    times = cost.timing["stages"]["prefill"]
+    cost.prefill_ms, cost.baseline_prefill_ms = as_interval(times["this"]), as_interval(times["none"])
     if not cost.timing["invalid"]:  # a table shows no ratio that means nothing, and says why
-        cost.prefill_time_ratio = as_interval(lane["ratio"])
+        cost.prefill_time_ratio = as_interval(times["ratio"])
     for reason in cost.timing["invalid"]:
         log.warning("these times are invalid: %s", reason)
 
@@ -92,9 +92,9 @@ def counts_of(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:
     return timed_prompt.size_of(one, checkpoint.model.config).counts
 
 
-def as_interval(lane: Mapping[str, Any]) -> Interval:
+def as_interval(times: Mapping[str, Any]) -> Interval:
     """The record's interval of one measurement."""
-    return Interval(**{name: value for name, value in lane.items() if name != "p90"})
+    return Interval(**{name: value for name, value in times.items() if name != "p90"})
 
 
 def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float]:

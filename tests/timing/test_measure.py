@@ -53,7 +53,7 @@ def test_an_answer_has_a_fixed_length_and_a_time_for_each_token() -> None:
 
 @pytest.mark.product(2)
 @pytest.mark.parametrize("family", CORE)
-def test_a_cell_has_every_lane(family: str) -> None:
+def test_a_run_has_every_measurement(family: str) -> None:
     model = fresh(family, "sdpa", torch.float32)
     inputs = single(family, sample(family, model, (3, 5, 2)))
     before = [len(module._forward_pre_hooks) for module in model.modules()]
@@ -61,11 +61,11 @@ def test_a_cell_has_every_lane(family: str) -> None:
     found = measure(model, inputs, METHOD, SCHEDULE, protocol, preprocess=lambda: None)
     assert set(found["stages"]) == {"prefill", "decode", "vision", "selection", "preprocess"}
     assert set(found["end_to_end"]) == {"1", "4"}
-    for lane in (found["stages"]["prefill"], found["stages"]["decode"], *found["end_to_end"].values()):
-        this, none, ratio = (lane[side]["values"] for side in ("this", "none", "ratio"))
+    for times in (found["stages"]["prefill"], found["stages"]["decode"], *found["end_to_end"].values()):
+        this, none, ratio = (times[side]["values"] for side in ("this", "none", "ratio"))
         assert len(this) == len(none) == len(ratio) == 3
         assert ratio == pytest.approx([a / b for a, b in zip(this, none)])
-        assert lane["ratio"]["low"] <= lane["ratio"]["median"] <= lane["ratio"]["high"]
+        assert times["ratio"]["low"] <= times["ratio"]["median"] <= times["ratio"]["high"]
     assert found["end_to_end"]["1"] == found["stages"]["prefill"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     layers = found["memory"]["this"]["kv_per_layer"]
