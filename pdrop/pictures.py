@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+LONG_TEXTS = 64 * 2**20  # bytes; a picture's texts are not read here
 FILMS = {"MPEG", "FLI"}  # videos that Pillow knows by their first bytes
 ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}  # films where there is more than one frame; several pages or views are not
 
@@ -57,6 +58,15 @@ def opened(path: Path, whole: bool = True) -> Image.Image:
         if "MAX_TEXT" not in str(error):
             raise
         return Image.open(io.BytesIO(without_texts(path.read_bytes())))
+
+
+def take_long_texts() -> None:
+    """Have Pillow open PNGs with texts of up to 64 MiB in this process; it refuses the whole picture above 1 MiB.
+
+    For pictures that a library decodes (`datasets`), where `opened` is not asked.
+    """
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, LONG_TEXTS)
+    PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, LONG_TEXTS)
 
 
 def without_texts(png: bytes) -> bytes:

@@ -37,6 +37,7 @@ from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, Rules, task_result
 from pdrop.evaluation.task_checks import check_aggregations, check_target
 from pdrop.names import check as check_name
+from pdrop.pictures import take_long_texts
 from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
@@ -331,6 +332,7 @@ def import_lmms_eval() -> Any:
     Raises:
         ValueError: If torchvision was built for another torch.
     """
+    take_long_texts()
     with contained_import():
         from lmms_eval import evaluator
     return evaluator

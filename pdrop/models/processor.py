@@ -35,6 +35,20 @@ def refuse_other_tower(processor: Any, config: Any, what: str) -> None:
         raise ValueError(
             f"{what}: its processor says {said}, its tower needs another: set in processor_config.json {remedy}"
         )
+    side, shown = tower.image_size, shown_side(processor.image_processor)
+    if shown is not None and shown != side:
+        raise ValueError(
+            f"{what}: its processor shows pictures of {shown} pixels a side, its tower takes {side}: set in "
+            f"preprocessor_config.json the crop_size (or the size, where nothing is cropped) to {side}"
+        )
+
+
+def shown_side(image_processor: Any) -> int | None:
+    """The side in pixels of the square pictures (or tiles) that the tower is shown; None where they are none."""
+    cropped = getattr(image_processor, "do_center_crop", False)
+    size = getattr(image_processor, "crop_size" if cropped else "size", None)
+    height, width = (getattr(size, name, None) for name in ("height", "width"))
+    return height if height is not None and height == width else None
 
 
 def json_word(value: Any) -> str:

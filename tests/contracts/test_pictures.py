@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from analysis.overlays.pictures import read_images
 from analysis.report.samples import uri
 from pdrop.evaluation.requests import _images
-from pdrop.pictures import as_shown, check, opened, read
+from pdrop.pictures import as_shown, check, opened, read, take_long_texts
 from pdrop.training.conversations import Conversations
 from pdrop.training.encode import Encoder
 from tests.evaluation.test_frames import video
@@ -141,7 +141,9 @@ def test_files_are_pictures_first_and_videos_last(tmp_path: Path) -> None:
         _images(lambda _: [str(tmp_path / "cut.jpg")], dict)
 
 
-def test_a_png_with_a_large_comment_is_read_without_it(tmp_path: Path) -> None:
+def test_a_png_with_a_large_comment_is_read_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**20)  # as Pillow has it
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 64 * 2**20)
     picture, texts = noise(), PngImagePlugin.PngInfo()
     texts.add_text("story", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
     path = tmp_path / "told.png"
@@ -155,3 +157,7 @@ def test_a_png_with_a_large_comment_is_read_without_it(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{"image": str(path), "conversations": conversation}]))
     record = Conversations(tmp_path / "data.json")[0]
     assert pixels(Encoder._open(record.images[0], record)) == pixels(picture)
+    take_long_texts()  # what `datasets` decodes is opened by Pillow alone
+    with Image.open(path) as whole:
+        whole.load()
+        assert pixels(whole.convert("RGB")) == pixels(picture)

@@ -257,3 +257,12 @@ def test_a_processor_that_counts_other_tokens_than_the_tower_is_refused(copy, ch
     change(copy / "processor_config.json", **changes)
     with pytest.raises(ValueError, match=f"set in processor_config.json {remedy}"):
         load(str(copy), name="x")
+
+
+def test_a_processor_that_shows_other_pictures_than_the_tower_takes_is_refused(copy):
+    path = copy / "processor_config.json"
+    said = json.loads(path.read_text())
+    said["image_processor"]["crop_size"] = {"height": 14, "width": 14}
+    path.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"shows pictures of 14 pixels a side, its tower takes 28: set in .* to 28"):
+        load(str(copy), name="x")
