@@ -42,7 +42,7 @@ demo: $(STAMP) ## Run the first comparison on the embedded model and render its 
 	@$(BIN)/python -m analysis figures demo
 	@echo "== the runs are in results/runs, the table in results/tables/demo.md .csv .tex, the figure in results/figures"
 
-test: $(STAMP) ## Run the tests (no network, no GPU)
+test: $(STAMP) ## Run the tests, of exhaustive products some cases (no network, no GPU; about ten CPU minutes)
 	@echo "== running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not exhaustive and not torture"
 
