@@ -8,27 +8,47 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pdrop.cli import run
+from tests.support.command_line import called
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5"]}
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("joblib"), pytest.param("submitit_local", marks=pytest.mark.exhaustive)]
-)
-def test_a_launcher_does_a_sweep(launcher: str, tmp_path: Path) -> None:
+def words(launcher: str, folder: Path) -> list[str]:
+    """A sweep of two jobs; skips where the launcher is not installed."""
     plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
     if importlib.util.find_spec(plugin) is None:
         pytest.skip(f"{plugin} is not installed: pip install 'pdrop[launchers]'")
-    command = [sys.executable, "run.py", "-m", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
-    command += ["model=llava_1_5_7b", "tasks=none", "latency=off", "ratio=0.4,0.6", f"results={tmp_path / 'results'}"]
-    command += ["experiment=launched", f"hydra.sweep.dir={tmp_path / 'multirun'}"]
+    found = ["-m", f"hydra/launcher={launcher}", "model=llava_1_5_7b", "tasks=none", "latency=off", "ratio=0.4,0.6"]
+    return [*found, f"results={folder / 'results'}", "experiment=launched", f"hydra.sweep.dir={folder / 'multirun'}"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_does_a_sweep_in_processes_of_its_own(launcher: str, tmp_path: Path) -> None:
+    command = [sys.executable, "run.py", *words(launcher, tmp_path), *LAUNCHERS[launcher]]
     environment = os.environ | {"PDROP_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    check(done.stdout, tmp_path)
+
+
+def test_a_launcher_does_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """One job at a time, which joblib does here: a process more would import torch again."""
+    monkeypatch.chdir(tmp_path)
+    given = (*words("joblib", tmp_path), "hydra.launcher.n_jobs=1")
+    code, said = called(run.main, "run.py", given, monkeypatch, capfd)
+    assert code == 0, said
+    check(said, tmp_path)
+
+
+def check(said: str, tmp_path: Path) -> None:
     records = [json.loads(path.read_text()) for path in (tmp_path / "results/runs").glob("*/record.json")]
-    assert [record["status"] for record in records] == ["done", "done"] and "2 done in" in done.stdout
+    assert [record["status"] for record in records] == ["done", "done"] and "2 done in" in said
     noted = list((tmp_path / "results/experiments/launched").iterdir())
     assert len(noted) == 2, "the jobs know their experiment"
