@@ -16,7 +16,11 @@ LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.la
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param("joblib"), pytest.param("submitit_local", marks=pytest.mark.exhaustive)]
+    "launcher",
+    [
+        pytest.param("joblib", marks=pytest.mark.exhaustive),
+        pytest.param("submitit_local", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_launcher_does_a_sweep(launcher: str, tmp_path: Path) -> None:
     plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
