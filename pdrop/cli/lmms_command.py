@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import yaml
 
 from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, default_device, settings_of
+from pdrop.evaluation.answers import Question
 from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
@@ -85,6 +86,14 @@ def __getattr__(name: str) -> Any:
     return command_adapter()
 
 
+def uncut(question: Question) -> Question:
+    """The question without the "\\n\\n" that lmms-eval fills in as an answer's end where a task's file names none; its
+    own models pass over it, too."""
+    if question.arguments.get("until") != ["\n\n"]:
+        return question
+    return replace(question, arguments={name: value for name, value in question.arguments.items() if name != "until"})
+
+
 def command_adapter() -> type:
     """The class that lmms-eval makes for `--model pdrop`, by its model_args."""
 
@@ -95,7 +104,7 @@ def command_adapter() -> type:
 
         def __init__(self, **arguments: Any) -> None:
             generator = from_arguments(**arguments)
-            super().__init__(lambda questions: generator.answer(questions).answers)
+            super().__init__(lambda questions: generator.answer([uncut(one) for one in questions]).answers)
             self.device = generator.model.device
             if many_processes():  # lmms-eval counts and gathers by these
                 self.accelerator = Accelerator()

@@ -153,7 +153,8 @@ class Attachment:
         self.architecture.vlm.__dict__.pop("get_compiled_call", None)
         self.current.clear()
         if generating:
-            Ended(self.hooked, generating, self.threads.words)
+            late = Ended(self.hooked, generating, self.threads.words)
+            late.handles = [one.register_forward_pre_hook(late.refuse, prepend=True) for one in self.hooked]
 
     # ---------------------------------------------------------------- around the model
 

@@ -89,7 +89,7 @@ class Ended:
 
     def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
         self.model, self.generating, self.words = modules[0], generating, words
-        self.handles: list[Any] = [module.register_forward_pre_hook(self.refuse, prepend=True) for module in modules]
+        self.handles: list[Any] = []  # of `refuse`, in front of each of them: pdrop/engine/hooks.py registers it
 
     def refuse(self, module: nn.Module, args: Any) -> None:
         """Before a forward of any thread.

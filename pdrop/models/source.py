@@ -115,11 +115,6 @@ class ModelSource:
             return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
         return self.loadable or not checkpoint.at_hand(self.path, self.revision)
 
-    @property
-    def model_type(self) -> str:
-        """What transformers calls its family."""
-        return str(read_json(self._folder / "config.json", self.path).get("model_type"))
-
     @functools.cached_property
     def sizes(self) -> ModelSizes:
         """From the config alone.

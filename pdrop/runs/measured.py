@@ -70,7 +70,7 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
     prompts: Sequence[Any] = ()
     if spec.tasks:
         folder, own = settings.folder, settings.task_folders
-        boxes = grounding.family_of(spec.tasks, settings.source.model_type)
+        boxes = grounding.family_of(spec.tasks, settings.source.family[0])
         evaluation = evaluate(
             checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True, generator=team, boxes=boxes
         )

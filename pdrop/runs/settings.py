@@ -148,9 +148,9 @@ def resolve(
     )
     spec, published_sampling = asked_with(spec, dials, source)
     sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
-    if source.loadable:
-        grounding.family_of(spec.tasks, source.model_type)
-    else:
+    if spec.tasks and source.loadable:
+        grounding.family_of(spec.tasks, source.family[0])
+    if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
     # where there is but one kernel, or it is the run's own, there is no other to time
     others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -76,11 +77,11 @@ def test_older_records_keep_their_identity_and_read_as_the_checkpoints_protocol(
     from tests.contracts.test_record import record
 
     kept = record()
-    text = kept.to_json()
+    older = json.loads(kept.to_json())
+    del older["checksum"]
     for name in ("protocol", "system", "image_backend", "min_pixels", "max_pixels", "max_tiles", "wrapper", "lengths"):
-        start = text.index(f'"{name}":')
-        text = text[:start] + text[text.index("\n", start) + 1 :].lstrip()
-    read = RunRecord.from_json(text)
+        del older["spec"][name]
+    read = RunRecord.from_json(json.dumps(older))
     assert read.run_id == kept.run_id and read.spec.protocol == "checkpoint"
 
 
