@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all torture walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test: $(STAMP) ## Run the tests, of exhaustive products some cases (no network, 
 
 test-all: $(STAMP) ## Run the exhaustive products of methods, families and backends, too (list: pytest --collect-only -qm exhaustive)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not torture"
+
+parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval: equal token ids, pixels, answers, scores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_protocols.py -k wrapper
 
 torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests

@@ -199,6 +199,8 @@ def reasons(entry: Published, run: Run) -> list[str]:
                 found.append(f"ours: method.{name}={arguments.get(name)}, not {value}")
         if spec.protocol != "official":
             found.append(f"ours: {spec.asked_with}; published numbers are made with protocol=official")
+        elif turned := run.record.environment.get("turned"):
+            found.append(f"ours: {', '.join(turned)} not as the official protocol has it ({spec.asked_with})")
         elif drawn := run.record.environment.get("published_sampling"):
             found.append(f"published answers were sampled ({drawn}), ours are greedy")
     return found

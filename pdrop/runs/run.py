@@ -105,6 +105,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     record.environment, record.command = environment(settings.device), ["run.py", *overrides]
     if settings.published_sampling is not None:
         record.environment["published_sampling"] = settings.published_sampling
+    if settings.turned:
+        record.environment["turned"] = list(settings.turned)
     record.write(folder)
     log.info("running       %s  %s", f"{spec.method:12s} [{spec.schedule or 'nothing dropped'}]", folder)
     started = time.perf_counter()

@@ -55,6 +55,7 @@ class Settings:
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
+        turned: Settings of the protocol that a dial has at another value, for the record.
     """
 
     spec: RunSpec
@@ -69,6 +70,7 @@ class Settings:
     force: bool = False
     workers: Workers = field(default_factory=Workers)
     published_sampling: str | None = None
+    turned: tuple[str, ...] = ()
 
     @property
     def elsewhere(self) -> bool:
@@ -146,7 +148,7 @@ def resolve(
         seed=spec.seed,
         asked=bool(spec.tasks) if asked is None else asked,
     )
-    spec, published_sampling = asked_with(spec, dials, source)
+    spec, published_sampling, turned = asked_with(spec, dials, source)
     sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
     if spec.tasks and source.loadable:
         grounding.family_of(spec.tasks, source.family[0])
@@ -170,6 +172,7 @@ def resolve(
         force=dials["force"],
         workers=Workers(**dials["workers"]),
         published_sampling=published_sampling,
+        turned=turned,
     )
     settings.workers.check()
     if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
@@ -239,9 +242,11 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     return spec
 
 
-def asked_with(spec: RunSpec, dials: Mapping[str, Any], source: ModelSource) -> tuple[RunSpec, str | None]:
-    """The spec with the settings of its protocol for the model's family, but for those that a dial sets; and how
-    published answers were drawn.
+def asked_with(
+    spec: RunSpec, dials: Mapping[str, Any], source: ModelSource
+) -> tuple[RunSpec, str | None, tuple[str, ...]]:
+    """The spec with the settings of its protocol for the model's family, but for those that a dial sets; how published
+    answers were drawn; and which settings a dial has turned.
 
     Raises:
         ValueError: If the protocol says nothing of the family.
@@ -250,7 +255,8 @@ def asked_with(spec: RunSpec, dials: Mapping[str, Any], source: ModelSource) -> 
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
-    return replace(spec, **protocols.settle(found, given)), found.sampled
+    turned = tuple(name for name in protocols.SETTINGS if given[name] not in (None, getattr(found, name)))
+    return replace(spec, **protocols.settle(found, given)), found.sampled, turned
 
 
 def check_words(dials: Mapping[str, Any]) -> None:

@@ -170,6 +170,13 @@ def test_another_protocol_says_why(published: list[Published], tmp_path: Path) -
         and "60 of 12578 samples" in few.reason
         and "published numbers are made with protocol=official" in few.reason
     )
+    store(tmp_path / "turned", {}, n_total=60)
+    (folder,) = (tmp_path / "turned/runs").iterdir()
+    record = RunRecord.read(folder)
+    record.environment["turned"] = ["image_mode"]
+    record.write(folder)
+    (turned,) = verdicts(tmp_path / "turned", published, "1", "GQA")
+    assert turned.verdict == "other protocol" and "image_mode not as the official protocol has it" in turned.reason
     (sum_of_two,) = verdicts(tmp_path, published, "2", "MME", "PDrop, 192 tokens")
     assert sum_of_two.verdict == "not run", "270 tokens are not 192"
 

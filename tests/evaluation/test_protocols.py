@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import types
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -19,10 +21,17 @@ from pdrop.evaluation.prompts import PromptBuilder, first_marks
 from pdrop.evaluation.protocols import FamilySettings, of_family
 from pdrop.models.checkpoint import load
 from pdrop.record import RunRecord, RunSpec
+from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
-from tests.support.saved_checkpoints import save_llava, save_llava_next, save_qwen2_5_vl
+from tests.support.saved_checkpoints import (
+    save_internvl,
+    save_llava,
+    save_llava_next,
+    save_llava_onevision,
+    save_qwen2_5_vl,
+)
 from tests.support.specs import spec_of
-from tests.support.synthetic_tasks import picture, write_tasks
+from tests.support.synthetic_tasks import picture
 
 PROTOCOLS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "protocol").glob("*.yaml")}
 PLAIN = {"tasks": [], "latency": "off", "device": "cpu"}
@@ -53,6 +62,8 @@ def test_a_model_is_asked_as_its_published_numbers_were_made_unless_a_dial_says_
     assert spec("embedded").protocol == "checkpoint" and spec("embedded").max_new_tokens == 16
     turned = spec("llava_1_5_7b", max_new_tokens=64, **{"model.image_mode": "crop"})
     assert (turned.prompt, turned.image_mode) == ("vicuna_v1", "crop")
+    made = settings({**PLAIN, "model": "llava_1_5_7b", "max_new_tokens": 128, "model.image_mode": "crop"})
+    assert made.turned == ("image_mode",), "what is set as it would be anyway is not turned"
     assert turned.answer_tokens("mmbench_en_dev") == turned.answer_tokens("pope") == 64, "who says it means all tasks"
     assert len({spec("llava_1_5_7b", protocol=name).run_id for name in PROTOCOLS}) == 3
 
@@ -123,15 +134,24 @@ def test_numbered_marks_place_pictures() -> None:
 # ------------------------------------------------------------------------------------------------ parity with lmms-eval
 
 
-def llava_hf(folder: Path) -> Any:
-    from lmms_eval.models.chat.llava_hf import LlavaHf
+def wrapper(place: str, **more: Any) -> Callable[[Path], Any]:
+    """Makes a model of lmms-eval's own, by its class's place in lmms_eval.models."""
 
-    return LlavaHf(pretrained=str(folder), device="cpu", device_map="cpu", dtype="float32")
+    def make(folder: Path) -> Any:
+        module, _, name = place.rpartition(".")
+        kind = getattr(importlib.import_module(f"lmms_eval.models.{module}"), name)
+        return kind(pretrained=str(folder), device="cpu", device_map="cpu", **more)
+
+    return make
 
 
-FAMILIES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], dict[str, Any]]] = {
-    "llava": (save_llava, llava_hf, {}),
-    "llava_next": (save_llava_next, llava_hf, {}),
+LLAVA_HF = wrapper("chat.llava_hf.LlavaHf", dtype="float32")
+# how a tiny checkpoint is saved, lmms-eval's model, the name tasks know it by, what it computes in
+FAMILIES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], str, str]] = {
+    "llava": (save_llava, LLAVA_HF, "llava_hf", "float32"),
+    "llava_next": (save_llava_next, LLAVA_HF, "llava_hf", "float32"),
+    "llava_onevision": (save_llava_onevision, LLAVA_HF, "llava_hf", "float32"),
+    "internvl": (save_internvl, wrapper("chat.internvl_hf.InternVLHf"), "internvl_hf", "bfloat16"),
 }
 
 
@@ -165,22 +185,50 @@ def in_order(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(calls, key=lambda call: call["input_ids"].tolist())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def own_task(folder: Path) -> Path:
+    """Pictures of several sizes; no length is set, and the right answer is a word."""
+    folder.mkdir()
+    rows = [
+        {"picture": picture(n, size), "question": f"What is number {n}?", "answer": "yes"}
+        for n, size in enumerate(SIZES)
+    ]
+    datasets.Dataset.from_list(rows).cast_column("picture", datasets.Image()).to_parquet(str(folder / "rows.parquet"))
+    (folder / "looking.py").write_text("def pictures(row):\n    return [row['picture'].convert('RGB')]\n")
+    (folder / "looking.yaml").write_text(
+        yaml.safe_dump({
+            "task": "looking", "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.parquet")}},
+            "doc_to_text": "question", "doc_to_target": "answer",
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }) + "doc_to_visual: !function looking.pictures\n"
+    )  # fmt: skip
+    return folder
+
+
+SIZES = ((40, 28), (28, 28), (90, 30), (20, 64))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("llava", "llava_next") else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in FAMILIES
+    ],
+)
 def test_lmms_evals_own_wrapper_asks_the_same(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_decord: None
 ) -> None:
-    save, wrapper, more = FAMILIES[family]
-    folder, tasks = save(tmp_path / family), write_tasks(tmp_path / "tasks", ["pope"])
+    save, make, name, dtype = FAMILIES[family]
+    folder, tasks = save(tmp_path / family), own_task(tmp_path / "tasks")
     evaluator = import_lmms_eval()
-    theirs = wrapper(folder)
+    theirs = make(folder)
     their_calls = watched(theirs.model, monkeypatch)
-    manager = evaluator.TaskManager(include_defaults=False, include_path=[str(tasks)], model_name="llava_hf")
-    task = evaluator.get_task_dict(["pope"], manager, "chat" if theirs.is_simple is False else "simple")
+    manager = evaluator.TaskManager(include_defaults=False, include_path=[str(tasks)], model_name=name)
+    task = evaluator.get_task_dict(["looking"], manager, "simple" if theirs.is_simple else "chat")
     output = evaluator.simple_evaluate(
         model=theirs,
         tasks=list(task.values()),
         task_manager=object(),
-        limit=6,
         bootstrap_iters=0,
         log_samples=True,
         cli_args=types.SimpleNamespace(
@@ -188,15 +236,18 @@ def test_lmms_evals_own_wrapper_asks_the_same(
         ),
         verbosity="WARNING",
     )
-    checkpoint = load(str(folder), name="tiny")
+    checkpoint = load(str(folder), name="tiny", dtype=dtype)
     our_calls = watched(checkpoint.model, monkeypatch)
-    dials = {"model": "folder", "model.name": "tiny", "model.path": str(folder), "protocol": "lmms_eval", **more}
-    spec = settings({**dials, "tasks": ["pope"], "task_folders": [str(tasks)], "limit": 6, "latency": "off",
-                     "method": "none", "device": "cpu"}).spec  # fmt: skip
+    dials = {"model": "folder", "model.name": "tiny", "model.path": str(folder), "protocol": "lmms_eval"}
+    dials |= {"tasks": ["looking"], "task_folders": [str(tasks)], "latency": "off", "method": "none", "device": "cpu"}
+    spec = settings({**dials, "dtype": dtype}).spec
     ours = evaluate(checkpoint, None, Schedule(), spec, tmp_path / "run", task_dirs=[tasks])
-    assert len(their_calls) == len(our_calls) == 6
+    assert len(their_calls) == len(our_calls) == len(SIZES)
     for one, other in zip(in_order(their_calls), in_order(our_calls), strict=True):
-        assert one["max_new_tokens"] == other["max_new_tokens"]
-        for name in ("input_ids", "pixel_values", "new"):
-            assert torch.equal(one[name], other[name]), name
-    assert output["results"]["pope"]["pope_accuracy,none"] == ours.results["pope"].scores["pope_accuracy"].value
+        assert one["max_new_tokens"] == other["max_new_tokens"] == spec.max_new_tokens
+        for tensor in ("input_ids", "pixel_values", "new"):
+            assert torch.equal(one[tensor].to(other[tensor].dtype), other[tensor]), tensor
+    said = {sample["doc_id"]: sample["filtered_resps"][0] for sample in output["samples"]["looking"]}
+    assert said == {sample["doc_id"]: sample["answer"] for sample in read_samples(tmp_path / "run", "looking")}
+    theirs_scored = output["results"]["looking"]["exact_match,none"]
+    assert theirs_scored == ours.results["looking"].scores["exact_match"].value

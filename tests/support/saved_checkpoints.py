@@ -111,6 +111,66 @@ def save_llava_next(folder: Path) -> Path:
     return _save(transformers.LlavaNextForConditionalGeneration, whole, folder)
 
 
+def save_llava_onevision(folder: Path) -> Path:
+    """LLaVA-OneVision with SigLIP tiles of 28 pixels in grids of up to 2 x 2."""
+    words, grids, size = tokenizer((*SPECIAL, "<video>")), [[28, 56], [56, 28], [56, 56]], {"height": 28, "width": 28}
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    whole = transformers.LlavaOnevisionConfig(
+        text_config=qwen2_text(words),
+        vision_config={"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 7} | tower,
+        image_token_index=3,
+        video_token_index=4,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=grids,
+    )
+    transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grids),
+        tokenizer=words,
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return _save(transformers.LlavaOnevisionForConditionalGeneration, whole, folder)
+
+
+def save_internvl(folder: Path) -> Path:
+    """InternVL with tiles of 28 pixels, 4 tokens each."""
+    words = tokenizer((*SPECIAL[:3], "<IMG_CONTEXT>", "<img>", "</img>", "<video>"))
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    for name, token in {**named, "video_token": "<video>"}.items():
+        for attribute, value in ((name, token), (f"{name}_id", words.convert_tokens_to_ids(token))):
+            setattr(words, attribute, value)
+            words.init_kwargs[attribute] = value
+    size = {"height": 28, "width": 28}
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    whole = transformers.InternVLConfig(
+        text_config=qwen2_text(words),
+        vision_config={"image_size": [28, 28], "patch_size": [7, 7]} | tower,
+        image_token_id=3,
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=12),
+        tokenizer=words,
+        video_processor=transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=TEMPLATE.replace("<image>\n", "<IMG_CONTEXT>\n"),
+    ).save_pretrained(folder)
+    return _save(transformers.InternVLForConditionalGeneration, whole, folder)
+
+
+def qwen2_text(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+    """The small text model as one of Qwen2's kind."""
+    like = config().text_config.to_dict()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names += ("pad_token_id", "bos_token_id", "eos_token_id", "initializer_range")
+    more = {"model_type": "qwen2", "vocab_size": len(words), "max_position_embeddings": 8192}
+    return {name: like[name] for name in names} | more
+
+
 def save_qwen2_5_vl(folder: Path) -> Path:
     """Qwen2.5-VL with patches of 4 pixels, merged 2 x 2."""
     special = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
