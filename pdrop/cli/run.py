@@ -97,6 +97,7 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     """
     # on cores that others use too, OpenMP threads that spin while they wait cost ten times what they compute
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # pandas' helper says how many threads it takes
     if not on_a_terminal():  # a bar there is one line that never ends; what matters is said in lines
         os.environ.setdefault("TQDM_DISABLE", "1")
     sys.argv[1:] = spelled_out(sys.argv[1:])

@@ -102,7 +102,10 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     tidy(settings.results)
     note(settings, overrides)
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    record.environment, record.command = environment(settings.device), ["run.py", *overrides]
+    record.environment, record.command = (
+        environment("cpu" if settings.elsewhere else settings.device),
+        ["run.py", *overrides],
+    )
     if settings.published_sampling is not None:
         record.environment["published_sampling"] = settings.published_sampling
     if settings.turned:

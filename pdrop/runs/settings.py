@@ -6,6 +6,8 @@ name: a new one needs its line there, its value in conf/, and its use. No torch.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
+# families whose pictures (or their tiles) all have one size, and those whose tiles cannot be limited
+OF_ONE_SIZE = {"llava", "llava_next", "llava_next_video", "llava_onevision", "internvl", "video_llava"}
+OF_FIXED_TILES = OF_ONE_SIZE - {"internvl"} | {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 PLAIN = protocols.FamilySettings("chat", "crop", 16)  # of a spec whose model is not known yet
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
@@ -175,8 +180,8 @@ def resolve(
         turned=turned,
     )
     settings.workers.check()
-    if settings.protocol.measures and settings.elsewhere and 0 < settings.workers.share(settings.device) < 1:
-        raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
+    if settings.elsewhere:
+        settings.workers.check_device(settings.device, settings.protocol.measures)
     if method is None or dials["budget"] is None:
         schedule = make_schedule(source.layers)
     else:
@@ -252,11 +257,40 @@ def asked_with(
         ValueError: If the protocol says nothing of the family.
     """
     families, model = dials["families"], dials["model"]
+    check_limits(dials, source)
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
     turned = tuple(name for name in protocols.SETTINGS if given[name] not in (None, getattr(found, name)))
     return replace(spec, **protocols.settle(found, given)), found.sampled, turned
+
+
+def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
+    """Refuse limits of pictures that a family's processor has not, and a model that lmms-eval has not.
+
+    Raises:
+        ValueError: Naming the dial.
+    """
+    least, most, wrapper = dials["min_pixels"], dials["max_pixels"], dials["wrapper"]
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_pixels={least} is more than max_pixels={most}")
+    for limits, families, why in (
+        (("min_pixels", "max_pixels"), OF_ONE_SIZE, "whose pictures, or tiles of them, all have one size"),
+        (("max_tiles",), OF_FIXED_TILES, "whose processor has no limit of tiles to set"),
+    ):
+        for name in limits:
+            if dials[name] is not None and (family := source.family[0]) in families:
+                raise ValueError(f"{name}={dials[name]}: leave it out for models of {family}, {why}")
+    if wrapper is not None and wrapper not in (known := lmms_models()):
+        near = difflib.get_close_matches(wrapper, known, 1)
+        raise ValueError(f"wrapper={wrapper} is no model of lmms-eval" + (f", did you mean {near[0]}?" if near else ""))
+
+
+@functools.cache
+def lmms_models() -> list[str]:
+    """The names of lmms-eval's own models, by their files: importing them takes packages that are not here."""
+    folder = task_index.installed_folder().parent / "models"
+    return sorted({path.stem for kind in ("simple", "chat") for path in (folder / kind).glob("[a-z]*.py")})
 
 
 def check_words(dials: Mapping[str, Any]) -> None:

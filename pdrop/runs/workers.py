@@ -67,10 +67,34 @@ class Workers:
             raise ValueError(f"workers.gpus is a share of a GPU for each worker, such as 1 or 0.5, not {self.gpus}")
         if self.address is not None and not self.count:
             raise ValueError(f"workers.address={self.address} without workers: say how many, workers=8")
-        if self.count and self.gpus not in (None, 0) and self.gpus != int(self.gpus or 0) and self.gpus > 1:
+        if self.gpus is not None and self.gpus > 1 and not float(self.gpus).is_integer():
             raise ValueError(f"workers.gpus is a whole number or a share below 1, not {self.gpus}")
         if self.count and not ray_is_here():
             raise ValueError("workers need Ray, which is not installed: pip install 'pdrop[workers]'; or workers=0")
+
+    def check_device(self, device: str, timed: bool) -> None:
+        """Refuse more cards than there are, and shares that leave a worker without one, or without one to be timed on.
+
+        Args:
+            device: Of the run.
+            timed: Whether something is timed.
+
+        Raises:
+            ValueError: Naming the dial and what it takes.
+        """
+        share = self.share(device)
+        if device.startswith("cuda") and share == 0:
+            raise ValueError("workers.gpus=0 hides every card from the workers: workers.gpus=1, or device=cpu")
+        if timed and 0 < share < 1:
+            raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
+        if share and self.address is None:  # a cluster may have what this machine has not
+            import torch
+
+            if self.count * share > (there := torch.cuda.device_count()):
+                raise ValueError(
+                    f"workers={self.count} take {self.count * share:g} GPUs, and this machine has {there}: fewer "
+                    "workers, workers.gpus=0.5 for two on a card, or device=cpu"
+                )
 
     def share(self, device: str) -> float:
         """The share of a GPU that a worker takes."""
@@ -114,7 +138,6 @@ class Team:
         self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
         self.early_deaths = 0  # in a row, before a worker was ready
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self.owns_ray = not ray.is_initialized()  # otherwise it is the caller's
         if self.owns_ray:
             options: dict[str, Any] = {"address": workers.address}

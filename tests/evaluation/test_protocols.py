@@ -78,6 +78,20 @@ def test_a_family_that_a_protocol_does_not_know_is_refused(tmp_path: Path) -> No
         of_family("official", PROTOCOLS["official"], "fuyu", "persimmon")
 
 
+@pytest.mark.parametrize(
+    ("dials", "told"),
+    [
+        ({"max_pixels": 100}, "max_pixels=100: leave it out for models of llava, whose pictures, or tiles of them"),
+        ({"max_tiles": 3}, "max_tiles=3: leave it out for models of llava, whose processor has no limit of tiles"),
+        ({"model": "qwen2_5_vl_7b", "min_pixels": 900, "max_pixels": 100}, "min_pixels=900 is more than max_pixels"),
+        ({"wrapper": "llava_hff"}, "wrapper=llava_hff is no model of lmms-eval, did you mean llava_hf?"),
+    ],
+)
+def test_limits_and_wrappers_that_are_not_are_refused_before_loading(dials: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told.replace("?", r"\?")):
+        settings({**PLAIN, "model": "llava_1_5_7b", **dials})
+
+
 def test_what_was_sampled_when_it_was_published_is_said() -> None:
     made = settings({**PLAIN, "model": "qwen3_vl_8b"})
     assert "temperature 0.7" in str(made.published_sampling)

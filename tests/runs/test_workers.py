@@ -30,8 +30,6 @@ ray = pytest.importorskip("ray")
 class Echo:
     """A worker without a model: answers with the company that a question was asked in. Some texts kill it, or raise."""
 
-    born: Path | None = None  # a folder that counts those that were made; the first two die before they are ready
-
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
@@ -162,12 +160,23 @@ def test_what_cannot_be_is_refused_before_anything_starts(dials: dict[str, Any],
         settings({"tasks": ["embedded_counting"], "latency": "off", "device": "cpu", **dials})
 
 
+def test_a_worker_on_a_gpu_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"workers.gpus=0 hides every card"):
+        Workers(2, gpus=0).check_device("cuda", timed=False)
+    Workers(2, gpus=0).check_device("cpu", timed=True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    Workers(2, gpus=0.5).check_device("cuda", timed=False)
+    with pytest.raises(ValueError, match=r"workers=2 take 2 GPUs, and this machine has 1: fewer workers"):
+        Workers(2).check_device("cuda", timed=True)
+    Workers(2, address="auto").check_device("cuda", timed=True)
+
+
 def test_who_answers_is_no_part_of_the_identity(plain: Settings) -> None:
     alone = settings({"tasks": ["embedded_counting"], "batch_size": 3, "latency": "off", "device": "cpu"})
     assert alone.spec == plain.spec and (alone.workers.count, plain.workers.count) == (0, 2)
 
 
-def made_with(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunRecord, list[dict[str, Any]]]:
+def made_with(count: int, folder: Path) -> tuple[RunRecord, list[dict[str, Any]]]:
     dials = {"tasks": ["embedded_counting"], "limit": 24, "batch_size": 4, "latency": "off", "device": "cpu"}
     made = settings({**dials, "workers": count, "results": str(folder / str(count))})
     record = run(made)
@@ -179,9 +188,9 @@ def made_with(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
 @pytest.mark.parametrize(
     "count", [2, pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(3, marks=pytest.mark.exhaustive)]
 )
-def test_the_record_is_the_same_to_the_bit(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, samples = made_with(0, tmp_path, monkeypatch)
-    many, theirs = made_with(count, tmp_path, monkeypatch)
+def test_the_record_is_the_same_to_the_bit(count: int, tmp_path: Path) -> None:
+    alone, samples = made_with(0, tmp_path)
+    many, theirs = made_with(count, tmp_path)
     workers.dismiss()
     assert (many.spec, many.results, many.cost, theirs) == (alone.spec, alone.results, alone.cost, samples)
     documents = [int(entry["documents"]["embedded_counting"], 16) for entry in many.environment["answered_by"]]
