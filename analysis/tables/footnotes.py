@@ -74,15 +74,7 @@ def warnings(table: Table) -> list[str]:
             f"UNCOMMITTED CHANGES: {len(dirty)} of {len(done)} runs were made with uncommitted changes; "
             "their commit does not tell which code made them."
         )
-    codes = {run.record.spec.code for run in done}
-    commits = {commit(run) for run in done}
-    if len(codes) > 1:
-        found.append(
-            f"SEVERAL VERSIONS OF THE CODE: {', '.join(sorted(code or 'unknown' for code in codes))}. Right only if "
-            "they differ in a method's own file; which run has which: python -m analysis explain RUN_ID."
-        )
-    if len(commits) > 1 and (len(codes) > 1 or "" in codes):  # one digest of the sources: one code
-        found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; which run has which: python -m analysis list.")
+    found += versions_of(done)
     for run in table.runs:
         if not run.done:
             reason = (run.record.error or "").strip().split("\n")[-1]
@@ -101,6 +93,28 @@ def warnings(table: Table) -> list[str]:
         )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
+    return found
+
+
+def versions_of(done: Sequence[Run]) -> list[str]:
+    """Where runs are by several versions of the code.
+
+    A run's digest counts its method's own file, so methods differ in it by nature: what must be one is the package's
+    sources, and the digest among the runs of a method.
+    """
+    package = {run.record.environment.get("sources") or run.record.spec.code for run in done}
+    commits, told = {commit(run) for run in done}, "which run has which: python -m analysis"
+    found = []
+    if len(package) > 1:
+        versions = ", ".join(sorted(code or "unknown" for code in package))
+        found.append(f"SEVERAL VERSIONS OF THE CODE: {versions}; {told} explain RUN_ID.")
+    else:
+        for method in sorted({run.record.spec.method for run in done}):
+            codes = {run.record.spec.code for run in done if run.record.spec.method == method}
+            if len(codes) > 1:
+                found.append(f"SEVERAL VERSIONS OF {method}: {', '.join(sorted(codes))}; {told} explain RUN_ID.")
+    if len(commits) > 1 and (found or "" in package):  # one digest of the sources: one code
+        found.append(f"SEVERAL COMMITS: {', '.join(sorted(commits))}; {told} list.")
     return found
 
 

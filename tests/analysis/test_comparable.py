@@ -97,6 +97,21 @@ def test_a_method_of_ones_own_has_code_of_its_own(tmp_path: Path) -> None:
     assert "SEVERAL VERSIONS OF THE CODE: own, pdrop" in (tmp_path / "tables" / "demo.md").read_text()
 
 
+def test_methods_of_one_version_raise_no_alarm_and_two_versions_of_one_do(tmp_path: Path) -> None:
+    for method in METHODS:
+        record = make_record(method, 0.5, code=f"with {method}")
+        record.environment["sources"] = "pdrop"
+        put(tmp_path, record)
+    assert main(["tables", "--results", str(tmp_path)]) == 0
+    assert "SEVERAL" not in (tmp_path / "tables" / "demo.md").read_text()
+    newer = later(make_record("fastv", 0.25, code="with fastv, edited"))
+    newer.environment["sources"] = "pdrop"
+    put(tmp_path, newer)
+    assert main(["tables", "--results", str(tmp_path), "--no-times"]) == 0
+    page = (tmp_path / "tables" / "demo.md").read_text()
+    assert "SEVERAL VERSIONS OF fastv: with fastv, with fastv, edited;" in page
+
+
 def test_commits_without_a_change_of_code_are_one(tmp_path: Path) -> None:
     for number, method in enumerate(METHODS):
         record = make_record(method, 0.5, code="same")
