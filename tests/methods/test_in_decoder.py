@@ -22,7 +22,7 @@ from pdrop.methods.pyramiddrop_schedules import pyramiddrop
 from pdrop.runs.calibration import fitprune as fit
 from pdrop.runs.calibration import withdrawal_layer
 from tests.engine.test_vectors import CACHE, LOGITS, SCORES, read_model, single_row
-from tests.support.official import IMAGE, names, read
+from tests.support.official import IMAGE, check_cache, names, read
 
 FIRST = {
     "dart": ["d01", "d11"],
@@ -68,11 +68,7 @@ def forward(case: dict[str, Any], method: Method, schedule: Schedule, ends: Tens
     torch.testing.assert_close(prefill.logits[0, left], arrays["prefill_logits"], rtol=0, atol=LOGITS)
     assert out.sequences[0, -len(arrays["tokens"]) :].tolist() == arrays["tokens"].tolist()
     torch.testing.assert_close(torch.cat(out.logits[1:]), arrays["decode_logits"], rtol=0, atol=LOGITS)
-    layers = out.past_key_values.layers
-    assert [layer.keys.shape[2] for layer in layers] == arrays["cache_len_after_all"].tolist()
-    for kind in ("key", "value"):
-        norms = torch.stack([getattr(layer, f"{kind}s").double().norm() for layer in layers])
-        torch.testing.assert_close(norms, arrays[f"{kind}_cache_l2"], rtol=CACHE, atol=0)
+    check_cache(out.past_key_values, arrays, CACHE)
     return trace
 
 

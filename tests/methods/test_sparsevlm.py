@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from pdrop import Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.engine.trace import Trace
 from tests.engine.test_vectors import CACHE, LOGITS, VECTORS, single_row
+from tests.support.official import check_cache
 
 MERGED_STATES = 1e-4
 
@@ -78,11 +79,7 @@ def check_decoding(case: dict[str, Any], out: Any) -> None:
     arrays, steps = case["arrays"], case["decode_steps"]
     assert out.sequences[0, -steps - 1 :].tolist() == arrays["tokens"].tolist()
     torch.testing.assert_close(torch.cat(out.logits[1:]), arrays["decode_logits"], rtol=0, atol=LOGITS)
-    layers = out.past_key_values.layers
-    assert [layer.keys.shape[2] for layer in layers] == arrays["cache_len_after_all"].tolist()
-    for kind in ("key", "value"):
-        norms = torch.stack([getattr(layer, f"{kind}s").double().norm() for layer in layers])
-        torch.testing.assert_close(norms, arrays[f"{kind}_cache_l2"], rtol=CACHE, atol=0)
+    check_cache(out.past_key_values, arrays, CACHE)
 
 
 @torch.no_grad()

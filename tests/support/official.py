@@ -163,3 +163,11 @@ class Says:
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
         """That text."""
         return [self.text for _ in rows]
+
+
+def check_cache(cache: Any, arrays: dict[str, Tensor], rtol: float) -> None:
+    """Hold each layer's rows and the norms of its keys and values against what the official program caches."""
+    assert [layer.keys.shape[2] for layer in cache.layers] == arrays["cache_len_after_all"].tolist()
+    for kind in ("key", "value"):
+        norms = torch.stack([getattr(layer, f"{kind}s").double().norm() for layer in cache.layers])
+        torch.testing.assert_close(norms, arrays[f"{kind}_cache_l2"], rtol=rtol, atol=0)

@@ -22,7 +22,7 @@ from PIL import Image
 from pdrop.cli.compose import CONF
 from pdrop.evaluation import task_index
 from pdrop.evaluation.generation_arguments import read_config
-from tests.support.synthetic_tasks import LETTERS, TASKS, picture
+from tests.support.synthetic_tasks import LETTERS, TASKS, on_documents, picture
 
 SIZE = (64, 48)  # of RefCOCO's pictures
 Row = dict[str, Any]
@@ -148,32 +148,21 @@ def write_set(folder: Path, names: list[str], count: int = 8) -> Path:
         configs = {path: read_config(Path(path)) for path in found}
         alone = {path: config for path, config in configs.items() if isinstance(config.get("task"), str)}
         for path, config in alone.items():
-            write_member(folder, tasks, config, path, count)
+            write_member(tasks, config, path, count)
         if len(alone) < len(configs):  # a group's file of its own: its members are these
             listed = {"group": name, "task": [config["task"] for config in alone.values()]}
             (tasks / f"{name}.yaml").write_text(yaml.safe_dump(listed))
     return tasks
 
 
-def write_member(folder: Path, tasks: Path, config: Row, path: str, count: int) -> None:
+def write_member(tasks: Path, config: Row, path: str, count: int) -> None:
     """One task of a set."""
     name, split = config["task"], config.get("test_split") or config["validation_split"]
     row = ROWS[max((start for start in ROWS if name.startswith(start)), key=len)]
     rows = [row(i) for i in range(count)]
     if name == "gqa":  # its own process_docs goes to the Hub for the pictures: give them with the questions
         rows = [one | {"image": picture(int(one["imageId"][1:]))} for one in rows]
-    data = folder / f"{name}.parquet"
-    typed(rows).to_parquet(data)
-    task: Row = {
-        "include": path,
-        "task": name,
-        "dataset_path": "parquet",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(data)}},
-    }
-    if name == "gqa":
-        task["process_docs"] = None
-    (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    on_documents(tasks, name, path, split, typed(rows))
 
 
 def typed(rows: list[Row]) -> datasets.Dataset:

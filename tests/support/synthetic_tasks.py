@@ -232,19 +232,32 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     tasks = folder / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)
     source, split, _ = TASKS[name]
-    data = folder / f"{name}.parquet"
-    with_image_features(rows).to_parquet(data)
-    task = {
-        "include": str(builtin / source),
+    on_documents(tasks, name, str(builtin / source), split, with_image_features(rows))
+    return tasks
+
+
+def on_documents(tasks: Path, name: str, source: str, split: str, documents: datasets.Dataset) -> None:
+    """lmms-eval's own task on other documents, which lie beside its folder.
+
+    Args:
+        tasks: Where its YAML goes.
+        name: The task's.
+        source: lmms-eval's YAML.
+        split: That it evaluates.
+        documents: In the columns of the real ones.
+    """
+    data = tasks.parent / f"{name}.parquet"
+    documents.to_parquet(data)
+    task: dict[str, Any] = {
+        "include": source,
         "task": name,
         "dataset_path": "parquet",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(data)}},
     }
-    if name == "gqa":
+    if name == "gqa":  # its own process_docs goes to the Hub for the pictures
         task["process_docs"] = None
     (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
-    return tasks
 
 
 def with_image_features(rows: list[dict[str, Any]]) -> datasets.Dataset:
