@@ -58,7 +58,7 @@ def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
     """The files that a file imports, anywhere in it: of the package, and, if it is not of it, of its own package."""
     inside = package in path.parents
     root = package.parent if inside else _root(path)
-    found = set()
+    found: set[Path] = set()
     for name in _modules(path, root):
         if name.split(".")[0] == package.name:
             found |= _files_of(name, package.parent)
