@@ -17,8 +17,8 @@ Image placing:
 
 Image backend:
     pil, torchvision    what the checkpoint's image processor computes with
-    qwen_vl_utils       Pillow resizes to whole tokens first, 4 to 16384 of them, as that package does before a processor
-                        sees a picture; then torchvision
+    qwen_vl_utils       Pillow resizes to whole tokens first, 4 to 16384 of them, as that package does before a
+                        processor sees a picture; then torchvision
 
 Besides: a system message, and how many pixels or tiles a picture has at most and at least. All are recorded with every
 run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing here knows of tasks or of dropping.
