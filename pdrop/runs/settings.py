@@ -261,8 +261,12 @@ def asked_with(
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
-    turned = tuple(name for name in protocols.SETTINGS if given[name] not in (None, getattr(found, name)))
-    return replace(spec, **protocols.settle(found, given)), found.sampled, turned
+    settled = protocols.settle(found, given)
+    plain = protocols.settle(found, {})
+    turned = [name for name in protocols.SETTINGS if settled[name] != plain[name]]
+    if settled["lengths"] != plain["lengths"] and "max_new_tokens" not in turned:
+        turned.append("max_new_tokens")  # for the tasks that the protocol has lengths for
+    return replace(spec, **settled), found.sampled, tuple(turned)
 
 
 def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
@@ -281,7 +285,11 @@ def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
         for name in limits:
             if dials[name] is not None and (family := source.family[0]) in families:
                 raise ValueError(f"{name}={dials[name]}: leave it out for models of {family}, {why}")
-    if wrapper is not None and wrapper not in (known := lmms_models()):
+    if dials["image_backend"] == "qwen_vl_utils" and (family := source.family[0]) in OF_ONE_SIZE:
+        raise ValueError(
+            f"image_backend=qwen_vl_utils: models of {family} take pictures, or tiles of them, of one size"
+        )
+    if wrapper not in (None, protocols.NOTHING) and wrapper not in (known := lmms_models()):
         near = difflib.get_close_matches(wrapper, known, 1)
         raise ValueError(f"wrapper={wrapper} is no model of lmms-eval" + (f", did you mean {near[0]}?" if near else ""))
 
