@@ -79,6 +79,7 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
     ("given", "told"),
     [
         (["ratio=0.3,0.5"], "sweep over them with -m"),
+        (["method=none,fastv"], "sweep over them with -m\n"),  # a method is one: no list is offered
         (["twin=5"], "twin is true or false, not 5"),
         (["-m", "force=0,1"], "force is true or false, not 0"),
         (["-m", "ratio=0.3,0.5", "twin=false,true", "plan=true"], None),
