@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pdrop import names
+from pdrop import leases, names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
 from pdrop.identity import code_digest
@@ -59,6 +59,7 @@ class Settings:
         experiment: Which one asks for the run.
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
+        locks: How a run is held while it is done, one of pdrop.leases.KINDS.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
         turned: Settings of the protocol that a dial has at another value, for the record.
     """
@@ -74,6 +75,7 @@ class Settings:
     experiment: str | None = None
     force: bool = False
     workers: Workers = field(default_factory=Workers)
+    locks: str = "auto"
     published_sampling: str | None = None
     turned: tuple[str, ...] = ()
 
@@ -176,6 +178,7 @@ def resolve(
         experiment=dials["experiment"],
         force=dials["force"],
         workers=Workers(**dials["workers"]),
+        locks=dials["locks"],
         published_sampling=published_sampling,
         turned=turned,
     )
@@ -241,6 +244,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
         names.check("experiment", dials["experiment"])
     if not str(dials["results"]).strip():
         raise ValueError("results is the folder of the store; it is empty here")
+    if dials["locks"] not in leases.KINDS:
+        raise ValueError(f"locks is {' | '.join(leases.KINDS)}, not {dials['locks']!r}")
     checkpoint.check_weights(spec.weights)
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
