@@ -100,6 +100,12 @@ class PromptBuilder:
             ValueError: If the checkpoint's processor lacks what it asks for.
         """
         processor, resized = checkpoint.processor, spec.image_backend == "qwen_vl_utils"
+        own = str(processor.chat_template or processor.tokenizer.chat_template or "USER")
+        if spec.protocol == "official" and spec.prompt == "vicuna_v1" and "USER" not in own:
+            raise ValueError(
+                f"{checkpoint.path}: protocol=official asks this family by vicuna_v1, but the checkpoint's own "
+                "template is another: its text model is no Vicuna. Use protocol=checkpoint, or model.prompt=chat"
+            )
         limits = {name: getattr(spec, name) for name in ("min_pixels", "max_pixels", "max_tiles")}
         if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
