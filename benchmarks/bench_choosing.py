@@ -4,8 +4,8 @@
 
 The shape of benchmarks/bench.py: a random LLaVA of 32 layers, width 512, float32, one thread, 576 visual tokens and 60
 of text. Its tower has CLIP-L's 24 x 24 patches, an eighth of its width as the decoder has an eighth of LLaVA-1.5-7B's,
-and three layers, of which methods look at one or two. In turns: a prefill of the decoder alone, and one under each method
-and under its random twin, whose own hooks are timed.
+and three layers, of which methods look at one or two. In turns: a prefill of the decoder alone, and one under each
+method and under its random twin, whose own hooks are timed.
 
     hooks       CPU time inside the attached hooks (reading the prompt, ranking, merging, gathering, masks) / that of an
                 unpruned prefill of the decoder, median of the rounds
@@ -137,14 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     own, seven = ModelSizes.from_config(model.config), ModelSizes.from_config(shipped.read("llava_1_5_7b"))
     say(f"\n{interval(whole, 's').median * 1000:.0f} ms of CPU an unpruned prefill, {options.rounds} rounds")
     say(" " * 24 + "hooks    twin   choosing        FLOPs   of LLaVA-1.5-7B")
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for row in rows:
         pairs = [a - b for a, b in zip(spent[row.name], by_lot[row.name])]
         hooked, twin, choosing = (interval(values, "share") for values in (spent[row.name], by_lot[row.name], pairs))
         flops, of_seven = row.flops(own, 0), row.flops(seven, 1)
-        table[row.name] = {"method": repr(row.method), "schedule": str(row.schedule), "hooks": asdict(hooked)}
-        table[row.name] |= {"twin": asdict(twin), "choosing": asdict(choosing)}
-        table[row.name] |= {"flops": flops, "flops_llava_1_5_7b": of_seven}
+        timed = {"hooks": asdict(hooked), "twin": asdict(twin), "choosing": asdict(choosing)}
+        counted = {"flops": flops, "flops_llava_1_5_7b": of_seven}
+        table[row.name] = {"method": repr(row.method), "schedule": str(row.schedule), **timed, **counted}
         say(
             f"{row.name:22}{100 * hooked.median:6.2f}%{100 * twin.median:7.2f}%{100 * choosing.median:8.2f}% "
             f"±{50 * choosing.iqr:.2f}{100 * flops:9.2f}%{100 * of_seven:9.2f}%"
