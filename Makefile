@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity torture torture-workers walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture torture-workers walk check docs wheel release-check bench bench-choosing bench-training training-study tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -81,6 +81,10 @@ release-check: check docs wheel ## What a release checks beside make test: see d
 
 bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench
+	@$(BIN)/python -m analysis bench
+
+bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 5 minutes on one core)
+	@$(BIN)/python -m benchmarks.bench_choosing
 	@$(BIN)/python -m analysis bench
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
