@@ -173,11 +173,13 @@ def test_the_pretended_device_sees_what_it_is_there_for(monkeypatch: pytest.Monk
             lambda: on_device([2, 2, 2], device),
             lambda: x[torch.tensor([0, 1])],
             lambda: bool((x > 1).any()),
+            lambda: x[x.argmax()],
+            lambda: x.index_select(0, x.argmax(0, keepdim=True)),
         ):
             made = make()
             assert isinstance(made, bool) or made.device == device
             waits.append(seen.waits["model"] + seen.waits["own"])
-        assert [after - before for before, after in zip(waits, waits[1:])] == [1, 1, 0, 0, 1, 1]
+        assert [after - before for before, after in zip(waits, waits[1:])] == [1, 1, 0, 0, 1, 1, 1, 0]
         assert not seen.mixed
         launched = seen.launches["model"]
         torch.add(x, x)
