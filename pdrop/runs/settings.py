@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop import names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
+from pdrop.evaluation.prefetch import Preparation
 from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
@@ -59,6 +60,7 @@ class Settings:
         experiment: Which one asks for the run.
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
+        preparation: How prompts come to the model; no part of the identity either.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
         turned: Settings of the protocol that a dial has at another value, for the record.
     """
@@ -74,6 +76,7 @@ class Settings:
     experiment: str | None = None
     force: bool = False
     workers: Workers = field(default_factory=Workers)
+    preparation: Preparation = field(default_factory=Preparation)
     published_sampling: str | None = None
     turned: tuple[str, ...] = ()
 
@@ -176,10 +179,12 @@ def resolve(
         experiment=dials["experiment"],
         force=dials["force"],
         workers=Workers(**dials["workers"]),
+        preparation=Preparation(dials["prefetch"], dials["picture_cache"]),
         published_sampling=published_sampling,
         turned=turned,
     )
     settings.workers.check()
+    settings.preparation.check()
     if settings.elsewhere:
         settings.workers.check_device(settings.device, settings.protocol.measures)
     if method is None or dials["budget"] is None:
