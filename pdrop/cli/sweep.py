@@ -50,7 +50,8 @@ from pdrop.store import noted as noted_by
 log = logging.getLogger("pdrop")
 
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
-NOT_THE_RUN = ("results", "workers", "locks")  # dials that say where it is stored, who answers, how it is held
+# dials that say where it is stored, how it is held, who answers and how; no number follows from them
+NOT_THE_RUN = ("results", "locks", "workers", "prefetch", "picture_cache")
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
 # whether a job waits for a process that does the same run
@@ -67,8 +68,8 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: a store may be moved, and who answers changes nothing; sweeps escape
-    colons, where single runs do not."""
+    """The overrides that say which run it is: a store may be moved, and who answers, and how, changes nothing; sweeps
+    escape colons, where single runs do not."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
     kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
