@@ -15,7 +15,9 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity torture torture-workers walk check docs wheel release-check bench bench-choosing bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture torture-workers walk
+.PHONY: check docs wheel release-check bench bench-choosing bench-training bench-evaluation training-study
+.PHONY: tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -89,6 +91,9 @@ bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (a
 
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench_training
+
+bench-evaluation: $(STAMP) ## Time evaluation against lmms-eval's own wrapper, and a device that waits for pictures (about 8 CPU minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_evaluation $(if $(BEFORE),--before $(BEFORE))
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \
