@@ -58,7 +58,7 @@ torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage sto
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests
 
 torture-workers: $(STAMP) ## Kill workers and commands of many workers at random, 30 times (KILLS=30 SEED=0), and go on with others: the same record
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rP -m torture tests/torture/test_worker_kills.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m torture tests/torture/test_worker_kills.py
 
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk

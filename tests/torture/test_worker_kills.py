@@ -90,6 +90,17 @@ def stored(folder: Path) -> set[tuple[str, str]]:
     return {(path.parent.name, key) for path in paths for key in AnswerStore(path)._answers}
 
 
+def wait(command: Command, rng: random.Random) -> None:
+    """Until a random moment: while it starts, or when it has stored some more answers."""
+    if rng.random() < 0.3:
+        seconds, wanted = rng.uniform(1, 30), 1
+    else:
+        seconds, wanted = 600.0, rng.randint(1, 250) + len(stored(command.folder))
+    end = time.monotonic() + seconds
+    while command.process.poll() is None and time.monotonic() < end and len(stored(command.folder)) < wanted:
+        time.sleep(0.05)
+
+
 def test_kills_of_workers_and_commands_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     assert Command(tmp_path / "whole", 0).ended() == 0
@@ -100,17 +111,18 @@ def test_kills_of_workers_and_commands_change_nothing(tmp_path: Path) -> None:
         folder = tmp_path / f"sweep{tally['sweeps']}"
         folder.mkdir(exist_ok=True)
         command = Command(folder, rng.randint(1, 3))
-        end = time.monotonic() + rng.uniform(10, 90)  # of this command, if it has not finished by then
-        killed = 0  # three of one batch, or in a row while they load, fail a run, as they should
-        while command.process.poll() is None and time.monotonic() < end:
-            time.sleep(rng.uniform(1, 15))
-            if command.process.poll() is None and killed < 2 and (there := command.workers()) and rng.random() < 0.7:
+        # at most two deaths of workers: three of one batch, or in a row while they load, fail a run, as they should
+        for _ in range(rng.randint(0, 2)):
+            wait(command, rng)
+            if command.process.poll() is None and (there := command.workers()):
                 os.kill(rng.choice(there), signal.SIGKILL)
-                tally["workers"], killed = tally["workers"] + 1, killed + 1
-        if command.process.poll() is None:
-            how = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
-            command.process.send_signal(how)
-            tally["commands" if how == signal.SIGKILL else "interrupts"] += 1
+                tally["workers"] += 1
+        if rng.random() < 0.7:
+            wait(command, rng)
+            if command.process.poll() is None:
+                how = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+                command.process.send_signal(how)
+                tally["commands" if how == signal.SIGKILL else "interrupts"] += 1
         code, now = command.ended(), stored(folder)
         assert before <= now, "an answer that was stored is lost"
         before = now
@@ -121,6 +133,7 @@ def test_kills_of_workers_and_commands_change_nothing(tmp_path: Path) -> None:
         if code == 0:
             assert came(folder) == expected, "what killed sweeps come to is what an undisturbed one comes to"
             tally["sweeps"], before = tally["sweeps"] + 1, set()
+        print(f"{time.strftime('%H:%M:%S')} killed so far: {tally}, {len(before)} answers", flush=True)
     folder = tmp_path / f"sweep{tally['sweeps']}"
     folder.mkdir(exist_ok=True)
     assert Command(folder, 2).ended() == 0 and came(folder) == expected
