@@ -125,7 +125,7 @@ def test_a_flow_is_the_same_there(flow: str, method: Method, monkeypatch: pytest
 
 
 def training_step(method: Method | None, checkpointing: bool, patch: pytest.MonkeyPatch | None) -> Any:
-    """Loss, gradients and what was counted by the end of the forward and of the backward; without a patch on the CPU."""
+    """Loss, gradients and what was counted after the forward and after the backward; without a patch on the CPU."""
     model = fresh("llava", "sdpa", torch.float32)
     batch = batch_of("llava", model, RAGGED)
     labels, counted = labels_of(batch), []
