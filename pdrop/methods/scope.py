@@ -90,9 +90,10 @@ def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, 
     states = torch.nn.functional.normalize(states.float(), dim=-1)
     cosines, weight = states @ states.T, attention.float() ** alpha
     cover, left = torch.zeros_like(weight), torch.zeros_like(weight)  # left: minus infinity for those that are taken
+    adds = torch.empty_like(cosines)  # one for all rounds: [N, N] anew in each takes four times as long
     turns: list[Tensor] = []
     for _ in range(count):
-        gain = (cosines - cover).clamp(min=0).sum(1)
+        gain = torch.sub(cosines, cover, out=adds).clamp_(min=0).sum(1)
         gain = torch.addcmul(left, gain, weight) if combined == "multi" else gain + weight + left
         best = gain.argmax(0, keepdim=True)  # [1], for a number's value would be asked of the device
         turns.append(best)
