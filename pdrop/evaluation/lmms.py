@@ -157,7 +157,7 @@ def evaluate(
 
 def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
     """Gives a question's pictures; what goes wrong names the question."""
-    from pdrop.evaluation.generation import blame
+    from pdrop.evaluation.batching import blame
 
     def images() -> Sequence[Any]:
         with blame([question]):
