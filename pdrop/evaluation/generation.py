@@ -28,7 +28,6 @@ from pdrop.methods.base import Method
 from pdrop.methods.transfer import moved, read_back
 from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
-from pdrop.pictures import as_shown
 from pdrop.record import RunSpec, canonical_json
 from pdrop.schedule import Schedule
 
@@ -56,6 +55,7 @@ class Generator:
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
+        self.pixels = method.pixels if method is not None else 1.0
         self.by = {"device": accelerator(str(self.model.device))["device_name"]}
         self.builder = PromptBuilder.of(checkpoint, spec, longest)
 
@@ -97,17 +97,17 @@ class Generator:
         return Answered([answers[question.key] for question in questions], asked, len(questions) - asked)
 
     def _by_images(self, questions: Sequence[Question]) -> Iterator[tuple[list[Question], list[str], list[list[Any]]]]:
-        """The questions with images, then those without: processors take no batch that mixes them."""
-        split: dict[bool, list[tuple[Question, str, list[Any]]]] = defaultdict(list)
+        """The questions with images, those with videos, those without: processors take no batch that mixes them."""
+        split: dict[tuple[int, ...], list[tuple[Question, str, list[Any]]]] = defaultdict(list)
         for question in questions:
             with blame([question]):
-                images = [as_shown(image) for image in question.images()]
-                split[not images].append((question, self.builder.render(question.text, len(images)), images))
+                prompt, images, kind = self.builder.ask(question.text, question.images(), self.pixels)
+                split[kind].append((question, prompt, images))
         for _, rows in sorted(split.items()):
             yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
+        inputs = self.builder.encode(prompts, images, self.pixels)
         inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
         for name, value in inputs.items():
             if isinstance(value, Tensor):
@@ -167,7 +167,7 @@ class Generator:
         copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
         read, mode = pictures_of(self.model, inputs), self.builder.image_mode
-        cropped = bool(getattr(self.builder.processor.image_processor, "do_center_crop", False))
+        cropped = self.builder.cropped
         shown = [None] * len(images) if read is None else read
         tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
         return [
@@ -177,7 +177,7 @@ class Generator:
                 "visual_per_layer": [layer[place] for layer in per_layer],
                 "kept": [pack(boundary[place].tolist()) for boundary in kept],
                 "images": None if pictures is None else tower_of(pictures),
-                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped),
+                "layout": None if pictures is None else layout_of(pictures, own, mode, *cropped),
                 "attention": pack_attention(attention[place]),
             }
             for place, pictures, own in zip(places, shown, images)

@@ -12,6 +12,8 @@ a grid of rows x columns tokens over a box of the picture (fractions of the task
 of 0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and
 OneVision: the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the
 picture's shape. A layout that blocks cannot say (class tokens, a lone newline, tiles that were not joined) is None.
+Each frame of a video (of Qwen's: each pair) is an entry of its own; there, a token that lies nowhere in it (a class
+token, the newline that ends a video) is a block of one in an empty box.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
 from pdrop.engine.visual import visual_tokens
 from pdrop.evaluation.answers import Seen
+from pdrop.evaluation.frames import Video
 from pdrop.methods.layout import TokenGrid
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 Block = list[float]
 Layout = list[list[Block]]
-WHOLE = [0.0, 0.0, 1.0, 1.0]
+WHOLE, NOWHERE = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 
 
 def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]] | None:
@@ -56,27 +59,58 @@ def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
 
 
 def layout_of(
-    pictures: Sequence[SeenPicture], images: Sequence[Image], image_mode: str, cropped: bool
+    pictures: Sequence[SeenPicture],
+    images: Sequence[Image | Video],
+    image_mode: str,
+    cropped: bool,
+    frames_cropped: bool = False,
 ) -> Layout | None:
     """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
 
     Args:
         pictures: As they were read.
-        images: The task's own.
-        image_mode: "crop" or "pad".
-        cropped: Whether the processor cuts a square out of the middle.
+        images: The task's own, and the videos that were shown.
+        image_mode: "crop" or "pad"; frames are never padded.
+        cropped: Whether the processor cuts a square out of the middle of pictures.
+        frames_cropped: And of the frames of videos.
     """
-    if len(pictures) != len(images):
-        return None
+    left = list(pictures)
     layout: Layout = []
-    for picture, image in zip(pictures, images):
+    for image in images:
+        if not left:
+            return None
+        if isinstance(image, Video):
+            box = seen_box(*image.size, "crop", frames_cropped)
+            first, count = left.pop(0), 1
+            layout += frames_of(first.grids or [], box)
+            while left and first.tower == 1 and count < len(image.frames):  # frames that are read as pictures each
+                layout += frames_of(left.pop(0).grids or [], box)
+                count += 1
+            continue
+        picture = left.pop(0)
         square = picture.tower == 1 and len(picture.grids or ()) == 1
         box = seen_box(image.width, image.height, image_mode, cropped) if square else WHOLE
         blocks = blocks_of(picture.grids or [], box)
         if blocks is None:
             return None
         layout.append(blocks)
-    return layout
+    return None if left else layout
+
+
+def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
+    """The blocks of each frame of a video; what stands before or after all frames goes with the next, or the last."""
+    frames: Layout = []
+    lone: list[Block] = []
+    whole = any(grid.height * grid.width > 1 for grid in grids)
+    for grid in grids:
+        if whole and grid.height * grid.width == 1:
+            lone.append([grid.height, 1, 0, *NOWHERE])
+        else:
+            frames.append([*lone, [grid.height, grid.width, grid.stride - grid.width, *box]])
+            lone = []
+    if frames:
+        frames[-1] += lone
+    return frames
 
 
 def blocks_of(grids: Sequence[TokenGrid], box: list[float]) -> list[Block] | None:

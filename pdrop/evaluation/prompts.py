@@ -19,13 +19,14 @@ or of dropping.
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 
+from pdrop.evaluation.frames import Video
+from pdrop.evaluation.videos import VideoInputs, shrunk
 from pdrop.models.checkpoint import IMAGE_BACKEND, image_processor
 from pdrop.models.processor import limited
 from pdrop.pictures import as_shown
@@ -52,6 +53,7 @@ class PromptBuilder:
         image_mode: Image mode.
         max_tokens: Positions the language model has; a longer prompt is an error, never cut.
         system: A system message; None: the style's own, or the template's.
+        videos: How videos are shown; None: they are not.
 
     Raises:
         ValueError: If the checkpoint lacks what the style or the mode needs.
@@ -64,6 +66,7 @@ class PromptBuilder:
         image_mode: ImageMode = "crop",
         max_tokens: int | None = None,
         system: str | None = None,
+        videos: VideoInputs | None = None,
     ) -> None:
         if style not in get_args(PromptStyle):
             raise ValueError(f"unknown prompt style {style!r}: choose {', '.join(get_args(PromptStyle))}")
@@ -77,8 +80,14 @@ class PromptBuilder:
         if image_mode == "pad" and mean is None:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
-        self.system = system
+        self.system, self.videos = system, videos
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
+
+    @property
+    def cropped(self) -> tuple[bool, bool]:
+        """Whether the processor cuts a square out of the middle of pictures, and of frames."""
+        pictures = bool(getattr(self.processor.image_processor, "do_center_crop", False))
+        return pictures, self.videos is not None and self.videos.cropped
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, spec: RunSpec, max_tokens: int | None = None) -> PromptBuilder:
@@ -92,32 +101,67 @@ class PromptBuilder:
         if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
             processor.image_processor = limited(image_processor(checkpoint, spec.image_backend), **limits)
-        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system)
+        videos = VideoInputs(processor, spec)
+        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system, videos)
 
-    def render(self, question: str, images: int) -> str:
+    def render(self, question: str, images: int, videos: Sequence[Video] = ()) -> str:
         """The whole prompt as text, up to where the answer starts.
 
         A question may say where its images stand (`<image>`, once for each; `<image 1>`, `<image 2>`, where one that
-        comes again stays as it is written); otherwise they stand before it.
+        comes again stays as it is written); otherwise they stand before it, and videos before them.
 
         Raises:
-            ValueError: If the question marks another number of images than it has.
+            ValueError: If the question marks another number of images than it has, or the template leaves out videos.
         """
+        if videos and self.videos is not None and self.videos.times:
+            question = "\n".join([*map(self.videos.sentence, videos), question])
+        prompt = self._rendered(question, images, len(videos))
+        token = None if self.videos is None else self.videos.token
+        if videos and (token is None or prompt.count(token) != len(videos)):
+            shown = 0 if token is None else prompt.count(token)
+            raise ValueError(
+                f"the prompt has {len(videos)} videos, and {shown} places for them ({token}): this checkpoint's chat "
+                "template may know none; use another model.prompt"
+            )
+        return prompt
+
+    def ask(
+        self, question: str, visuals: Sequence[Any], pixels: float = 1.0
+    ) -> tuple[str, list[Image.Image | Video], tuple[int, ...]]:
+        """A question with its pictures and films as they are shown.
+
+        Args:
+            question: The task's text.
+            visuals: Pictures and films, in order.
+            pixels: As `encode`; of a film's frames it is done here, as they are decoded.
+
+        Returns:
+            The prompt, what is shown with it, and its kind: prompts of one kind may share a batch, and those with
+            pictures alone sort first, those without anything last.
+        """
+        shown: list[Image.Image | Video] = []
+        shown += map(as_shown, visuals) if self.videos is None else self.videos.show(visuals, pixels)
+        videos = [one for one in shown if isinstance(one, Video)]
+        stacks = self.videos is not None and self.videos.stacks
+        counts = tuple(len(video.frames) for video in videos) if stacks else ()
+        kind = (int(not shown), len(videos) and 1 + (len(shown) > len(videos)), *counts)
+        return self.render(question, len(shown) - len(videos), videos), shown, kind
+
+    def _rendered(self, question: str, images: int, videos: int) -> str:
         question = first_marks(question, images)
         marked = question.count(PLACEHOLDER)
         if marked not in (0, images):
             raise ValueError(f"the question marks {marked} images with {PLACEHOLDER}, but has {images}")
         pieces = question.split(PLACEHOLDER) if marked else [question]
         if self.style == "vicuna_v1":
-            token = self.processor.image_token
-            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            token, front = self.processor.image_token, self._front(0 if marked else images, videos)
             return f"{self.system or VICUNA_V1_SYSTEM} USER: {front}{token.join(pieces)} ASSISTANT:"
         if self.style == "qwen_1_5":
-            token = self.processor.image_token
-            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            token, front = self.processor.image_token, self._front(0 if marked else images, videos)
             turns = (("system", self.system or QWEN_1_5_SYSTEM), ("user", front + token.join(pieces)))
             return "".join(f"<|im_start|>{who}\n{said}<|im_end|>\n" for who, said in turns) + "<|im_start|>assistant\n"
-        content: list[dict[str, str]] = [] if marked else [{"type": "image"}] * images
+        content: list[dict[str, str]] = [{"type": "video"}] * videos
+        content += [] if marked else [{"type": "image"}] * images
         for number, piece in enumerate(pieces):
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": piece}] if piece or not marked else []
@@ -126,12 +170,20 @@ class PromptBuilder:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], pixels: float = 1.0) -> Any:
-        """Left-padded inputs of a batch in which every prompt has images, or none has.
+    def _front(self, images: int, videos: int) -> str:
+        """What stands before a question where the style, and not the checkpoint's template, puts it."""
+        film = "" if self.videos is None else self.videos.token or ""
+        lines = [" ".join([token] * count) for token, count in ((film, videos), (self.processor.image_token, images))]
+        return "".join(f"{line}\n" for line in lines if line)
+
+    def encode(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image | Video]], pixels: float = 1.0
+    ) -> Any:
+        """Left-padded inputs of a batch in which every prompt has images, or none has; and so for videos.
 
         Args:
             prompts: Rendered prompts.
-            images: Those of each prompt.
+            images: Those of each prompt, videos among them.
             pixels: Share of each image's pixels that the processor is shown; its sides shrink by the square root.
 
         Returns:
@@ -143,10 +195,12 @@ class PromptBuilder:
         tokenizer = self.processor.tokenizer
         # templates that spell out the start token must not get a second one from the tokenizer
         spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
-        pictures = [[self.prepare(image, pixels) for image in row] for row in images]
+        pictures = [[self.prepare(image, pixels) for image in row if not isinstance(image, Video)] for row in images]
+        videos = [video for row in images for video in row if isinstance(video, Video)]
         inputs = self.processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
+            **({} if self.videos is None else self.videos.arguments(videos)),
             padding=True,
             padding_side="left",
             truncation=False,
@@ -173,8 +227,7 @@ class PromptBuilder:
         """As it is shown, with that share of its pixels left, and padded to a square if that is the image mode."""
         image = as_shown(image)
         if pixels < 1:
-            width, height = (max(1, round(side * math.sqrt(pixels))) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = shrunk(image, pixels)
         if self.image_mode == "crop" or image.width == image.height:
             return image
         side = max(image.size)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from pdrop.record import ImageBackend, ImageMode, PromptStyle, canonical_json, check_word
+from pdrop.record import FrameSampling, ImageBackend, ImageMode, PromptStyle, canonical_json, check_word
 
 ANY = "*"  # a family's name that stands for all
 
@@ -33,6 +33,13 @@ class FamilySettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
+    frames: int = 8
+    frame_sampling: FrameSampling = "middles"
+    fps: float | None = None
+    min_frame_pixels: int | None = None
+    max_frame_pixels: int | None = None
+    max_video_pixels: int | None = None
+    frame_times: bool = False
     wrapper: str | None = None
     lengths: Mapping[str, int] | None = None
     sampled: str | None = None
@@ -41,6 +48,7 @@ class FamilySettings:
         check_word("prompt", self.prompt, get_args(PromptStyle))
         check_word("image_mode", self.image_mode, get_args(ImageMode))
         check_word("image_backend", self.image_backend, get_args(ImageBackend))
+        check_word("frame_sampling", self.frame_sampling, get_args(FrameSampling))
 
 
 SETTINGS = tuple(field.name for field in fields(FamilySettings) if field.name not in ("lengths", "sampled"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.documents import Documents
-from pdrop.evaluation.frames import frames
+from pdrop.evaluation.frames import Film
 from pdrop.pictures import read, scaled
 
 REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
@@ -67,18 +67,19 @@ class QuestionReader:
 
 
 def images_of(task: Any, doc_id: int) -> list[Any]:
-    """The pictures of a document of a task (lmms-eval's), as a question about it has them."""
+    """The pictures and films of a document of a task (lmms-eval's), as a question about it has them."""
     return _images(task.doc_to_visual, functools.partial(task.eval_docs.__getitem__, doc_id))
 
 
 def _images(visual: Callable[[Any], Any] | None, document: Callable[[], Any]) -> list[Any]:
-    """The document's pictures; what a task names by its file is a picture, or a video's frames."""
+    """The document's pictures; what a task names by its file is a picture, or a film."""
     found: list[Any] = []
     for given in (visual(scaled(document())) if visual else None) or []:
         if isinstance(given, (str, Path)):
             if not (path := Path(given)).exists():
                 raise ValueError(f"no picture or video {path}: the task's data is not all here")
-            found += frames(path) if path.is_dir() or (picture := read(path)) is None else [picture]
+            picture = None if path.is_dir() else read(path)
+            found.append(Film(path) if picture is None else picture)
         elif given is not None:
             found.append(given)
     return found

@@ -18,8 +18,13 @@ VISUAL_TOKENS = 16
 LAYERS = 4
 TEMPLATE = (
     "{% for m in messages %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}"
+    "{% if c['type'] == 'image' %}<image>\n{% elif c['type'] == 'video' %}<video>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_SPECIAL = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+QWEN_TEMPLATE = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+    "<video>\n", "<|vision_start|><|video_pad|><|vision_end|>"
 )
 
 
@@ -31,7 +36,8 @@ def tokenizer(special: tuple[str, ...] = SPECIAL) -> transformers.PreTrainedToke
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    named = {"image_token": "<image>"} if "<image>" in special else list(special[3:])
+    named = {f"{token[1:-1]}_token": token for token in ("<image>", "<video>") if token in special}
+    named = named if "<image>" in special else list(special[3:])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=named
     )
@@ -173,9 +179,8 @@ def qwen2_text(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]
 
 def save_qwen2_5_vl(folder: Path) -> Path:
     """Qwen2.5-VL with patches of 4 pixels, merged 2 x 2."""
-    special = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    words = tokenizer(special)
-    pad, video, start, end = words.convert_tokens_to_ids(list(special[3:]))
+    words = tokenizer(QWEN_SPECIAL)
+    pad, video, start, end = words.convert_tokens_to_ids(list(QWEN_SPECIAL[3:]))
     patches = {"patch_size": 4, "temporal_patch_size": 2}
     text = config().text_config.to_dict()
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -201,10 +206,70 @@ def save_qwen2_5_vl(folder: Path) -> Path:
             **patches, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
         ),
         tokenizer=words,
-        video_processor=transformers.Qwen2VLVideoProcessor(**patches, merge_size=2),
-        chat_template=TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>"),
+        video_processor=transformers.Qwen2VLVideoProcessor(
+            **patches, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
+        ),
+        chat_template=QWEN_TEMPLATE,
     ).save_pretrained(folder)
     return _save(transformers.Qwen2_5_VLForConditionalGeneration, whole, folder)
+
+
+def save_qwen3_vl(folder: Path) -> Path:
+    """Qwen3-VL with patches of 4 pixels, merged 2 x 2: frames of a video by twos, each pair after its time."""
+    words = tokenizer(QWEN_SPECIAL)
+    pad, video, start, end = words.convert_tokens_to_ids(list(QWEN_SPECIAL[3:]))
+    patches = {"patch_size": 4, "temporal_patch_size": 2}
+    text = config(8192).text_config.to_dict()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names += ("max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "initializer_range")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    whole = transformers.Qwen3VLConfig(
+        text_config={name: text[name] for name in names}
+        | {"vocab_size": len(words), "rope_parameters": rope, "head_dim": 8},
+        vision_config=dict(depth=3, hidden_size=16, num_heads=2, intermediate_size=24, out_hidden_size=32)
+        | dict(spatial_merge_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1], in_channels=3)
+        | patches,
+        image_token_id=pad,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    transformers.Qwen3VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(
+            **patches, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
+        ),
+        tokenizer=words,
+        video_processor=transformers.Qwen3VLVideoProcessor(
+            **patches, merge_size=2, size={"shortest_edge": 64, "longest_edge": 65536}
+        ),
+        chat_template=QWEN_TEMPLATE,
+    ).save_pretrained(folder)
+    return _save(transformers.Qwen3VLForConditionalGeneration, whole, folder)
+
+
+def save_video_llava(folder: Path) -> Path:
+    """Video-LLaVA: towers of its own for pictures and for frames of 28 pixels, 17 tokens a frame."""
+    words = tokenizer((*SPECIAL, "<video>"))
+    like, size = config(4096), {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    whole = transformers.VideoLlavaConfig(
+        text_config=like.text_config.to_dict() | {"vocab_size": len(words)},
+        vision_config=like.vision_config.to_dict(),
+        image_token_index=3,
+        video_token_index=4,
+        vision_feature_layer=-1,
+        image_seq_length=VISUAL_TOKENS,
+        video_seq_length=8 * (VISUAL_TOKENS + 1),
+    )
+    transformers.VideoLlavaProcessor(
+        image_processor=transformers.VideoLlavaImageProcessor(**size),
+        video_processor=transformers.VideoLlavaVideoProcessor(**size),
+        tokenizer=words,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return _save(transformers.VideoLlavaForConditionalGeneration, whole, folder)
 
 
 def _save(kind: type, whole: transformers.PretrainedConfig, folder: Path) -> Path:
