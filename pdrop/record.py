@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -37,6 +38,7 @@ LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": 
 LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
 LATER |= {"frames": 8, "frame_sampling": "middles", "fps": None, "frame_times": False}
 LATER |= {"min_frame_pixels": None, "max_frame_pixels": None, "max_video_pixels": None}
+LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say it
@@ -46,7 +48,9 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocol/, docs/protocols.md
 PromptStyle = Literal["chat", "vicuna_v1", "qwen_1_5"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
-ImageBackend = Literal["pil", "torchvision"]
+ImageBackend = Literal["pil", "torchvision", "qwen_vl_utils"]
+ImagePlacing = Literal["marked", "front"]
+Stop = Literal["task", "model"]
 FrameSampling = Literal["ends", "nearest", "middles"]  # see pdrop/evaluation/frames.py
 
 # what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
@@ -93,7 +97,9 @@ class RunSpec:
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
-    lengths: str = ""  # canonical JSON {front of a task's name: max_new_tokens}, before max_new_tokens
+    lengths: str = ""  # canonical JSON {task, or pattern of shells: max_new_tokens}, before max_new_tokens
+    stop: Stop = "task"  # an answer ends where the task's file says, too ("task"), or where the model ends it alone
+    image_placing: ImagePlacing = "marked"  # pictures stand where the question marks them, or all in front of it
     frames: int = 8  # that a video is shown as, or, with `fps`, at most
     frame_sampling: FrameSampling = "middles"  # which these are
     fps: float | None = None  # so many frames of each second; None: `frames` of every video
@@ -140,7 +146,9 @@ class RunSpec:
             parts.append(f"videos as {rate}{self.frames} frames ({self.frame_sampling})")
         parts += [f"by {self.image_backend}" if self.image_backend != "pil" else ""]
         parts += ["with the times of frames"] if self.frame_times else []
+        parts += ["pictures in front of the question" if self.image_placing == "front" else ""]
         parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
+        parts += ["answers end where the model ends them" if self.stop == "model" else ""]
         parts.append(
             f"up to {self.max_new_tokens} tokens where a task sets none"
             + (f" ({self.lengths})" if self.lengths else "")
@@ -149,9 +157,9 @@ class RunSpec:
 
     def answer_tokens(self, task: str) -> int:
         """Most tokens of an answer to a task that sets none itself."""
-        fronts: dict[str, int] = json.loads(self.lengths or "{}")
-        fitting = [front for front in fronts if task.startswith(front)]
-        return fronts[max(fitting, key=len)] if fitting else self.max_new_tokens
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        fitting = [pattern for pattern in lengths if fnmatchcase(task, pattern)]
+        return lengths[max(fitting, key=len)] if fitting else self.max_new_tokens
 
     @property
     def run_id(self) -> str:

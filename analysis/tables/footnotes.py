@@ -56,8 +56,9 @@ COLUMNS = {
     "the n-grams of their characters (mean of sacrebleu's sentence scores); both need no right answers. invalid: "
     "answers that no rule of the task reads, which score as wrong",
     "by the benchmarks' own rules": "official_*: the benchmark's own reading of the same answers where lmms-eval's is "
-    "another; circular and single pass: a question counts if all rotations of its options are answered right, or by "
-    "its first row alone; mme_total_score: perception and cognition",
+    "another; exact_match, pope_f1_score, gpt_eval_score: lmms-eval's, where the table compares the official ones, as "
+    "it does under protocol=official; circular and single pass: a question counts if all rotations of its options are "
+    "answered right, or by its first row alone; mme_total_score: perception and cognition",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples that the average is over",

@@ -48,6 +48,7 @@ from pdrop.store import noted as noted_by
 log = logging.getLogger("pdrop")
 
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
+NOT_THE_RUN = ("results", "workers", "locks")  # dials that say where it is stored, who answers, how it is held
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
 # whether a job waits for a process that does the same run
@@ -67,7 +68,7 @@ def for_the_record(words: Sequence[str]) -> list[str]:
     """The overrides that say which run it is: a store may be moved, and who answers changes nothing; sweeps escape
     colons, where single runs do not."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
-    kept = [word for word, dial in given if dial not in ("results", "workers", *ASIDE)]
+    kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
 
 
@@ -290,7 +291,7 @@ def record_of(run: Settings | Known) -> Any:
 
 def alone(arguments: Sequence[str]) -> bool:
     """Whether no run is named: then retry=failed is about the store's."""
-    return set(dials_given(arguments)) <= {"results", "experiment", "hydra", *ASIDE}
+    return {dial.split(".")[0] for dial in dials_given(arguments)} <= {"experiment", "hydra", *NOT_THE_RUN, *ASIDE}
 
 
 def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> list[list[str]]:
@@ -301,7 +302,7 @@ def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> li
     """
     from pdrop.record import RunRecord
 
-    given = [word for word, dial in zip(arguments, dials_given(arguments)) if dial == "results"]
+    given = [word for word, dial in zip(arguments, dials_given(arguments)) if dial.split(".")[0] in NOT_THE_RUN]
     found = []
     for path in sorted(results.glob("runs/*/record.json")):
         asked = experiment is None or (results / "experiments" / experiment / path.parent.name).exists()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pdrop.conformance import behaviour, numbers, views
-from pdrop.conformance.families import CORE, FAMILIES, READ_TOWERS
+from pdrop.conformance.families import CORE, FAMILIES, MERGED_TOWERS, READ_TOWERS
 from pdrop.conformance.subject import NotApplicable, Subject, Unmet
 from pdrop.engine.tower import UnknownTower
 
@@ -97,7 +97,8 @@ def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
     except NotApplicable as reason:
         found = {"outcome": "not applicable", "message": str(reason)}
     except UnknownTower as reason:
-        outcome = "failed" if family in READ_TOWERS else "not applicable"
+        merged = family in MERGED_TOWERS and subject.method.looks_at_merged() is not None
+        outcome = "failed" if family in READ_TOWERS or merged else "not applicable"
         found = {"outcome": outcome, "message": str(reason)}
     except Unmet as error:
         found = {"outcome": "failed", "message": str(error)}

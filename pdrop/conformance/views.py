@@ -67,7 +67,7 @@ def shown(subject: Subject, family: str, backend: str) -> None:
         equal(
             made[at >= 0], view.hidden[at >= 0], close, "rows of the tower, projected, are not the tokens they became"
         )
-        for layer in tower_layers(subject):
+        for layer in (subject.method.looks_at_merged() if tower.merges > 1 else subject.method.looks_at()) or ():
             rows = tower.rows(layer).sum(-1)
             equal(rows, torch.ones_like(rows), 1e-5, f"attention of tower layer {layer}")
 
@@ -78,11 +78,6 @@ def shown(subject: Subject, family: str, backend: str) -> None:
     with heard.attached(model):
         model(**batch)
     must(bool(seen), "the method was not asked")
-
-
-def tower_layers(subject: Subject) -> tuple[int, ...]:
-    """Layers of the vision tower that the method reads."""
-    return subject.method.looks_at() or ()
 
 
 @no_grad

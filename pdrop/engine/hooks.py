@@ -29,6 +29,7 @@ from pdrop.engine import autocast, callers, deepstack, early
 from pdrop.engine.angles import Angles
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layer_hooks import LayerHooks
+from pdrop.engine.merging_tower import reader
 from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
@@ -37,7 +38,6 @@ from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, KeyMask, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Ended, Running, Threads
-from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
@@ -60,9 +60,7 @@ class Attachment:
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.acts = self.observed | {stage.layer for stage in schedule} | {0}  # elsewhere a layer is but handed things
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
-        looks = self.method.looks_at() if schedule else None
-        kind = type(self.method).__name__
-        self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
+        self.tower = reader(self.architecture.vlm, self.method) if schedule else None
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.current = Running()
         decoder: Any = self.architecture.decoder

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pdrop.evaluation import generation_arguments, grounding, task_index
+from pdrop.evaluation import generation_arguments, grounding, official, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
@@ -189,6 +189,8 @@ def scored_answers(
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
             result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
+        if spec.protocol == "official":
+            result.main_metric = official.main_metric(name, result.scores) or result.main_metric
         result.wall_s = time.perf_counter() - started
         samples[name] = scored
         evaluation.results[name] = result

@@ -76,8 +76,8 @@ class VideoInputs:
             frame = shrunk(frame, pixels)
         if not self.limited or self.stacks:
             return frame
+        from qwen_vl_utils import smart_resize
         from torchvision.transforms.v2 import functional
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         least, most, together = self.limits
         least = LEAST_TOKENS * self.side**2 if least is None else least

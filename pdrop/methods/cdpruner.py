@@ -69,9 +69,12 @@ class Diverse(InFront):
 
     def kernel_macs(self, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Multiply-adds of the kernel and of choosing."""
-        frames = sizes.tower.frames(prompt.visual, prompt.images)
-        count = round(min(prompt.visual_per_layer)) // max(1, len(frames))
-        return sum((h * w) ** 2 * sizes.hidden + h * w * max(0, count - 1) * (count - 2) / 2 for h, w in frames)
+        frames = [h * w / sizes.tower.merge**2 for h, w in sizes.tower.frames(prompt.visual, prompt.images)]
+        left, total, macs = round(min(prompt.visual_per_layer)), sum(frames), 0.0
+        for tokens in frames:
+            count = int(left * tokens / total)
+            macs += tokens**2 * sizes.hidden + tokens * max(0, count - 1) * (count - 2) / 2
+        return macs
 
 
 @dataclass(frozen=True)
