@@ -80,8 +80,9 @@ class VideoInputs:
         from torchvision.transforms.v2 import functional
 
         least, most, together = self.limits
-        least = LEAST_TOKENS * self.side**2 if least is None else least
-        most = MOST_TOKENS * self.side**2 if most is None else most
+        unit = self.side**2
+        most = max(MOST_TOKENS * unit, least or 0) if most is None else most
+        least = min(LEAST_TOKENS * unit, most) if least is None else least
         if together is not None:
             most = max(min(most, int(together / count * self.group)), int(least * SLACK))
         size = smart_resize(frame.height, frame.width, self.side, least, most)
