@@ -25,12 +25,17 @@ from torch import Tensor, nn
 from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import brought, encoded
+from pdrop.methods.base import Method
 from pdrop.methods.tower import Tile, Tower
 from pdrop.methods.transfer import moved, read_back
 
 
 class UnknownTower(ValueError):
     """A vision tower that cannot be read."""
+
+
+class NoRuleForTower(UnknownTower):
+    """A vision tower of a kind that the method says nothing of."""
 
 
 @dataclass
@@ -129,7 +134,7 @@ class TowerReader(RunsOfTheTower):
 
     Args:
         vlm: The model.
-        method: Whose, for messages.
+        method: Whose.
         layers: Which are read.
         tower_name: What the model calls it.
         cut: Whether its first row is not projected; None: as the model's config has it.
@@ -138,18 +143,19 @@ class TowerReader(RunsOfTheTower):
     def __init__(
         self,
         vlm: Any,
-        method: str,
+        method: Method,
         layers: tuple[int, ...],
         tower_name: str = "vision_tower",
         cut: bool | None = None,
     ):
         super().__init__(vlm)
-        self.method, name = method, type(vlm).__name__
+        self.method = kind = type(method).__name__
+        name = type(vlm).__name__
         tower = getattr(self.inner, tower_name, None)
         self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
         encoder = getattr(tower, "encoder", tower)
         stack = getattr(encoder, "layers", None)
-        refused = f"{method} reads the vision tower, and that of {name} cannot be read: "
+        refused = f"{kind} reads the vision tower, and that of {name} cannot be read: "
         if tower is None or self.projector is None or stack is None:
             raise UnknownTower(
                 refused + "it has no `vision_tower` of `layers` and `multi_modal_projector`; divprune and the methods "
@@ -176,6 +182,8 @@ class TowerReader(RunsOfTheTower):
         self.read = sorted({n % count for n in layers} | {self.projected} - {count})
         vision = config.vision_config
         self.classes = int(vision.model_type == "clip_vision_model")
+        if not self.classes and any(part.class_token for part in method.parts):
+            raise NoRuleForTower(f"{kind} ranks by the vision tower's class token, and that of {name} has none")
         strategy = getattr(config, "vision_feature_select_strategy", "full")
         self.first = int(strategy == "default" if cut is None else cut)
         self.side = vision.image_size // vision.patch_size
@@ -302,7 +310,7 @@ class TowerReader(RunsOfTheTower):
 class TowersApart(RunsOfTheTower):
     """Pictures have one tower and videos another (Video-LLaVA); class tokens of frames are projected."""
 
-    def __init__(self, vlm: Any, method: str, layers: tuple[int, ...]):
+    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
         super().__init__(vlm)
         self.readers = {
             "image": TowerReader(vlm, method, layers, "image_tower"),

@@ -70,21 +70,18 @@ class Video:
     """What is shown of a film.
 
     Attributes:
-        frames: RGB, in their order, all of one size.
-        places: The number of each in the film.
+        places: The numbers of its frames in the film.
         total: Frames of the film.
         rate: Of these in a second.
+        size: (width, height) of a frame, in pixels.
+        frames: RGB, in their order; (): not decoded.
     """
 
-    frames: tuple[Image, ...]
     places: tuple[int, ...]
     total: int
     rate: float
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.frames[0].size
+    size: tuple[int, int]
+    frames: tuple[Image, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -123,6 +120,23 @@ class Film:
             except LookupError:  # its packets are not its frames
                 return _shown(_counted(self.path), sampling, fit)
 
+    def outline(self, sampling: Sampling) -> Video:
+        """What `show` shows, without its frames, as the file's header has it: there may be fewer.
+
+        Raises:
+            ValueError: As `show` does.
+        """
+        if self.path.is_dir():
+            return self.show(sampling)
+        import av
+
+        with _naming(self.path), contextlib.closing(av.open(str(self.path))) as film:
+            stream = film.streams.video[0]
+            rate = _rate(stream)
+            seconds = (film.duration or 0) / 1_000_000  # FFmpeg's own unit of time
+            total = max(1, stream.frames or round(seconds * rate))
+            return Video(tuple(sampling.places(total, rate)), total, rate, (stream.width, stream.height))
+
 
 @dataclass(frozen=True)
 class _Reader:
@@ -148,7 +162,8 @@ def _shown(reader: _Reader, sampling: Sampling, fit: Callable[[Image, int], Imag
     made: dict[int, Image] = {}
     for place, frame in reader.read(sorted(set(places))):
         made[place] = frame if fit is None else fit(frame, len(places))
-    return Video(tuple(made[place] for place in places), tuple(places), reader.total, reader.rate)
+    frames = tuple(made[place] for place in places)
+    return Video(tuple(places), reader.total, reader.rate, frames[0].size, frames)
 
 
 def _stills(folder: Path) -> _Reader:
@@ -162,6 +177,11 @@ def _stills(folder: Path) -> _Reader:
             yield place, picture.convert("RGB")
 
     return _Reader(folder, len(pictures), STILLS_PER_SECOND, frames)
+
+
+def _rate(stream: Any) -> float:
+    """Frames in a second."""
+    return float(stream.average_rate or stream.guessed_rate or 1)
 
 
 @contextlib.contextmanager
@@ -184,7 +204,7 @@ def _indexed(path: Path) -> _Reader:
 
     with contextlib.closing(av.open(str(path))) as film:
         stream = film.streams.video[0]
-        rate = float(stream.average_rate or stream.guessed_rate or 1)
+        rate = _rate(stream)
         packets = [packet for packet in film.demux(stream) if packet.size and not packet.is_discard]
     stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
     if len(set(stamps)) < len(packets):
@@ -227,5 +247,5 @@ def _counted(path: Path) -> _Reader:
                 yield place, frame.to_image().convert("RGB")
 
     with contextlib.closing(av.open(str(path))) as film:
-        rate = float(film.streams.video[0].average_rate or film.streams.video[0].guessed_rate or 1)
+        rate = _rate(film.streams.video[0])
     return _Reader(path, sum(1 for _ in every()), rate, frames)

@@ -42,6 +42,7 @@ from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
     from pdrop.evaluation.generation import Answered
+    from pdrop.evaluation.prefetch import Preparation
     from pdrop.methods.base import Method
     from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
@@ -106,6 +107,7 @@ def evaluate(
     progress: bool | Progress = False,
     generator: Answering | None = None,
     boxes: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped.
 
@@ -120,6 +122,7 @@ def evaluate(
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
         boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
+        preparation: How prompts come to this process's model; None: as conf/run.yaml has it.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -132,7 +135,7 @@ def evaluate(
         raise ValueError("WORLD_SIZE > 1: a run is started as one process; workers=8 answers with many")
     if generator is None:
         assert checkpoint is not None
-        generator = Generator(checkpoint, method, schedule, spec)
+        generator = Generator(checkpoint, method, schedule, spec, preparation)
     store = AnswerStore(folder / "answers.jsonl")
     everything: list[Question] = []
 

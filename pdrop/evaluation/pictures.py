@@ -12,23 +12,19 @@ a grid of rows x columns tokens over a box of the picture (fractions of the task
 of 0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and
 OneVision: the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the
 picture's shape. A layout that blocks cannot say (class tokens, a lone newline, tiles that were not joined) is None.
-Each frame of a video (of Qwen's: each pair) is an entry of its own; there, a token that lies nowhere in it (a class
-token, the newline that ends a video) is a block of one in an empty box.
+Each frame of a video (of Qwen's: each pair) is an entry of its own, before those of pictures; there, a token that lies
+nowhere in it (a class token, the newline that ends a video) is a block of one in an empty box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
 from pdrop.engine.visual import visual_tokens
 from pdrop.evaluation.answers import Seen
-from pdrop.evaluation.frames import Video
 from pdrop.methods.layout import TokenGrid
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Block = list[float]
 Layout = list[list[Block]]
@@ -60,41 +56,39 @@ def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
 
 def layout_of(
     pictures: Sequence[SeenPicture],
-    images: Sequence[Image | Video],
+    sizes: Sequence[tuple[int, int]],
     image_mode: str,
     cropped: bool,
+    videos: Sequence[tuple[tuple[int, int], int]] = (),
     frames_cropped: bool = False,
 ) -> Layout | None:
     """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
 
     Args:
         pictures: As they were read.
-        images: The task's own, and the videos that were shown.
-        image_mode: "crop" or "pad"; frames are never padded.
-        cropped: Whether the processor cuts a square out of the middle of pictures.
-        frames_cropped: And of the frames of videos.
+        sizes: (width, height) of the task's own.
+        image_mode: "crop" or "pad"; frames of videos are never padded.
+        cropped: Whether the processor cuts a square out of the middle.
+        videos: (width, height), and number of frames, of those that stand before the pictures.
+        frames_cropped: Whether the processor cuts a square out of the middle of their frames.
     """
     left = list(pictures)
     layout: Layout = []
-    for image in images:
-        if not left:
-            return None
-        if isinstance(image, Video):
-            box = seen_box(*image.size, "crop", frames_cropped)
-            first, count = left.pop(0), 1
-            layout += frames_of(first.grids or [], box)
-            while left and first.tower == 1 and count < len(image.frames):  # frames that are read as pictures each
-                layout += frames_of(left.pop(0).grids or [], box)
-                count += 1
-            continue
-        picture = left.pop(0)
+    # videos are read as a picture each, or as one for each frame
+    apart = len(pictures) == len(sizes) + sum(count for _, count in videos)
+    for (width, height), count in videos:
+        for _ in range(min(len(left), count if apart else 1)):
+            layout += frames_of(left.pop(0).grids or [], seen_box(width, height, "crop", frames_cropped))
+    if len(left) != len(sizes):
+        return None
+    for picture, (width, height) in zip(left, sizes):
         square = picture.tower == 1 and len(picture.grids or ()) == 1
-        box = seen_box(image.width, image.height, image_mode, cropped) if square else WHOLE
+        box = seen_box(width, height, image_mode, cropped) if square else WHOLE
         blocks = blocks_of(picture.grids or [], box)
         if blocks is None:
             return None
         layout.append(blocks)
-    return None if left else layout
+    return layout
 
 
 def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
@@ -104,7 +98,7 @@ def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
     whole = any(grid.height * grid.width > 1 for grid in grids)
     for grid in grids:
         if whole and grid.height * grid.width == 1:
-            lone.append([grid.height, 1, 0, *NOWHERE])
+            lone.append([grid.height, grid.width, 0, *NOWHERE])
         else:
             frames.append([*lone, [grid.height, grid.width, grid.stride - grid.width, *box]])
             lone = []

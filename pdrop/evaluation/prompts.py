@@ -27,7 +27,10 @@ run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing h
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -41,6 +44,10 @@ from pdrop.pictures import as_shown
 from pdrop.record import ImageMode, ImagePlacing, PromptStyle, RunSpec
 
 if TYPE_CHECKING:
+    import torch
+
+    from pdrop.evaluation.picture_cache import PictureCache
+    from pdrop.evaluation.rows import Row
     from pdrop.models.checkpoint import Checkpoint
 
 VICUNA_V1_SYSTEM = (
@@ -49,6 +56,7 @@ VICUNA_V1_SYSTEM = (
 )
 QWEN_1_5_SYSTEM = "You are a helpful assistant."
 PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
+STANDING_IN = Image.new("RGB", (1, 1))  # for a picture, where its row is processed elsewhere
 NUMBERED = re.compile(r"<image (\d+)>")  # how MMMU's questions name theirs; a name may come again
 
 
@@ -63,7 +71,7 @@ class PromptBuilder:
         system: A system message; None: the style's own, or the template's.
         image_placing: Image placing.
         resized: Whether Pillow resizes pictures to whole tokens first (image backend qwen_vl_utils).
-        videos: How videos are shown; None: they are not.
+        videos: How videos are shown; None: as 8 frames.
 
     Raises:
         ValueError: If the checkpoint lacks what the style or the mode needs.
@@ -92,14 +100,14 @@ class PromptBuilder:
         if image_mode == "pad" and mean is None:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
-        self.system, self.image_placing, self.resized, self.videos = system, image_placing, resized, videos
+        self.system, self.image_placing, self.resized = system, image_placing, resized
+        self.videos = VideoInputs(processor) if videos is None else videos
+        self._tokenizing = threading.Lock()
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
-
-    @property
-    def cropped(self) -> tuple[bool, bool]:
-        """Whether the processor cuts a square out of the middle of pictures, and of frames."""
-        pictures = bool(getattr(self.processor.image_processor, "do_center_crop", False))
-        return pictures, self.videos is not None and self.videos.cropped
+        own = processor.image_processor
+        settings = {"kind": type(own).__name__, "own": own.to_dict(), "mode": image_mode, "resized": resized}
+        settings["background"] = self._background
+        self._image_settings = json.dumps(settings, sort_keys=True, default=str)  # all that a picture's result follows
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, spec: RunSpec, max_tokens: int | None = None) -> PromptBuilder:
@@ -109,6 +117,12 @@ class PromptBuilder:
             ValueError: If the checkpoint's processor lacks what it asks for.
         """
         processor, resized = checkpoint.processor, spec.image_backend == "qwen_vl_utils"
+        own = str(processor.chat_template or processor.tokenizer.chat_template or "USER")
+        if spec.protocol == "official" and spec.prompt == "vicuna_v1" and "USER" not in own:
+            raise ValueError(
+                f"{checkpoint.path}: protocol=official asks this family by vicuna_v1, but the checkpoint's own "
+                "template is another: its text model is no Vicuna. Use protocol=checkpoint, or model.prompt=chat"
+            )
         limits = {name: getattr(spec, name) for name in ("min_pixels", "max_pixels", "max_tiles")}
         if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
@@ -116,8 +130,13 @@ class PromptBuilder:
             processor.image_processor = limited(image_processor(checkpoint, backend), **limits)
         return cls(
             processor, spec.prompt, spec.image_mode, max_tokens, spec.system, spec.image_placing, resized,
-            VideoInputs(processor, spec),
+            VideoInputs.of(processor, spec),
         )  # fmt: skip
+
+    @property
+    def cropped(self) -> tuple[bool, bool]:
+        """Whether the processor cuts a square out of the middle of pictures, and of frames."""
+        return bool(getattr(self.processor.image_processor, "do_center_crop", False)), self.videos.cropped
 
     def render(self, question: str, images: int, videos: Sequence[Video] = ()) -> str:
         """The whole prompt as text, up to where the answer starts.
@@ -128,39 +147,16 @@ class PromptBuilder:
         Raises:
             ValueError: If the question marks another number of images than it has, or the template leaves out videos.
         """
-        if videos and self.videos is not None and self.videos.times:
+        if self.videos.times:
             question = "\n".join([*map(self.videos.sentence, videos), question])
         prompt = self._rendered(question, images, len(videos))
-        token = None if self.videos is None else self.videos.token
-        if videos and (token is None or prompt.count(token) != len(videos)):
-            shown = 0 if token is None else prompt.count(token)
+        shown = 0 if self.videos.token is None else prompt.count(self.videos.token)
+        if videos and shown != len(videos):
             raise ValueError(
-                f"the prompt has {len(videos)} videos, and {shown} places for them ({token}): this checkpoint's chat "
-                "template may know none; use another model.prompt"
+                f"the prompt has {len(videos)} videos, and {shown} places for them ({self.videos.token}): this "
+                "checkpoint's chat template may know none; use another model.prompt"
             )
         return prompt
-
-    def ask(
-        self, question: str, visuals: Sequence[Any], pixels: float = 1.0
-    ) -> tuple[str, list[Image.Image | Video], tuple[int, ...]]:
-        """A question with its pictures and films as they are shown.
-
-        Args:
-            question: The task's text.
-            visuals: Pictures and films, in order.
-            pixels: As `encode`; of a film's frames it is done here, as they are decoded.
-
-        Returns:
-            The prompt, what is shown with it, and its kind: prompts of one kind may share a batch, and those with
-            pictures alone sort first, those without anything last.
-        """
-        shown: list[Image.Image | Video] = []
-        shown += map(as_shown, visuals) if self.videos is None else self.videos.show(visuals, pixels)
-        videos = [one for one in shown if isinstance(one, Video)]
-        stacks = self.videos is not None and self.videos.stacks
-        counts = tuple(len(video.frames) for video in videos) if stacks else ()
-        kind = (int(not shown), len(videos) and 1 + (len(shown) > len(videos)), *counts)
-        return self.render(question, len(shown) - len(videos), videos), shown, kind
 
     def _rendered(self, question: str, images: int, videos: int) -> str:
         question = (
@@ -189,19 +185,23 @@ class PromptBuilder:
 
     def _front(self, images: int, videos: int) -> str:
         """What stands before a question where the style, and not the checkpoint's template, puts it."""
-        film = "" if self.videos is None else self.videos.token or ""
-        lines = [" ".join([token] * count) for token, count in ((film, videos), (self.processor.image_token, images))]
-        return "".join(f"{line}\n" for line in lines if line)
+        counts = ((self.videos.token or "", videos), (self.processor.image_token, images))
+        return "".join(" ".join([token] * count) + "\n" for token, count in counts if count)
 
     def encode(
-        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image | Video]], pixels: float = 1.0
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        pixels: float = 1.0,
+        videos: Sequence[Video] = (),
     ) -> Any:
         """Left-padded inputs of a batch in which every prompt has images, or none has; and so for videos.
 
         Args:
             prompts: Rendered prompts.
-            images: Those of each prompt, videos among them.
+            images: Those of each prompt.
             pixels: Share of each image's pixels that the processor is shown; its sides shrink by the square root.
+            videos: Those of all prompts, in their order.
 
         Returns:
             BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, what the vision tower takes.
@@ -209,19 +209,61 @@ class PromptBuilder:
         Raises:
             ValueError: If a prompt is longer than the model's positions.
         """
-        tokenizer = self.processor.tokenizer
-        # templates that spell out the start token must not get a second one from the tokenizer
-        spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
-        pictures = [[self.prepare(image, pixels) for image in row if not isinstance(image, Video)] for row in images]
-        videos = [video for row in images for video in row if isinstance(video, Video)]
-        inputs = self.processor(
+        pictures = [[self.prepare(image, pixels) for image in row] for row in images]
+        return self._encoded(self.processor, prompts, pictures, videos)
+
+    def encode_rows(
+        self,
+        prompts: Sequence[str],
+        rows: Sequence[Row],
+        cache: PictureCache,
+        pixels: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """What `encode` gives, with pictures processed by prompts, from a cache where they are in it.
+
+        Safe to call in many threads.
+
+        Args:
+            prompts: Rendered prompts.
+            rows: The pictures and videos of each.
+            cache: Of processed pictures.
+            pixels: As of `encode`.
+            dtype: The model's, in which pictures are kept.
+
+        Raises:
+            ValueError: As `encode` does.
+        """
+        from pdrop.evaluation.rows import RowProcessor
+
+        processor = copy.copy(self.processor)
+        processor.tokenizer = OneByOne(self.processor.tokenizer, self._tokenizing)
+        processor.image_processor = RowProcessor(
+            self.processor.image_processor,
+            [row for row in rows if row.contents],
+            functools.partial(self.prepare, pixels=pixels),
+            cache,
+            f"{self._image_settings} {pixels!r} {dtype}",
+            dtype,
+        )
+        standing_in = [[STANDING_IN] * len(row.contents) for row in rows]
+        return self._encoded(processor, prompts, standing_in, [video for row in rows for video in row.videos])
+
+    def _encoded(
+        self,
+        processor: Any,
+        prompts: Sequence[str],
+        pictures: Sequence[Sequence[Image.Image]],
+        videos: Sequence[Video],
+    ) -> Any:
+        inputs = processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
-            **({} if self.videos is None else self.videos.arguments(videos)),
+            **self.videos.arguments(videos),
             padding=True,
             padding_side="left",
             truncation=False,
-            add_special_tokens=not spelled_out,
+            add_special_tokens=self._adds_start(prompts),
             return_tensors="pt",
         )
         length = inputs["input_ids"].shape[1]
@@ -231,9 +273,52 @@ class PromptBuilder:
             )
         return inputs
 
+    def _adds_start(self, prompts: Sequence[str]) -> bool:
+        """Whether the tokenizer adds the start token: a template that spells it out must not get a second one."""
+        start = self.processor.tokenizer.bos_token
+        return not (start and all(prompt.startswith(start) for prompt in prompts))
+
+    def text_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each rendered prompt, with one for each picture that stands in it."""
+        if not prompts:
+            return []
+        with self._tokenizing:
+            ids = self.processor.tokenizer(list(prompts), add_special_tokens=self._adds_start(prompts))["input_ids"]
+        return [len(row) for row in ids]
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]], pixels: float = 1.0) -> list[int]:
+        """What a picture's token stands for, by arithmetic: as many tokens as the processor makes of it in a prompt of
+        its own.
+
+        Args:
+            sizes: (width, height) of each picture.
+            pixels: As of `encode`.
+
+        Returns:
+            Of a processor that cannot tell, the pictures' pixels: larger ones still have more.
+        """
+        if not sizes:
+            return []
+        shown = [self._prepared_size(size, pixels) for size in sizes]
+        if not hasattr(self.processor, "_get_num_multimodal_tokens"):
+            return [width * height for width, height in shown]
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in shown])
+        return [int(number) for number in counted.num_image_tokens]
+
+    def video_tokens(self, videos: Sequence[Video]) -> list[int]:
+        """About as many tokens as the processor makes of each video, by arithmetic; of one that cannot tell, pixels."""
+        sizes = [(len(video.places), *video.size[::-1]) for video in videos]
+        if not sizes:
+            return []
+        if hasattr(self.processor, "_get_num_multimodal_tokens"):
+            counted = self.processor._get_num_multimodal_tokens(video_sizes=sizes)
+            if getattr(counted, "num_video_tokens", None):
+                return [int(number) for number in counted.num_video_tokens]
+        return [frames * height * width for frames, height, width in sizes]
+
     def answer_length(self, prompt: str, answer: str) -> int:
         """Tokens that `answer` adds after `prompt` (tokenized together, for words may merge across the seam)."""
-        tokenizer = self.processor.tokenizer
+        tokenizer = OneByOne(self.processor.tokenizer, self._tokenizing)
         alone, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
         shared = 0
         while shared < min(len(alone), len(both)) and alone[shared] == both[shared]:
@@ -245,7 +330,7 @@ class PromptBuilder:
         if the image backend does that first."""
         image = as_shown(image)
         if pixels < 1:
-            image = shrunk(image, pixels)
+            image = image.resize(shrunk(image.size, pixels), Image.Resampling.BICUBIC)
         if self.image_mode == "pad" and image.width != image.height:
             side = max(image.size)
             square = Image.new("RGB", (side, side), self._background)
@@ -256,6 +341,31 @@ class PromptBuilder:
 
             image = fetch_image({"image": image}, image_patch_size=self.processor.image_processor.patch_size)
         return image
+
+    def _prepared_size(self, size: tuple[int, int], pixels: float) -> tuple[int, int]:
+        """(width, height) that `prepare` makes of a picture."""
+        width, height = shrunk(size, pixels) if pixels < 1 else size
+        if self.image_mode == "pad":
+            width = height = max(width, height)
+        if self.resized:
+            from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, smart_resize
+
+            height, width = smart_resize(height, width, self.processor.image_processor.patch_size * SPATIAL_MERGE_SIZE)
+        return width, height
+
+
+class OneByOne:
+    """A tokenizer that takes one call at a time: a fast one is set up for each, and refuses it while another runs."""
+
+    def __init__(self, inner: Any, lock: threading.Lock) -> None:
+        self._inner, self._lock = inner, lock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        with self._lock:
+            return self._inner(*texts, **options)
 
 
 def first_marks(question: str, images: int) -> str:

@@ -15,6 +15,7 @@ the gaps with random values), weights that are not numbers, a text-only checkpoi
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -70,6 +71,11 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The processor's; None where there is no processor."""
         return getattr(self.processor, "tokenizer", None)
+
+    @functools.cached_property
+    def second_tokenizer(self) -> Any:
+        """Another one like it, for other threads: a fast tokenizer is set up for each call, and takes one at a time."""
+        return copy.deepcopy(self.tokenizer)
 
     @property
     def num_layers(self) -> int:

@@ -76,11 +76,12 @@ def preprocessing(
     films: list[Video] = []
     if known is not None and known.video:
         count = int(known.images)  # type: ignore[arg-type]
-        films = [Video((picture,) * count, tuple(range(count)), count, 1.0)] * images
+        films = [Video(tuple(range(count)), count, 1.0, picture.size, (picture,) * count)] * images
 
     def encode(question: str, prompts: int) -> Any:
-        shown: list[Any] = films or [picture] * images
-        return builder.encode([builder.render(question, images - len(films), films)] * prompts, [shown] * prompts)
+        pictures = [picture] * (images - len(films))
+        prompt = builder.render(question, len(pictures), films)
+        return builder.encode([prompt] * prompts, [pictures] * prompts, videos=films * prompts)
 
     def tokens(question: str) -> int:
         return round(size_of(encode(question, 1), config).text)

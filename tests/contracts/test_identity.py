@@ -33,6 +33,7 @@ IDLE = (
         "runs/settings.py",
         "runs/calibration.py",
         "runs/cards.py",
+        "runs/fleet.py",
         "runs/plan.py",
         "runs/remembered.py",
         "runs/workers.py",

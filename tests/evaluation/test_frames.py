@@ -14,8 +14,13 @@ import pytest
 from PIL import Image
 
 from pdrop.evaluation.frames import Film, Sampling
-from pdrop.evaluation.requests import _images
+from pdrop.evaluation.requests import DocumentPictures
 from tests.support.films import write_film
+
+
+def given(visual: Any) -> DocumentPictures:
+    """What a task's code takes out of a document."""
+    return DocumentPictures(visual, dict, dict, "")
 
 
 def levels(images: Any) -> list[int]:
@@ -71,9 +76,18 @@ def test_frames_are_those_that_decoding_the_whole_film_gives(
 
 def test_a_tasks_video_is_a_film(tmp_path: Path) -> None:
     film, still = write_film(tmp_path / "film.mp4", 16), Image.new("RGB", (8, 8))
-    shown = _images(lambda document: [str(film), None, still], dict)
-    assert shown == [Film(film), still]
-    assert _images(None, dict) == [] and _images(lambda document: None, dict) == []
+    asked = given(lambda document: [str(film), None, still])
+    assert asked() == [Film(film), still] and given(None)() == [] == given(lambda document: None)()
+    glance = asked.glance()
+    assert glance.sizes == ((8, 8),) and glance.films == (Film(film),) and glance.named
+
+
+def test_what_is_shown_is_known_from_the_header(tmp_path: Path) -> None:
+    for ending in ("mp4", "avi", "webm"):
+        codec = "libvpx-vp9" if ending == "webm" else "mpeg4"
+        film = Film(write_film(tmp_path / f"film.{ending}", 24, (64, 40), codec=codec))
+        seen, shown = film.outline(Sampling()), film.show(Sampling())
+        assert (seen.places, seen.size, seen.rate) == (shown.places, shown.size, shown.rate) and not seen.frames
 
 
 def test_a_folder_of_frames_is_a_film(tmp_path: Path) -> None:
@@ -81,7 +95,7 @@ def test_a_folder_of_frames_is_a_film(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(24):
         Image.new("RGB", (8, 8), (10 * number,) * 3).save(folder / f"{number}.png")
-    (film,) = _images(lambda document: [str(folder)], dict)
+    (film,) = given(lambda document: [str(folder)])()
     assert levels(film.show(Sampling()).frames) == [1, 4, 7, 10, 13, 16, 19, 22], "2 before 10"
     assert film.show(Sampling()).rate == 3
     (tmp_path / "empty").mkdir()

@@ -17,8 +17,10 @@ from PIL import Image
 from pdrop.cost.counters import counted_prefill_flops
 from pdrop.cost.flops import prefill_flops
 from pdrop.evaluation.answers import Answer, Question
+from pdrop.evaluation.batching import prompt_tokens
 from pdrop.evaluation.frames import Film, Sampling
 from pdrop.evaluation.generation import Generator
+from pdrop.evaluation.picture_cache import PictureCache
 from pdrop.evaluation.pictures import pictures_of, tower_of
 from pdrop.evaluation.prompts import PromptBuilder
 from pdrop.methods.pyramiddrop import PyramidDrop
@@ -73,11 +75,16 @@ def builder(family: str, there: Path, **dials: Any) -> PromptBuilder:
     return PromptBuilder.of(checkpoint(family, there), spec_of(**dials))
 
 
-def inputs(made: PromptBuilder, *asked: tuple[str, list[Any]], pixels: float = 1.0) -> Any:
-    """What the processor makes of a batch of questions."""
-    rows = [made.ask(question, visuals, pixels) for question, visuals in asked]
-    assert len({kind for _, _, kind in rows}) == 1
-    return made.encode([prompt for prompt, _, _ in rows], [shown for _, shown, _ in rows], pixels)
+def ask(made: PromptBuilder, question: str, visuals: list[Any], pixels: float = 1.0) -> tuple[str, list[Any], Any]:
+    """A question's prompt, its pictures and its videos."""
+    pictures, videos = made.videos.show(visuals, pixels)
+    return made.render(question, len(pictures), videos), pictures, videos
+
+
+def inputs(made: PromptBuilder, question: str, visuals: list[Any], pixels: float = 1.0) -> Any:
+    """What the processor makes of a question."""
+    prompt, pictures, videos = ask(made, question, visuals, pixels)
+    return made.encode([prompt], [pictures], pixels, videos)
 
 
 @pytest.mark.parametrize("family", IN_TURN)
@@ -119,7 +126,7 @@ def test_closed_form_is_what_torch_counts_of_a_video(family: str, there: Path) -
         if picture and family != "qwen2_5_vl":
             continue
         visuals = [Film(there / "wide.mp4"), *([Image.new("RGB", (40, 28))] if picture else [])]
-        made = inputs(builder(family, there), ("What?", visuals))
+        made = inputs(builder(family, there), "What?", visuals)
         (seen,) = pictures_of(model, made) or [[]]
         visual, sizes = sum(one.tokens for one in seen), ModelSizes.from_config(model.config)
         prompt = PromptSize(made["input_ids"].shape[1] - visual, visual, images=tower_of(seen))  # type: ignore[arg-type]
@@ -130,7 +137,7 @@ def test_closed_form_is_what_torch_counts_of_a_video(family: str, there: Path) -
 
 def test_qwen_knows_when_frames_are_shown(there: Path) -> None:
     film = Film(there / "wide.mp4")  # 24 frames, 8 a second
-    made = inputs(builder("qwen2_5_vl", there, frames=4, frame_sampling="nearest"), ("What?", [film]))
+    made = inputs(builder("qwen2_5_vl", there, frames=4, frame_sampling="nearest"), "What?", [film])
     assert made["video_grid_thw"].tolist() == [[2, 10, 16]]
     assert list(map(float, made["second_per_grid_ts"])) == [pytest.approx(2 / (4 / 24 * 8))]
 
@@ -138,7 +145,7 @@ def test_qwen_knows_when_frames_are_shown(there: Path) -> None:
 @pytest.mark.exhaustive
 def test_qwen3_reads_when_frames_are_shown(there: Path) -> None:
     made = builder("qwen3_vl", there, frames=4, frame_sampling="nearest")
-    found = inputs(made, ("What?", [Film(there / "wide.mp4")]))
+    found = inputs(made, "What?", [Film(there / "wide.mp4")])
     said = made.processor.tokenizer.decode(found["input_ids"][0], skip_special_tokens=True)
     # frames 0 and 8, 15 and 23 of 8 a second
     assert "<0.5 seconds>" in said and "<2.4 seconds>" in said
@@ -148,7 +155,7 @@ def test_frames_by_time_and_by_pixels(there: Path) -> None:
     film, made = Film(there / "wide.mp4"), functools.partial(builder, "qwen2_5_vl", there)
 
     def grid(pixels: float = 1.0, **dials: Any) -> list[int]:
-        found = inputs(made(**dials), ("What?", [film]), pixels=pixels)["video_grid_thw"].tolist()
+        found = inputs(made(**dials), "What?", [film], pixels=pixels)["video_grid_thw"].tolist()
         return list(found[0])
 
     assert grid() == [4, 10, 16]
@@ -162,17 +169,19 @@ def test_frames_by_time_and_by_pixels(there: Path) -> None:
 
 
 def test_a_film_of_a_model_without_videos_is_pictures(there: Path) -> None:
-    prompt, shown, kind = builder("llava", there, frames=3).ask("What?", [Film(there / "wide.mp4")])
-    assert prompt.count("<image>") == 3 == len(shown) and kind == (0, 0)
+    made = builder("llava", there, frames=3)
+    prompt, pictures, videos = ask(made, "What?", [Film(there / "wide.mp4")])
+    assert prompt.count("<image>") == 3 == len(pictures) and not videos
+    assert made.videos.outline([Film(there / "wide.mp4")]) == ([(64, 40)] * 3, [])
 
 
 def test_templates_and_styles_have_a_place_for_videos(there: Path) -> None:
     film = Film(there / "wide.mp4")
-    asked = builder("llava_onevision", there, prompt="qwen_1_5").ask("What?", [film])[0]
+    asked = ask(builder("llava_onevision", there, prompt="qwen_1_5"), "What?", [film])[0]
     assert asked.endswith("<|im_start|>user\n<video>\nWhat?<|im_end|>\n<|im_start|>assistant\n")
-    asked = builder("video_llava", there, prompt="vicuna_v1", system="S.").ask("What?", [film])[0]
+    asked = ask(builder("video_llava", there, prompt="vicuna_v1", system="S."), "What?", [film])[0]
     assert asked == "S. USER: <video>\nWhat? ASSISTANT:"
-    asked = builder("llava_onevision", there, frames=2, frame_times=True).ask("What?", [film])[0]
+    asked = ask(builder("llava_onevision", there, frames=2, frame_times=True), "What?", [film])[0]
     assert asked == (
         "USER: <video>\nThe video lasts for 3.00 seconds, and 2 frames are uniformly sampled from it. These frames are "
         "located at 0.75s,2.25s.Please answer the following questions related to this video.\nWhat? ASSISTANT:"
@@ -181,23 +190,38 @@ def test_templates_and_styles_have_a_place_for_videos(there: Path) -> None:
     template, blind.processor.chat_template = blind.processor.chat_template, "{{ 'no videos' }}"
     try:
         with pytest.raises(ValueError, match=r"1 videos, and 0 places for them .*another model.prompt"):
-            blind.ask("What?", [film])
+            ask(blind, "What?", [film])
     finally:
         blind.processor.chat_template = template
 
 
 def test_only_films_with_as_many_frames_share_a_batch_that_stacks_them(there: Path) -> None:
     write_film(there / "short.mp4", 3, (64, 40))
-    films = [Film(there / "wide.mp4")], [Film(there / "short.mp4")], [Image.new("RGB", (9, 9))], []
-    stacked = [builder("llava_onevision", there).ask("What?", visuals)[2] for visuals in films]
+    asked = [Film(there / "wide.mp4")], [Film(there / "short.mp4")], [Image.new("RGB", (9, 9))], []
+
+    def kinds(family: str) -> list[tuple[int, ...]]:
+        made = builder(family, there).videos
+        shown = [made.show(visuals) for visuals in asked]
+        return [made.kind(len(pictures), videos) for pictures, videos in shown]
+
+    stacked, in_rows = kinds("llava_onevision"), kinds("qwen2_5_vl")
     assert len(set(stacked)) == 4 and sorted(stacked) == [stacked[2], stacked[1], stacked[0], stacked[3]]
-    in_rows = [builder("qwen2_5_vl", there).ask("What?", visuals)[2] for visuals in films]
     assert in_rows[0] == in_rows[1] and len(set(in_rows)) == 3
     assert Film(there / "short.mp4").show(Sampling(8, "ends")).places == (0, 0, 0, 0, 1, 1, 1, 2)
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_batches_are_made_by_the_tokens_of_videos(family: str, there: Path) -> None:
+    """Without decoding a frame; one token stands for each video in a prompt that is rendered."""
+    made, film = builder(family, there, frames=4), Film(there / "wide.mp4")
+    questions = [Question("task", 0, 0, "What?", lambda: [film]), Question("task", 1, 0, "What?", list)]
+    tokens = prompt_tokens(questions, made, "", PictureCache(0))
+    encoded = inputs(made, "What?", [film])["input_ids"].shape[1]
+    assert tokens == [encoded, made.text_tokens([made.render("What?", 0)])[0]]
+
+
 def test_pixels_of_frames_within_the_limits_are_left_alone(there: Path) -> None:
     film = Film(there / "wide.mp4")
-    plain = inputs(builder("qwen2_5_vl", there), ("What?", [film]))
-    limited = inputs(builder("qwen2_5_vl", there, max_frame_pixels=4096, min_frame_pixels=64), ("What?", [film]))
+    plain = inputs(builder("qwen2_5_vl", there), "What?", [film])
+    limited = inputs(builder("qwen2_5_vl", there, max_frame_pixels=4096, min_frame_pixels=64), "What?", [film])
     assert torch.equal(plain["pixel_values_videos"], limited["pixel_values_videos"])

@@ -151,6 +151,8 @@ class OnDevice(Tensor):
     def __setitem__(self, index: Any, value: Any) -> None:
         index, _ = bare_index(index)
         SEEN.launches[owner()[0]] += 1
+        if isinstance(value, Tensor) and value.ndim and not isinstance(value, OnDevice):
+            SEEN.wait("copy")
         self.there[index] = bare(value)
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -219,6 +221,8 @@ def bare_index(index: Any) -> tuple[Any, bool]:
     for part in tensors:
         if part.dtype in (torch.bool, torch.uint8):
             SEEN.wait("index by a mask")
+        elif isinstance(part, OnDevice) and not part.ndim:
+            SEEN.wait("index by a number")  # torch reads it
         elif not isinstance(part, OnDevice) and part.ndim:
             SEEN.wait("index from the host")
     if any(isinstance(part, list) for part in parts):
