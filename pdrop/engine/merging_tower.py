@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.vision_utils import get_vision_window_index
 
 from pdrop.engine.sequence import Prompts
-from pdrop.engine.tower import NoRuleForTower, RunsOfTheTower, Seen, TowerReader, UnknownTower, grouped
+from pdrop.engine.tower import (
+    NoRuleForTower,
+    RunsOfTheTower,
+    Seen,
+    TowerReader,
+    TowersApart,
+    UnknownTower,
+    grouped,
+)
 from pdrop.engine.visual import encoded
 from pdrop.methods.base import Method
 from pdrop.methods.tower import Tower
@@ -38,7 +46,10 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
     looks, kind = method.looks_at(), type(method).__name__
     if looks is None:
         return None
-    tower = getattr(getattr(vlm, "model", vlm), "visual", None)
+    inner = getattr(vlm, "model", vlm)
+    if hasattr(inner, "image_tower") and hasattr(inner, "video_tower"):
+        return TowersApart(vlm, method, looks)
+    tower = getattr(inner, "visual", None)
     if tower is None or not hasattr(tower, "merger"):
         return TowerReader(vlm, method, looks)
     merged = method.looks_at_merged()
