@@ -130,9 +130,8 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
     said: dict[str, list[str]] = {}
 
     def ours() -> float:
-        generator = Generator(
-            checkpoint, found.method, found.schedule, found.spec, replace(found.preparation, picture_cache=0.0)
-        )
+        generator = Generator(checkpoint, found.method, found.schedule, found.spec, found.preparation)
+        emptied(generator)
         started = time.process_time()
         said["pdrop"] = []
         for _, task in load_tasks(found.spec.tasks).items():
@@ -168,6 +167,13 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
         "questions": len(said["pdrop"]),
         "equal_answers": equal,
     }
+
+
+def emptied(generator: Any) -> None:
+    """A generator whose cache of pictures holds nothing of the round before."""
+    limit = generator.cache.limit
+    generator.cache.resize(0)
+    generator.cache.resize(limit)
 
 
 def kept(model: Any) -> Any:
@@ -254,8 +260,7 @@ def idle(rounds: int, questions: int) -> dict[str, Any]:
     def side(depth: int, repeats: int, gib: float) -> float:
         asked = photographed(questions, repeats)
         generator = Sleeping(checkpoint, None, found.schedule, spec, Preparation(depth, gib))
-        generator.cache.resize(0)
-        generator.cache.resize(int(gib * 2**30))
+        emptied(generator)
         started = time.perf_counter()
         generator.answer(asked)
         return time.perf_counter() - started
@@ -319,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=360, help="of idle")
     parser.add_argument("--out", type=Path, default=Path("results/bench_evaluation"))
     given = parser.parse_args(arguments)
+    os.environ["TQDM_DISABLE"] = "1"  # before anything imports it
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "command": lambda: command(given.rounds, given.limit),
         "answering": lambda: answering(given.rounds, given.limit),

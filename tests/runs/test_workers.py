@@ -141,7 +141,7 @@ def test_a_batch_that_kills_while_another_is_answered_is_the_one_that_is_blamed(
     slow = "slow:" + " s" * 40
     questions = asked(6, q0=slow, q1=slow, q2=slow, q4="always:")
     try:
-        first, second = TeamGenerator(plain, made).planned(questions)
+        first, _ = TeamGenerator(plain, made).planned(questions)
         assert [question.doc_id for question in first] == [0, 1, 2]
         with pytest.raises(QuestionError, match=r"task t, doc_id [345, ]+: 3 workers died"):
             TeamGenerator(plain, made).answer(questions)
