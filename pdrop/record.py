@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,7 @@ CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much o
 # fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
 LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
 LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
+LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say it
@@ -43,7 +45,9 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocol/, docs/protocols.md
 PromptStyle = Literal["chat", "vicuna_v1", "qwen_1_5"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
-ImageBackend = Literal["pil", "torchvision"]
+ImageBackend = Literal["pil", "torchvision", "qwen_vl_utils"]
+ImagePlacing = Literal["marked", "front"]
+Stop = Literal["task", "model"]
 
 # what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
 ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
@@ -89,7 +93,9 @@ class RunSpec:
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
-    lengths: str = ""  # canonical JSON {front of a task's name: max_new_tokens}, before max_new_tokens
+    lengths: str = ""  # canonical JSON {task, or pattern of shells: max_new_tokens}, before max_new_tokens
+    stop: Stop = "task"  # an answer ends where the task's file says, too ("task"), or where the model ends it alone
+    image_placing: ImagePlacing = "marked"  # pictures stand where the question marks them, or all in front of it
     sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
@@ -123,18 +129,24 @@ class RunSpec:
         limits = [f"{name}={getattr(self, name)}" for name in ("min_pixels", "max_pixels", "max_tiles")]
         parts += [limit for limit in limits if not limit.endswith("=None")]
         parts += [f"by {self.image_backend}" if self.image_backend != "pil" else ""]
+        parts += ["pictures in front of the question" if self.image_placing == "front" else ""]
         parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
+        parts += ["answers end where the model ends them" if self.stop == "model" else ""]
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        others = [
+            f"{tokens} for {', '.join(task for task, its in lengths.items() if its == tokens)}"
+            for tokens in sorted(set(lengths.values()))
+        ]
         parts.append(
-            f"up to {self.max_new_tokens} tokens where a task sets none"
-            + (f" ({self.lengths})" if self.lengths else "")
+            f"up to {self.max_new_tokens} tokens where a task sets none" + (f" ({'; '.join(others)})" if others else "")
         )
         return ", ".join(part for part in parts if part)
 
     def answer_tokens(self, task: str) -> int:
         """Most tokens of an answer to a task that sets none itself."""
-        fronts: dict[str, int] = json.loads(self.lengths or "{}")
-        fitting = [front for front in fronts if task.startswith(front)]
-        return fronts[max(fitting, key=len)] if fitting else self.max_new_tokens
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        fitting = [pattern for pattern in lengths if fnmatchcase(task, pattern)]
+        return lengths[max(fitting, key=len)] if fitting else self.max_new_tokens
 
     @property
     def run_id(self) -> str:

@@ -158,6 +158,7 @@ class TowerSizes:
     # first patch is cut off as if it were one
     spare: int = 0
     heads: int = 1  # of a layer's attention
+    fused: bool = False  # queries, keys and values are one product: who asks for some computes all
 
     @property
     def tokens(self) -> int | None:
@@ -201,11 +202,14 @@ class TowerSizes:
         return parts, projected * sum(inward * outward for inward, outward in self.projector)
 
     def rows_macs(self, rows: float, visual: float, images: Images | None = None) -> float:
-        """Multiply-adds of so many rows of attention of every crop or frame in one layer: their queries, all keys."""
+        """Multiply-adds of so many rows of attention (at most all) of every crop or frame in one layer: their queries,
+        all keys."""
         d, macs = self.hidden, 0.0
         for height, width in self.frames(visual, images):
             tokens = height * width + self.class_tokens
-            macs += tokens * d * d + rows * (d + tokens) * d
+            asked = min(rows, tokens)
+            products = 3 * tokens if self.fused else tokens + asked
+            macs += products * d * d + asked * tokens * d
         return macs
 
     def frames(self, visual: float, images: Images | None = None) -> list[tuple[float, float]]:
@@ -369,6 +373,7 @@ def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> Tow
         full_layers=full_layers,
         projector=((merged, merged), (merged, out)) * mergers,
         heads=getattr(vision, "num_heads", None) or 1,
+        fused=True,
     )
 
 

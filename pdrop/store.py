@@ -25,12 +25,15 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from pdrop import leases
 
 log = logging.getLogger("pdrop")
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically writes into
 LONGEST_WRITE = 3600.0  # seconds
+LOCK = ".lock"
 HOLDER = ".holder"  # of a run's folder, while a process does it: host, process, since when
 
 
@@ -120,7 +123,7 @@ def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
 @functools.cache
 def tidy(results: Path) -> None:
     """Remove what writes that were killed left in a store; once per process."""
-    places = [results, results / "questions", results / "sweeps"]
+    places = [results, results / "questions", results / "pictures", results / "sweeps"]
     places += [*results.glob("experiments/*"), *results.glob("runs/*")]
     for place in places:
         if not place.is_symlink():
@@ -131,19 +134,53 @@ class Held(OSError):
     """Another process holds a folder."""
 
 
+class Hold(Protocol):
+    """A folder that this process holds."""
+
+    def check(self) -> None:
+        """Raises `leases.Lost` where another process has taken it over."""
+
+
+class Flock:
+    """Held by the system's lock, which nobody takes over while the process lives."""
+
+    def check(self) -> None:
+        return None
+
+
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True, **note: Any) -> Iterator[None]:
-    """Hold a folder: jobs that share a store take turns at the same run. The system frees it however a process ends.
+def locked(folder: Path, wait: bool = True, kind: str = "auto", **note: Any) -> Iterator[Hold]:
+    """Hold a folder: jobs that share a store take turns at the same run.
+
+    On a disk of this machine the system's lock does it, which ends however the process ends; elsewhere a lease
+    (pdrop/leases.py).
 
     Args:
         folder: A run's.
         wait: Where another process holds it.
+        kind: One of pdrop.leases.KINDS.
         note: What `holder` tells others, besides host, process and time.
 
+    Yields:
+        What says whether it is still held.
+
     Raises:
-        Held: If another process holds it, and it is not to be waited for.
+        Held: If another process holds it, and it is not to be waited for; or has taken it over.
     """
-    with os.fdopen(open_in_place(folder / ".lock", os.O_RDWR), "wb") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (leased if leases.wanted(folder, kind) else flocked)(folder, wait) as held:
+        write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
+        try:
+            yield held
+        finally:
+            held.check()  # or it is another's note
+            (folder / HOLDER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def flocked(folder: Path, wait: bool) -> Iterator[Hold]:
+    """`locked` by the system."""
+    with os.fdopen(open_in_place(folder / LOCK, os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -152,26 +189,82 @@ def locked(folder: Path, wait: bool = True, **note: Any) -> Iterator[None]:
                 raise Held(f"{folder} is held by another process{by}") from error
             log.info("waiting       another process%s does %s", by, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
-        try:
-            yield
-        finally:
-            (folder / HOLDER).unlink(missing_ok=True)
+        yield Flock()
 
 
 @contextlib.contextmanager
-def announced(path: Path, note: Mapping[str, Any]) -> Iterator[None]:
-    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
-    write_atomically(path, json.dumps(own_note() | dict(note)) + "\n")
-    with os.fdopen(open_in_place(path, os.O_RDWR), "r+b") as file:
-        with contextlib.suppress(OSError):  # two sweeps of the same runs: the first one holds it; or there are no locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def leased(folder: Path, wait: bool) -> Iterator[Hold]:
+    """`locked` by a lease."""
+    lease = leases.take(folder)
+    if lease is None:
+        by = where(noted(folder / HOLDER))
+        if not wait:
+            raise Held(f"{folder} is held by another process{by}")
+        log.info("waiting       another process%s does %s", by, folder)
+    while lease is None:
+        time.sleep(min(1.0, leases.LEASE / 10))
+        lease = leases.take(folder)
+    try:
+        yield lease
+    except leases.Lost as error:
+        raise Held(str(error)) from error
+    finally:
+        lease.release()
+
+
+def tell(folder: Path, **note: Any) -> None:
+    """Add to what `holder` tells others of a folder that this process holds; nothing where it does not."""
+    there, own = noted(folder / HOLDER), own_note()
+    if (there.get("host"), there.get("pid")) == (own["host"], own["pid"]):
+        write_atomically(folder / HOLDER, json.dumps(there | note) + "\n")
+
+
+class Announcement:
+    """A file that says what is being done, held while it is.
+
+    Args:
+        path: The file; written whole, also when it is renewed.
+        note: What it says, besides host, process and time.
+    """
+
+    def __init__(self, path: Path, note: Mapping[str, Any]) -> None:
+        self.path, self.note, self._handle = path, own_note() | dict(note), -1
+        self.tell()
+
+    def tell(self, **more: Any) -> None:
+        """Say more, or something else."""
+        self.note |= more
+        temporary = self.path.parent / f".{self.path.name[:64]}.{secrets.token_hex(8)}"
+        write_atomically(temporary, json.dumps(self.note) + "\n")
+        handle = open_in_place(temporary, os.O_RDWR)
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # other sweeps have notes there
-                path.parent.rmdir()
+            with contextlib.suppress(OSError):  # there are no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is seen: the file is never without
+            os.replace(temporary, self.path)
+        except BaseException:
+            os.close(handle)
+            raise
+        self.close()
+        self._handle = handle
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+@contextlib.contextmanager
+def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
+    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
+    made = Announcement(path, note)
+    try:
+        yield made
+    finally:
+        path.unlink(missing_ok=True)
+        made.close()
+        with contextlib.suppress(OSError):  # other sweeps have notes there
+            path.parent.rmdir()
 
 
 def state(folder: Path, status: str, error: str | None) -> str:
@@ -203,11 +296,13 @@ def own_note() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
-def holder(folder: Path, lock: str = ".lock", note: str = HOLDER) -> dict[str, Any] | None:
+def holder(folder: Path, lock: str = LOCK, note: str = HOLDER) -> dict[str, Any] | None:
     """What the process that holds a folder noted (see `locked`); None where nobody does, also after a kill.
 
     Where a file system has no locks: what was noted last.
     """
+    if lock == LOCK and leases.held(folder):
+        return noted(folder / note)
     try:
         handle = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # no lock, hence no holder; or a link, which is none

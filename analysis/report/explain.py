@@ -39,6 +39,8 @@ MEANING = {
     "protocol": "another protocol (docs/protocols.md): scores do not compare",
     "system": "another system message: scores do not compare",
     "image_backend": "pictures prepared by another library: other pixels in the last digits",
+    "image_placing": "pictures at other places of the question: scores do not compare",
+    "stop": "answers may be longer or shorter",
     "min_pixels": "other sizes of pictures: scores do not compare",
     "max_pixels": "other sizes of pictures: scores do not compare",
     "max_tiles": "other tiles of pictures: scores do not compare",

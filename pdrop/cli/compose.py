@@ -102,6 +102,7 @@ class RunDials(DroppingDials):
     tasks: Any = MISSING
     task_folders: list[str] = MISSING
     results: str = MISSING
+    locks: str = MISSING
     experiment: str | None = MISSING
     force: bool = MISSING
     retry: str | None = MISSING

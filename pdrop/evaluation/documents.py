@@ -24,6 +24,7 @@ LARGEST_GROUP = 8  # a column that repeats more often than this is not such a ma
 CIRCLE_COLUMN, CIRCLE = "index", 1_000_000  # MMBench: rotation r of question i has index i + r * CIRCLE
 SET_COLUMNS = ("category", "subcategory", "set_id")  # HallusionBench: figures and questions of one set
 PAIR_COLUMN = "Index"  # MMVP: rows 1 and 2, 3 and 4, ...
+FOUR_COLUMNS = ("Index", "Question_Type")  # NaturalBench: two questions about each of two pictures
 IMAGE_COLUMNS = ("image_id", "imageId")
 _SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once per process
 
@@ -71,6 +72,8 @@ class Documents:
                 return [str(number % CIRCLE) for number in index]
         if set(SET_COLUMNS) <= set(columns):
             return [" ".join(map(str, row)) for row in zip(*map(self._column, SET_COLUMNS))]
+        if set(FOUR_COLUMNS) <= set(columns):
+            return [str(int(number) // 4) for number in self._column(FOUR_COLUMNS[0])]
         if {PAIR_COLUMN, "Correct Answer"} <= set(columns):
             return [str(place // 2) for place in range(len(self))]
         if GROUP_COLUMN in columns:

@@ -192,7 +192,7 @@ class Generator:
         answers = []
         for prompt, tokens, prefill in zip(part.prompts, self._cut(output), self._observed(trace, inputs, part.sizes)):
             text = self.tokenizer.decode(tokens, skip_special_tokens=arguments.skip_special_tokens)
-            for stop in arguments.until:
+            for stop in arguments.until if self.spec.stop == "task" else ():
                 text = text.split(stop)[0] if stop else text
             answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **prefill))
         return answers

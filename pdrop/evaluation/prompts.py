@@ -11,9 +11,17 @@ Image mode:
     pad         pad to a square with the processor's mean colour first, as the published LLaVA-1.5 numbers did
                 (arXiv 2310.03744, image_aspect_ratio=pad)
 
-Besides: a system message, how many pixels or tiles a picture has at most and at least, and what prepares it. All are
-recorded with every run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing here knows of tasks
-or of dropping.
+Image placing:
+    marked      where the question marks its pictures (`<image>`, `<image 1>`); where it marks none, in front of it
+    front       all in front of the question, whose marks `<image>` are taken out
+
+Image backend:
+    pil, torchvision    what the checkpoint's image processor computes with
+    qwen_vl_utils       Pillow resizes to whole tokens first, 4 to 16384 of them, as that package does before a
+                        processor sees a picture; then torchvision
+
+Besides: a system message, and how many pixels or tiles a picture has at most and at least. All are recorded with every
+run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing here knows of tasks or of dropping.
 """
 
 from __future__ import annotations
@@ -32,7 +40,7 @@ from PIL import Image
 from pdrop.models.checkpoint import IMAGE_BACKEND, image_processor
 from pdrop.models.processor import limited
 from pdrop.pictures import as_shown
-from pdrop.record import ImageMode, PromptStyle, RunSpec
+from pdrop.record import ImageMode, ImagePlacing, PromptStyle, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +68,8 @@ class PromptBuilder:
         image_mode: Image mode.
         max_tokens: Positions the language model has; a longer prompt is an error, never cut.
         system: A system message; None: the style's own, or the template's.
+        image_placing: Image placing.
+        resized: Whether Pillow resizes pictures to whole tokens first (image backend qwen_vl_utils).
 
     Raises:
         ValueError: If the checkpoint lacks what the style or the mode needs.
@@ -72,6 +82,8 @@ class PromptBuilder:
         image_mode: ImageMode = "crop",
         max_tokens: int | None = None,
         system: str | None = None,
+        image_placing: ImagePlacing = "marked",
+        resized: bool = False,
     ) -> None:
         if style not in get_args(PromptStyle):
             raise ValueError(f"unknown prompt style {style!r}: choose {', '.join(get_args(PromptStyle))}")
@@ -85,11 +97,12 @@ class PromptBuilder:
         if image_mode == "pad" and mean is None:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
-        self.system = system
+        self.system, self.image_placing, self.resized = system, image_placing, resized
         self._tokenizing = threading.Lock()
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
-        kind, own = type(processor.image_processor).__name__, processor.image_processor.to_dict()
-        settings = {"kind": kind, "mode": image_mode, "background": self._background, "own": own}
+        own = processor.image_processor
+        settings = {"kind": type(own).__name__, "own": own.to_dict(), "mode": image_mode, "resized": resized}
+        settings["background"] = self._background
         self._image_settings = json.dumps(settings, sort_keys=True, default=str)  # all that a picture's result follows
 
     @classmethod
@@ -99,12 +112,19 @@ class PromptBuilder:
         Raises:
             ValueError: If the checkpoint's processor lacks what it asks for.
         """
-        processor = checkpoint.processor
+        processor, resized = checkpoint.processor, spec.image_backend == "qwen_vl_utils"
+        own = str(processor.chat_template or processor.tokenizer.chat_template or "USER")
+        if spec.protocol == "official" and spec.prompt == "vicuna_v1" and "USER" not in own:
+            raise ValueError(
+                f"{checkpoint.path}: protocol=official asks this family by vicuna_v1, but the checkpoint's own "
+                "template is another: its text model is no Vicuna. Use protocol=checkpoint, or model.prompt=chat"
+            )
         limits = {name: getattr(spec, name) for name in ("min_pixels", "max_pixels", "max_tiles")}
         if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
-            processor.image_processor = limited(image_processor(checkpoint, spec.image_backend), **limits)
-        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system)
+            backend = "torchvision" if resized else spec.image_backend
+            processor.image_processor = limited(image_processor(checkpoint, backend), **limits)
+        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system, spec.image_placing, resized)
 
     def render(self, question: str, images: int) -> str:
         """The whole prompt as text, up to where the answer starts.
@@ -115,7 +135,9 @@ class PromptBuilder:
         Raises:
             ValueError: If the question marks another number of images than it has.
         """
-        question = first_marks(question, images)
+        question = (
+            first_marks(question, images) if self.image_placing == "marked" else question.replace(PLACEHOLDER, "")
+        )
         marked = question.count(PLACEHOLDER)
         if marked not in (0, images):
             raise ValueError(f"the question marks {marked} images with {PLACEHOLDER}, but has {images}")
@@ -250,21 +272,32 @@ class PromptBuilder:
         return len(both) - shared
 
     def prepare(self, image: Image.Image, pixels: float = 1.0) -> Image.Image:
-        """As it is shown, with that share of its pixels left, and padded to a square if that is the image mode."""
+        """As it is shown, with that share of its pixels left, padded to a square if that is the image mode, and resized
+        if the image backend does that first."""
         image = as_shown(image)
         if pixels < 1:
             image = image.resize(shrunk(image.size, pixels), Image.Resampling.BICUBIC)
-        if self.image_mode == "crop" or image.width == image.height:
-            return image
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), self._background)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
+        if self.image_mode == "pad" and image.width != image.height:
+            side = max(image.size)
+            square = Image.new("RGB", (side, side), self._background)
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
+        if self.resized:
+            from qwen_vl_utils import fetch_image
+
+            image = fetch_image({"image": image}, image_patch_size=self.processor.image_processor.patch_size)
+        return image
 
     def _prepared_size(self, size: tuple[int, int], pixels: float) -> tuple[int, int]:
         """(width, height) that `prepare` makes of a picture."""
         width, height = shrunk(size, pixels) if pixels < 1 else size
-        return (width, height) if self.image_mode == "crop" else (max(width, height),) * 2
+        if self.image_mode == "pad":
+            width = height = max(width, height)
+        if self.resized:
+            from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, smart_resize
+
+            height, width = smart_resize(height, width, self.processor.image_processor.patch_size * SPATIAL_MERGE_SIZE)
+        return width, height
 
 
 class OneByOne:

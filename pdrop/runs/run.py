@@ -20,7 +20,7 @@ from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
 from pdrop.samples import digest
-from pdrop.store import Held, holder, locked, mark, refuse_links, remove_leftovers, stored_answers, tidy
+from pdrop.store import Held, Hold, holder, locked, mark, refuse_links, remove_leftovers, stored_answers, tidy
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint
@@ -65,10 +65,12 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
     elif settings.source.loadable and not settings.elsewhere:
         checkpoint = settings.load()
     try:
-        with locked(settings.folder, wait, answered=stored_answers(settings.folder)):
+        with locked(settings.folder, wait, settings.locks, answered=stored_answers(settings.folder)) as held:
             # another process may have done it while this one loaded, or waited
-            return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides)
+            return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides, held)
     except Held as error:
+        if wait:  # it was taken over: by now another process does it, or has done it
+            return run(settings, overrides, wait)
         raise RunHeld(settings.spec.folder) from error
 
 
@@ -91,7 +93,7 @@ def finished(run: Settings | Known, overrides: Sequence[str], force: bool = Fals
 redone: set[str] = set()  # runs that this process has done because of force=true
 
 
-def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str]) -> RunRecord:
+def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str], held: Hold) -> RunRecord:
     """Do the run, from stored answers if there are any. Without a checkpoint workers or fresh processes have it, or the
     cost is counted alone."""
     spec, folder = settings.spec, settings.folder
@@ -116,11 +118,13 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     try:
         measure(record, settings, checkpoint)
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
+        held.check()  # nothing is written over the record of who has taken the run over
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
+    held.check()
     record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)
     record.write(folder)
     log.info("done          %s", summary(record, f"({duration(record.wall_s)})"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pdrop import names
+from pdrop import leases, names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
 from pdrop.evaluation.prefetch import Preparation
@@ -60,6 +60,7 @@ class Settings:
         experiment: Which one asks for the run.
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
+        locks: How a run is held while it is done, one of pdrop.leases.KINDS.
         preparation: How prompts come to the model; no part of the identity either.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
         turned: Settings of the protocol that a dial has at another value, for the record.
@@ -76,6 +77,7 @@ class Settings:
     experiment: str | None = None
     force: bool = False
     workers: Workers = field(default_factory=Workers)
+    locks: str = "auto"
     preparation: Preparation = field(default_factory=Preparation)
     published_sampling: str | None = None
     turned: tuple[str, ...] = ()
@@ -179,6 +181,7 @@ def resolve(
         experiment=dials["experiment"],
         force=dials["force"],
         workers=Workers(**dials["workers"]),
+        locks=dials["locks"],
         preparation=Preparation(dials["prefetch"], dials["picture_cache"]),
         published_sampling=published_sampling,
         turned=turned,
@@ -246,6 +249,8 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
         names.check("experiment", dials["experiment"])
     if not str(dials["results"]).strip():
         raise ValueError("results is the folder of the store; it is empty here")
+    if dials["locks"] not in leases.KINDS:
+        raise ValueError(f"locks is {' | '.join(leases.KINDS)}, not {dials['locks']!r}")
     checkpoint.check_weights(spec.weights)
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
@@ -266,8 +271,12 @@ def asked_with(
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
-    turned = tuple(name for name in protocols.SETTINGS if given[name] not in (None, getattr(found, name)))
-    return replace(spec, **protocols.settle(found, given)), found.sampled, turned
+    settled = protocols.settle(found, given)
+    plain = protocols.settle(found, {})
+    turned = [name for name in protocols.SETTINGS if settled[name] != plain[name]]
+    if settled["lengths"] != plain["lengths"] and "max_new_tokens" not in turned:
+        turned.append("max_new_tokens")  # for the tasks that the protocol has lengths for
+    return replace(spec, **settled), found.sampled, tuple(turned)
 
 
 def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
@@ -286,7 +295,11 @@ def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
         for name in limits:
             if dials[name] is not None and (family := source.family[0]) in families:
                 raise ValueError(f"{name}={dials[name]}: leave it out for models of {family}, {why}")
-    if wrapper is not None and wrapper not in (known := lmms_models()):
+    if dials["image_backend"] == "qwen_vl_utils" and (family := source.family[0]) in OF_ONE_SIZE:
+        raise ValueError(
+            f"image_backend=qwen_vl_utils: models of {family} take pictures, or tiles of them, of one size"
+        )
+    if wrapper not in (None, protocols.NOTHING) and wrapper not in (known := lmms_models()):
         near = difflib.get_close_matches(wrapper, known, 1)
         raise ValueError(f"wrapper={wrapper} is no model of lmms-eval" + (f", did you mean {near[0]}?" if near else ""))
 

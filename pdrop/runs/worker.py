@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,12 @@ class Worker:
         self._tasks: dict[tuple[str, str | None], Any] = {}
         self._loading, self._answering = threading.Lock(), threading.Lock()
         self._preparing = threading.Semaphore(DEPTH)
+        self._asked, self._rests = 0, threading.Condition()  # batches under way
+
+    def rest(self) -> None:
+        """Return when no batch is under way any more."""
+        with self._rests:
+            self._rests.wait_for(lambda: not self._asked)
 
     def about(self) -> dict[str, Any]:
         """Its host, process and device, once it is ready."""
@@ -85,16 +91,17 @@ class Worker:
         Raises:
             QuestionError: If anything goes wrong with a question.
         """
-        with self._loading:
-            generator = self._under(local(settings))
-            here = [self._with_images(settings, one) for one in questions]
-        with self._preparing:
-            parts = generator.prepare(here)
-        answers: dict[str, Answer] = {}
-        with self._answering, generator.attached() as trace:
-            for part in parts:
-                answers |= zip((question.key for question in part.questions), generator.ask(part, trace))
-        return [answers[question.key] for question in questions]
+        with self._under_way():
+            with self._loading:
+                generator = self._under(local(settings))
+                here = [self._with_images(settings, one) for one in questions]
+            with self._preparing:
+                parts = generator.prepare(here)
+            answers: dict[str, Answer] = {}
+            with self._answering, generator.attached() as trace:
+                for part in parts:
+                    answers |= zip((question.key for question in part.questions), generator.ask(part, trace))
+            return [answers[question.key] for question in questions]
 
     def timed(self, settings: Settings, cost: Cost) -> Cost:
         """The cost with what this worker measured under the run's timing protocol."""
@@ -112,6 +119,17 @@ class Worker:
             else:
                 timed.time_run(cost, here, here.load())
         return cost
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._rests:
+            self._asked += 1
+        try:
+            yield
+        finally:
+            with self._rests:
+                self._asked -= 1
+                self._rests.notify_all()
 
     def _under(self, settings: Settings) -> Generator:
         from pdrop.evaluation.generation import Generator

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from pdrop.runs.fleet import Fleet
 
 if TYPE_CHECKING:
     from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError
@@ -115,6 +118,8 @@ class Member:
     number: int
     actor: Any
     about: dict[str, Any] | None = None  # host, process, device, once it is there
+    replaces: bool = False  # one that died: there is room for it
+    arrived: float = 0.0  # when it was there, by the monotonic clock
     in_flight: deque[int] = field(default_factory=deque)  # batches, the one being answered first
 
 
@@ -139,6 +144,7 @@ class Team:
         self.members: list[Member] = []
         self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
         self.early_deaths = 0  # in a row, before a worker was ready
+        self.dashboard: str | None = None  # host:port, where Ray shows one
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         self.owns_ray = not ray.is_initialized()  # otherwise it is the caller's
         if self.owns_ray:
@@ -146,8 +152,9 @@ class Team:
             if workers.address is None:
                 options = {"num_cpus": workers.count * workers.threads}
             found = ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-            if board := getattr(found, "dashboard_url", None):
-                log.info("workers       Ray's dashboard: http://%s", board)
+            self.dashboard = getattr(found, "dashboard_url", None) or None
+            if self.dashboard is not None:
+                log.info("workers       Ray's dashboard: http://%s", self.dashboard)
         for _ in range(workers.count):
             self.hire()
 
@@ -160,15 +167,15 @@ class Team:
         if self.owns_ray:
             ray.shutdown()
 
-    def hire(self) -> None:
-        """Start a worker; it comes when there is room for it."""
+    def hire(self, replacing: bool = False) -> None:
+        """Start a worker; it comes when there is room for it, such as that of one that died."""
         import ray
 
         share, threads = self.workers.share(self.device), self.workers.threads
         # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
-        member = Member(self.started, made.remote(threads))
+        member = Member(self.started, made.remote(threads), replaces=replacing)
         self.started += 1
         self.starting[member.actor.about.remote()] = member
 
@@ -190,18 +197,18 @@ class Team:
                     f"{DEATHS} workers in a row died before they were ready: {line_of(error)}"
                 ) from error
             log.warning("worker %d died before it was ready (%s); another one starts", member.number, line_of(error))
-            self.hire()
+            self.hire(member.replaces)
             return
         self.early_deaths = 0
         self.members.append(member)
-        about = member.about
+        member.arrived, about = time.monotonic(), member.about
         log.debug("worker %d is process %s on %s (%s)", member.number, about["pid"], about["host"], about["device"])
 
     def lose(self, member: Member, error: BaseException) -> None:
         """A worker died: another one starts in its place."""
         log.warning("worker %d died (%s); its batches are asked again", member.number, line_of(error))
         self.members.remove(member)
-        self.hire()
+        self.hire(replacing=True)
 
     def wait(self, references: Sequence[Any] = ()) -> list[Any]:
         """The references that are there, at least one of them or of the workers that start; the latter arrive."""
@@ -216,6 +223,18 @@ class Team:
         for reference in [one for one in there if one in self.starting]:
             self.arrive(reference)
         return [one for one in there if one in set(references)]
+
+    def rest(self) -> None:
+        """Wait until no worker does anything: what a failed run had begun has ended, who replaces another is there."""
+        import ray
+
+        for member in list(self.members):
+            try:
+                ray.get(member.actor.rest.remote())  # it comes after all that was handed out before
+            except ray.exceptions.RayError as error:
+                self.lose(member, error)
+        while any(member.replaces for member in self.starting.values()):
+            self.wait()
 
     def one(self) -> Member:
         """A worker that is there; waits for the first."""
@@ -274,6 +293,7 @@ class TeamGenerator:
 
     def timed(self, cost: Cost) -> Cost:
         """The cost with its times, measured by one worker while the others do nothing."""
+        self.team.rest()
         found: Cost = self.call("timed", cost)
         return found
 
@@ -318,20 +338,23 @@ class TeamGenerator:
         reused = len(answers)
         if progress is not None and done and planned:
             progress(planned[0][0].task, done, len(questions))
-        for number, found, by in work.results():
-            batch = planned[number]
-            if store is not None:
-                store.add(((q, a) for q, a in zip(batch, found) if q.key not in answers), by)
-            for question, answer in zip(batch, found):
-                answers.setdefault(question.key, answer)
-            done += len(batch)
-            if progress is not None:
-                progress(batch[0].task, done, len(questions))
+        task, folder = questions[0].task if questions else "", store.path.parent if store is not None else None
+        with Fleet(self.team, task, done, len(questions), folder) as fleet:
+            for number, found, member in work.results():
+                batch = planned[number]
+                if store is not None:
+                    store.add(((q, a) for q, a in zip(batch, found) if q.key not in answers), member.about or {})
+                for question, answer in zip(batch, found):
+                    answers.setdefault(question.key, answer)
+                done += len(batch)
+                if progress is not None:
+                    progress(batch[0].task, done, len(questions))
+                fleet.answered(member, len(batch))
         return Answered([answers[question.key] for question in questions], len(questions) - reused, reused)
 
 
 # a batch's number, its answers, and which worker gave them
-Part = tuple[int, list["Answer"], dict[str, Any]]
+Part = tuple[int, list["Answer"], Member]
 
 
 class Work:
@@ -399,7 +422,7 @@ class Work:
         del self.asked[reference]
         member.in_flight.remove(number)
         self.suspects.discard(number)
-        return number, answers, member.about or {}
+        return number, answers, member
 
     def bury(self, member: Member, error: BaseException) -> None:
         """Put the batches of a worker that died back in front, each to be asked alone: one of them may have killed it.

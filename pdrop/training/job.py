@@ -25,7 +25,7 @@ from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint, load
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes
-from pdrop.store import locked, refuse_links
+from pdrop.store import Hold, locked, refuse_links
 from pdrop.timing.memory import peak_since, restart_peak
 from pdrop.training.arguments import arguments_of
 from pdrop.training.batches import Collator
@@ -110,7 +110,7 @@ def train(
     refuse_links(folder)
     main = is_first()
     log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
-    with locked(folder) if main else contextlib.nullcontext():
+    with locked(folder) if main else contextlib.nullcontext() as held:
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             made = "made" if before.status == "done" else "begun"
@@ -126,7 +126,7 @@ def train(
             for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
                 shutil.rmtree(old)
         log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
-        with recorded(record, folder, main):
+        with recorded(record, folder, held):
             run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
     seconds = record.cost.step_wall_s if record.cost is not None else 0.0
     log.info("done          %s  loss %.4f, %.2f s a step", folder, record.final_loss, seconds)
@@ -135,18 +135,18 @@ def train(
 
 
 @contextlib.contextmanager
-def recorded(record: TrainingRecord, folder: Path, main: bool) -> Iterator[None]:
+def recorded(record: TrainingRecord, folder: Path, held: Hold | None) -> Iterator[None]:
     """Write the record when its training begins, and how it ends; checkpoints of a finished one go.
 
     Args:
         record: Of status "running".
         folder: The training's.
-        main: Whether this process is the one that writes.
+        held: The folder, of the process that writes; None: another one does.
 
     Raises:
         TrainingFailed: If it broke.
     """
-    if main:
+    if held is not None:
         record.write(folder)
     try:
         yield
@@ -155,13 +155,15 @@ def recorded(record: TrainingRecord, folder: Path, main: bool) -> Iterator[None]
         # lay in the data: other data make another training
         record.status = "failed" if isinstance(error, Exception) else "running"
         record.error = traceback.format_exc()
-        if main:
+        if held is not None:
+            held.check()  # or another process goes on with it
             record.write(folder)
         if not isinstance(error, Exception):
             raise
         raise TrainingFailed(f"{folder} failed: {error} (traceback in {folder / FILE})") from error
     record.status = "done"
-    if main:
+    if held is not None:
+        held.check()
         record.write(folder)
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)

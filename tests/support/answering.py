@@ -14,7 +14,7 @@ from pdrop.evaluation.generation import Answered
 from pdrop.evaluation.lmms import scored_answers
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.results import Evaluation
-from pdrop.record import RunSpec
+from pdrop.record import ProtocolName, RunSpec
 from tests.support.specs import spec_of
 
 MESSY = ("Yes", "no", "No, there is none", "A", "B.", "(C)", "The answer is D.", "12", "red.", "choice B", "", "hm",
@@ -28,6 +28,7 @@ def scored(
     texts: Sequence[str] = MESSY,
     limit: int | None = None,
     boxes: str | None = None,
+    protocol: ProtocolName = "checkpoint",
 ) -> Evaluation:
     """Tasks scored on these answers, spread over the questions by their numbers."""
     store = AnswerStore(folder / "answers.jsonl")
@@ -37,11 +38,12 @@ def scored(
         store.add(zip(questions, answers))
         return Answered(answers, len(answers), 0)
 
-    return scored_answers(spec(tasks, limit), answer, folder, [task_dirs], boxes=boxes)
+    return scored_answers(spec(tasks, limit, protocol), answer, folder, [task_dirs], boxes=boxes)
 
 
-def spec(tasks: Sequence[str], limit: int | None = None) -> RunSpec:
-    return spec_of(tasks=tuple(tasks), limit=limit, method="none", method_args="{}", schedule="")
+def spec(tasks: Sequence[str], limit: int | None = None, protocol: ProtocolName = "checkpoint") -> RunSpec:
+    asked = {"tasks": tuple(tasks), "limit": limit, "protocol": protocol}
+    return spec_of(**asked, method="none", method_args="{}", schedule="")
 
 
 def made_up(question: Question, texts: Sequence[str]) -> Answer:

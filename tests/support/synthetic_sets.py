@@ -121,11 +121,21 @@ def _refcoco(i: int) -> Row:
     }  # fmt: skip
 
 
+def _naturalbench(i: int) -> Row:
+    """Row i % 4 of group i // 4: two questions, each about two pictures."""
+    words = ("No", "Yes") if i // 4 % 2 else ("B", "A")
+    return {
+        "Index": i, "Image": picture(i // 4 * 2 + i % 2), "Question": f"Is it {i // 2}?", "Source": "",
+        "Answer": words[i % 4 in (0, 3)], "Question_Type": ("multiple_choice", "yes_no")[i // 4 % 2],
+    }  # fmt: skip
+
+
 # by the beginning of a task's name, the longest that fits
 ROWS: dict[str, Callable[[int], Row]] = {name: made for name, (_, _, made) in TASKS.items()} | {
     "infovqa_val": TASKS["docvqa_val"][2], "ocrbench": _ocrbench, "mmmu_val": _mmmu, "muirbench": _muirbench,
     "blink_": _blink, "videomme": _videomme, "mvbench_": _mvbench, "mlvu_dev": _mlvu, "egoschema_subset": _egoschema,
     "textvqa_val_ocr": _textvqa_ocr, "mmbench_cn_dev_static": _mmbench_cn, "refcoco": _refcoco,
+    "naturalbench": _naturalbench,
 }  # fmt: skip
 FILMS = ("videomme/data", "mlvu", "egoschema/videos")
 

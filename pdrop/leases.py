@@ -1,0 +1,266 @@
+"""Leases: who has a folder, where the system's locks need not hold between machines (NFS, Lustre, FUSE, ...).
+
+A folder's holders are numbered: `.lease-1`, `.lease-2`, ... Whoever creates the next number has it: of all that want
+to create a file that must not be there yet, every file system lets one. The holder sets its file's time every BEAT
+seconds, and writes `free` into it when it has done. Who wants the folder looks at the highest number. If that is free,
+it creates the next. If not, it remembers the file's time and looks again: one that has not moved for LEASE seconds is
+stale, and the next number is created beside it. A file's time is held against nothing but itself, and the seconds are
+the watcher's own: clocks of machines and of the file server may differ as they like. A holder of this machine whose
+process has gone is not waited for.
+
+A holder that stood still for as long as that (a suspended machine, a server that did not answer) finds a higher number
+when it goes on, and gives up. Until then two may write: what they write must be the same, or be checked when it is
+read, as answers and records are. The highest number is never removed, so that one who looked long ago cannot start
+anew.
+
+filelock's SoftFileLease has a heartbeat, too, but exchanges two names to take over, which NFS refuses. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("pdrop")
+
+LEASE = 120.0  # s without a sign of life, after which a folder is taken over
+BEAT = 15.0  # s between two signs of life
+NAME = ".lease-"
+FREE = b"free"
+KINDS = ("auto", "flock", "lease")
+# of one machine alone: there flock holds for everybody who can see the file
+LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "apfs", "ntfs3", "vfat"}
+LOCAL |= {"exfat", "tmpfs", "ramfs", "overlay", "aufs", "squashfs", "iso9660", "rootfs", "devtmpfs", "fuseblk"}
+
+Stamp = tuple[int, int, int]  # number of a lease, its file's time and number
+
+_seen: dict[Path, tuple[Stamp, float]] = {}  # folder -> what its highest lease looked like, and since when
+
+
+class Lost(OSError):
+    """Another process has taken a folder over."""
+
+
+def wanted(folder: Path, kind: str = "auto") -> bool:
+    """Whether a folder is held by a lease, not by the system's lock: as it is told, as it is held, as its disk is.
+
+    Args:
+        folder: It must be there.
+        kind: One of KINDS.
+    """
+    if kind == "flock":
+        return False
+    return kind == "lease" or bool(newest(folder)) or not local(folder)
+
+
+def local(folder: Path) -> bool:
+    """Whether a folder lies on a disk of this machine; one that is not known is taken for one."""
+    return _file_system(os.stat(folder).st_dev) in {*LOCAL, ""}
+
+
+@functools.cache
+def _file_system(device: int) -> str:
+    """Its type, such as nfs4; "" if that is not known."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").split("\n"):
+            mount, _, source = line.partition(" - ")
+            if mount and mount.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                return source.split()[0]
+    return ""
+
+
+class Lease:
+    """A folder that this process holds; made by `take`.
+
+    Attributes:
+        folder: Which one.
+        number: Of the lease.
+        lost: Whether another process has taken it over.
+    """
+
+    def __init__(self, folder: Path, number: int, handle: int) -> None:
+        self.folder, self.number, self.lost = folder, number, False
+        self._handle, self._ended, self._guard = handle, threading.Event(), threading.Lock()
+        # the main thread is interrupted at whatever it does; another one is told when it asks
+        self._main = threading.main_thread().ident if threading.current_thread() is threading.main_thread() else None
+        self._pulse = threading.Thread(target=self._beat, name=f"lease of {folder.name}", daemon=True)
+        self._pulse.start()
+
+    def check(self) -> None:
+        """Refuse to go on where another process has taken the folder over.
+
+        Raises:
+            Lost: Then.
+        """
+        self.lost = self.lost or newest(self.folder) != self.number
+        if self.lost:
+            raise Lost(
+                f"{self.folder} was taken over by another process: this one gave no sign of life for {LEASE:g} s"
+            )
+
+    def release(self) -> None:
+        """Let others have it."""
+        with self._guard:
+            self._ended.set()
+        if not self.lost:
+            os.pwrite(self._handle, FREE, 0)
+            os.ftruncate(self._handle, len(FREE))
+            os.fsync(self._handle)
+        os.close(self._handle)
+
+    def _beat(self) -> None:
+        seen = time.monotonic()
+        while not self._ended.wait(BEAT):
+            try:
+                with self._guard:
+                    if self._ended.is_set():
+                        return
+                    self.check()
+                    os.utime(self._handle)  # to the file server's time
+                seen = time.monotonic()
+            except Lost as error:
+                log.warning("%s", error)
+            except OSError as error:  # a server that does not answer may do so again before others take over
+                log.warning("%s: no sign of life could be given (%s)", self.folder, error.strerror)
+                self.lost = time.monotonic() - seen > LEASE - BEAT
+            with self._guard:
+                if self.lost and self._main is not None and not self._ended.is_set():
+                    signal.pthread_kill(self._main, signal.SIGINT)  # also of a call that waits
+            if self.lost:
+                return
+
+
+def take(folder: Path) -> Lease | None:
+    """Try to take a folder, once; None where another process has it, as far as is known yet.
+
+    Args:
+        folder: It must be there.
+    """
+    number = newest(folder)
+    if number and not _gone(folder, number):
+        return None
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = folder / f"{NAME}{number + 1}"
+    try:
+        handle = os.open(path, flags, 0o666)
+    except FileExistsError:  # somebody else was faster
+        return None
+    os.write(handle, (json.dumps({"host": socket.gethostname(), **_process(os.getpid())}) + "\n").encode())
+    os.fsync(handle)
+    if newest(folder) != number + 1:  # what was seen was long ago, and the number had been used and removed since
+        os.close(handle)
+        path.unlink(missing_ok=True)
+        return None
+    for older in _numbers(folder):
+        if older <= number:
+            (folder / f"{NAME}{older}").unlink(missing_ok=True)
+    _seen.pop(folder, None)
+    return Lease(folder, number + 1, handle)
+
+
+def held(folder: Path) -> bool:
+    """Whether a folder seems to be held, for those who look on: by the file server's clock, where that can be asked."""
+    number = newest(folder)
+    if not number:
+        return False
+    there = _look(folder, number)
+    if there is None:
+        return held(folder)
+    note, (_, changed, _) = there
+    if note == FREE or _died(note):
+        return False
+    return _now(folder) - changed / 1e9 < LEASE
+
+
+def newest(folder: Path) -> int:
+    """The highest number of a folder's leases; 0 if it has none."""
+    return max(_numbers(folder), default=0)
+
+
+def _numbers(folder: Path) -> Iterator[int]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    return (int(name[len(NAME) :]) for name in names if name.startswith(NAME) and name[len(NAME) :].isdecimal())
+
+
+def _gone(folder: Path, number: int) -> bool:
+    """Whether a lease is free or stale; a look at one that is held is remembered."""
+    there = _look(folder, number)
+    if there is None:  # a higher one has been taken meanwhile
+        return False
+    note, stamp = there
+    if note == FREE or _died(note):
+        return True
+    now, (before, since) = time.monotonic(), _seen.get(folder, (None, 0.0))
+    if stamp != before:
+        _seen[folder] = stamp, now
+        return False
+    return now - since >= LEASE
+
+
+def _look(folder: Path, number: int) -> tuple[bytes, Stamp] | None:
+    """What a lease says, and its stamp; opened, for attributes of a file that is not may be remembered of long ago."""
+    try:
+        handle = os.open(folder / f"{NAME}{number}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(handle, "rb") as file:
+        there = os.fstat(handle)
+        return file.read(4096), (number, there.st_mtime_ns, there.st_ino)
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """What tells a process from all others: boot of its machine, namespace of process numbers, number and start."""
+    found: dict[str, Any] = {"boot": None, "namespace": None, "pid": pid, "started": _started(pid)}
+    with contextlib.suppress(OSError):  # hidden in some containers: then nothing is known of others' processes
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf8").strip()
+        found["namespace"] = os.stat("/proc/self/ns/pid").st_ino
+    return found
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks after the boot; None where it cannot be seen."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _died(note: bytes) -> bool:
+    """Whether the process that took a lease was one of this machine, and has gone."""
+    try:
+        taken = json.loads(note)
+        boot, namespace, pid, started = (taken[name] for name in ("boot", "namespace", "pid", "started"))
+        here = _process(os.getpid())
+        if None in (boot, namespace) or (boot, namespace) != (here["boot"], here["namespace"]):
+            return False
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, KeyError, TypeError, OSError):  # not written yet, of another version, or not ours to see
+        return False
+    return _started(pid) not in (started, None)
+
+
+def _now(folder: Path) -> float:
+    """The file server's time, by a file that is made there; where that is not allowed, this machine's."""
+    probe = folder / f".now.{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return time.time()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
