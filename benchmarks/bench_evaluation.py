@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -155,7 +155,7 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
         started = time.process_time()
         said["lmms_eval"] = []
         for task in tasks:
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            with tempfile.TemporaryDirectory() as folder, quiet():
                 output = evaluator.simple_evaluate(
                     model=kept(theirs),
                     tasks=list(task.values()),
@@ -177,6 +177,13 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
         "questions": len(said["pdrop"]),
         "equal_answers": equal,
     }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and lines of lmms-eval."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def emptied(generator: Any) -> None:
@@ -334,7 +341,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=360, help="of idle")
     parser.add_argument("--out", type=Path, default=Path("results/bench_evaluation"))
     given = parser.parse_args(arguments)
-    os.environ["TQDM_DISABLE"] = "1"  # before anything imports it
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "command": lambda: command(given.rounds, given.limit),
         "answering": lambda: answering(given.rounds, given.limit),
