@@ -39,7 +39,8 @@ class Command:
     def __init__(self, folder: Path, count: int) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
         words = [*SWEEP, f"results={folder / 'results'}", f"workers={count}", f"hydra.sweep.dir={folder / 'multirun'}"]
-        environment = os.environ | {"MARK": self.mark, "PDROP_CACHE": str(folder / "cache")}
+        environment = os.environ | {"MARK": self.mark, "PDROP_CACHE": str(folder.parent / "cache")}
+        environment |= {"RAY_worker_niceness": "0"}  # Ray's 15 stops workers where others use the machine, too
         self.said = (folder / "said.txt").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), *words],
