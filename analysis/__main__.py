@@ -104,7 +104,8 @@ def run_command(options: argparse.Namespace, results: Path, out: Path, unreadabl
     elif command == "report":
         write_report(options, results, out, unreadable)
     elif command == "readme":
-        pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+        made: dict[str, Table] = {}
+        pages = [(path, readme.written(path, results, made)) for path in options.readme or readme.PAGES]
         for path, text in pages:
             report(path, text.encode())
     elif command == "hard":
