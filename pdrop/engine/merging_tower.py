@@ -96,7 +96,7 @@ class MergingTowerReader(RunsOfTheTower):
             raise self.unknown("images and videos come in one call: give them to the model in calls of their own")
         made = encoded(given).get(kinds[0]) if kinds else None
         seen = self.seen(made)
-        run = Run(seen, self.tower, self.merges)
+        run = TowerRun(seen, self.tower, self.merges)
         entries = list(run.entries)
         if made is not None:  # copies for beams are the same tensors
             numbers = {id(one): number for number, one in enumerate({id(o): o for o in made.pooler_output}.values())}
@@ -135,7 +135,7 @@ def no_class_token(layer: int) -> Tensor:
     raise ValueError("this vision tower has no class token, whose query is asked for")
 
 
-class Run:
+class TowerRun:
     """One run of the tower: what it saw, and in which order.
 
     Attributes:
@@ -183,7 +183,7 @@ class Run:
 class LookedMerging:
     """Attention of one layer, as far as it is asked for, each part once."""
 
-    def __init__(self, run: Run, layer: Any, number: int):
+    def __init__(self, run: TowerRun, layer: Any, number: int):
         self.run, self.layer, self.number = run, layer, number
 
     @functools.cached_property
