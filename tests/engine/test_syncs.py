@@ -28,7 +28,7 @@ from tests.support.pretended_cuda import OnDevice, moved, pretended
 METHODS: dict[str, Method] = {
     "PyramidDrop": PyramidDrop(),
     "PyramidDrop, original": PyramidDrop(positions="original"),
-    "FastV": FastV(),
+    "FastV": FastV(several=True),
     "SparseVLM": SparseVLM(),
     "SparseVLM+": SparseVLMPlus(),
     "random": RandomDrop(),
