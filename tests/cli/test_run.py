@@ -208,7 +208,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.product(9)
+@pytest.mark.product(6)
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
 def test_wrong_values_get_one_clear_line(command, arguments, words):
     quick = [a for a in QUICK if a.split("=")[0] not in {b.split("=")[0] for b in arguments}]
@@ -255,9 +255,8 @@ def test_every_method_composes_for_every_depth(name, tmp_path):
     (tmp_path / "config.json").touch()
     folder = [f"method.clip={tmp_path}"] if name == "cdpruner" else []
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):
+        config = OmegaConf.to_object(compose("run", [f"method={name}", "ratio=0.3", *folder]))
         for layers in (12, 28, 32, 40):
-            cfg = compose("run", [f"method={name}", "ratio=0.3", *folder])
-            config = OmegaConf.to_object(cfg)
             schedule = conf.instantiate(config.schedule, num_layers=layers)
             assert isinstance(schedule, Schedule)
             assert (config.method is None) == (not schedule)
@@ -265,6 +264,7 @@ def test_every_method_composes_for_every_depth(name, tmp_path):
                 assert isinstance(conf.instantiate(config.method), Method)
 
 
+@pytest.mark.product(6)
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path):
     from hydra import compose, initialize_config_dir

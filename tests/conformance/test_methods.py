@@ -65,6 +65,9 @@ ALIKE = (
     "v2drop",
     "uniform",
     "sparsevlm_plus",
+    "feather",
+    "hired",
+    "sparsevlm_v1",
 )
 IN_FRONT = ("divprune", "fastervlm", "vispruner", "scope", "hired", "prumerge", "fitprune", "vtw", "v2drop", "dart")
 ELSEWHERE = [check for check in CHECKS if check.families != "one" and check.made is not behaviour.identity]
@@ -73,7 +76,7 @@ OF_TWINS = [check for check in CHECKS if check.made in (numbers.counts, numbers.
 
 def marked(name: str, dials: tuple[str, ...]) -> Any:
     """A subject of a test; variants, and all but one of each way, are for the exhaustive run."""
-    rarer = name in (*RARER, *ALIKE) or (bool(dials) and (name, dials) != MORE[0] and (name, dials) != MORE[1])
+    rarer = (name, dials) not in MORE[:2] if dials else name in (*RARER, *ALIKE)
     return pytest.param(name, dials, id=" ".join([name, *dials]), marks=pytest.mark.exhaustive if rarer else [])
 
 
