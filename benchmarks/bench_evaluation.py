@@ -83,7 +83,6 @@ def in_turns(rounds: int, **sides: Callable[[], float]) -> dict[str, list[float]
 
 
 def ratio(taken: dict[str, list[float]], this: str, other: str) -> float:
-    """Of the medians."""
     return median(taken[this]) / median(taken[other])
 
 
