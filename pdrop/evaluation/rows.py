@@ -66,7 +66,7 @@ class PromptPictures:
             return cls(known, decoded)
         shown, videos = films.show(question.images(), pixels)
         contents = tuple(Content.of(image, hashed=cache.limit > 0) for image in shown)
-        if identity is not None and cache.limit and not glance(question, scope, cache).named:
+        if identity is not None and cache.limit and not videos and not glance(question, scope, cache).named:
             cache.put(key, contents)
         return cls(contents, lambda: shown, tuple(videos))
 
