@@ -83,7 +83,6 @@ def in_turns(rounds: int, **sides: Callable[[], float]) -> dict[str, list[float]
 
 
 def ratio(taken: dict[str, list[float]], this: str, other: str) -> float:
-    """Of the medians."""
     return median(taken[this]) / median(taken[other])
 
 
@@ -113,24 +112,28 @@ def command(rounds: int, limit: int) -> dict[str, Any]:
 
 def answering(rounds: int, limit: int) -> dict[str, Any]:
     """The same questions in this process, by both, with loaded models."""
+    said: dict[str, list[str]] = {}
+    taken = in_turns(rounds, lmms_eval=by_wrapper(limit, said), pdrop=by_generator(limit, said))
+    equal = sum(one == other for one, other in zip(said["pdrop"], said["lmms_eval"], strict=True))
+    return {
+        "cpu_s": taken,
+        "ratio": ratio(taken, "pdrop", "lmms_eval"),
+        "questions": len(said["pdrop"]),
+        "equal_answers": equal,
+    }
+
+
+def by_generator(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
+    """Asks and scores as a run does; puts the answers into `said`, and returns CPU seconds."""
     from pdrop.cli.compose import settings
     from pdrop.evaluation.generation import Generator
-    from pdrop.evaluation.lmms import import_lmms_eval, load_tasks, score
+    from pdrop.evaluation.lmms import load_tasks, score
 
-    sys.modules.setdefault("decord", types.ModuleType("decord"))
-    for name in ("VideoReader", "cpu"):
-        if not hasattr(sys.modules["decord"], name):
-            setattr(sys.modules["decord"], name, None)
     dials = {"tasks": list(TASKS), "method": "none", "latency": "off", "device": "cpu", "limit": limit}
     found = settings(dials | {"batch_size": BATCH, "protocol": "lmms_eval"})
-    evaluator = import_lmms_eval()
-    from lmms_eval.models.chat.llava_hf import LlavaHf
-
     checkpoint = found.load()
-    theirs = LlavaHf(pretrained=str(MODEL), device="cpu", device_map="cpu", dtype="float32")
-    said: dict[str, list[str]] = {}
 
-    def ours() -> float:
+    def side() -> float:
         generator = Generator(checkpoint, found.method, found.schedule, found.spec, found.preparation)
         emptied(generator)
         tasks = load_tasks(found.spec.tasks)
@@ -148,16 +151,33 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
             said["pdrop"] += answers_of(output)
         return time.process_time() - started
 
-    def wrapper() -> float:
+    return side
+
+
+def by_wrapper(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
+    """Asks and scores as lmms-eval does with its own model; puts the answers into `said`, and returns CPU seconds."""
+    from pdrop.evaluation.lmms import import_lmms_eval
+
+    sys.modules.setdefault("decord", types.ModuleType("decord"))
+    for name in ("VideoReader", "cpu"):
+        if not hasattr(sys.modules["decord"], name):
+            setattr(sys.modules["decord"], name, None)
+    evaluator = import_lmms_eval()
+    from lmms_eval.models.chat.llava_hf import LlavaHf
+
+    model = LlavaHf(pretrained=str(MODEL), device="cpu", device_map="cpu", dtype="float32")
+    model.clean = lambda: None  # lmms-eval would delete the weights after a call
+    options = {"process_with_media": False, "reasoning_tags": None, "agentic_trace_mode": "basic"}
+
+    def side() -> float:
         manager = evaluator.TaskManager(include_defaults=False, include_path=[str(TASKS_FOLDER)], model_name="llava_hf")
         tasks = [evaluator.get_task_dict([name], manager, "chat") for name in TASKS]
-        options = {"process_with_media": False, "reasoning_tags": None, "agentic_trace_mode": "basic"}
         started = time.process_time()
         said["lmms_eval"] = []
         for task in tasks:
             with tempfile.TemporaryDirectory() as folder, quiet():
                 output = evaluator.simple_evaluate(
-                    model=kept(theirs),
+                    model=model,
                     tasks=list(task.values()),
                     task_manager=object(),
                     bootstrap_iters=0,
@@ -169,14 +189,7 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
             said["lmms_eval"] += answers_of(output)
         return time.process_time() - started
 
-    taken = in_turns(rounds, lmms_eval=wrapper, pdrop=ours)
-    equal = sum(one == other for one, other in zip(said["pdrop"], said["lmms_eval"], strict=True))
-    return {
-        "cpu_s": taken,
-        "ratio": ratio(taken, "pdrop", "lmms_eval"),
-        "questions": len(said["pdrop"]),
-        "equal_answers": equal,
-    }
+    return side
 
 
 @contextlib.contextmanager
@@ -191,12 +204,6 @@ def emptied(generator: Any) -> None:
     limit = generator.cache.limit
     generator.cache.resize(0)
     generator.cache.resize(limit)
-
-
-def kept(model: Any) -> Any:
-    """A wrapper that lmms-eval does not delete the model of after a call."""
-    model.clean = lambda: None
-    return model
 
 
 def answers_of(output: dict[str, Any]) -> list[str]:

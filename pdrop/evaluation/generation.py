@@ -29,7 +29,7 @@ from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
 from pdrop.evaluation.prefetch import Preparation, ahead
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
-from pdrop.evaluation.rows import Row
+from pdrop.evaluation.rows import PromptPictures
 from pdrop.methods.base import Method
 from pdrop.methods.transfer import moved, read_back
 from pdrop.models.attention import sdpa_order
@@ -138,10 +138,10 @@ class Generator:
         Raises:
             QuestionError: As `answer` does.
         """
-        split: dict[tuple[int, ...], list[tuple[Question, str, Row]]] = defaultdict(list)
+        split: dict[tuple[int, ...], list[tuple[Question, str, PromptPictures]]] = defaultdict(list)
         for question in questions:
             with blame([question]):
-                row = Row.of(question, scope_of(self.spec), self.cache, self.builder.videos, self.pixels)
+                row = PromptPictures.of(question, scope_of(self.spec), self.cache, self.builder.videos, self.pixels)
                 prompt = self.builder.render(question.text, len(row.contents), row.videos)
                 split[self.builder.videos.kind(len(row.contents), row.videos)].append((question, prompt, row))
         found = []
@@ -151,7 +151,7 @@ class Generator:
                 found.append(self._prepared(part, [prompt for _, prompt, _ in rows], [row for _, _, row in rows]))
         return found
 
-    def _prepared(self, questions: list[Question], prompts: list[str], rows: list[Row]) -> Prepared:
+    def _prepared(self, questions: list[Question], prompts: list[str], rows: list[PromptPictures]) -> Prepared:
         joined, lengths = prompts, None
         if questions[0].continuation is not None:
             ends = [f"{question.continuation}{self.tokenizer.eos_token}" for question in questions]

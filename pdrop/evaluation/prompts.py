@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import torch
 
     from pdrop.evaluation.picture_cache import PictureCache
-    from pdrop.evaluation.rows import Row
+    from pdrop.evaluation.rows import PromptPictures
     from pdrop.models.checkpoint import Checkpoint
 
 VICUNA_V1_SYSTEM = (
@@ -215,7 +215,7 @@ class PromptBuilder:
     def encode_rows(
         self,
         prompts: Sequence[str],
-        rows: Sequence[Row],
+        rows: Sequence[PromptPictures],
         cache: PictureCache,
         pixels: float = 1.0,
         dtype: torch.dtype | None = None,

@@ -1,6 +1,6 @@
 """Whose settings a model is asked with: those of its published numbers, of lmms-eval's own wrapper, of its checkpoint.
 
-A protocol is a file of conf/protocol/: settings by family (a config's model_type), as plain values. One choice sets
+A protocol is a file of conf/protocols/: settings by family (a config's model_type), as plain values. One choice sets
 what moves a number before anything is dropped: template and system message, how pictures are prepared and how large
 they may be, how long an answer may get, whose prompts of a task are taken. Each becomes a field of RunSpec under its
 own name; a dial of that name wins. docs/protocols.md says where each value is from. No torch.

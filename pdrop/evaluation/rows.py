@@ -29,7 +29,7 @@ TILES = 5  # dimensions of pixel_values [pictures, tiles, channels, height, widt
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptPictures:
     """The pictures of one prompt.
 
     Attributes:
@@ -43,7 +43,9 @@ class Row:
     videos: tuple[Video, ...] = ()
 
     @classmethod
-    def of(cls, question: Question, scope: str, cache: PictureCache, films: VideoInputs, pixels: float = 1.0) -> Row:
+    def of(
+        cls, question: Question, scope: str, cache: PictureCache, films: VideoInputs, pixels: float = 1.0
+    ) -> PromptPictures:
         """A question's.
 
         Args:
@@ -64,7 +66,7 @@ class Row:
             return cls(known, decoded)
         shown, videos = films.show(question.images(), pixels)
         contents = tuple(Content.of(image, hashed=cache.limit > 0) for image in shown)
-        if identity is not None and cache.limit and not glance(question, scope, cache).named:
+        if identity is not None and cache.limit and not videos and not glance(question, scope, cache).named:
             cache.put(key, contents)
         return cls(contents, lambda: shown, tuple(videos))
 
@@ -103,7 +105,7 @@ class RowProcessor:
     def __init__(
         self,
         inner: Any,
-        rows: Sequence[Row],
+        rows: Sequence[PromptPictures],
         prepare: Callable[[Image], Image],
         cache: PictureCache,
         settings: str,
@@ -130,7 +132,7 @@ class RowProcessor:
                 return self.inner(whole, **options)
         return joined(parts)
 
-    def _part(self, row: Row, said: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _part(self, row: PromptPictures, said: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         key = (row.contents, said)
         kept = self.cache.get(key) if self.cache.limit else None
         if kept is None:

@@ -18,7 +18,7 @@ from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.picture_cache import PictureCache
 from pdrop.evaluation.prefetch import Preparation, ahead
 from pdrop.evaluation.prompts import PromptBuilder
-from pdrop.evaluation.rows import Row
+from pdrop.evaluation.rows import PromptPictures
 from pdrop.models.checkpoint import load
 from pdrop.schedule import Schedule
 from tests.support import saved_checkpoints as saved
@@ -57,10 +57,13 @@ def test_pictures_processed_by_rows_and_kept_are_the_batch_to_the_bit(checkpoint
     prompts = [builder.render(question.text, len(row)) for question, row in zip(questions, rows)]
     whole = builder.encode(prompts, rows, pixels)
     for _ in range(2):  # at first they are processed, then taken from the cache
-        found = builder.encode_rows(prompts, [Row.of(one, "", cache) for one in questions], cache, pixels)
+        found = builder.encode_rows(
+            prompts, [PromptPictures.of(one, "", cache, builder.videos) for one in questions], cache, pixels
+        )
         assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
     assert (
-        cache.hits == len(SIZES) + 1 and len({row.contents for row in (Row.of(q, "", cache) for q in questions)}) == 4
+        cache.hits == len(SIZES) + 1
+        and len({row.contents for row in (PromptPictures.of(q, "", cache, builder.videos) for q in questions)}) == 4
     )
 
 
@@ -91,7 +94,7 @@ def test_other_settings_and_other_pixels_share_nothing(tmp_path: Path) -> None:
         builder = PromptBuilder(processor, image_mode=mode)  # type: ignore[arg-type]
         question = asked([[image]])[0]
         prompt = builder.render(question.text, 1)
-        found = builder.encode_rows([prompt], [Row.of(question, "", cache)], cache, pixels)
+        found = builder.encode_rows([prompt], [PromptPictures.of(question, "", cache, builder.videos)], cache, pixels)
         assert torch.equal(found["pixel_values"], builder.encode([prompt], [[image]], pixels)["pixel_values"])
     assert cache.hits == 0
 

@@ -18,7 +18,7 @@ from tests.support.saved_checkpoints import save_llava, save_llava_next, save_qw
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import picture
 
-PROTOCOLS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "protocol").glob("*.yaml")}
+PROTOCOLS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "protocols").glob("*.yaml")}
 PLAIN = {"tasks": [], "latency": "off", "device": "cpu"}
 
 
