@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -352,9 +353,9 @@ def test_marks_of_pictures_stay_words_there(tmp_path: Path, monkeypatch: pytest.
     for side in both("qwen3_vl", marked, ["looking"], monkeypatch, tmp_path):
         tokenizer = load(str(said), name="tiny").processor.tokenizer
         words.append(tokenizer.decode(side.calls[0]["input_ids"][0].tolist()).replace("<|image_pad|>", ""))
-    seen = "<|vision_start|><|vision_end|>"
-    assert f"{seen}{seen}Is <image> 0 like <image>?" in words[0]
-    assert f"Is {seen} 0 like {seen}?" in words[1]
+    pictures = re.escape("<|vision_start|><|vision_end|>")
+    assert re.search(rf"{pictures}{pictures}Is <image> \d like <image>\?", words[0])
+    assert re.search(rf"\nIs {pictures} \d like {pictures}\?", words[1])
     with pytest.raises((IndexError, ValueError)):
         theirs(
             FAMILIES["llava"], FAMILIES["llava"].save(tmp_path / "llava"), marked, ["looking"], monkeypatch, tmp_path
