@@ -53,7 +53,7 @@ test-all: $(STAMP) ## Run the exhaustive products of methods, families and backe
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not torture"
 
 parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval (equal token ids, pixels, answers, scores), and every task of every set
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_parity.py tests/evaluation/test_task_sets.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_parity.py tests/evaluation/test_video_parity.py tests/evaluation/test_task_sets.py
 
 torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests

@@ -111,13 +111,10 @@ class VideoInputs:
         width, height = self._size(frame.size, count)
         if (width, height) == frame.size:
             return frame
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms import functional  # as fetch_video; its successor (v2) rounds otherwise
 
         resized = functional.resize(
-            functional.pil_to_tensor(frame),
-            [height, width],
-            interpolation=functional.InterpolationMode.BICUBIC,
-            antialias=True,
+            functional.pil_to_tensor(frame), [height, width], functional.InterpolationMode.BICUBIC, antialias=True
         )
         made: Image.Image = functional.to_pil_image(resized)
         return made
