@@ -123,7 +123,7 @@ def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
 @functools.cache
 def tidy(results: Path) -> None:
     """Remove what writes that were killed left in a store; once per process."""
-    places = [results, results / "questions", results / "sweeps"]
+    places = [results, results / "questions", results / "pictures", results / "sweeps"]
     places += [*results.glob("experiments/*"), *results.glob("runs/*")]
     for place in places:
         if not place.is_symlink():

@@ -32,7 +32,14 @@ from .latex import by_protocol
 from .table import labels
 from .text import minus
 
-NAMED = {576: (192, 128, 64, 32, 16), 2880: (640, 320, 160), 729: (160, 80, 40), 1296: (256, 128), 1280: (256, 128)}
+NAMED = {
+    576: (192, 128, 64, 32, 16),
+    2880: (640, 320, 160),
+    2928: (640, 320, 160),  # with the newlines of 2 x 2 tiles
+    729: (160, 80, 40),
+    1296: (256, 128),
+    1280: (256, 128),
+}
 SAME = 0.03  # of a number of tokens: budgets this near have one banner
 TWENTIETH = 20 * 100  # the papers' averages take a twentieth of MME's points, as per cent
 

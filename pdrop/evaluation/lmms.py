@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pdrop import thumbnails
 from pdrop.evaluation import generation_arguments, grounding, official, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
@@ -117,7 +118,8 @@ def evaluate(
         schedule: Where and how many.
         spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
             limit never splits samples that are scored together.
-        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there, and small
+            pictures beside the runs (pdrop/thumbnails.py).
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
@@ -147,7 +149,21 @@ def evaluate(
         boxes = grounding.family_of(spec.tasks, checkpoint.model.config.model_type)
     evaluation = scored_answers(spec, answer, folder, task_dirs, progress, boxes)
     evaluation.answered_by = answered_by(store, everything)
+    for task, result in evaluation.results.items():
+        own = {question.doc_id: question for question in everything if question.task == task}
+        thumbnails.keep(folder, task, result.data_hash, {n: _blamed(question) for n, question in own.items()})
     return evaluation
+
+
+def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
+    """Gives a question's pictures; what goes wrong names the question."""
+    from pdrop.evaluation.batching import blame
+
+    def images() -> Sequence[Any]:
+        with blame([question]):
+            return question.images()
+
+    return images
 
 
 def scored_answers(

@@ -101,7 +101,7 @@ class Fleet:
         rates = sorted(self.rate(member) for member in self.team.members) or [0.0]
         text = f"{counted(len(self.team.members), 'worker')}, {speed(sum(rates))}" if sum(rates) else "workers start"
         if len(rates) > 1 and rates[0]:
-            text += f" ({speed(rates[0])} to {speed(rates[-1])} each)"
+            text += f" ({rates[0]:.2g} to {rates[-1]:.2g} each)"
         place = SWEEP.get()
         return text if place is None else f"{text}; {place}"
 

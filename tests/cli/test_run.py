@@ -165,8 +165,9 @@ def test_what_changes_numbers_changes_the_identity(command, tmp_path):
     task_index.content.cache_clear()  # read once a process
     code, said, _ = command(*call)
     assert code == 0 and len(run_ids()) == 2, said
-    command(*QUICK[:-1], "latency=quick", "latency.pairs=1", "latency.min_seconds=0")
-    command(*QUICK[:-1], "latency=quick", "latency.pairs=2", "latency.min_seconds=0")
+    quick = ["latency=quick", "latency.warmup=1", "latency.min_seconds=0"]
+    command(*QUICK[:-1], *quick, "latency.pairs=1")
+    command(*QUICK[:-1], *quick, "latency.pairs=2")
     assert len(run_ids()) == 4, "another protocol is another measurement"
 
 
@@ -223,7 +224,8 @@ def test_a_checkpoint_that_is_no_vision_language_model_is_refused(command, text_
 
 
 def test_costs_without_tasks(command):
-    code, said, store = command("tasks=none", "latency=quick", "latency.pairs=2", "latency.min_seconds=0", "ratio=0.3")
+    quick = ["latency=quick", "latency.warmup=1", "latency.pairs=2", "latency.min_seconds=0", "batch_size=2"]
+    code, said, store = command("tasks=none", *quick, "ratio=0.3")
     assert code == 0, said
     (record,) = read_records(store / "runs")
     timed = record.cost.prefill_time_ratio

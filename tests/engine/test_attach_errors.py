@@ -235,3 +235,13 @@ def test_the_base_model_drops_too() -> None:
         hidden = model.model(**batch).last_hidden_state
     assert trace.prefills == 2
     assert torch.equal(model.lm_head(hidden), logits)
+
+
+def test_flex_attention_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = fresh("llava", "flex_attention", torch.float32)
+    attach(model, PyramidDrop(), HALVES)
+    assert "flex_attention compiles for each length" in caplog.text
+    caplog.clear()
+    attach(model, None, Schedule())
+    attach(fresh("llava", "sdpa", torch.float32), PyramidDrop(), HALVES)
+    assert not caplog.text

@@ -56,7 +56,8 @@ DIALLED = (
 ELSEWHERE = {
     "llava_next": ("pyramiddrop", "hired", "pool"),
     "llava_onevision": ("fastv",),
-    "qwen2_5_vl": ("sparsevlm_plus",),
+    "qwen2_5_vl": ("sparsevlm_plus", "visionzip"),
+    "qwen3_vl": ("fastv",),
     "internvl": ("sparsevlm",),
 }
 
