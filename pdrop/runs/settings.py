@@ -271,12 +271,8 @@ def asked_with(
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
-    settled = protocols.settle(found, given)
-    plain = protocols.settle(found, {})
-    turned = [name for name in protocols.SETTINGS if settled[name] != plain[name]]
-    if settled["lengths"] != plain["lengths"] and "max_new_tokens" not in turned:
-        turned.append("max_new_tokens")  # for the tasks that the protocol has lengths for
-    return replace(spec, **settled), found.sampled, tuple(turned)
+    settled, plain = protocols.settle(found, given), protocols.settle(found, {})
+    return replace(spec, **settled), found.sampled, tuple(name for name in settled if settled[name] != plain[name])
 
 
 def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:

@@ -57,7 +57,7 @@ def mmbench_circular(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def naturalbench_picture(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> list[Any]:
-    """The row's picture."""
+    """The row's picture, as a list of one PIL image."""
     return [row["Image"].convert("RGB")]
 
 
