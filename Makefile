@@ -15,9 +15,10 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity torture torture-workers walk
-.PHONY: check docs wheel release-check bench bench-choosing bench-training bench-evaluation training-study
-.PHONY: tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture torture-workers ray-launcher
+.PHONY: walk check docs wheel release-check bench bench-choosing bench-training bench-evaluation
+.PHONY: bench-workers training-study tables figures report repro embedded-model reference lock
+.PHONY: clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,6 +61,13 @@ torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage sto
 torture-workers: $(STAMP) ## Kill workers and commands of many workers at random, 30 times (KILLS=30 SEED=0), and go on with others: the same record
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m torture tests/torture/test_worker_kills.py
 
+ray-launcher: $(STAMP) ## Try Hydra's launcher for Ray: in build/ray-launcher, beside .venv, for it pins a cloudpickle of its own
+	@$(PYTHON) -m venv build/ray-launcher
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > build/ray-launcher/main.pth
+	@cp build/ray-launcher/main.pth "$$(build/ray-launcher/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_main.pth"
+	@build/ray-launcher/bin/python -m pip --disable-pip-version-check install --quiet --no-deps hydra-ray-launcher==1.2.2 'cloudpickle<3'
+	@PDROP_RAY_LAUNCHER_PYTHON="$(abspath build/ray-launcher/bin/python)" $(BIN)/python -m pytest -q tests/cli/test_launchers.py -k ray
+
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk
 
@@ -94,6 +102,9 @@ bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8
 
 bench-evaluation: $(STAMP) ## Time evaluation against lmms-eval's own wrapper, and a device that waits for pictures (about 8 CPU minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_evaluation $(if $(BEFORE),--before $(BEFORE))
+
+bench-workers: $(STAMP) ## Time two workers against one, a sweep's loads, and up to 64 workers that sleep (about 10 minutes on two free cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_workers
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \

@@ -4,7 +4,8 @@
 
     command     the whole command, one question at once / `python -m lmms_eval` with its own wrapper (llava_hf), the
                 same model, tasks and questions: CPU seconds of the processes
-    answering   eight questions at once in this process / that wrapper, which takes one: CPU seconds, models loaded
+    answering   eight questions at once in this process / that wrapper, which takes one: CPU seconds, models and tasks
+                loaded
     sweep       a part of the demo's sweep / the same by another checkout of pdrop (--before FOLDER; without one this
                 part is left out), whose scores must be equal: CPU seconds of the processes
     idle        a device that takes 25 ms per question, simulated by a sleep, fed with JPEG pictures of 640 x 480 in
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -130,33 +131,41 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
     said: dict[str, list[str]] = {}
 
     def ours() -> float:
-        generator = Generator(
-            checkpoint, found.method, found.schedule, found.spec, replace(found.preparation, picture_cache=0.0)
-        )
+        generator = Generator(checkpoint, found.method, found.schedule, found.spec, found.preparation)
+        emptied(generator)
+        tasks = load_tasks(found.spec.tasks)
         started = time.process_time()
         said["pdrop"] = []
-        for _, task in load_tasks(found.spec.tasks).items():
+        for task in tasks.values():
             with tempfile.TemporaryDirectory() as folder:
                 output = score(
-                    task, lambda questions: generator.answer(questions).answers,
-                    rows=list(range(limit)), seed=0, folder=Path(folder),
-                )  # fmt: skip
+                    task,
+                    lambda questions: generator.answer(questions).answers,
+                    rows=list(range(limit)),
+                    seed=0,
+                    folder=Path(folder),
+                )
             said["pdrop"] += answers_of(output)
         return time.process_time() - started
 
     def wrapper() -> float:
         manager = evaluator.TaskManager(include_defaults=False, include_path=[str(TASKS_FOLDER)], model_name="llava_hf")
+        tasks = [evaluator.get_task_dict([name], manager, "chat") for name in TASKS]
+        options = {"process_with_media": False, "reasoning_tags": None, "agentic_trace_mode": "basic"}
         started = time.process_time()
         said["lmms_eval"] = []
-        for name in TASKS:
-            task = evaluator.get_task_dict([name], manager, "chat")
-            options = {"process_with_media": False, "reasoning_tags": None, "agentic_trace_mode": "basic"}
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for task in tasks:
+            with tempfile.TemporaryDirectory() as folder, quiet():
                 output = evaluator.simple_evaluate(
-                    model=kept(theirs), tasks=list(task.values()), task_manager=object(), bootstrap_iters=0,
-                    log_samples=True, limit=limit, verbosity="WARNING",
+                    model=kept(theirs),
+                    tasks=list(task.values()),
+                    task_manager=object(),
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    limit=limit,
+                    verbosity="WARNING",
                     cli_args=types.SimpleNamespace(**options, output_path=folder),
-                )  # fmt: skip
+                )
             said["lmms_eval"] += answers_of(output)
         return time.process_time() - started
 
@@ -168,6 +177,20 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
         "questions": len(said["pdrop"]),
         "equal_answers": equal,
     }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and lines of lmms-eval."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def emptied(generator: Any) -> None:
+    """A generator whose cache of pictures holds nothing of the round before."""
+    limit = generator.cache.limit
+    generator.cache.resize(0)
+    generator.cache.resize(limit)
 
 
 def kept(model: Any) -> Any:
@@ -254,8 +277,7 @@ def idle(rounds: int, questions: int) -> dict[str, Any]:
     def side(depth: int, repeats: int, gib: float) -> float:
         asked = photographed(questions, repeats)
         generator = Sleeping(checkpoint, None, found.schedule, spec, Preparation(depth, gib))
-        generator.cache.resize(0)
-        generator.cache.resize(int(gib * 2**30))
+        emptied(generator)
         started = time.perf_counter()
         generator.answer(asked)
         return time.perf_counter() - started

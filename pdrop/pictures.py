@@ -32,9 +32,13 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def size_shown(image: Image.Image) -> tuple[int, int]:
-    """Width and height that `as_shown` gives it; its header is enough, no pixel is read."""
+    """Width and height that `as_shown` gives it; its header is enough, no pixel is read.
+
+    Of a PNG that says how it is turned after its pixels, they may be swapped: Pillow would decode it all to find out.
+    """
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+    told = image.format != "PNG" or "exif" in image.info
+    return (height, width) if told and image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def scaled(document: Any) -> Any:

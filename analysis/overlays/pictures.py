@@ -75,7 +75,8 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
     for image, blocks in zip(images, layout):
         for rows, columns, newline, *box in blocks:
             grid = int(rows), int(columns)
-            found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
+            if box[0] < box[2]:  # otherwise tokens that lie nowhere in it
+                found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
             start += grid[0] * (grid[1] + int(newline))
     if start != sample.visual_tokens:
         raise ValueError(f"{sample.doc_id}: a layout of {start} tokens for {sample.visual_tokens}")

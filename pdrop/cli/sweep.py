@@ -44,7 +44,7 @@ from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import Announcement, announced, holder, state, where
+from pdrop.store import Announcement, announced, holder, in_words, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
@@ -143,7 +143,8 @@ class Sweep(Callback):
             sys.exit(self.sweep())
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             log.debug("%s", traceback.format_exc())
-            sys.exit(f"error: {printable(first_line(error))}")
+            told = in_words(error, "results") if isinstance(error, OSError) else first_line(error)
+            sys.exit(f"error: {printable(told)}")
         except Exception:  # Hydra would warn, and start the sweep once more
             traceback.print_exc()
             sys.exit(1)

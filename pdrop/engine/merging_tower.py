@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.vision_utils import get_vision_window_index
 
 from pdrop.engine.sequence import Prompts
-from pdrop.engine.tower import NoRuleForTower, RunsOfTheTower, Seen, TowerReader, UnknownTower, grouped
+from pdrop.engine.tower import (
+    NoRuleForTower,
+    RunsOfTheTower,
+    Seen,
+    TowerReader,
+    TowersApart,
+    UnknownTower,
+    grouped,
+)
 from pdrop.engine.visual import encoded
 from pdrop.methods.base import Method
 from pdrop.methods.tower import Tower
@@ -38,7 +46,10 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
     looks, kind = method.looks_at(), type(method).__name__
     if looks is None:
         return None
-    tower = getattr(getattr(vlm, "model", vlm), "visual", None)
+    inner = getattr(vlm, "model", vlm)
+    if hasattr(inner, "image_tower") and hasattr(inner, "video_tower"):
+        return TowersApart(vlm, method, looks)
+    tower = getattr(inner, "visual", None)
     if tower is None or not hasattr(tower, "merger"):
         return TowerReader(vlm, method, looks)
     merged = method.looks_at_merged()
@@ -131,12 +142,18 @@ class TowerRun:
         made: The tokens, in the order of the pictures, [N / m, D].
         sizes: Tokens of each picture or frame.
         longest: The most of these.
+        bounds: Of each layer that is kept, where the patches begin that see each other, and the end of the last ones.
     """
 
     def __init__(self, seen: Seen, tower: Any, merges: int):
         assert seen.made is not None
         self.seen, self.tower, self.merges, self.made = seen, tower, merges, seen.made
-        self.grids: list[list[int]] = seen.called[-1]["grid_thw"].tolist()
+        layers = [number for number in seen.called if number >= 0]
+        grids, *bounds = read_back(
+            [seen.called[-1]["grid_thw"], *(seen.called[number]["cu_seqlens"] for number in layers)]
+        )
+        self.grids: list[list[int]] = grids.tolist()
+        self.bounds: dict[int, list[int]] = {number: ends.tolist() for number, ends in zip(layers, bounds)}
         self.sizes = [h * w // merges for frames, h, w in self.grids for _ in range(frames)]
         self.longest = max(self.sizes, default=0)
 
@@ -209,7 +226,7 @@ class LookedMerging:
         """Attention that each token's patches get, mean over all rows of its picture, [P, heads, R] float32."""
         queries, keys = self.rotated
         wide = torch.promote_types(keys.dtype, torch.float32)  # half precision ties by the dozen
-        bounds = self.run.seen.called[self.number]["cu_seqlens"].tolist()
+        bounds = self.run.bounds[self.number]
         parts = [
             received(queries[:, first:end].to(wide), keys[:, first:end].to(wide), self.layer.attn.scaling)
             for first, end in zip(bounds, bounds[1:])

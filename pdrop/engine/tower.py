@@ -6,8 +6,9 @@ these on demand, with the layers' own modules, so the tower stays on any attenti
 before the model; what was kept then hangs on the tower's output and goes with it.
 
 Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes
-one token after a `multi_modal_projector`, with newlines and cut padding between them or without; towers that end in a
-merger are in pdrop/engine/merging_tower.py. Shapes: P pictures, tiles and crops, R rows of each, d the tower's width.
+one token after a `multi_modal_projector`, with newlines and cut padding between them or without; pictures and videos
+may have a tower each (Video-LLaVA). Towers that end in a merger are in pdrop/engine/merging_tower.py. Shapes: P
+pictures, tiles, crops and frames, R rows of each, d the tower's width.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
-from pdrop.engine.visual import encoded
+from pdrop.engine.visual import brought, encoded
 from pdrop.methods.base import Method
 from pdrop.methods.tower import Tile, Tower
 from pdrop.methods.transfer import moved, read_back
@@ -129,12 +130,28 @@ class RunsOfTheTower:
 
 
 class TowerReader(RunsOfTheTower):
-    """Finds a tower whose every row becomes one token, and tells which."""
+    """Finds a tower whose every row becomes one token, and tells which.
 
-    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
+    Args:
+        vlm: The model.
+        method: Whose.
+        layers: Which are read.
+        tower_name: What the model calls it.
+        cut: Whether its first row is not projected; None: as the model's config has it.
+    """
+
+    def __init__(
+        self,
+        vlm: Any,
+        method: Method,
+        layers: tuple[int, ...],
+        tower_name: str = "vision_tower",
+        cut: bool | None = None,
+    ):
         super().__init__(vlm)
-        name, kind = type(vlm).__name__, type(method).__name__
-        tower = getattr(self.inner, "vision_tower", None)
+        self.method = kind = type(method).__name__
+        name = type(vlm).__name__
+        tower = getattr(self.inner, tower_name, None)
         self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
         encoder = getattr(tower, "encoder", tower)
         stack = getattr(encoder, "layers", None)
@@ -167,7 +184,8 @@ class TowerReader(RunsOfTheTower):
         self.classes = int(vision.model_type == "clip_vision_model")
         if not self.classes and any(part.class_token for part in method.parts):
             raise NoRuleForTower(f"{kind} ranks by the vision tower's class token, and that of {name} has none")
-        self.first = int(getattr(config, "vision_feature_select_strategy", "full") == "default")
+        strategy = getattr(config, "vision_feature_select_strategy", "full")
+        self.first = int(strategy == "default" if cut is None else cut)
         self.side = vision.image_size // vision.patch_size
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
@@ -182,11 +200,17 @@ class TowerReader(RunsOfTheTower):
     # ---------------------------------------------------------------- what a method sees
 
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
-        made = encoded(given).get("image")
+        kind = "video" if brought("video", given, encoded(given)) else "image"
+        made, total = encoded(given).get(kind), sum(prompts.visual_counts)
         seen = self.seen(made)
         states = seen.inputs[self.projected]
+        if kind == "video" and total != len(states) * (states.shape[1] - self.first):
+            raise self.unknown(
+                f"the {total} tokens of videos are not rows of their {len(states)} frames, but pooled from several, or "
+                f"pictures come with them; {self.method} needs a row for each: divprune and the methods inside the "
+                "decoder need none"
+            )
         entries = self._entries(given, made, states)
-        total = sum(prompts.visual_counts)
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
@@ -216,9 +240,9 @@ class TowerReader(RunsOfTheTower):
         packs = hasattr(self.inner, "pack_image_features")
         if made is not None:
             known: dict[int, Tensor] = {}
-            tiles = 0
-            ends = newlines(self.inner, made.pooler_output) if packs else {}
-            for one in made.pooler_output:
+            tiles, ones = 0, list(made.pooler_output)  # a tensor's parts are new ones each time
+            ends = newlines(self.inner, ones) if packs else {}
+            for one in ones:
                 if id(one) not in known:  # copies for beams are the same tensors
                     numbers, count = self._of_feature(one, ends[id(one)]) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
@@ -227,7 +251,7 @@ class TowerReader(RunsOfTheTower):
                     tiles += count
             if tiles != len(states):
                 raise self.unknown(f"the tokens are of {tiles} tiles, and {len(states)} went through it")
-            return [known[id(one)] for one in made.pooler_output]
+            return [known[id(one)] for one in ones]
         sizes = given.get("image_sizes")
         if packs and sizes is not None:
             sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
@@ -281,6 +305,31 @@ class TowerReader(RunsOfTheTower):
         joined = joined[top : top + height, left : left + width]
         rows = torch.cat([joined, torch.full((height, 1), -1)], 1).flatten()
         return torch.cat([head, rows]), down * across + 1
+
+
+class TowersApart(RunsOfTheTower):
+    """Pictures have one tower and videos another (Video-LLaVA); class tokens of frames are projected."""
+
+    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
+        super().__init__(vlm)
+        self.readers = {
+            "image": TowerReader(vlm, method, layers, "image_tower"),
+            "video": TowerReader(vlm, method, layers, "video_tower", cut=False),
+        }
+
+    def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
+        """Those of both."""
+        return [hook for reader in self.readers.values() for hook in reader.hooks()]
+
+    def close(self) -> None:
+        for reader in self.readers.values():
+            reader.close()
+
+    def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
+        kinds = [kind for kind in self.readers if brought(kind, given, encoded(given))]
+        if len(kinds) != 1:
+            raise self.unknown("pictures and videos come in one call: give them to the model in calls of their own")
+        return self.readers[kinds[0]].of(given, prompts)
 
 
 def whole(tokens: int, per: int) -> tuple[Tensor, int]:

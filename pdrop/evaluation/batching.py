@@ -64,7 +64,7 @@ def prompt_tokens(
     """Tokens of each question's prompt, visual ones included, without decoding its pictures.
 
     Exact for prompts of one picture; where a processor treats several in one prompt another way (LLaVA-OneVision), more
-    than there are.
+    than there are. Of videos as their files' headers have it, without what a processor writes between their frames.
 
     Args:
         scope: As of `scope_of`.
@@ -74,17 +74,22 @@ def prompt_tokens(
     Raises:
         QuestionError: If a question's prompt cannot be made.
     """
-    texts, pictures = [], []
+    texts, pictures, films = [], [], []
     for question in questions:
         with blame([question]):
-            sizes = glance(question, scope, cache).sizes
-            prompt = builder.render(question.text, len(sizes))
+            seen = glance(question, scope, cache)
+            frames, videos = builder.videos.outline(seen.films, pixels)
+            sizes = (*seen.sizes, *frames)
+            prompt = builder.render(question.text, len(sizes), videos)
             texts.append(prompt if question.continuation is None else f"{prompt} {question.continuation}")
             pictures.append(sizes)
+            films.append(sum(number - 1 for number in builder.video_tokens(videos)))
     different = sorted({size for sizes in pictures for size in sizes})
     visual = dict(zip(different, builder.visual_tokens(different, pixels)))
     text = builder.text_tokens(texts)
-    return [length + sum(visual[size] - 1 for size in sizes) for length, sizes in zip(text, pictures)]
+    return [
+        length + sum(visual[size] - 1 for size in sizes) + film for length, sizes, film in zip(text, pictures, films)
+    ]
 
 
 def scope_of(spec: RunSpec) -> str:

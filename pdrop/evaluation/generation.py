@@ -52,10 +52,11 @@ class Prepared:
     """Questions that are asked in one forward, as the model takes them.
 
     Attributes:
-        questions: All with images, or none.
+        questions: All with images, or with videos, or with none of both.
         prompts: Rendered.
         inputs: The processor's, padded; floating tensors in the model's dtype, on the host until they are asked.
         sizes: (width, height) of the pictures of each.
+        videos: Of each: (width, height) of its videos, and how many frames.
         lengths: Tokens of the answers whose likelihood is asked for; None: answers are generated.
     """
 
@@ -63,6 +64,7 @@ class Prepared:
     prompts: list[str]
     inputs: Any
     sizes: list[list[tuple[int, int]]]
+    videos: list[list[tuple[tuple[int, int], int]]]
     lengths: list[int] | None
 
 
@@ -131,17 +133,17 @@ class Generator:
         """What the model is to be given for a batch; the model itself is not used. Safe to call in many threads.
 
         Returns:
-            The questions with images, then those without: processors take no batch that mixes them.
+            The questions with images, those with videos, those without: processors take no batch that mixes them.
 
         Raises:
             QuestionError: As `answer` does.
         """
-        split: dict[bool, list[tuple[Question, str, Row]]] = defaultdict(list)
+        split: dict[tuple[int, ...], list[tuple[Question, str, Row]]] = defaultdict(list)
         for question in questions:
             with blame([question]):
-                row = Row.of(question, scope_of(self.spec), self.cache)
-                prompt = self.builder.render(question.text, len(row.contents))
-                split[not row.contents].append((question, prompt, row))
+                row = Row.of(question, scope_of(self.spec), self.cache, self.builder.videos, self.pixels)
+                prompt = self.builder.render(question.text, len(row.contents), row.videos)
+                split[self.builder.videos.kind(len(row.contents), row.videos)].append((question, prompt, row))
         found = []
         for _, rows in sorted(split.items()):
             part = [question for question, _, _ in rows]
@@ -157,7 +159,8 @@ class Generator:
             lengths = [self.builder.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
         inputs = self.builder.encode_rows(joined, rows, self.cache, self.pixels, self.model.dtype)
         inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
-        return Prepared(questions, prompts, inputs, [row.sizes for row in rows], lengths)
+        videos = [[(video.size, len(video.places)) for video in row.videos] for row in rows]
+        return Prepared(questions, prompts, inputs, [row.sizes for row in rows], videos, lengths)
 
     @contextmanager
     def attached(self) -> Iterator[Any]:
@@ -190,7 +193,7 @@ class Generator:
         output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
         answers = []
-        for prompt, tokens, prefill in zip(part.prompts, self._cut(output), self._observed(trace, inputs, part.sizes)):
+        for prompt, tokens, prefill in zip(part.prompts, self._cut(output), self._observed(trace, part)):
             text = self.tokenizer.decode(tokens, skip_special_tokens=arguments.skip_special_tokens)
             for stop in arguments.until if self.spec.stop == "task" else ():
                 text = text.split(stop)[0] if stop else text
@@ -213,20 +216,19 @@ class Generator:
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
             found += [torch.nn.functional.cross_entropy(predicted, target), (predicted.argmax(-1) == target).all()]
         read = [value.item() for value in read_back(found)]
-        observed = self._observed(trace, inputs, part.sizes)
+        observed = self._observed(trace, part)
         for row, (length, prefill, loss, greedy) in enumerate(zip(lengths, observed, read[::2], read[1::2])):
             prefill["text_tokens"] -= length
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
             answers.append(Answer(prompt=part.prompts[row], text="", **prefill))
         return answers
 
-    def _observed(self, trace: Any, inputs: Any, sizes: Sequence[Sequence[tuple[int, int]]]) -> list[dict[str, Any]]:
-        """What the last prefill saw of each prompt, as fields of an Answer; `sizes`: of its pictures, in pixels."""
-        copies = len(trace.visual) // len(sizes)  # beams stand side by side in the batch
+    def _observed(self, trace: Any, part: Prepared) -> list[dict[str, Any]]:
+        """What the last prefill saw of each prompt, as fields of an Answer."""
+        copies = len(trace.visual) // len(part.questions)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
-        read, mode = pictures_of(self.model, inputs), self.builder.image_mode
-        cropped = bool(getattr(self.builder.processor.image_processor, "do_center_crop", False))
-        shown = [None] * len(sizes) if read is None else read
+        read, mode, cropped = pictures_of(self.model, part.inputs), self.builder.image_mode, self.builder.cropped
+        shown = [None] * len(part.questions) if read is None else read
         tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
         return [
             {
@@ -235,10 +237,10 @@ class Generator:
                 "visual_per_layer": [layer[place] for layer in per_layer],
                 "kept": [pack(boundary[place].tolist()) for boundary in kept],
                 "images": None if pictures is None else tower_of(pictures),
-                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped),
+                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped[0], films, cropped[1]),
                 "attention": pack_attention(attention[place]),
             }
-            for place, pictures, own in zip(places, shown, sizes)
+            for place, pictures, own, films in zip(places, shown, part.sizes, part.videos)
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:

@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import math
 import re
 import threading
 from collections.abc import Sequence
@@ -37,6 +36,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 
+from pdrop.evaluation.frames import Video
+from pdrop.evaluation.videos import VideoInputs, shrunk
 from pdrop.models.checkpoint import IMAGE_BACKEND, image_processor
 from pdrop.models.processor import limited
 from pdrop.pictures import as_shown
@@ -70,6 +71,7 @@ class PromptBuilder:
         system: A system message; None: the style's own, or the template's.
         image_placing: Image placing.
         resized: Whether Pillow resizes pictures to whole tokens first (image backend qwen_vl_utils).
+        videos: How videos are shown; None: as 8 frames.
 
     Raises:
         ValueError: If the checkpoint lacks what the style or the mode needs.
@@ -84,6 +86,7 @@ class PromptBuilder:
         system: str | None = None,
         image_placing: ImagePlacing = "marked",
         resized: bool = False,
+        videos: VideoInputs | None = None,
     ) -> None:
         if style not in get_args(PromptStyle):
             raise ValueError(f"unknown prompt style {style!r}: choose {', '.join(get_args(PromptStyle))}")
@@ -98,6 +101,7 @@ class PromptBuilder:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
         self.system, self.image_placing, self.resized = system, image_placing, resized
+        self.videos = VideoInputs(processor) if videos is None else videos
         self._tokenizing = threading.Lock()
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
         own = processor.image_processor
@@ -124,17 +128,37 @@ class PromptBuilder:
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
             backend = "torchvision" if resized else spec.image_backend
             processor.image_processor = limited(image_processor(checkpoint, backend), **limits)
-        return cls(processor, spec.prompt, spec.image_mode, max_tokens, spec.system, spec.image_placing, resized)
+        return cls(
+            processor, spec.prompt, spec.image_mode, max_tokens, spec.system, spec.image_placing, resized,
+            VideoInputs.of(processor, spec),
+        )  # fmt: skip
 
-    def render(self, question: str, images: int) -> str:
+    @property
+    def cropped(self) -> tuple[bool, bool]:
+        """Whether the processor cuts a square out of the middle of pictures, and of frames."""
+        return bool(getattr(self.processor.image_processor, "do_center_crop", False)), self.videos.cropped
+
+    def render(self, question: str, images: int, videos: Sequence[Video] = ()) -> str:
         """The whole prompt as text, up to where the answer starts.
 
         A question may say where its images stand (`<image>`, once for each; `<image 1>`, `<image 2>`, where one that
-        comes again stays as it is written); otherwise they stand before it.
+        comes again stays as it is written); otherwise they stand before it, and videos before them.
 
         Raises:
-            ValueError: If the question marks another number of images than it has.
+            ValueError: If the question marks another number of images than it has, or the template leaves out videos.
         """
+        if self.videos.times:
+            question = "\n".join([*map(self.videos.sentence, videos), question])
+        prompt = self._rendered(question, images, len(videos))
+        shown = 0 if self.videos.token is None else prompt.count(self.videos.token)
+        if videos and shown != len(videos):
+            raise ValueError(
+                f"the prompt has {len(videos)} videos, and {shown} places for them ({self.videos.token}): this "
+                "checkpoint's chat template may know none; use another model.prompt"
+            )
+        return prompt
+
+    def _rendered(self, question: str, images: int, videos: int) -> str:
         question = (
             first_marks(question, images) if self.image_placing == "marked" else question.replace(PLACEHOLDER, "")
         )
@@ -143,15 +167,14 @@ class PromptBuilder:
             raise ValueError(f"the question marks {marked} images with {PLACEHOLDER}, but has {images}")
         pieces = question.split(PLACEHOLDER) if marked else [question]
         if self.style == "vicuna_v1":
-            token = self.processor.image_token
-            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            token, front = self.processor.image_token, self._front(0 if marked else images, videos)
             return f"{self.system or VICUNA_V1_SYSTEM} USER: {front}{token.join(pieces)} ASSISTANT:"
         if self.style == "qwen_1_5":
-            token = self.processor.image_token
-            front = " ".join([token] * images) + "\n" if images and not marked else ""
+            token, front = self.processor.image_token, self._front(0 if marked else images, videos)
             turns = (("system", self.system or QWEN_1_5_SYSTEM), ("user", front + token.join(pieces)))
             return "".join(f"<|im_start|>{who}\n{said}<|im_end|>\n" for who, said in turns) + "<|im_start|>assistant\n"
-        content: list[dict[str, str]] = [] if marked else [{"type": "image"}] * images
+        content: list[dict[str, str]] = [{"type": "video"}] * videos
+        content += [] if marked else [{"type": "image"}] * images
         for number, piece in enumerate(pieces):
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": piece}] if piece or not marked else []
@@ -160,13 +183,25 @@ class PromptBuilder:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def encode(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], pixels: float = 1.0) -> Any:
-        """Left-padded inputs of a batch in which every prompt has images, or none has.
+    def _front(self, images: int, videos: int) -> str:
+        """What stands before a question where the style, and not the checkpoint's template, puts it."""
+        counts = ((self.videos.token or "", videos), (self.processor.image_token, images))
+        return "".join(" ".join([token] * count) + "\n" for token, count in counts if count)
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        pixels: float = 1.0,
+        videos: Sequence[Video] = (),
+    ) -> Any:
+        """Left-padded inputs of a batch in which every prompt has images, or none has; and so for videos.
 
         Args:
             prompts: Rendered prompts.
             images: Those of each prompt.
             pixels: Share of each image's pixels that the processor is shown; its sides shrink by the square root.
+            videos: Those of all prompts, in their order.
 
         Returns:
             BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, what the vision tower takes.
@@ -175,7 +210,7 @@ class PromptBuilder:
             ValueError: If a prompt is longer than the model's positions.
         """
         pictures = [[self.prepare(image, pixels) for image in row] for row in images]
-        return self._encoded(self.processor, prompts, pictures)
+        return self._encoded(self.processor, prompts, pictures, videos)
 
     def encode_rows(
         self,
@@ -191,7 +226,7 @@ class PromptBuilder:
 
         Args:
             prompts: Rendered prompts.
-            rows: The pictures of each.
+            rows: The pictures and videos of each.
             cache: Of processed pictures.
             pixels: As of `encode`.
             dtype: The model's, in which pictures are kept.
@@ -211,12 +246,20 @@ class PromptBuilder:
             f"{self._image_settings} {pixels!r} {dtype}",
             dtype,
         )
-        return self._encoded(processor, prompts, [[STANDING_IN] * len(row.contents) for row in rows])
+        standing_in = [[STANDING_IN] * len(row.contents) for row in rows]
+        return self._encoded(processor, prompts, standing_in, [video for row in rows for video in row.videos])
 
-    def _encoded(self, processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Any:
+    def _encoded(
+        self,
+        processor: Any,
+        prompts: Sequence[str],
+        pictures: Sequence[Sequence[Image.Image]],
+        videos: Sequence[Video],
+    ) -> Any:
         inputs = processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
+            **self.videos.arguments(videos),
             padding=True,
             padding_side="left",
             truncation=False,
@@ -261,6 +304,17 @@ class PromptBuilder:
             return [width * height for width, height in shown]
         counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in shown])
         return [int(number) for number in counted.num_image_tokens]
+
+    def video_tokens(self, videos: Sequence[Video]) -> list[int]:
+        """About as many tokens as the processor makes of each video, by arithmetic; of one that cannot tell, pixels."""
+        sizes = [(len(video.places), *video.size[::-1]) for video in videos]
+        if not sizes:
+            return []
+        if hasattr(self.processor, "_get_num_multimodal_tokens"):
+            counted = self.processor._get_num_multimodal_tokens(video_sizes=sizes)
+            if getattr(counted, "num_video_tokens", None):
+                return [int(number) for number in counted.num_video_tokens]
+        return [frames * height * width for frames, height, width in sizes]
 
     def answer_length(self, prompt: str, answer: str) -> int:
         """Tokens that `answer` adds after `prompt` (tokenized together, for words may merge across the seam)."""
@@ -312,12 +366,6 @@ class OneByOne:
     def __call__(self, *texts: Any, **options: Any) -> Any:
         with self._lock:
             return self._inner(*texts, **options)
-
-
-def shrunk(size: tuple[int, int], pixels: float) -> tuple[int, int]:
-    """(width, height) with that share of the pixels left."""
-    width, height = (max(1, round(side * math.sqrt(pixels))) for side in size)
-    return width, height
 
 
 def first_marks(question: str, images: int) -> str:

@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from pdrop.record import ImageBackend, ImageMode, ImagePlacing, PromptStyle, Stop, canonical_json, check_word
+from pdrop.record import (
+    FrameSampling,
+    ImageBackend,
+    ImageMode,
+    ImagePlacing,
+    PromptStyle,
+    Stop,
+    canonical_json,
+    check_word,
+)
 
 ANY = "*"  # a family's name that stands for all
 NOTHING = "none"  # a dial's word for no system message, or no wrapper, where the protocol has one
@@ -22,6 +31,7 @@ WORDS: dict[str, Any] = {
     "image_backend": ImageBackend,
     "stop": Stop,
     "image_placing": ImagePlacing,
+    "frame_sampling": FrameSampling,
 }
 
 
@@ -43,6 +53,13 @@ class FamilySettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
+    frames: int = 8
+    frame_sampling: FrameSampling = "middles"
+    fps: float | None = None
+    min_frame_pixels: int | None = None
+    max_frame_pixels: int | None = None
+    max_video_pixels: int | None = None
+    frame_times: bool = False
     wrapper: str | None = None
     stop: Stop = "task"
     image_placing: ImagePlacing = "marked"

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 
-from pdrop.evaluation import frames
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.documents import Documents
+from pdrop.evaluation.frames import Film
 from pdrop.pictures import FILMS, opened, read, scaled, size_shown
 
 REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
@@ -29,10 +29,18 @@ class Glance:
     Attributes:
         sizes: (width, height) of each, in the order of the question's.
         named: Whether a document only names their files, whose content may change.
+        films: Those of them that are none, but videos.
     """
 
     sizes: tuple[tuple[int, int], ...]
     named: bool = False
+    films: tuple[Film, ...] = ()
+
+    @classmethod
+    def of(cls, visuals: Sequence[Any], named: bool = False) -> Glance:
+        """Of pictures that are decoded, and films."""
+        films = tuple(one for one in visuals if isinstance(one, Film))
+        return cls(tuple(size_shown(one) for one in visuals if not isinstance(one, Film)), named or bool(films), films)
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,12 @@ class DocumentPictures:
         return cls(task.doc_to_visual, functools.partial(found.__getitem__, doc_id), blank, f"{name} {data}")
 
     def __call__(self) -> list[Any]:
-        """Decode them; what a task names by its file is a picture, or a video's frames."""
+        """Decode them; what a task names by its file is a picture, or a film, which is not decoded yet."""
         found: list[Any] = []
         for given in self._given(self.document):
             if isinstance(given, Path):
-                video = given.is_dir() or (picture := read(given)) is None
-                found += frames.frames(given) if video else [picture]
+                picture = None if given.is_dir() else read(given)
+                found.append(Film(given) if picture is None else picture)
             else:
                 found.append(given)
         return found
@@ -80,14 +88,19 @@ class DocumentPictures:
         """Their sizes, by their files' headers. The task's code is run on blank pictures; where it does not take them,
         they are decoded."""
         sizes: list[tuple[int, int]] = []
+        films: list[Film] = []
         named = False
         try:
             for given in self._given(self.blank):
                 named |= isinstance(given, Path)
-                sizes += _sizes(given) if isinstance(given, Path) else [given.size]
+                size = _size(given) if isinstance(given, Path) else given.size
+                if size is None:
+                    films.append(Film(given))
+                else:
+                    sizes.append(size)
         except Exception:  # whatever code makes of a picture that is none; the real ones raise what is wrong with them
-            return Glance(tuple(size_shown(image) for image in self()), named=True)
-        return Glance(tuple(sizes), named)
+            return Glance.of(self(), named=True)
+        return Glance(tuple(sizes), named, tuple(films))
 
     def _given(self, document: Callable[[], Any]) -> Iterator[Any]:
         """What the task's code takes out of a document: pictures, and paths of files that are there."""
@@ -152,12 +165,12 @@ def _blank(dataset: Any, doc_id: int) -> Any:
     return Documents(dataset).blank(doc_id)
 
 
-def _sizes(path: Path) -> list[tuple[int, int]]:
-    """(width, height) of the picture in a file, or of a video's frames."""
+def _size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of the picture in a file; None: it is a film."""
     if path.is_dir():
-        return frames.sizes(path)
+        return None
     try:
         with opened(path, whole=False) as image:
-            return frames.sizes(path) if image.format in FILMS else [size_shown(image)]
+            return None if image.format in FILMS else size_shown(image)
     except UnidentifiedImageError:
-        return frames.sizes(path)
+        return None

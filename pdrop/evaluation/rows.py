@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pdrop.evaluation.answers import Question
+from pdrop.evaluation.frames import Video
 from pdrop.evaluation.picture_cache import Content, PictureCache
 from pdrop.evaluation.requests import DocumentPictures, Glance
-from pdrop.pictures import as_shown, size_shown
+from pdrop.evaluation.videos import VideoInputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,33 +35,38 @@ class Row:
     Attributes:
         contents: Of each.
         pictures: Gives them, as they are shown; decoded only when they are needed.
+        videos: What is shown of its films.
     """
 
     contents: tuple[Content, ...]
     pictures: Callable[[], Sequence[Image]]
+    videos: tuple[Video, ...] = ()
 
     @classmethod
-    def of(cls, question: Question, scope: str, cache: PictureCache) -> Row:
+    def of(cls, question: Question, scope: str, cache: PictureCache, films: VideoInputs, pixels: float = 1.0) -> Row:
         """A question's.
 
         Args:
+            question: The question.
             scope: What else decides which pictures a document has: the task's files, whose prompts are taken.
             cache: Knows the contents of documents that were asked about before: they are not decoded again.
+            films: How films are shown.
+            pixels: Share of a frame's pixels that is shown.
         """
 
         def decoded() -> list[Image]:
-            return [as_shown(image) for image in question.images()]
+            return films.show(question.images(), pixels)[0]
 
         identity = question.images.identity if isinstance(question.images, DocumentPictures) else None
         key = ("contents", scope, identity)
         known: tuple[Content, ...] | None = None if identity is None else cache.get(key)
         if known is not None:
             return cls(known, decoded)
-        shown = decoded()
+        shown, videos = films.show(question.images(), pixels)
         contents = tuple(Content.of(image, hashed=cache.limit > 0) for image in shown)
         if identity is not None and cache.limit and not glance(question, scope, cache).named:
             cache.put(key, contents)
-        return cls(contents, lambda: shown)
+        return cls(contents, lambda: shown, tuple(videos))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -72,7 +78,7 @@ def glance(question: Question, scope: str, cache: PictureCache) -> Glance:
     """What can be told of a question's pictures without decoding them."""
     images = question.images
     if not isinstance(images, DocumentPictures):
-        return Glance(tuple(size_shown(image) for image in images()))
+        return Glance.of(images())
     key = ("glance", scope, images.identity)
     found: Glance | None = cache.get(key)
     if found is None:

@@ -285,14 +285,17 @@ def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
     Raises:
         ValueError: Naming the dial.
     """
-    least, most, wrapper = dials["min_pixels"], dials["max_pixels"], dials["wrapper"]
-    if least is not None and most is not None and least > most:
-        raise ValueError(f"min_pixels={least} is more than max_pixels={most}")
-    for limits, families, why in (
-        (("min_pixels", "max_pixels"), OF_ONE_SIZE, "whose pictures, or tiles of them, all have one size"),
+    wrapper = dials["wrapper"]
+    for limits in (("min_pixels", "max_pixels"), ("min_frame_pixels", "max_frame_pixels")):
+        least, most = (dials[name] for name in limits)
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"{limits[0]}={least} is more than {limits[1]}={most}")
+    of_frames = ("min_frame_pixels", "max_frame_pixels", "max_video_pixels")
+    for names_of, families, why in (
+        (("min_pixels", "max_pixels", *of_frames), OF_ONE_SIZE, "whose pictures, or tiles of them, all have one size"),
         (("max_tiles",), OF_FIXED_TILES, "whose processor has no limit of tiles to set"),
     ):
-        for name in limits:
+        for name in names_of:
             if dials[name] is not None and (family := source.family[0]) in families:
                 raise ValueError(f"{name}={dials[name]}: leave it out for models of {family}, {why}")
     if dials["image_backend"] == "qwen_vl_utils" and (family := source.family[0]) in OF_ONE_SIZE:

@@ -154,12 +154,13 @@ def test_a_run_that_was_taken_over_leaves_the_record_alone(tmp_path: Path, monke
 
 
 def test_which_of_both_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_file_system", lambda device: "ext4")
     with store.locked(tmp_path):
         assert files(tmp_path) == [".holder", ".lock"], "of this machine alone"
     monkeypatch.setattr(leases, "_file_system", lambda device: "nfs4")
     with store.locked(tmp_path, answered=3):
         assert (store.holder(tmp_path) or {})["answered"] == 3
-        monkeypatch.undo()
+        monkeypatch.setattr(leases, "_file_system", lambda device: "ext4")
         with pytest.raises(store.Held, match=f"process {os.getpid()}"), store.locked(tmp_path, wait=False):
             pass  # as it is held, whatever the disk
     assert store.holder(tmp_path) is None

@@ -17,11 +17,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from analysis.overlays.pictures import read_images
 from analysis.report.samples import uri
+from pdrop.evaluation.frames import Sampling
 from pdrop.evaluation.requests import DocumentPictures
 from pdrop.pictures import as_shown, check, opened, read, take_long_texts
 from pdrop.training.conversations import Conversations
 from pdrop.training.encode import Encoder
-from tests.evaluation.test_frames import video
+from tests.support.films import write_film as video
 
 GREYS = [0, 100, 256, 1000, 30000, 65535]
 SCALED = [0, 0, 1, 4, 117, 255]
@@ -137,7 +138,8 @@ def test_files_are_pictures_first_and_videos_last(tmp_path: Path) -> None:
         assert shown is not None and pixels(shown) == pixels(Image.open(tmp_path / name).convert("RGB")), name
     for path in (tmp_path / "film.gif", video(tmp_path / "film.mp4", 3)):
         assert read(path) is None
-        assert len(DocumentPictures(lambda _, path=path: [path], dict, dict, "")()) == 3
+        (film,) = DocumentPictures(lambda _, path=path: [path], dict, dict, "")()
+        assert len(film.show(Sampling()).frames) == 3
     with pytest.raises(ValueError, match=r"no picture or video .*nowhere\.jpg"):
         DocumentPictures(lambda _: ["/nowhere.jpg"], dict, dict, "")()
     whole = (tmp_path / "no_suffix").read_bytes()

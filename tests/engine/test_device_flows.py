@@ -83,7 +83,7 @@ def reading(model: Any, batch: Any, labels: Any, trace: Any) -> list[Any]:
 FLOWS: dict[str, Flow] = {
     flow.__name__: flow for flow in (beams, sampled, static, scored, trained, later_turn, uncached)
 }
-METHODS: list[Method] = [PyramidDrop(), FastV(), SparseVLM(), RandomDrop()]
+METHODS: list[Method] = [PyramidDrop(), FastV(several=True), SparseVLM(), RandomDrop()]
 
 
 def same(got: Any, want: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_training_step_waits_once_and_its_backward_never(
     assert gradients and alone[0] == alone[1] == (0, 3)
 
 
-@pytest.mark.parametrize("method", [FastV(), SparseVLM()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("method", [FastV(several=True), SparseVLM()], ids=lambda method: type(method).__name__)
 def test_what_a_trace_tells_is_read_at_once(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for the prompt; then one each for scores and order, two for what was kept (of those that merged), one for
     what was made."""
@@ -198,7 +198,9 @@ def test_the_study_waits_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.product(3)
 @pytest.mark.parametrize("split", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize(
-    "method", [PyramidDrop(), FastV(), SparseVLM(), SparseVLMPlus(), RandomDrop()], ids=lambda m: type(m).__name__
+    "method",
+    [PyramidDrop(), FastV(several=True), SparseVLM(), SparseVLMPlus(), RandomDrop()],
+    ids=lambda m: type(m).__name__,
 )
 def test_two_devices_under_a_map_give_the_same_tokens(
     method: Method, split: int, monkeypatch: pytest.MonkeyPatch

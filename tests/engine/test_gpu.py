@@ -108,7 +108,7 @@ def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
     inputs = move(single("llava", sample("llava", model, (3, 5, 2))), torch.float16)
     model.to(DEVICE)
     protocol = TimingProtocol("test", warmup=2, pairs=3, new_tokens=(1, 4), memory=True, kernels=("math",))
-    found = measure(model, inputs, FastV(), HALVES, protocol)
+    found = measure(model, inputs, FastV(several=True), HALVES, protocol)
     before, after = (found["conditions"][when] for when in ("before", "after"))
     assert before["device_name"] and before["outside_gib"] > 0 and "sm_" in before["cuda_libraries"]
     assert before["sdpa_kernels"] == after["sdpa_kernels"] and {"clock_mhz", "slowed", "power_w"} <= set(after)
@@ -126,7 +126,7 @@ def test_every_lane_of_a_cell_is_measured_on_the_device() -> None:
 def test_orders_of_kernels_give_the_same_answers(order: str) -> None:
     model = fresh("llava", dtype=torch.bfloat16).to(DEVICE)
     batch = move(batch_of("llava", model, RAGGED[:1]), torch.bfloat16)
-    with attach(model, FastV(), HALVES) as trace:
+    with attach(model, FastV(several=True), HALVES) as trace:
         with sdpa_order("math"):
             want = model(**batch).logits.float()
             expected = SimpleNamespace(visual=trace.visual, kept=trace.kept, scores=trace.scores)

@@ -71,7 +71,7 @@ def test_a_later_turn_and_a_static_cache_keep_their_masks() -> None:
     model = fresh("llava", "sdpa", torch.float32).eval()
     batch = batch_of("llava", model, RAGGED)
     greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, suppress_tokens=[2])
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         want = model.generate(**batch, **greedy)
         static = model.generate(**batch, **greedy, cache_implementation="static", disable_compile=True)
         assert torch.equal(static, want)

@@ -28,7 +28,7 @@ from tests.support.pretended_cuda import OnDevice, moved, pretended
 METHODS: dict[str, Method] = {
     "PyramidDrop": PyramidDrop(),
     "PyramidDrop, original": PyramidDrop(positions="original"),
-    "FastV": FastV(),
+    "FastV": FastV(several=True),
     "SparseVLM": SparseVLM(),
     "SparseVLM+": SparseVLMPlus(),
     "random": RandomDrop(),
@@ -56,7 +56,8 @@ DIALLED = (
 ELSEWHERE = {
     "llava_next": ("pyramiddrop", "hired", "pool"),
     "llava_onevision": ("fastv",),
-    "qwen2_5_vl": ("sparsevlm_plus",),
+    "qwen2_5_vl": ("sparsevlm_plus", "visionzip"),
+    "qwen3_vl": ("fastv",),
     "internvl": ("sparsevlm",),
 }
 

@@ -71,6 +71,8 @@ def test_every_setting_of_a_protocol_is_a_dial_by_itself() -> None:
     turns: dict[str, Any] = {
         "prompt": "vicuna_v1", "image_mode": "pad", "max_new_tokens": 7, "system": "Be brief.", "image_backend": "pil",
         "min_pixels": 3136, "max_pixels": 400000, "wrapper": "none", "stop": "task", "image_placing": "front",
+        "frames": 4, "frame_sampling": "ends", "fps": 1.5, "frame_times": True, "min_frame_pixels": 9216,
+        "max_frame_pixels": 401408, "max_video_pixels": 4014080,
     }  # fmt: skip
     assert set(turns) == set(SETTINGS) - {"max_tiles"}, "a family with pixels has no tiles"
     for name, value in turns.items():
@@ -100,6 +102,11 @@ def test_a_family_that_a_protocol_does_not_know_is_refused(tmp_path: Path) -> No
         ({"model": "qwen2_5_vl_7b", "min_pixels": 900, "max_pixels": 100}, "min_pixels=900 is more than max_pixels"),
         ({"image_backend": "qwen_vl_utils"}, "image_backend=qwen_vl_utils: models of llava take pictures, or tiles of"),
         ({"image_placing": "behind"}, "image_placing is marked or front, not 'behind'"),
+        ({"frame_sampling": "random"}, "frame_sampling is ends, nearest or middles, not 'random'"),
+        ({"frames": 0}, "frames is a whole number from 1 on, not 0"),
+        ({"fps": 0}, "fps is a number of frames a second, above 0, or null, not 0.0"),
+        ({"max_frame_pixels": 100}, "max_frame_pixels=100: leave it out for models of llava, whose pictures, or tiles"),
+        ({"model": "qwen2_5_vl_7b", "min_frame_pixels": 900, "max_frame_pixels": 100}, "min_frame_pixels=900 is more"),
         ({"stop": "eos"}, "stop is task or model, not 'eos'"),
         ({"wrapper": "llava_hff"}, "wrapper=llava_hff is no model of lmms-eval, did you mean llava_hf?"),
     ],

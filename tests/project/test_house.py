@@ -46,6 +46,7 @@ HOMES = {
     "lmms_eval": {
         "pdrop/evaluation/lmms.py",
         "pdrop/embedded/tasks/scoring.py",
+        "benchmarks/bench_evaluation.py",
         "pdrop/evaluation/tasks/benchmarks.py",
     },
     "av": {"pdrop/evaluation/"},

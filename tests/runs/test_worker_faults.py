@@ -66,15 +66,19 @@ def test_what_is_timed_has_nothing_beside_it(scripted: Team, plain: Settings) ->
 
 
 def test_others_see_what_each_worker_does(
-    scripted: Team, plain: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scripted: Team, plain: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(fleet, "EVERY", 0.0)
+    monkeypatch.setattr(fleet, "SHOWN", 0.0)
     monkeypatch.setattr(fleet, "on_a_terminal", lambda: False)
     place = fleet.SWEEP.set(fleet.SweepPosition(3, 17, 720.0, time.monotonic()))
     with locked(tmp_path, answered=0):
         TeamGenerator(plain, scripted).answer(asked(*"abcdefgh"), AnswerStore(tmp_path / "answers.jsonl"))
         note = holder(tmp_path) or {}
+    monkeypatch.setattr(fleet, "on_a_terminal", lambda: True)
+    TeamGenerator(plain, scripted).answer(asked(*"abcdefgh"))
+    assert "run 3 of 17, about 12 min left" in capsys.readouterr().err
     fleet.SWEEP.reset(place)
     assert note["task"] == {"name": "t", "done": 8, "total": 8} and note["pid"] == os.getpid()
     assert sum(one["answered"] for one in note["workers"]) == 8 and len(note["workers"]) == 2

@@ -66,6 +66,7 @@ def marked(mark: str) -> list[str]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_command_that_ends_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored, by children too
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "tests.runs.scripted_worker"]
     environment = os.environ | {"MARK": mark, "RAY_TMPDIR": "/tmp"}

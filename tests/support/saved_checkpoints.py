@@ -19,8 +19,13 @@ VISUAL_TOKENS = 16
 LAYERS = 4
 TEMPLATE = (
     "{% for m in messages %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}"
+    "{% if c['type'] == 'image' %}<image>\n{% elif c['type'] == 'video' %}<video>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_SPECIAL = (*SPECIAL[:3], "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+QWEN_TEMPLATE = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+    "<video>\n", "<|vision_start|><|video_pad|><|vision_end|>"
 )
 
 
@@ -32,7 +37,8 @@ def tokenizer(special: tuple[str, ...] = SPECIAL) -> transformers.PreTrainedToke
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    named = {"image_token": "<image>"} if "<image>" in special else list(special[3:])
+    named = {f"{token[1:-1]}_token": token for token in ("<image>", "<video>") if token in special}
+    named = named if "<image>" in special else list(special[3:])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=named
     )
@@ -224,10 +230,10 @@ def save_qwen(folder: Path, family: str, patch: int, limits: tuple[int, int] = (
             **shared, size={"shortest_edge": least, "longest_edge": most}
         ),
         tokenizer=words,
-        video_processor=film(**shared),
+        video_processor=film(**shared, size={"shortest_edge": least, "longest_edge": 16 * most}),
         chat_template=CHATML.replace("DEFAULT", "false" if family == "Qwen3VL" else "true")
         if chatml
-        else TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>"),
+        else QWEN_TEMPLATE,
     ).save_pretrained(folder)
     return _save(getattr(transformers, f"{family}ForConditionalGeneration"), whole, folder)
 
@@ -235,6 +241,36 @@ def save_qwen(folder: Path, family: str, patch: int, limits: tuple[int, int] = (
 def save_qwen2_5_vl(folder: Path) -> Path:
     """Qwen2.5-VL with patches of 4 pixels, merged 2 x 2."""
     return save_qwen(folder, "Qwen2_5_VL", 4, chatml=False)
+
+
+def save_qwen3_vl(folder: Path) -> Path:
+    """Qwen3-VL with patches of 4 pixels, merged 2 x 2: frames of a video by twos, each pair after its time."""
+    return save_qwen(folder, "Qwen3VL", 4)
+
+
+def save_video_llava(folder: Path) -> Path:
+    """Video-LLaVA: towers of its own for pictures and for frames of 28 pixels, 17 tokens a frame."""
+    words = tokenizer((*SPECIAL, "<video>"))
+    like, size = config(4096), {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    whole = transformers.VideoLlavaConfig(
+        text_config=like.text_config.to_dict() | {"vocab_size": len(words)},
+        vision_config=like.vision_config.to_dict(),
+        image_token_index=3,
+        video_token_index=4,
+        vision_feature_layer=-1,
+        image_seq_length=VISUAL_TOKENS,
+        video_seq_length=8 * (VISUAL_TOKENS + 1),
+    )
+    transformers.VideoLlavaProcessor(
+        image_processor=transformers.VideoLlavaImageProcessor(**size),
+        video_processor=transformers.VideoLlavaVideoProcessor(**size),
+        tokenizer=words,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return _save(transformers.VideoLlavaForConditionalGeneration, whole, folder)
 
 
 def _save(kind: type, whole: transformers.PretrainedConfig, folder: Path) -> Path:
