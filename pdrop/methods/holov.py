@@ -22,8 +22,9 @@ Where this differs from the published code:
 For Qwen2.5-VL the code takes the tower's last layer, the mean over all rows, and of a token the mean over its four
 patches; crops are there max(1, int(1024 / 576 * tokens / number that stays)): 5, 8 and 16 at 33.3, 22.2 and 11.1 %, to
 be given here. Its attention stays in the order of the tower's windows while the tokens are back in the picture's, so
-that it ranks tokens by others' attention (of 640 x 480, 51 of 391 by their own). Here each token has its own. It keeps
-positions of the tokens that stay, here positions="original"; a vector of zeros has the position of a token that went,
+that it ranks tokens by others' attention (of 640 x 480, 51 of 391 by their own), and its picture begins one token
+early, at the mark before it. Here each token has its own attention, and marks stay. It keeps positions of the tokens
+that stay, here positions="original"; a vector of zeros has the position of a token that went,
 there the picture's last.
 """
 
