@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
+from pdrop.cli.compose import settings
 from pdrop.evaluation.answers import AnswerStore
 from pdrop.record import RunRecord
+from pdrop.runs.workers import Team, TeamGenerator, Workers
 from pdrop.samples import read_samples
 from pdrop.store import holder, noted
+from tests.runs.scripted_worker import Scripted, asked
 from tests.runs.test_worker_nodes import marked
 
 pytest.importorskip("ray")
@@ -137,3 +140,28 @@ def test_kills_of_workers_and_commands_change_nothing(tmp_path: Path) -> None:
     assert Command(folder, 2).ended() == 0 and came(folder) == expected
     tally["sweeps"] += 1
     print(f"killed at random: {tally}")
+
+
+def test_many_kills_of_workers_without_a_model_lose_nothing(tmp_path: Path) -> None:
+    """The handing out alone, which is quick: in each round two workers of three are killed in the middle of batches."""
+    plain = settings({"tasks": TASKS, "batch_size": 3, "latency": "off", "device": "cpu", "workers": 3})
+    team, rng, kills, rounds = Team(Workers(3), "cpu", Scripted), random.Random(SEED), 0, 0
+    while kills < KILLS:
+        moments = sorted(rng.sample(range(3, 200), 2))
+        path, rounds = tmp_path / f"{rounds}.jsonl", rounds + 1
+
+        def kill(_: str, done: int, total: int, moments: list[int] = moments) -> None:
+            nonlocal kills
+            if moments and done >= moments[0] and team.members:
+                moments.pop(0)
+                about = rng.choice(team.members).about
+                assert about is not None
+                os.kill(about["pid"], signal.SIGKILL)
+                kills += 1
+
+        found = TeamGenerator(plain, team).answer(asked(*["slow 0.01"] * 240), AnswerStore(path), kill)
+        assert [answer.text for answer in found.answers] == [str(number) for number in range(240)]
+        assert len(path.read_text().splitlines()) == 240 == len(AnswerStore(path)), "nothing lost, nothing twice"
+    assert team.started >= 3 + kills - 2, "others took the places of those that were killed"
+    team.close()
+    print(f"{kills} workers killed in {rounds} rounds")
