@@ -15,7 +15,9 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity torture walk check docs wheel release-check bench bench-training training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture torture-workers walk
+.PHONY: check docs wheel release-check bench bench-choosing bench-training bench-evaluation training-study
+.PHONY: tables figures report repro embedded-model reference lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -55,6 +57,9 @@ parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval (equa
 torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests
 
+torture-workers: $(STAMP) ## Kill workers and commands of many workers at random, 30 times (KILLS=30 SEED=0), and go on with others: the same record
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m torture tests/torture/test_worker_kills.py
+
 walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk
 
@@ -80,8 +85,15 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 mi
 	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
+bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 5 minutes on one core)
+	@$(BIN)/python -m benchmarks.bench_choosing
+	@$(BIN)/python -m analysis bench
+
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench_training
+
+bench-evaluation: $(STAMP) ## Time evaluation against lmms-eval's own wrapper, and a device that waits for pictures (about 8 CPU minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_evaluation $(if $(BEFORE),--before $(BEFORE))
 
 training-study: $(STAMP) ## Train the embedded model with and without dropping and score it both ways (about an hour and a half on one core)
 	@test -f build/study/train.json || $(BIN)/python -m pdrop.embedded.export --out build/study --first 300000 \

@@ -132,9 +132,13 @@ class RunSpec:
         parts += ["pictures in front of the question" if self.image_placing == "front" else ""]
         parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
         parts += ["answers end where the model ends them" if self.stop == "model" else ""]
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        others = [
+            f"{tokens} for {', '.join(task for task, its in lengths.items() if its == tokens)}"
+            for tokens in sorted(set(lengths.values()))
+        ]
         parts.append(
-            f"up to {self.max_new_tokens} tokens where a task sets none"
-            + (f" ({self.lengths})" if self.lengths else "")
+            f"up to {self.max_new_tokens} tokens where a task sets none" + (f" ({'; '.join(others)})" if others else "")
         )
         return ", ".join(part for part in parts if part)
 

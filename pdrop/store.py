@@ -244,19 +244,59 @@ def leased(folder: Path, wait: bool) -> Iterator[Hold]:
         lease.release()
 
 
-@contextlib.contextmanager
-def announced(path: Path, note: Mapping[str, Any]) -> Iterator[None]:
-    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
-    write_atomically(path, json.dumps(own_note() | dict(note)) + "\n")
-    with os.fdopen(open_in_place(path, os.O_RDWR), "r+b") as file:
-        with contextlib.suppress(OSError):  # two sweeps of the same runs: the first one holds it; or there are no locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def tell(folder: Path, **note: Any) -> None:
+    """Add to what `holder` tells others of a folder that this process holds; nothing where it does not."""
+    there, own = noted(folder / HOLDER), own_note()
+    if (there.get("host"), there.get("pid")) == (own["host"], own["pid"]):
+        write_atomically(folder / HOLDER, json.dumps(there | note) + "\n")
+
+
+class Announcement:
+    """A file that says what is being done, held while it is.
+
+    Args:
+        path: The file; written whole, also when it is renewed.
+        note: What it says, besides host, process and time.
+    """
+
+    def __init__(self, path: Path, note: Mapping[str, Any]) -> None:
+        self.path, self.note, self._handle = path, own_note() | dict(note), -1
+        self.tell()
+
+    def tell(self, **more: Any) -> None:
+        """Say more, or something else."""
+        self.note |= more
+        temporary = self.path.parent / f".{self.path.name[:64]}.{secrets.token_hex(8)}"
+        write_atomically(temporary, json.dumps(self.note) + "\n")
+        handle = open_in_place(temporary, os.O_RDWR)
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # other sweeps have notes there
-                path.parent.rmdir()
+            with contextlib.suppress(OSError):  # there are no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is seen: the file is never without
+            os.replace(temporary, self.path)
+        except BaseException:
+            os.close(handle)
+            raise
+        self.close()
+        self._handle = handle
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+@contextlib.contextmanager
+def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
+    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
+    made = Announcement(path, note)
+    try:
+        yield made
+    finally:
+        path.unlink(missing_ok=True)
+        made.close()
+        with contextlib.suppress(OSError):  # other sweeps have notes there
+            path.parent.rmdir()
 
 
 def state(folder: Path, status: str, error: str | None) -> str:

@@ -47,6 +47,7 @@ def sample_data(
     kept: dict[str, bytes] = {}
     shown = there = 0
     for run in done:
+        run_id = run.record.run_id
         for task, result in run.record.results.items():
             there += result.n
             try:
@@ -66,7 +67,7 @@ def sample_data(
                     numbers[key] = len(docs)
                     docs.append(doc)
                     wanted |= dict.fromkeys(doc["images"], sample.image)
-                held = answers.setdefault(run.record.run_id, {}).setdefault(task, {})
+                held = answers.setdefault(run_id, {}).setdefault(task, {})
                 held[numbers[key]] = entry(sample)
                 shown += 1
     note = f"{shown:,} of {there:,} answers: the first {each} questions of each task." if shown < there else ""

@@ -1,5 +1,7 @@
 """What a store's runs are doing: done, running, failed, stopped, waiting. An unreadable record hides no other.
 
+Above all stands how far sweeps that go on are. A run that workers answer (pdrop/runs/workers.py) has a line for each.
+
 A run is running while a process holds its folder (pdrop/store.py): one that was killed hard says "running" in its
 record for ever, and is shown as stopped. Waiting is what a sweep has yet to do, and what an experiment has asked for.
 """
@@ -31,13 +33,13 @@ class Standing:
         state: One of STATES.
         run: Its id, or its folder where there is no record.
         what: Its method and schedule, or the overrides that ask for it.
-        detail: What there is to say.
+        detail: What there is to say; a line for each entry.
     """
 
     state: str
     run: str
     what: str
-    detail: str = ""
+    detail: tuple[str, ...] = ()
 
 
 def page(results: Path) -> str:
@@ -51,10 +53,11 @@ def page(results: Path) -> str:
     found = list(standings(results))
     counts = [f"{number} {name}" for name in STATES if (number := sum(one.state == name for one in found))]
     text = [f"{results}: {len(found)} run{'s' * (len(found) != 1)}" + (f": {', '.join(counts)}" if counts else "")]
+    text += list(sweeps(results))
     for one in sorted(found, key=lambda one: STATES.index(one.state)):
         if one.state != "done":
             text.append(f"{one.state:10s} {one.run:12s}  {one.what}".rstrip())
-            text += [f"{'':10s} {one.detail}"] if one.detail else []
+            text += [f"{'':10s} {line}" for line in one.detail]
     if any(one.state in ("failed", "stopped") for one in found):
         store = "" if str(results) == "results" else f" results={results}"
         text.append(f"to do again what failed, and go on with what stopped: python run.py retry=failed{store}")
@@ -68,7 +71,8 @@ def standings(results: Path) -> Iterator[Standing]:
         try:
             records[path.parent.name] = RunRecord.read(path.parent)
         except (ValueError, OSError) as error:
-            yield Standing("unreadable", path.parent.name, "", str(error).replace(f"{path} is ", "record.json is "))
+            told = str(error).replace(f"{path} is ", "record.json is ")
+            yield Standing("unreadable", path.parent.name, "", (told,))
     done = {without(one.spec, AGES) for one in records.values() if one.status == "done"}
     for name, record in records.items():
         one = of_run(results / "runs" / name, record)
@@ -77,25 +81,26 @@ def standings(results: Path) -> Iterator[Standing]:
         yield one
     for name, detail in waiting(results).items():
         if not (results / "runs" / name / "record.json").exists():
-            yield Standing("waiting", name.rpartition("-")[2], *detail)
+            yield Standing("waiting", name.rpartition("-")[2], detail[0], detail[1:])
 
 
 def of_run(folder: Path, record: RunRecord) -> Standing:
     """How a run with a record stands."""
     found, spec = state(folder, record.status, record.error), record.spec
-    detail = ""
+    detail: tuple[str, ...] = ()
     if found == "running":
-        detail = at_work(folder, record)
+        note = holder(folder) or {}
+        detail = (at_work(folder, record, note), *fleet(note))
     elif found == "failed":
-        detail = reason(record.error)
+        detail = (reason(record.error),)
     elif found == "stopped":
-        detail = f"killed or interrupted after {answered(stored_answers(folder), record)}"
+        detail = (f"killed or interrupted after {answered(stored_answers(folder), record)}",)
     return Standing(found, spec.run_id, f"{spec.model} {spec.method} {spec.schedule or '-'}", detail)
 
 
-def at_work(folder: Path, record: RunRecord) -> str:
+def at_work(folder: Path, record: RunRecord, note: Mapping[str, Any]) -> str:
     """Of a run in progress: since when, where, how many questions, how fast."""
-    note, count = holder(folder) or {}, stored_answers(folder)
+    count = stored_answers(folder)
     since, before = number(note.get("since")), number(note.get("answered"))
     parts = []
     if since is not None:
@@ -114,6 +119,46 @@ def answered(count: int, record: RunRecord) -> str:
     spec = record.spec
     whole = "" if spec.limit is None or not spec.tasks else f" of at most {spec.limit * len(spec.tasks)}"
     return f"{count}{whole} question{'s' * (count != 1 or bool(whole))}"
+
+
+def fleet(note: Mapping[str, Any]) -> Iterator[str]:
+    """Of a run that workers answer: all of them together, and each."""
+    workers = [one for one in entries(note.get("workers")) if number(one.get("rate")) is not None]
+    if not workers:
+        return
+    rate = sum(one["rate"] for one in workers)
+    text = f"{len(workers)} worker{'s' * (len(workers) != 1)}"
+    text += f", {speed(rate)}" if rate else ""
+    text += f", {starting:g} more start" if (starting := number(note.get("starting"))) else ""
+    yield text
+    task = next(iter(entries([note.get("task")])), {})
+    done, total = number(task.get("done")), number(task.get("total"))
+    if done is not None and total is not None:
+        left = f", about {duration((total - done) / rate)} left" if rate else ""
+        yield f"{task.get('name')}: {done:g} of {total:g} questions{left}"
+    if note.get("dashboard"):
+        yield f"Ray's dashboard: http://{note['dashboard']}"
+    for one in workers:
+        device = one.get("device") or "CPU"
+        pace = speed(one["rate"]) if one["rate"] else "nothing answered yet"
+        yield f"worker {one.get('number')}: {pace}; {device} on {one.get('host')}, process {one.get('pid')}"
+
+
+def entries(found: object) -> list[dict[str, Any]]:
+    """The objects of a list from a file, if it is one."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def sweeps(results: Path) -> Iterator[str]:
+    """How far each sweep is that goes on."""
+    for path in sorted((results / "sweeps").glob("*.json")):
+        note = sweep(path)
+        at, run, whole = (number(note.get(name)) for name in ("at", "run", "whole"))
+        if at is None or run is None or whole is None or holder(path.parent, path.name, path.name) is None:
+            continue
+        left = number(note.get("left"))
+        text = f"sweep on {note.get('host')}, process {note.get('pid')}: run {run:g} of {whole:g}"
+        yield text if left is None else f"{text}, about {duration(max(0.0, left - (time.time() - at)))} left"
 
 
 def waiting(results: Path) -> dict[str, tuple[str, str]]:

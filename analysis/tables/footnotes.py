@@ -196,6 +196,24 @@ def scored_anew(runs: Sequence[Run]) -> list[str]:
     return [f"- Scored anew from stored answers: {count} runs at {at}" for at, count in sorted(last.items())]
 
 
+def asked(table: Table) -> list[str]:
+    """How the rows were asked, model by model where they differ, in words; nothing under the checkpoint's own protocol,
+    or where nothing was asked."""
+    runs = [run for row in table.rows for run in row.runs if run.done and run.record.results]
+    if not any(run.record.spec.protocol != "checkpoint" for run in runs):
+        return []
+    ways = {run.record.spec.model: asked_words(run) for run in runs}
+    return (
+        list(dict.fromkeys(ways.values())) if len(set(ways.values())) == 1 else [f"{m}: {w}" for m, w in ways.items()]
+    )
+
+
+def asked_words(run: Run) -> str:
+    """Protocol and settings of a run, and which of them are not the protocol's own."""
+    turned = run.record.environment.get("turned")
+    return run.record.spec.asked_with + (f"; {', '.join(turned)} not as the protocol has it" if turned else "")
+
+
 def tokens_of(prompt: Mapping[str, float]) -> str:
     return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
@@ -213,7 +231,7 @@ def provenance(runs: list[Run]) -> list[str]:
     return [
         f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, batch {spec.batch_size}, "
         f"{limit}, seeds {numbers({r.record.spec.seed for r in runs})}",
-        *[f"- Asked with: {how}" for how in dict.fromkeys(run.record.spec.asked_with for run in runs)],
+        *[f"- Asked with: {how}" for how in dict.fromkeys(asked_words(run) for run in runs)],
         *[
             f"- Published numbers of {run.record.spec.model} were sampled ({drawn}); these answers are greedy"
             for run in {run.record.spec.model: run for run in runs}.values()

@@ -140,6 +140,11 @@ def wrong(overrides: Sequence[Override], known: dict[str, list[str]]) -> str | N
                 if not matching:
                     return f"{given} fits no {group}; {listed}"
             elif not isinstance(value, str | int) or isinstance(value, bool) or str(value) not in options:
+                if group == "model" and ("/" in str(value) or Path(str(value)).is_dir()):
+                    return (
+                        f"unknown model {value!r}: a checkpoint of your own is model=folder model.path={value} "
+                        f"model.name=mine (or model=llava_1_5_7b model.path={value}, in place of that one's); {listed}"
+                    )
                 return f"unknown {group} {value!r}{near(str(value), options)}; {listed}"
     return None
 

@@ -107,6 +107,8 @@ class RunDials(DroppingDials):
     force: bool = MISSING
     retry: str | None = MISSING
     plan: bool = MISSING
+    prefetch: int | None = MISSING
+    picture_cache: float = MISSING
     workers: WorkersDials = field(default_factory=WorkersDials)
 
 

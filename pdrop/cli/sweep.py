@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import time
 import traceback
@@ -39,16 +40,18 @@ from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
 from pdrop.runs import plan, remembered
+from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import announced, holder, in_words, state, where
+from pdrop.store import Announcement, announced, holder, in_words, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
 
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
-NOT_THE_RUN = ("results", "workers", "locks")  # dials that say where it is stored, who answers, how it is held
+# dials that say where it is stored, how it is held, who answers and how; no number follows from them
+NOT_THE_RUN = ("results", "locks", "workers", "prefetch", "picture_cache")
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
 # whether a job waits for a process that does the same run
@@ -65,8 +68,8 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: a store may be moved, and who answers changes nothing; sweeps escape
-    colons, where single runs do not."""
+    """The overrides that say which run it is: a store may be moved, and who answers, and how, changes nothing; sweeps
+    escape colons, where single runs do not."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
     kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
@@ -173,8 +176,8 @@ class Sweep(Callback):
             for one in before:
                 assert one.run is not None
                 finished(one.run, for_the_record(one.words))
-            with noted(rest):
-                for one, error in self.launched(rest, len(before)):
+            with noted(rest) as notes:
+                for one, error in self.launched(rest, len(before), notes):
                     if error is None:
                         done.append(one)
                     else:
@@ -222,7 +225,9 @@ class Sweep(Callback):
             found.error = printable(str(error))
         return found
 
-    def launched(self, rest: Sequence[Planned], before: int) -> Iterator[tuple[Planned, str | None]]:
+    def launched(
+        self, rest: Sequence[Planned], before: int, notes: Sequence[Announcement]
+    ) -> Iterator[tuple[Planned, str | None]]:
         """Each run with what went wrong, or None: one after the other here, or as the launcher has it."""
         from pdrop.runs.run import RunHeld
 
@@ -243,14 +248,16 @@ class Sweep(Callback):
         while waiting:
             number = len(rest) - len(waiting)
             plan.estimate([*waiting])
-            seconds = plan.left(waiting)
-            takes = "" if seconds is None else f", about {duration(seconds)} left"
+            place = SweepPosition(before + number + 1, whole, plan.left(waiting), time.monotonic())
+            for note in notes:
+                note.tell(run=place.number, whole=whole, left=place.seconds, at=time.time())
             one = waiting.popleft()
-            say([f"run {before + number + 1} of {whole}{takes}: {one.label}"])
+            say([f"{place}: {one.label}"])
             # what another process does at the moment is looked at again when the others are done, and then waited for
-            patience = WAITS.set(held > len(waiting))
+            patience, before_it = WAITS.set(held > len(waiting)), SWEEP.set(place)
             (job,) = launcher.launch([list(one.words)], initial_job_idx=number)
             WAITS.reset(patience)
+            SWEEP.reset(before_it)
             if isinstance(job._return_value, RunHeld):
                 by = where(holder(one.run.folder) or {}) if one.run is not None else ""
                 say([f"another process{by} does it at the moment: it is looked at again at the end"])
@@ -314,16 +321,20 @@ def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> li
 
 
 @contextmanager
-def noted(rest: Sequence[Planned]) -> Iterator[None]:
+def noted(rest: Sequence[Planned]) -> Iterator[list[Announcement]]:
     """While a sweep lasts, its store says what it is still to do: python -m analysis status. A kill leaves the note."""
     runs = {one.run.spec.folder: [one.label or "one run"] for one in rest if one.run is not None}
     stores = {one.run.results for one in rest if one.run is not None}
     name = sha256(json.dumps(sorted(runs)).encode()).hexdigest()[:12]
-    paths = [store / "sweeps" / f"{name}.json" for store in sorted(stores)]
+    paths = [store / "sweeps" / f"{name}-{secrets.token_hex(4)}.json" for store in sorted(stores)]
     with ExitStack() as held:
+        notes = []
         for path in paths:
-            held.enter_context(announced(path, {"runs": runs}))
-        yield
+            for old in path.parent.glob(f"{name}*.json"):  # of a start that was killed; others may share the work
+                if holder(old.parent, old.name, old.name) is None:
+                    old.unlink(missing_ok=True)
+            notes.append(held.enter_context(announced(path, {"runs": runs})))
+        yield notes
         for path in paths:
             tidy(path.parent)
 

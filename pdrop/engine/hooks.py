@@ -374,12 +374,18 @@ class Attachment:
                 return None
             if run.whole is not None and self.causal_kernel:
                 return run.whole[:, None, None] if kind == "sdpa" else run.whole
-        if run.prompts is not None and run.dropped and not run.past and grows and self.causal_kernel:
-            return None  # what is left of each row comes first: causality alone hides what it is filled up with
+            if run.whole is not None and kind == "eager":
+                lowest = torch.finfo(hidden.dtype).min
+                return torch.where(run.whole[:, None, None], hidden.new_zeros(()), lowest)
+        whole = run.whole
+        if run.prompts is not None and run.dropped and not run.past:
+            whole = None  # what is left of each row comes first: causality alone hides what it is filled up with
+            if grows and self.causal_kernel:
+                return None
         # before layer 0 the cache counts what went, the mask must not
         keys: Any = cache if number or cache is None else early.Keys(run.past)
         # by position: transformers 5.24 calls the cache by another name
-        return create_causal_mask(self.architecture.decoder.config, hidden, run.whole, keys, layer_idx=number)
+        return create_causal_mask(self.architecture.decoder.config, hidden, whole, keys, layer_idx=number)
 
     def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""

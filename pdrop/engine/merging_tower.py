@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.vision_utils import get_vision_window_index
 
 from pdrop.engine.sequence import Prompts
-from pdrop.engine.tower import RunsOfTheTower, Seen, TowerReader, UnknownTower, grouped
+from pdrop.engine.tower import NoRuleForTower, RunsOfTheTower, Seen, TowerReader, UnknownTower, grouped
 from pdrop.engine.visual import encoded
 from pdrop.methods.base import Method
 from pdrop.methods.tower import Tower
@@ -33,17 +33,17 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
     """What reads the vision tower of a model for a method; None: it does not look.
 
     Raises:
-        UnknownTower: If the tower cannot be read, or the method has no rule for it.
+        UnknownTower: If the tower cannot be read; NoRuleForTower: if the method says nothing of towers of its kind.
     """
     looks, kind = method.looks_at(), type(method).__name__
     if looks is None:
         return None
     tower = getattr(getattr(vlm, "model", vlm), "visual", None)
     if tower is None or not hasattr(tower, "merger"):
-        return TowerReader(vlm, kind, looks)
+        return TowerReader(vlm, method, looks)
     merged = method.looks_at_merged()
     if merged is None:
-        raise UnknownTower(
+        raise NoRuleForTower(
             f"{kind} reads the vision tower, and that of {type(vlm).__name__} makes one token of several patches: its "
             "authors have no rule for that; divprune, visionzip, holov and cdpruner_embeddings have"
         )

@@ -24,12 +24,17 @@ from torch import Tensor, nn
 from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import encoded
+from pdrop.methods.base import Method
 from pdrop.methods.tower import Tile, Tower
 from pdrop.methods.transfer import moved, read_back
 
 
 class UnknownTower(ValueError):
     """A vision tower that cannot be read."""
+
+
+class NoRuleForTower(UnknownTower):
+    """A vision tower of a kind that the method says nothing of."""
 
 
 @dataclass
@@ -126,14 +131,14 @@ class RunsOfTheTower:
 class TowerReader(RunsOfTheTower):
     """Finds a tower whose every row becomes one token, and tells which."""
 
-    def __init__(self, vlm: Any, method: str, layers: tuple[int, ...]):
+    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
         super().__init__(vlm)
-        name = type(vlm).__name__
+        name, kind = type(vlm).__name__, type(method).__name__
         tower = getattr(self.inner, "vision_tower", None)
         self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
         encoder = getattr(tower, "encoder", tower)
         stack = getattr(encoder, "layers", None)
-        refused = f"{method} reads the vision tower, and that of {name} cannot be read: "
+        refused = f"{kind} reads the vision tower, and that of {name} cannot be read: "
         if tower is None or self.projector is None or stack is None:
             raise UnknownTower(
                 refused + "it has no `vision_tower` of `layers` and `multi_modal_projector`; divprune and the methods "
@@ -160,6 +165,8 @@ class TowerReader(RunsOfTheTower):
         self.read = sorted({n % count for n in layers} | {self.projected} - {count})
         vision = config.vision_config
         self.classes = int(vision.model_type == "clip_vision_model")
+        if not self.classes and any(part.class_token for part in method.parts):
+            raise NoRuleForTower(f"{kind} ranks by the vision tower's class token, and that of {name} has none")
         self.first = int(getattr(config, "vision_feature_select_strategy", "full") == "default")
         self.side = vision.image_size // vision.patch_size
 

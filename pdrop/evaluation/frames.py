@@ -52,6 +52,24 @@ def frames(path: Path, number: int = FRAMES) -> list[Image]:
     return found
 
 
+def sizes(path: Path, number: int = FRAMES) -> list[tuple[int, int]]:
+    """(width, height) of the frames that `frames` gives, by the file's header: there may be fewer of them.
+
+    Raises:
+        ValueError: As `frames` does.
+    """
+    if path.is_dir():
+        return [image.size for image in stills(path, number)]
+    import av
+
+    try:
+        with contextlib.closing(av.open(str(path))) as video:
+            stream = video.streams.video[0]
+            return [(stream.width, stream.height)] * number
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
+
+
 def stills(folder: Path, number: int) -> list[Image]:
     """`number` of the pictures of a folder, evenly spaced as `frames` are, in the order of the numbers in their names.
 

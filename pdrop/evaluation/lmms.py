@@ -43,6 +43,7 @@ from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
     from pdrop.evaluation.generation import Answered
+    from pdrop.evaluation.prefetch import Preparation
     from pdrop.methods.base import Method
     from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
@@ -107,6 +108,7 @@ def evaluate(
     progress: bool | Progress = False,
     generator: Answering | None = None,
     boxes: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped.
 
@@ -122,6 +124,7 @@ def evaluate(
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
         boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
+        preparation: How prompts come to this process's model; None: as conf/run.yaml has it.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -134,7 +137,7 @@ def evaluate(
         raise ValueError("WORLD_SIZE > 1: a run is started as one process; workers=8 answers with many")
     if generator is None:
         assert checkpoint is not None
-        generator = Generator(checkpoint, method, schedule, spec)
+        generator = Generator(checkpoint, method, schedule, spec, preparation)
     store = AnswerStore(folder / "answers.jsonl")
     everything: list[Question] = []
 
@@ -154,7 +157,7 @@ def evaluate(
 
 def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
     """Gives a question's pictures; what goes wrong names the question."""
-    from pdrop.evaluation.generation import blame
+    from pdrop.evaluation.batching import blame
 
     def images() -> Sequence[Any]:
         with blame([question]):

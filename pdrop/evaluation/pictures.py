@@ -17,15 +17,12 @@ picture's shape. A layout that blocks cannot say (class tokens, a lone newline, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
 from pdrop.engine.visual import visual_tokens
 from pdrop.evaluation.answers import Seen
 from pdrop.methods.layout import TokenGrid
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Block = list[float]
 Layout = list[list[Block]]
@@ -56,22 +53,22 @@ def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
 
 
 def layout_of(
-    pictures: Sequence[SeenPicture], images: Sequence[Image], image_mode: str, cropped: bool
+    pictures: Sequence[SeenPicture], sizes: Sequence[tuple[int, int]], image_mode: str, cropped: bool
 ) -> Layout | None:
     """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
 
     Args:
         pictures: As they were read.
-        images: The task's own.
+        sizes: (width, height) of the task's own.
         image_mode: "crop" or "pad".
         cropped: Whether the processor cuts a square out of the middle.
     """
-    if len(pictures) != len(images):
+    if len(pictures) != len(sizes):
         return None
     layout: Layout = []
-    for picture, image in zip(pictures, images):
+    for picture, (width, height) in zip(pictures, sizes):
         square = picture.tower == 1 and len(picture.grids or ()) == 1
-        box = seen_box(image.width, image.height, image_mode, cropped) if square else WHOLE
+        box = seen_box(width, height, image_mode, cropped) if square else WHOLE
         blocks = blocks_of(picture.grids or [], box)
         if blocks is None:
             return None

@@ -27,8 +27,11 @@ run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing h
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import math
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -40,6 +43,10 @@ from pdrop.pictures import as_shown
 from pdrop.record import ImageMode, ImagePlacing, PromptStyle, RunSpec
 
 if TYPE_CHECKING:
+    import torch
+
+    from pdrop.evaluation.picture_cache import PictureCache
+    from pdrop.evaluation.rows import Row
     from pdrop.models.checkpoint import Checkpoint
 
 VICUNA_V1_SYSTEM = (
@@ -48,6 +55,7 @@ VICUNA_V1_SYSTEM = (
 )
 QWEN_1_5_SYSTEM = "You are a helpful assistant."
 PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
+STANDING_IN = Image.new("RGB", (1, 1))  # for a picture, where its row is processed elsewhere
 NUMBERED = re.compile(r"<image (\d+)>")  # how MMMU's questions name theirs; a name may come again
 
 
@@ -90,7 +98,12 @@ class PromptBuilder:
             raise ValueError("this checkpoint's image processor has no mean colour to pad with: use image_mode=crop")
         self.processor, self.style, self.image_mode, self.max_tokens = processor, style, image_mode, max_tokens
         self.system, self.image_placing, self.resized = system, image_placing, resized
+        self._tokenizing = threading.Lock()
         self._background = tuple(int(255 * channel) for channel in mean) if mean is not None else (0, 0, 0)
+        own = processor.image_processor
+        settings = {"kind": type(own).__name__, "own": own.to_dict(), "mode": image_mode, "resized": resized}
+        settings["background"] = self._background
+        self._image_settings = json.dumps(settings, sort_keys=True, default=str)  # all that a picture's result follows
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, spec: RunSpec, max_tokens: int | None = None) -> PromptBuilder:
@@ -100,6 +113,12 @@ class PromptBuilder:
             ValueError: If the checkpoint's processor lacks what it asks for.
         """
         processor, resized = checkpoint.processor, spec.image_backend == "qwen_vl_utils"
+        own = str(processor.chat_template or processor.tokenizer.chat_template or "USER")
+        if spec.protocol == "official" and spec.prompt == "vicuna_v1" and "USER" not in own:
+            raise ValueError(
+                f"{checkpoint.path}: protocol=official asks this family by vicuna_v1, but the checkpoint's own "
+                "template is another: its text model is no Vicuna. Use protocol=checkpoint, or model.prompt=chat"
+            )
         limits = {name: getattr(spec, name) for name in ("min_pixels", "max_pixels", "max_tiles")}
         if spec.image_backend != IMAGE_BACKEND or any(value is not None for value in limits.values()):
             processor = copy.copy(processor)  # the checkpoint is kept for runs with other settings
@@ -155,17 +174,53 @@ class PromptBuilder:
         Raises:
             ValueError: If a prompt is longer than the model's positions.
         """
-        tokenizer = self.processor.tokenizer
-        # templates that spell out the start token must not get a second one from the tokenizer
-        spelled_out = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
         pictures = [[self.prepare(image, pixels) for image in row] for row in images]
-        inputs = self.processor(
+        return self._encoded(self.processor, prompts, pictures)
+
+    def encode_rows(
+        self,
+        prompts: Sequence[str],
+        rows: Sequence[Row],
+        cache: PictureCache,
+        pixels: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """What `encode` gives, with pictures processed by prompts, from a cache where they are in it.
+
+        Safe to call in many threads.
+
+        Args:
+            prompts: Rendered prompts.
+            rows: The pictures of each.
+            cache: Of processed pictures.
+            pixels: As of `encode`.
+            dtype: The model's, in which pictures are kept.
+
+        Raises:
+            ValueError: As `encode` does.
+        """
+        from pdrop.evaluation.rows import RowProcessor
+
+        processor = copy.copy(self.processor)
+        processor.tokenizer = OneByOne(self.processor.tokenizer, self._tokenizing)
+        processor.image_processor = RowProcessor(
+            self.processor.image_processor,
+            [row for row in rows if row.contents],
+            functools.partial(self.prepare, pixels=pixels),
+            cache,
+            f"{self._image_settings} {pixels!r} {dtype}",
+            dtype,
+        )
+        return self._encoded(processor, prompts, [[STANDING_IN] * len(row.contents) for row in rows])
+
+    def _encoded(self, processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Any:
+        inputs = processor(
             text=list(prompts),
             images=pictures if any(pictures) else None,
             padding=True,
             padding_side="left",
             truncation=False,
-            add_special_tokens=not spelled_out,
+            add_special_tokens=self._adds_start(prompts),
             return_tensors="pt",
         )
         length = inputs["input_ids"].shape[1]
@@ -175,9 +230,41 @@ class PromptBuilder:
             )
         return inputs
 
+    def _adds_start(self, prompts: Sequence[str]) -> bool:
+        """Whether the tokenizer adds the start token: a template that spells it out must not get a second one."""
+        start = self.processor.tokenizer.bos_token
+        return not (start and all(prompt.startswith(start) for prompt in prompts))
+
+    def text_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each rendered prompt, with one for each picture that stands in it."""
+        if not prompts:
+            return []
+        with self._tokenizing:
+            ids = self.processor.tokenizer(list(prompts), add_special_tokens=self._adds_start(prompts))["input_ids"]
+        return [len(row) for row in ids]
+
+    def visual_tokens(self, sizes: Sequence[tuple[int, int]], pixels: float = 1.0) -> list[int]:
+        """What a picture's token stands for, by arithmetic: as many tokens as the processor makes of it in a prompt of
+        its own.
+
+        Args:
+            sizes: (width, height) of each picture.
+            pixels: As of `encode`.
+
+        Returns:
+            Of a processor that cannot tell, the pictures' pixels: larger ones still have more.
+        """
+        if not sizes:
+            return []
+        shown = [self._prepared_size(size, pixels) for size in sizes]
+        if not hasattr(self.processor, "_get_num_multimodal_tokens"):
+            return [width * height for width, height in shown]
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in shown])
+        return [int(number) for number in counted.num_image_tokens]
+
     def answer_length(self, prompt: str, answer: str) -> int:
         """Tokens that `answer` adds after `prompt` (tokenized together, for words may merge across the seam)."""
-        tokenizer = self.processor.tokenizer
+        tokenizer = OneByOne(self.processor.tokenizer, self._tokenizing)
         alone, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
         shared = 0
         while shared < min(len(alone), len(both)) and alone[shared] == both[shared]:
@@ -189,8 +276,7 @@ class PromptBuilder:
         if the image backend does that first."""
         image = as_shown(image)
         if pixels < 1:
-            width, height = (max(1, round(side * math.sqrt(pixels))) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = image.resize(shrunk(image.size, pixels), Image.Resampling.BICUBIC)
         if self.image_mode == "pad" and image.width != image.height:
             side = max(image.size)
             square = Image.new("RGB", (side, side), self._background)
@@ -201,6 +287,37 @@ class PromptBuilder:
 
             image = fetch_image({"image": image}, image_patch_size=self.processor.image_processor.patch_size)
         return image
+
+    def _prepared_size(self, size: tuple[int, int], pixels: float) -> tuple[int, int]:
+        """(width, height) that `prepare` makes of a picture."""
+        width, height = shrunk(size, pixels) if pixels < 1 else size
+        if self.image_mode == "pad":
+            width = height = max(width, height)
+        if self.resized:
+            from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, smart_resize
+
+            height, width = smart_resize(height, width, self.processor.image_processor.patch_size * SPATIAL_MERGE_SIZE)
+        return width, height
+
+
+class OneByOne:
+    """A tokenizer that takes one call at a time: a fast one is set up for each, and refuses it while another runs."""
+
+    def __init__(self, inner: Any, lock: threading.Lock) -> None:
+        self._inner, self._lock = inner, lock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        with self._lock:
+            return self._inner(*texts, **options)
+
+
+def shrunk(size: tuple[int, int], pixels: float) -> tuple[int, int]:
+    """(width, height) with that share of the pixels left."""
+    width, height = (max(1, round(side * math.sqrt(pixels))) for side in size)
+    return width, height
 
 
 def first_marks(question: str, images: int) -> str:

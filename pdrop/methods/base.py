@@ -50,6 +50,7 @@ class Method:
             it is kept.
         merged_tower_layers: The same of a tower that makes one token of several patches (Qwen's). None: its authors
             have no rule for these, and they are refused.
+        class_token: Whether it cannot do without the tower's class token, which SigLIP's and Qwen's have not.
     """
 
     positions: Positions = field(default="original", kw_only=True)
@@ -60,6 +61,7 @@ class Method:
     one_boundary: ClassVar[bool] = False
     tower_layers: ClassVar[tuple[int, ...] | None] = None
     merged_tower_layers: ClassVar[tuple[int, ...] | None] = None
+    class_token: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):

@@ -53,6 +53,7 @@ class PruMerge(InFront):
     plus: bool = False
     neighbours: int = 32
     tower_layers: ClassVar[tuple[int, ...] | None] = (-1,)
+    class_token: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -94,8 +95,6 @@ class PruMerge(InFront):
         """[P, R] float32, softmax over all rows of a tile."""
         import torch
 
-        if not view.tower.classes:
-            raise ValueError("PruMerge ranks by the vision tower's class token, and this tower has none")
         query, keys = view.tower.query(-1).float(), view.tower.keys(-1).float()  # [P, heads, size], [P, heads, R, size]
         width = query.shape[1] * query.shape[2]
         products = torch.einsum("phrs,phs->pr", keys, query)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop import leases, names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
+from pdrop.evaluation.prefetch import Preparation
 from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
@@ -60,6 +61,7 @@ class Settings:
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
         locks: How a run is held while it is done, one of pdrop.leases.KINDS.
+        preparation: How prompts come to the model; no part of the identity either.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
         turned: Settings of the protocol that a dial has at another value, for the record.
     """
@@ -76,6 +78,7 @@ class Settings:
     force: bool = False
     workers: Workers = field(default_factory=Workers)
     locks: str = "auto"
+    preparation: Preparation = field(default_factory=Preparation)
     published_sampling: str | None = None
     turned: tuple[str, ...] = ()
 
@@ -179,10 +182,12 @@ def resolve(
         force=dials["force"],
         workers=Workers(**dials["workers"]),
         locks=dials["locks"],
+        preparation=Preparation(dials["prefetch"], dials["picture_cache"]),
         published_sampling=published_sampling,
         turned=turned,
     )
     settings.workers.check()
+    settings.preparation.check()
     if settings.elsewhere:
         settings.workers.check_device(settings.device, settings.protocol.measures)
     if method is None or dials["budget"] is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from analysis.__main__ import main
 from pdrop.record import RunRecord
-from pdrop.store import announced, locked, mark
+from pdrop.store import announced, locked, mark, tell
 from tests.support.records import make_record
 
 
@@ -33,13 +34,25 @@ def test_each_run_stands_as_it_does(tmp_path: Path, capsys: pytest.CaptureFixtur
     (damaged / "record.json").write_text('{"run_id": ')
     mark(tmp_path, "demo", "toy-fastv-0123456789ab", [])
     note = {"runs": {"toy-random-ba9876543210": ["method=random", "ratio=0.7"]}}
-    with locked(working, answered=0), announced(tmp_path / "sweeps" / "1.json", note):
+    with locked(working, answered=0), announced(tmp_path / "sweeps" / "1.json", note) as sweep:
+        sweep.tell(run=3, whole=17, left=700.0, at=time.time())
+        each = {"host": "node7", "pid": 12, "device": "NVIDIA H100 80GB HBM3", "answered": 20}
+        workers = [{"number": 0, "rate": 4.25} | each, {"number": 1, "rate": 0.0} | each | {"device": None}]
+        task = {"name": "pope", "done": 1000, "total": 9000}
+        tell(working, workers=workers, starting=1, dashboard="127.0.0.1:8265", task=task)
+        tell(killed, workers=workers)  # which this process does not hold
         (working / "answers.jsonl").write_text("{}\n" * 40)
         assert main(["status", "--results", str(tmp_path)]) == 0
         said = capsys.readouterr().out
     assert "7 runs: 1 done, 1 running, 1 failed, 1 stopped, 2 waiting, 1 unreadable" in said
     for words in (
         "40 questions",
+        ": run 3 of 17, about 12 min left",
+        "2 workers, 4.2 per s, 1 more start\n",
+        " pope: 1000 of 9000 questions, about 31 min left",
+        "Ray's dashboard: http://127.0.0.1:8265",
+        "worker 0: 4.2 per s; NVIDIA H100 80GB HBM3 on node7, process 12",
+        "worker 1: nothing answered yet; CPU on node7, process 12",
         "ValueError: no picture",
         "killed or interrupted after 7 of at most 60 questions",
         "asked for by experiment demo",

@@ -26,6 +26,7 @@ REFUSED = {
     "taken away": (["~method"], "a method is chosen by method=NAME alone"),
     "added": (["+method=fastv"], "a method is chosen by method=NAME alone"),
     "put elsewhere": (["model@x=embedded"], "a model is chosen by model=NAME alone"),
+    "a checkpoint": (["model=/where/it/is"], "a checkpoint of your own is model=folder model.path=/where/it/is "),
     "a launcher": (["hydra/launcher=basick"], "unknown hydra/launcher 'basick', did you mean basic?"),
 }
 

@@ -16,7 +16,7 @@ from pdrop.methods.pyramiddrop import PyramidDrop
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.name}: {fault.caught_by}".replace(" ", "-"))
 def test_every_fault_is_caught(fault: Fault) -> None:
     (check,) = [check for check in CHECKS if check.name == fault.caught_by]
-    found = list(run(fault.subject, ["llava"], checks=[check]))
+    found = list(run(fault.subject, [fault.family], checks=[check]))
     assert any(result.outcome == "failed" for result in found), f"{fault.name} passes: {check.name}"
 
 

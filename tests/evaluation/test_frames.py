@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pdrop.evaluation.frames import FRAMES, frames
-from pdrop.evaluation.requests import _images
+from pdrop.evaluation.requests import DocumentPictures
 
 
 def video(path: Path, length: int) -> Path:
@@ -42,9 +42,12 @@ def test_frames_are_the_middles_of_equal_parts(tmp_path: Path, length: int, expe
 
 def test_a_tasks_video_becomes_pictures(tmp_path: Path) -> None:
     film, still = video(tmp_path / "film.mp4", 16), Image.new("RGB", (8, 8))
-    shown = _images(lambda document: [str(film), None, still], dict)
+    shown = DocumentPictures(lambda document: [str(film), None, still], dict, dict, "")()
     assert levels(shown) == [*range(1, 16, 2), 0] and shown[-1] is still
-    assert _images(None, dict) == [] and _images(lambda document: None, dict) == []
+    assert (
+        DocumentPictures(None, dict, dict, "")() == []
+        and DocumentPictures(lambda document: None, dict, dict, "")() == []
+    )
 
 
 def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
@@ -52,7 +55,16 @@ def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(24):
         Image.new("RGB", (8, 8), (10 * number,) * 3).save(folder / f"{number}.png")
-    assert levels(_images(lambda document: [str(folder)], dict)) == [1, 4, 7, 10, 13, 16, 19, 22], "2 before 10"
+    assert levels(DocumentPictures(lambda document: [str(folder)], dict, dict, "")()) == [
+        1,
+        4,
+        7,
+        10,
+        13,
+        16,
+        19,
+        22,
+    ], "2 before 10"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no frames"):
         frames(tmp_path / "empty")

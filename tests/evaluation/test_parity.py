@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,13 @@ from tests.support.saved_checkpoints import (
     save_llava_onevision,
     save_qwen,
 )
+from tests.support.synthetic_sets import write_set
 from tests.support.synthetic_tasks import picture
 
 NEW = 12  # tokens that a random model is let answer
 SIZES = ((40, 28), (28, 28), (90, 30), (20, 64))
 LARGE = ((600, 400), (1500, 1200))  # beyond Qwen2-VL's largest, and beyond Qwen2.5-VL's
-# tasks in their own words, some of them in words of their own for a wrapper
+# tasks in their own words, some of them in words of their own for a wrapper; of ScienceQA some have no picture
 TASKS = ("mme", "pope", "gqa", "textvqa_val", "mmbench_en_dev_static", "scienceqa_img", "mmstar", "ai2d", "chartqa")
 
 
@@ -148,11 +150,17 @@ def in_order(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def theirs(
-    family: Family, folder: Path, tasks: Path, names: Sequence[str], patch: pytest.MonkeyPatch, at: Path
+    family: Family,
+    folder: Path,
+    tasks: Path,
+    names: Sequence[str],
+    patch: pytest.MonkeyPatch,
+    at: Path,
+    as_shipped: bool = False,
 ) -> Side:
-    """lmms-eval's wrapper on tasks."""
+    """lmms-eval's wrapper on tasks; unless as it is shipped, Qwen2-VL's without loss of its pictures."""
     evaluator, model = import_lmms_eval(), family.make(folder)
-    if family.wrapper == "qwen2_vl":
+    if family.wrapper == "qwen2_vl" and not as_shipped:
         patch.setattr(model, "_encode_image_data_url", unharmed)
     calls, found = watched(model.model, patch), Side([], {}, {})
     model.clean = lambda: None  # it would be deleted after the first task
@@ -229,18 +237,22 @@ def held(one: Side, other: Side, exact: bool = True) -> None:
             assert one.scores[task, metric] == pytest.approx(other.scores[task, metric], abs=1e-9), (task, metric)
 
 
-def own_task(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES, pictures: int = 1) -> Path:
+def own_task(
+    folder: Path, sizes: Sequence[tuple[int, int]] = SIZES, pictures: int = 1, question: str = "What is number {}?"
+) -> Path:
     """Pictures of several sizes; no length is set, and the right answer is a word."""
     folder.mkdir()
     rows = [
         {
             "pictures": [picture(n + extra, size) for extra in range(pictures)],
-            "question": f"What is number {n}?",
+            "question": question.format(n),
             "answer": "yes",
         }
         for n, size in enumerate(sizes)
     ]
-    stored = datasets.Dataset.from_list(rows).cast_column("pictures", datasets.List(datasets.Image()))
+    shown = datasets.List(datasets.Image())
+    words = dict.fromkeys(("question", "answer"), datasets.Value("string"))
+    stored = datasets.Dataset.from_list(rows, features=datasets.Features({"pictures": shown, **words}))
     stored.to_parquet(str(folder / "rows.parquet"))
     (folder / "looking.py").write_text(
         "def pictures(row):\n    return [one.convert('RGB') for one in row['pictures']]\n"
@@ -274,3 +286,95 @@ def test_lmms_evals_own_wrapper_asks_the_same(family: str, tmp_path: Path, monke
     one, other = both(family, tasks, ["looking"], monkeypatch, tmp_path)
     held(one, other, exactly(family))
     assert len(one.calls) == len(SIZES)
+
+
+@every_family
+@pytest.mark.exhaustive
+def test_the_benchmarks_own_words_and_scores(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [task for task in TASKS if task != "scienceqa_img" or FAMILIES[family].wrapper != "llava_hf"]
+    tasks = write_set(tmp_path, names, count=4)
+    one, other = both(family, tasks, names, monkeypatch, tmp_path)
+    if family == "qwen2_vl":  # its class takes the blanks at an answer's ends away, as tasks do themselves
+        other.answers = {place: text.strip() for place, text in other.answers.items()}
+    held(one, other, exactly(family))
+    assert len(one.answers) == 4 * len(names)
+
+
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if one.several])
+@pytest.mark.exhaustive
+def test_several_pictures(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = both(family, own_task(tmp_path / "tasks", pictures=2), ["looking"], monkeypatch, tmp_path)
+    held(one, other, exactly(family))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.exhaustive
+def test_large_pictures(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the limits bind: Qwen2.5-VL's are resized twice, by Pillow and then by the processor."""
+    one, other = both(family, own_task(tmp_path / "tasks", LARGE), ["looking"], monkeypatch, tmp_path)
+    held(one, other, exactly(family))
+
+
+# ---------------------------------------------------------------------------------------------------------- exceptions
+
+
+@pytest.mark.exhaustive
+def test_qwen2_vls_wrapper_saves_each_picture_as_a_jpeg_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels are another picture's: not copied. All else is equal, and with pictures saved without loss so are
+    pixels (above)."""
+    family, tasks = FAMILIES["qwen2_vl"], own_task(tmp_path / "tasks")
+    folder = family.save(tmp_path / "qwen2_vl")
+    one = theirs(family, folder, tasks, ["looking"], monkeypatch, tmp_path, as_shipped=True)
+    other = ours(family, folder, tasks, ["looking"], monkeypatch, tmp_path / "run")
+    far = 0.0
+    for mine, yours in zip(other.calls, one.calls, strict=True):
+        for tensor in ("input_ids", "image_grid_thw"):
+            assert torch.equal(mine[tensor], yours[tensor])
+        assert mine["arguments"] == yours["arguments"]
+        far = max(far, float((mine["pixel_values"] - yours["pixel_values"]).abs().max()))
+    assert far > 0.1, "of a standard deviation"
+
+
+@pytest.mark.exhaustive
+def test_onevisions_several_pictures_are_cut_into_tiles_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model was trained on one tile of each (LLaVA-NeXT's docs/LLaVA_OneVision.md): not copied."""
+    one, other = both("llava_onevision", own_task(tmp_path / "tasks", pictures=2), ["looking"], monkeypatch, tmp_path)
+    lengths = [[call["input_ids"].shape[1] for call in side.calls] for side in (one, other)]
+    assert all(theirs > ours for theirs, ours in zip(*map(sorted, lengths), strict=True))
+    crops = [call["pixel_values"].shape[:2].numel() for call in other.calls]
+    assert crops == [2] * len(SIZES), "one of each picture"
+
+
+@pytest.mark.exhaustive
+def test_marks_of_pictures_stay_words_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures stand at their marks here; LLaVA's wrapper takes the words for more pictures, and fails."""
+    marked = own_task(tmp_path / "tasks", pictures=2, question="Is <image> {} like <image>?")
+    words, said = [], FAMILIES["qwen3_vl"].save(tmp_path / "qwen3_vl")
+    for side in both("qwen3_vl", marked, ["looking"], monkeypatch, tmp_path):
+        tokenizer = load(str(said), name="tiny").processor.tokenizer
+        words.append(tokenizer.decode(side.calls[0]["input_ids"][0].tolist()).replace("<|image_pad|>", ""))
+    pictures = re.escape("<|vision_start|><|vision_end|>")
+    assert re.search(rf"{pictures}{pictures}Is <image> \d like <image>\?", words[0])
+    assert re.search(rf"\nIs {pictures} \d like {pictures}\?", words[1])
+    with pytest.raises((IndexError, ValueError)):
+        theirs(
+            FAMILIES["llava"], FAMILIES["llava"].save(tmp_path / "llava"), marked, ["looking"], monkeypatch, tmp_path
+        )
+
+
+@pytest.mark.parametrize(
+    ("family", "fails"),
+    [("llava", True), ("llava_next", True), ("qwen2_5_vl", False), ("qwen3_vl", False), ("internvl", False)],
+)
+@pytest.mark.exhaustive
+def test_llava_hf_fails_without_a_picture(
+    family: str, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = own_task(tmp_path / "tasks", pictures=0)
+    if not fails:
+        held(*both(family, tasks, ["looking"], monkeypatch, tmp_path))
+        return
+    folder = FAMILIES[family].save(tmp_path / family)
+    with pytest.raises((IndexError, ValueError)):
+        theirs(FAMILIES[family], folder, tasks, ["looking"], monkeypatch, tmp_path)
+    assert ours(FAMILIES[family], folder, tasks, ["looking"], monkeypatch, tmp_path / "run").answers

@@ -173,6 +173,31 @@ def test_pictures_stand_where_they_are_marked_or_in_front(tmp_path: Path) -> Non
     assert front.endswith(" USER: <image> <image>\nIs  left of ? ASSISTANT:")
 
 
+def test_the_official_template_of_vicuna_is_for_vicunas(tmp_path: Path) -> None:
+    """LLaVA-NeXT's 34B and Llama 3 have text models of Llama's kind, too, and other templates."""
+    checkpoint = load(str(save_llava_next(tmp_path / "next")), name="tiny")
+    official = spec_of(protocol="official", prompt="vicuna_v1")
+    assert PromptBuilder.of(checkpoint, official).style == "vicuna_v1"
+    checkpoint.processor.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
+    with pytest.raises(
+        ValueError, match=r"its text model is no Vicuna\. Use protocol=checkpoint, or model\.prompt=chat"
+    ):
+        PromptBuilder.of(checkpoint, official)
+    assert PromptBuilder.of(checkpoint, spec_of(protocol="official", prompt="chat")).style == "chat"
+
+
+def test_one_picture_has_three_published_numbers_of_tokens(tmp_path: Path) -> None:
+    folder = save_qwen(tmp_path / "qwen", "Qwen2_5_VL", 14, limits=(3136, 12845056))  # as its own processor has them
+    checkpoint = load(str(folder), name="tiny")
+    found = {}
+    for protocol in PROTOCOLS:
+        dials = {"model": "folder", "model.name": "mine", "model.path": str(folder), "protocol": protocol}
+        builder = PromptBuilder.of(checkpoint, settings({**PLAIN, **dials}).spec)
+        ids = builder.encode([builder.render("What?", 1)], [[picture(0, (336, 252))]])["input_ids"]
+        found[protocol] = int((ids == checkpoint.model.config.image_token_id).sum())
+    assert found == {"checkpoint": 108, "lmms_eval": 266, "official": 1302}
+
+
 def test_qwen_vl_utils_resizes_before_the_processor_does(tmp_path: Path) -> None:
     checkpoint = load(str(save_qwen(tmp_path / "qwen", "Qwen2_5_VL", 14)), name="tiny")
     builder = PromptBuilder.of(checkpoint, spec_of(image_backend="qwen_vl_utils", max_pixels=3136))

@@ -1,0 +1,88 @@
+"""A GPU without room fails the run with advice; what is timed has nothing beside it; others see what the fleet does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pdrop.cli.compose import settings
+from pdrop.evaluation.answers import AnswerStore, QuestionError
+from pdrop.evaluation.generation import Generator
+from pdrop.runs import fleet
+from pdrop.runs.measured import answered_on
+from pdrop.runs.settings import Settings
+from pdrop.runs.worker import Worker
+from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.store import holder, locked
+from tests.runs.scripted_worker import Scripted, asked
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Settings:
+    return settings({"tasks": ["embedded_counting"], "batch_size": 1, "latency": "off", "device": "cpu", "workers": 2})
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[Team]:
+    made = Team(Workers(2), "cpu", Scripted)
+    while made.starting:
+        made.wait()
+    yield made
+    made.close()
+
+
+def test_a_worker_out_of_memory_fails_the_run_with_advice(plain: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a question raises in a worker is raised in the command (test_workers.py): here, what that is."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Generator, "_generate", full)
+    monkeypatch.setattr(Generator, "_by_images", lambda self, batch: [(batch, [], [])])
+    with pytest.raises(QuestionError) as raised:
+        Worker(1).answer(plain, asked("how many?"))
+    crossed = pickle.loads(pickle.dumps(raised.value))
+    assert str(crossed).startswith("task t, doc_id 0: OutOfMemoryError: CUDA out of memory")
+    assert str(crossed).endswith("; use a smaller batch_size")
+
+
+def test_what_is_timed_has_nothing_beside_it(scripted: Team, plain: Settings) -> None:
+    """The run before failed while another worker had much to do, which nobody waits for."""
+    generator = TeamGenerator(plain, scripted)
+    with pytest.raises(QuestionError, match="its picture is broken"):
+        generator.answer(asked("broken", "slow 0.5", "slow 0.5", "slow 0.5"))
+    timed_at: Any = generator.timed(None)  # type: ignore[arg-type]
+    busy = max(ray.get([member.actor.was_busy_until.remote() for member in scripted.members]))
+    assert 0 < busy <= timed_at
+
+
+def test_others_see_what_each_worker_does(
+    scripted: Team, plain: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(fleet, "EVERY", 0.0)
+    monkeypatch.setattr(fleet, "on_a_terminal", lambda: False)
+    place = fleet.SWEEP.set(fleet.SweepPosition(3, 17, 720.0, time.monotonic()))
+    with locked(tmp_path, answered=0):
+        TeamGenerator(plain, scripted).answer(asked(*"abcdefgh"), AnswerStore(tmp_path / "answers.jsonl"))
+        note = holder(tmp_path) or {}
+    fleet.SWEEP.reset(place)
+    assert note["task"] == {"name": "t", "done": 8, "total": 8} and note["pid"] == os.getpid()
+    assert sum(one["answered"] for one in note["workers"]) == 8 and len(note["workers"]) == 2
+    assert all(one["rate"] > 0 for one in note["workers"] if one["answered"])
+    assert "workers       2 workers, " in caplog.text and "run 3 of 17, about 12 min left" in caplog.text
+
+
+def test_answers_of_different_devices_are_marked() -> None:
+    entries = [{"device": name, "documents": {}} for name in ("NVIDIA H100", "NVIDIA A100", "NVIDIA H100", None)]
+    assert answered_on(entries)["device_name"] == "NVIDIA A100 + NVIDIA H100"
+    assert "device_name" not in answered_on(entries[::2]), "the environment's own stays"
