@@ -51,7 +51,7 @@ def test_eager_attention_has_the_triangle_in_a_prefill_and_the_fillers_in_a_step
     model = fresh("llava", "eager", dtype).eval()
     batch = batch_of("llava", model, RAGGED)
     masks: list[Any] = []
-    with attach(model, FastV(), HALVES) as trace:
+    with attach(model, FastV(several=True), HALVES) as trace:
         for layer in model.get_decoder().layers:
             layer.register_forward_pre_hook(lambda *given: masks.append(given[2]["attention_mask"]), with_kwargs=True)
         model.generate(**batch, max_new_tokens=2, do_sample=False, suppress_tokens=[2])
