@@ -15,7 +15,10 @@ export PYTHONDONTWRITEBYTECODE :=
 STUDY := train.data=build/study/train.json train.batch_size=24 train.micro_batch=24 train.learning_rate=5e-4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all parity torture torture-workers ray-launcher walk check docs wheel release-check bench bench-training bench-workers training-study tables figures report repro embedded-model reference lock clean
+.PHONY: help setup demo test test-all parity torture torture-workers ray-launcher
+.PHONY: walk check docs wheel release-check bench bench-choosing bench-training bench-evaluation
+.PHONY: bench-workers training-study tables figures report repro embedded-model reference lock
+.PHONY: clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -49,8 +52,8 @@ test: $(STAMP) ## Run the tests, of exhaustive products some cases (no network, 
 test-all: $(STAMP) ## Run the exhaustive products of methods, families and backends, too (list: pytest --collect-only -qm exhaustive)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not torture"
 
-parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval: equal token ids, pixels, answers, scores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_protocols.py -k wrapper
+parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval (equal token ids, pixels, answers, scores), and every task of every set
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_parity.py tests/evaluation/test_video_parity.py tests/evaluation/test_task_sets.py
 
 torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests
@@ -90,8 +93,15 @@ bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 mi
 	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
+bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 5 minutes on one core)
+	@$(BIN)/python -m benchmarks.bench_choosing
+	@$(BIN)/python -m analysis bench
+
 bench-training: $(STAMP) ## Time training steps against the FLOPs ratio (about 8 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench_training
+
+bench-evaluation: $(STAMP) ## Time evaluation against lmms-eval's own wrapper, and a device that waits for pictures (about 8 CPU minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_evaluation $(if $(BEFORE),--before $(BEFORE))
 
 bench-workers: $(STAMP) ## Time two workers against one, a sweep's loads, and up to 64 workers that sleep (about 10 minutes on two free cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_workers

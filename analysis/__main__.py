@@ -8,7 +8,7 @@
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
     python -m analysis readme                README.md, docs/results.md: tables, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
-    python -m analysis bench                 results/tables/bench.md: the newest record of make bench
+    python -m analysis bench                 results/tables/bench.md, bench_choosing.md: newest records of make bench*
     python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis status                what runs and sweeps are doing, what failed and why, what waits
@@ -104,7 +104,8 @@ def run_command(options: argparse.Namespace, results: Path, out: Path, unreadabl
     elif command == "report":
         write_report(options, results, out, unreadable)
     elif command == "readme":
-        pages = [(path, readme.written(path, results)) for path in options.readme or readme.PAGES]
+        made: dict[str, Table] = {}
+        pages = [(path, readme.written(path, results, made)) for path in options.readme or readme.PAGES]
         for path, text in pages:
             report(path, text.encode())
     elif command == "hard":
@@ -112,7 +113,8 @@ def run_command(options: argparse.Namespace, results: Path, out: Path, unreadabl
     elif command == "repro":
         write_repro(newest(load_runs(results, unreadable))[0], out / "tables")
     elif command == "bench":
-        write_page(bench.page(bench.newest(results)), out / "tables" / "bench.md")
+        for name, page in bench.pages(results).items():
+            write_page(page, out / "tables" / f"{name}.md")
     elif command == "trainings":
         write_trainings(options, results, out)
     return 0
@@ -219,10 +221,18 @@ def write_hard(results: Path, name: str, control: str, folder: Path) -> None:
 
 def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
     """Write the figures; what was written, or already there."""
-    from .studies import attention_figure, front_figure, models_figure, overlap_figure, redundancy_figure
-    from .studies import tradeoff_figure as figure
+    from .studies import (
+        attention_figure,
+        front_figure,
+        models_figure,
+        overlap_figure,
+        redundancy_figure,
+        task_grid_figure,
+        tradeoff_figure,
+    )
 
-    kinds = (figure, front_figure, redundancy_figure, models_figure, overlap_figure, attention_figure)
+    curves = (tradeoff_figure, front_figure, task_grid_figure, redundancy_figure)
+    kinds = (*curves, models_figure, overlap_figure, attention_figure)
     drawn = write_drawn((one for kind in kinds for one in kind.files(table)), folder, pdf)
     if not drawn:
         say(f"{table.title}: no finished run that drops tokens, hence no trade-off to draw\n")

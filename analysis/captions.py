@@ -12,6 +12,8 @@ CAPTIONS = {  # by how a figure's name ends; the longest that fits
     "A grey front joins the methods that no other one beats at lower cost, where methods are many",
     "tradeoff-tasks": f"Score of each task against prefill FLOPs; {PAIRED}",
     "front": f"Many methods: average score at each budget beside dropping at random, and against cost; {PAIRED}",
+    "by-task": "Many methods: score of each task at each budget in %, shaded from the blind guess to dropping nothing; "
+    "framed where above all seeds of the random twin, underlined where below all",
     "redundancy": f"One cut at layer k: average score against what is kept there; {PAIRED}. Thin lines lead to the run "
     "that drops nothing",
     "redundancy-tasks": f"One cut at layer k: score of each task against what is kept there; {PAIRED}",

@@ -20,6 +20,7 @@ Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -191,7 +192,13 @@ def drawn_counts(clusters: Sequence[Hashable], draws: int) -> Iterator[tuple[sli
     block = max(1, BLOCK // draws)
     for start in range(0, len(clusters), block):
         those = slice(start, start + block)
-        yield those, np.stack([counts(label, draws) for label in clusters[those]], axis=1).astype(float)
+        yield those, drawn_together(tuple(clusters[those]), draws).astype(float)
+
+
+@functools.lru_cache(maxsize=32)  # each run of a table, and each of its tables, asks for the same images' again
+def drawn_together(clusters: tuple[Hashable, ...], draws: int) -> npt.NDArray[np.uint8]:
+    """How often each draw takes each cluster [draws, clusters]."""
+    return np.stack([counts(label, draws) for label in clusters], axis=1)
 
 
 def counts(label: Hashable, draws: int = DRAWS) -> npt.NDArray[np.uint8]:
@@ -250,8 +257,11 @@ def sign_flips(nets: Collection[int]) -> float:
     chances = np.zeros(2 * sum(sizes) + 1)
     middle = sum(sizes)
     chances[middle] = 1.0
-    for size in sizes:
-        chances = 0.5 * (np.roll(chances, size) + np.roll(chances, -size))  # never reaches over an end
+    for size in sizes:  # the total moves up by it or down by it
+        before, chances = chances, np.zeros_like(chances)
+        chances[size:] = before[:-size]
+        chances[:-size] += before[size:]
+        chances *= 0.5
     far = abs(sum(nets))
     return min(1.0, float(chances[: middle - far + 1].sum() + chances[middle + far :].sum())) if far else 1.0
 

@@ -79,9 +79,11 @@ MODEL_NAMES = {
     "llava_1_5_13b": "LLaVA-1.5-13B",
     "llava_next_7b": "LLaVA-NeXT-7B",
     "llava_onevision_7b": "LLaVA-OneVision-7B",
+    "llava_video_7b": "LLaVA-Video-7B",
     "qwen2_vl_7b": "Qwen2-VL-7B",
     "qwen2_5_vl_7b": "Qwen2.5-VL-7B",
     "qwen3_vl_8b": "Qwen3-VL-8B",
+    "video_llava_7b": "Video-LLaVA-7B",
 }
 TASK_NAMES = {
     "gqa": "GQA",

@@ -40,9 +40,14 @@ from pdrop.cost.flops import prefill_flops
 from pdrop.engine import attach
 from pdrop.environment import environment
 from pdrop.methods.base import Method
+from pdrop.methods.cdpruner_embeddings import CDPrunerEmbeddings
+from pdrop.methods.divprune import DivPrune
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
+from pdrop.methods.random_drop import RandomDrop
+from pdrop.methods.scope import SCOPE
 from pdrop.methods.sparsevlm import SparseVLM
+from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.models import shipped
 from pdrop.models.attention import sdpa_order
 from pdrop.schedule import Schedule, pyramid, single
@@ -63,6 +68,14 @@ SIDES: dict[str, tuple[Method, Schedule] | None] = {
     "FastV": (FastV(), single(2, 0.5)),
 }
 DROPPING: dict[str, tuple[Method, Schedule]] = {name: side for name, side in SIDES.items() if side is not None}
+# whose waits are counted, too: what merges, and what chooses one token after the other
+WAITING: dict[str, tuple[Method, Schedule]] = {
+    "SparseVLM": (SparseVLM(), sparsevlm(LAYERS, 1 / 3)),
+    "DivPrune": (DivPrune(), single(0, 1 / 3)),
+    "SCOPE": (SCOPE(), single(0, 1 / 3)),
+    "CDPruner, embeddings": (CDPrunerEmbeddings(), single(0, 1 / 3)),
+    "random": (RandomDrop(), pyramid(LAYERS)),
+}
 STATIC = {"cache_implementation": "static"}
 
 
@@ -123,7 +136,8 @@ class Card:
 
     def side(self, name: str) -> Any:
         """A block in which the model drops so."""
-        return contextlib.nullcontext() if (side := SIDES[name]) is None else attach(self.model, *side)
+        side = (SIDES | WAITING)[name]
+        return contextlib.nullcontext() if side is None else attach(self.model, *side)
 
     def flops_ratio(self, name: str) -> float:
         """FLOPs of a prefill / the unpruned one's."""
@@ -311,10 +325,11 @@ def padded(card: Card) -> tuple[Any, bool | None]:
 def plan(card: Card) -> list[tuple[int, str, Callable[[], tuple[Any, bool | None]], str]]:
     """The checks: number, what, call, what is expected."""
     several = [name for name in DROPPING if not card.tiny or name == "PyramidDrop"]
+    once = "1 more in a prefill, none in a step"
     slower = "at most 2 launches per stage more than none, so near 1"
     kinds = ("sdpa",) if card.tiny else ("sdpa", "flash_attention_2", "eager")
     return [
-        *((1, f"waits, {n}", lambda n=n: waits(card, n), "1 more in a prefill, none in a step") for n in several),
+        *((1, f"waits, {n}", lambda n=n: waits(card, n), once) for n in (*several, *WAITING)),
         *((2, f"launches, {n}", lambda n=n: launches(card, n), "flash kernels") for n in ("none", *several)),
         (3, "24 steps, [median, worst] ms", lambda: orders(card), "flash: no step of a new length waits"),
         *((4, f"prefill, {n}", lambda n=n: prefills(card, n), "time near FLOPs") for n in several),

@@ -58,15 +58,12 @@ def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
     """The files that a file imports, anywhere in it: of the package, and, if it is not of it, of its own package."""
     inside = package in path.parents
     root = package.parent if inside else _root(path)
-    found = set()
+    found: set[Path] = set()
     for name in _modules(path, root):
         if name.split(".")[0] == package.name:
-            place = package.parent.joinpath(*name.split("."))
+            found |= _files_of(name, package.parent)
         elif not inside and _own(name, path, root):
-            place = root.joinpath(*name.split("."))
-        else:
-            continue
-        found |= {file for file in (place.with_name(f"{place.name}.py"), place / "__init__.py") if file.is_file()}
+            found |= _files_of(name, root)
     return found
 
 
@@ -108,6 +105,13 @@ def _modules(path: Path, root: Path) -> frozenset[str]:
             base = ".".join((*above, *([node.module] if node.module else [])))
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return frozenset(found)
+
+
+@functools.cache
+def _files_of(name: str, root: Path) -> frozenset[Path]:
+    """Where a module below a folder may lie: a file, a package, neither if it is a name in a module."""
+    place = root.joinpath(*name.split("."))
+    return frozenset(path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file())
 
 
 def _follows(path: Path, package: Path) -> bool:

@@ -48,6 +48,8 @@ def as_name(text: str) -> str:
 
 def printable(text: str) -> str:
     """Text with control characters, bidirectional marks and odd line ends as their codes; line feeds and tabs stay."""
+    if text.isprintable():  # most are
+        return text
     return "".join(one if one in "\n\t" or _shows(one) else ascii(one)[1:-1] for one in text)
 
 

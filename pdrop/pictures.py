@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 LONG_TEXTS = 64 * 2**20  # bytes; a picture's texts are not read here
 FILMS = {"MPEG", "FLI"}  # videos that Pillow knows by their first bytes
 ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}  # films where there is more than one frame; several pages or views are not
+
+ORIENTATION, SIDEWAYS = ExifTags.Base.Orientation, (5, 6, 7, 8)  # EXIF: the values that swap width and height
 
 
 def as_shown(image: Image.Image) -> Image.Image:
@@ -27,6 +29,16 @@ def as_shown(image: Image.Image) -> Image.Image:
     check(image)
     deep, turned = _deep(image), ImageOps.exif_transpose(image)
     return (_scaled(turned) if deep else turned).convert("RGB")
+
+
+def size_shown(image: Image.Image) -> tuple[int, int]:
+    """Width and height that `as_shown` gives it; its header is enough, no pixel is read.
+
+    Of a PNG that says how it is turned after its pixels, they may be swapped: Pillow would decode it all to find out.
+    """
+    width, height = image.size
+    told = image.format != "PNG" or "exif" in image.info
+    return (height, width) if told and image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def scaled(document: Any) -> Any:

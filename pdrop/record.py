@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,16 +36,22 @@ CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much o
 # fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
 LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
 LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
+LATER |= {"frames": 8, "frame_sampling": "middles", "fps": None, "frame_times": False}
+LATER |= {"min_frame_pixels": None, "max_frame_pixels": None, "max_video_pixels": None}
+LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say it
 PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocol/, docs/protocols.md
+ProtocolName = Literal["official", "lmms_eval", "checkpoint"]  # conf/protocols/, docs/protocols.md
 PromptStyle = Literal["chat", "vicuna_v1", "qwen_1_5"]  # see pdrop/evaluation/prompts.py
 ImageMode = Literal["crop", "pad"]
-ImageBackend = Literal["pil", "torchvision"]
+ImageBackend = Literal["pil", "torchvision", "qwen_vl_utils"]
+ImagePlacing = Literal["marked", "front"]
+Stop = Literal["task", "model"]
+FrameSampling = Literal["ends", "nearest", "middles"]  # see pdrop/evaluation/frames.py
 
 # what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
 ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
@@ -89,7 +97,16 @@ class RunSpec:
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
-    lengths: str = ""  # canonical JSON {front of a task's name: max_new_tokens}, before max_new_tokens
+    lengths: str = ""  # canonical JSON {task, or pattern of shells: max_new_tokens}, before max_new_tokens
+    stop: Stop = "task"  # an answer ends where the task's file says, too ("task"), or where the model ends it alone
+    image_placing: ImagePlacing = "marked"  # pictures stand where the question marks them, or all in front of it
+    frames: int = 8  # that a video is shown as, or, with `fps`, at most
+    frame_sampling: FrameSampling = "middles"  # which these are
+    fps: float | None = None  # so many frames of each second; None: `frames` of every video
+    min_frame_pixels: int | None = None  # of a frame of a video; None: as the processor has it
+    max_frame_pixels: int | None = None
+    max_video_pixels: int | None = None  # of all frames together, those that the tower takes at once counted once
+    frame_times: bool = False  # whether a sentence before the question says how long a video is, and its frames' times
     sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
@@ -111,7 +128,9 @@ class RunSpec:
                 raise ValueError(f"{told} is sdpa, eager or flash_attention_2, not {value!r}")
             if name == "seed":
                 check_seed(told, value)
-            elif isinstance(value, int) and value < 1:
+            elif name == "fps" and value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{told} is a number of frames a second, above 0, or null, not {value}")
+            elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 null = ", or null" if type(None) in options else ""
                 raise ValueError(f"{told} is a whole number from 1 on{null}, not {value}")
 
@@ -120,21 +139,31 @@ class RunSpec:
         """In words: whose protocol, template, pictures, and how long answers may be."""
         parts = [f"{self.protocol} protocol", f"{self.prompt} prompt"]
         parts += ["a system message" if self.system is not None else "", f"image {self.image_mode}"]
-        limits = [f"{name}={getattr(self, name)}" for name in ("min_pixels", "max_pixels", "max_tiles")]
-        parts += [limit for limit in limits if not limit.endswith("=None")]
+        limited = ("min_pixels", "max_pixels", "max_tiles", "min_frame_pixels", "max_frame_pixels", "max_video_pixels")
+        parts += [f"{name}={value}" for name in limited if (value := getattr(self, name)) is not None]
+        if (self.frames, self.frame_sampling, self.fps) != (8, "middles", None):
+            rate = "" if self.fps is None else f"{self.fps:g} a second, at most "
+            parts.append(f"videos as {rate}{self.frames} frames ({self.frame_sampling})")
         parts += [f"by {self.image_backend}" if self.image_backend != "pil" else ""]
+        parts += ["with the times of frames"] if self.frame_times else []
+        parts += ["pictures in front of the question" if self.image_placing == "front" else ""]
         parts += [f"prompts of lmms-eval's {self.wrapper}" if self.wrapper is not None else ""]
+        parts += ["answers end where the model ends them" if self.stop == "model" else ""]
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        others = [
+            f"{tokens} for {', '.join(task for task, its in lengths.items() if its == tokens)}"
+            for tokens in sorted(set(lengths.values()))
+        ]
         parts.append(
-            f"up to {self.max_new_tokens} tokens where a task sets none"
-            + (f" ({self.lengths})" if self.lengths else "")
+            f"up to {self.max_new_tokens} tokens where a task sets none" + (f" ({'; '.join(others)})" if others else "")
         )
         return ", ".join(part for part in parts if part)
 
     def answer_tokens(self, task: str) -> int:
         """Most tokens of an answer to a task that sets none itself."""
-        fronts: dict[str, int] = json.loads(self.lengths or "{}")
-        fitting = [front for front in fronts if task.startswith(front)]
-        return fronts[max(fitting, key=len)] if fitting else self.max_new_tokens
+        lengths: dict[str, int] = json.loads(self.lengths or "{}")
+        fitting = [pattern for pattern in lengths if fnmatchcase(task, pattern)]
+        return lengths[max(fitting, key=len)] if fitting else self.max_new_tokens
 
     @property
     def run_id(self) -> str:

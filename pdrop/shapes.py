@@ -40,6 +40,7 @@ class PromptSize:
             height, width) in patches of each image (towers of any size). None: worked out from the visual tokens, as
             one image, which counts too few crops where a model cuts padding away (LLaVA-NeXT). 0: the decoder alone.
         picture: Height and width in pixels of its image, where it is cut into tiles.
+        video: Its crops are the frames of one video.
     """
 
     text: float
@@ -47,6 +48,7 @@ class PromptSize:
     visual_per_layer: tuple[float, ...] = ()
     images: Images | None = None
     picture: tuple[int, int] | None = None
+    video: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "visual_per_layer", tuple(self.visual_per_layer))
@@ -135,6 +137,7 @@ TOWER_KINDS = {
     "qwen2_5_vl_vision": (0, 3),
     "qwen3_vl_vision": (0, 2),
 }
+CLASS_TOKENS_OF_FRAMES = {"video_llava"}  # are visual tokens, while those of pictures are not
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -157,7 +160,10 @@ class TowerSizes:
     # visual tokens of a crop besides its patches: 1 where the class token is projected like a patch, -1 where the
     # first patch is cut off as if it were one
     spare: int = 0
+    # what is projected are the visual tokens themselves, whatever crops and frames they are of
+    every_projected: bool = False
     heads: int = 1  # of a layer's attention
+    fused: bool = False  # queries, keys and values are one product: who asks for some computes all
 
     @property
     def tokens(self) -> int | None:
@@ -198,14 +204,19 @@ class TowerSizes:
             "pooling": pooling,
         }
         projected = patches / self.merge**2 + self.spare * len(frames)
+        if self.every_projected and frames:
+            projected = visual
         return parts, projected * sum(inward * outward for inward, outward in self.projector)
 
     def rows_macs(self, rows: float, visual: float, images: Images | None = None) -> float:
-        """Multiply-adds of so many rows of attention of every crop or frame in one layer: their queries, all keys."""
+        """Multiply-adds of so many rows of attention (at most all) of every crop or frame in one layer: their queries,
+        all keys."""
         d, macs = self.hidden, 0.0
         for height, width in self.frames(visual, images):
             tokens = height * width + self.class_tokens
-            macs += tokens * d * d + rows * (d + tokens) * d
+            asked = min(rows, tokens)
+            products = 3 * tokens if self.fused else tokens + asked
+            macs += products * d * d + asked * tokens * d
         return macs
 
     def frames(self, visual: float, images: Images | None = None) -> list[tuple[float, float]]:
@@ -331,6 +342,7 @@ def read_tower(config: Any, vision: Any, decoder: int) -> TowerSizes:
         projector=((features, decoder), (decoder, decoder)),
         pooled=bool(getattr(vision, "vision_use_head", False)),
         spare=0 if merge > 1 else class_tokens - first_cut,
+        every_projected=getattr(config, "model_type", "") in CLASS_TOKENS_OF_FRAMES,
         heads=getattr(vision, "num_attention_heads", None) or 1,
     )
 
@@ -369,6 +381,7 @@ def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> Tow
         full_layers=full_layers,
         projector=((merged, merged), (merged, out)) * mergers,
         heads=getattr(vision, "num_heads", None) or 1,
+        fused=True,
     )
 
 

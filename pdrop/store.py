@@ -92,6 +92,38 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that this user cannot write to, or that could not be made, before work is done for it.
+
+    Raises:
+        OSError: Naming it.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        readonly = os.statvfs(place).f_flag & os.ST_RDONLY
+        number = errno.EROFS if readonly else errno.EACCES
+        raise OSError(number, os.strerror(number), str(folder))
+
+
+def in_words(error: OSError, dial: str) -> str:
+    """An error of the system in a line; of a disk that is full or cannot be written to with what there is to do.
+
+    Args:
+        error: What was raised.
+        dial: Names another folder.
+    """
+    if error.filename is None or error.errno not in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+    ):
+        return str(error)
+    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error.filename} cannot be written ({error.strerror}): {room}name another folder with {dial}=DIR"
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half-written, creating its folder; a link is replaced, not followed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +155,7 @@ def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
 @functools.cache
 def tidy(results: Path) -> None:
     """Remove what writes that were killed left in a store; once per process."""
-    places = [results, results / "questions", results / "sweeps"]
+    places = [results, results / "questions", results / "pictures", results / "sweeps"]
     places += [*results.glob("experiments/*"), *results.glob("runs/*")]
     for place in places:
         if not place.is_symlink():

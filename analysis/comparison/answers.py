@@ -24,6 +24,7 @@ from .table_model import Likeness, Row, Table, in_all
 
 # scores beside the main one: other rules and passes of the same answers (pdrop/evaluation/official.py)
 APART = ("circular_accuracy", "single_pass_accuracy", "mme_total_score", "mean_iou")
+LMMS_EVALS = ("pope_f1_score", "exact_match", "gpt_eval_score")  # whose rule is another than the official one
 
 
 def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None:
@@ -93,9 +94,11 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def other_rules(rows: Sequence[Row], task: str, main: str) -> list[str]:
-    """The task's metrics beside the main one that are by an official rule, or of another pass, and that any row has."""
+    """The task's metrics beside the main one that are by an official rule, or of another pass, and that any row has;
+    lmms-eval's own where the main one is by an official rule."""
     found = {name: None for row in rows if in_all(row, task) for name in row.runs[0].record.results[task].scores}
-    return [name for name in found if (name.startswith("official_") or name in APART) and name != main]
+    apart = [name for name in found if name.startswith("official_") or name in APART]
+    return [name for name in found if name != main and (name in apart or (main in apart and name in LMMS_EVALS))]
 
 
 def score_by(metric: str, rows: Sequence[Row], task: str) -> None:

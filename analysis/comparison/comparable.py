@@ -19,7 +19,9 @@ from ..store.load import ALL, Experiment, Run, by_task, timing
 
 # a protocol sets most of them by family
 OF_MODEL: tuple[str, ...] = ("weights", "revision", "prompt", "image_mode", "system", "image_backend", "min_pixels")
-OF_MODEL += ("max_pixels", "max_tiles", "wrapper", "lengths", "max_new_tokens")
+OF_MODEL += ("max_pixels", "max_tiles", "wrapper", "lengths", "max_new_tokens", "stop", "image_placing")
+OF_MODEL += ("frames", "frame_sampling", "fps", "frame_times", "min_frame_pixels", "max_frame_pixels")
+OF_MODEL += ("max_video_pixels",)
 # what tables compare, and what is held against each other in a way of its own
 COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "latency")
 OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")

@@ -2,6 +2,8 @@
 
     python -m analysis overlay RUN_ID [RUN_ID ...] [--sample TASK:DOC_ID ...] [--images PATH]
 
+Of more than eight runs there are several figures.
+
 The style of PyramidDrop's Fig. 4 (arXiv 2410.17247); of a run whose layers all rank without dropping, the map of each
 layer instead, as in its Fig. 1 (right). An experiment's name stands for its runs. Without --sample, each task shows its
 first sample that the runs answer differently, or else its first. Where images come from, and how tiles, several images
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
+from pdrop import thumbnails
 from pdrop.names import as_name
 from pdrop.schedule import Schedule
 
@@ -45,22 +48,24 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
     Args:
         runs: Finished runs of one model, drawn below each other in this order.
         wanted: Samples as "TASK:DOC_ID"; none: one of each task that all runs have.
-        images: Where the images are; None: the embedded test split.
+        images: Where the images are; None: in the store, or in the embedded test split.
 
     Raises:
         ValueError: If the runs or the sample cannot be shown so; the message says why.
     """
     check(runs)
     dropping = [run for run in runs if not ranks_only(run)]
-    for task, doc_id in choose(runs, wanted):
+    for task, doc_id in choose(runs, wanted, images):
         held = {run.folder: samples_of(run, task)[doc_id] for run in runs}
         first = held[runs[0].folder]
         number = len(first.layout) if first.layout else 1
-        pictures = read_images(images, first.image, f"{task}:{doc_id}", number)
+        kept = kept_pictures(runs[0], task, images).get(doc_id, ())
+        pictures = read_images(images, first.image, f"{task}:{doc_id}", number, kept)
         seen = views(first, pictures, runs[0].record.spec.image_mode)
-        if dropping:
-            figure = overlay(dropping, [held[run.folder] for run in dropping], seen)
-            yield "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in dropping)]), figure
+        for start in range(0, len(dropping), MOST_RUNS):
+            some = dropping[start : start + MOST_RUNS]
+            figure = overlay(some, [held[run.folder] for run in some], seen)
+            yield "-".join(["overlay", task, as_name(doc_id), *(run.record.run_id[:6] for run in some)]), figure
         for run in runs:
             if ranks_only(run) and held[run.folder].attention is not None:
                 figure = maps(held[run.folder], seen)
@@ -73,11 +78,6 @@ def check(runs: Sequence[Run]) -> None:
     Raises:
         ValueError: Saying which.
     """
-    if len(runs) > MOST_RUNS:
-        raise ValueError(
-            f"an overlay shows {MOST_RUNS} runs at most, not {len(runs)}: choose some with --method NAME or "
-            "--budget TEXT"
-        )
     for run in runs:
         if not run.done:
             raise ValueError(f"{run.folder} is {run.record.status}: only finished runs can be shown")
@@ -87,8 +87,13 @@ def check(runs: Sequence[Run]) -> None:
                 raise ValueError(f"{run.folder} and {runs[0].folder} differ in {name}: {ours} and {first}")
 
 
-def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
-    """(task, doc_id) of the samples to show.
+def kept_pictures(run: Run, task: str, images: Path | None) -> dict[str, list[bytes]]:
+    """The pictures that the store keeps of a task, by doc_id; none where others are given."""
+    return {} if images is not None else thumbnails.read(run.path, task, run.record.results[task].data_hash)
+
+
+def choose(runs: Sequence[Run], wanted: Sequence[str], images: Path | None = None) -> list[tuple[str, str]]:
+    """(task, doc_id) of the samples to show; where pictures are kept of some, one of these.
 
     Raises:
         ValueError: If a sample is not there, or the runs scored other data.
@@ -103,8 +108,13 @@ def choose(runs: Sequence[Run], wanted: Sequence[str]) -> list[tuple[str, str]]:
                 raise ValueError(f"{task}: {run.folder} and {runs[0].folder} were scored on other data")
         if pairs and not all(doc_id in samples for samples in held):
             raise ValueError(f"{task} has no sample {doc_id!r}; it has {', '.join(list(held[0])[:5])}, ...")
-        apart = (key for key in held[0] if len({samples[key].answer for samples in held}) > 1)
-        chosen.append((task, doc_id if pairs else next(apart, next(iter(held[0])))))
+        if pairs:
+            chosen.append((task, doc_id))
+            continue
+        kept = kept_pictures(runs[0], task, images)
+        shown = [key for key in held[0] if key in kept] or list(held[0])
+        apart = (key for key in shown if len({samples[key].answer for samples in held}) > 1)
+        chosen.append((task, next(apart, shown[0])))
     if not chosen:
         raise ValueError("the runs share no task")
     return chosen

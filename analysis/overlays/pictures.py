@@ -5,7 +5,8 @@ in tiles has two views, the squeezed whole and the tiles; several pictures, or t
 each. The views of a prompt are laid out in one panel, row by row.
 
 Images come from a parquet file with columns `image_id` and `image`, or a folder of images named by image id (several
-pictures of one sample: ID-0, ID-1, ...). Default: the embedded tasks' test split.
+pictures of one sample: ID-0, ID-1, ...). Without either: what the store keeps of the first samples of each task
+(pdrop/thumbnails.py), or the embedded tasks' test split.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from pdrop.pictures import as_shown
+from pdrop.thumbnails import SAMPLES
 
 from ..statistics import FloatArray
 from ..store.samples import BoolArray, Layout, Sample
@@ -31,6 +33,11 @@ BACKGROUND = (122, 116, 104)  # CLIP's mean colour, which pictures are padded wi
 OUTLINE = np.array([213, 94, 0]) / 255  # of what is kept: white on white would be lost
 SIDE = 336  # pixels of a view, about
 GAP = 8
+UNKEPT = (
+    f"none is kept of it (runs keep those of the first {SAMPLES} samples of each task): give the task's data a column "
+    "image_id (a name per picture), make the run again with force=true, and pass the pictures with --images (a folder "
+    "of files named so, or a parquet file)"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
     for image, blocks in zip(images, layout):
         for rows, columns, newline, *box in blocks:
             grid = int(rows), int(columns)
-            found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
+            if box[0] < box[2]:  # otherwise tokens that lie nowhere in it
+                found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
             start += grid[0] * (grid[1] + int(newline))
     if start != sample.visual_tokens:
         raise ValueError(f"{sample.doc_id}: a layout of {start} tokens for {sample.visual_tokens}")
@@ -161,35 +169,38 @@ def arranged(panels: Sequence[FloatArray]) -> FloatArray:
     return whole
 
 
-def read_images(source: Path | None, image: str | None, what: str, number: int = 1) -> list[Image.Image]:
+def read_images(
+    source: Path | None, image: str | None, what: str, number: int = 1, kept: Sequence[bytes] = ()
+) -> list[Image.Image]:
     """The pictures of a sample, RGB.
 
     Args:
-        source: Parquet file or folder; None: the embedded test split.
+        source: Parquet file or folder; None: those kept in the store, or the embedded test split.
         image: The sample's image id.
         what: Names the sample in errors.
         number: How many pictures it has. The embedded clips show one picture in every frame.
+        kept: The store's, files of them.
 
     Raises:
         ValueError: If they are not there.
     """
+    if source is None and kept:
+        return [as_shown(Image.open(io.BytesIO(file))) for file in kept]
     if image is None:
-        raise ValueError(
-            f"{what} names no image: give the task's data a column image_id (a name per picture), make the run again "
-            "with force=true, and pass the pictures with --images (a folder of files named so, or a parquet file)"
-        )
+        raise ValueError(f"{what} names no image, and {UNKEPT}")
     path = source or EMBEDDED
     if path.is_dir():
         wanted = [image] if number == 1 else [f"{image}-{n}" for n in range(number)]
         found = {file.stem: file for file in path.iterdir() if file.stem in wanted}
         if missing := [name for name in wanted if name not in found]:
-            raise ValueError(f"{what}: no image named {', '.join(missing)} in {path}")
+            named = "files are named by the data's column image_id; without one, by a hash that only runs know"
+            raise ValueError(f"{what}: no image named {', '.join(missing)} in {path}: {named}")
         return [as_shown(Image.open(found[name])) for name in wanted]
     if not path.is_file():
         raise ValueError(f"{path} is neither a parquet file nor a folder of images: give --images")
     frame = pd.read_parquet(path, columns=["image_id", "image"], filters=[("image_id", "==", image)])
     if frame.empty:
-        raise ValueError(f"{what}: no image_id {image} in {path}; give --images")
+        raise ValueError(f"{what}: no image_id {image} in {path}" + (f", and {UNKEPT}" if source is None else ""))
     if number > 1 and path != EMBEDDED:
         raise ValueError(f"{what} has {number} pictures: give --images as a folder with {image}-0, {image}-1, ...")
     return [as_shown(Image.open(io.BytesIO(frame.iloc[0]["image"]["bytes"])))] * number

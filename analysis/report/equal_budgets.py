@@ -11,7 +11,10 @@ from ..style import method_name, task_names
 from ..tables.text import percent
 
 READING = ("embedded_reading", "embedded_document")  # families that are lost first
-SHOWN = "rivals-front"
+SHOWN = {  # figures, and what they are called
+    "rivals-front": "Every method at equal budgets, chance, and the Pareto front",
+    "rivals-by-task": "Every method at equal budgets, task by task",
+}
 
 
 def matched(table: Table | None, place: str) -> str:
@@ -28,10 +31,9 @@ def rivals(table: Table | None, place: str) -> str:
 
 
 def figure(results: Path, place: str) -> list[str]:
-    """The figure of all methods, where there is one."""
-    if not (results / "figures" / f"{SHOWN}.png").is_file():
-        return []
-    return [f"![Every method at equal budgets, chance, and the Pareto front]({place}/figures/{SHOWN}.png)", ""]
+    """The figures of all methods, where there are any."""
+    there = [name for name in SHOWN if (results / "figures" / f"{name}.png").is_file()]
+    return [line for name in there for line in (f"![{SHOWN[name]}]({place}/figures/{name}.png)", "")]
 
 
 def ranked(table: Table) -> list[Row]:

@@ -50,8 +50,13 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
-def written(page: Path, results: Path) -> str:
+def written(page: Path, results: Path, made: dict[str, Table] | None = None) -> str:
     """The page with its results renewed.
+
+    Args:
+        page: README.md, or another with places for results.
+        results: The store.
+        made: The store's tables that are made already, by experiment; those that this page makes are added.
 
     Raises:
         ValueError: If it has no place for them, or a table cannot be made.
@@ -62,21 +67,22 @@ def written(page: Path, results: Path) -> str:
     if not found:
         pairs = " or ".join(" ... ".join(marks(name)) for name in (SHORT, LONG))
         raise ValueError(f"{page} has no {pairs}: put them where the results belong")
+    made = {} if made is None else made
     for name in found:
         start, end = marks(name)
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)
-        text = f"{before}{start}\n{short(results, place) if name == SHORT else block(results, place)}{end}{after}"
+        text = f"{before}{start}\n{(short if name == SHORT else block)(results, place, made)}{end}{after}"
     return text
 
 
-def short(results: Path, place: str) -> str:
-    """The results at one ratio as Markdown; `place` is how the page names the store.
+def short(results: Path, place: str, made: dict[str, Table]) -> str:
+    """The results at one ratio as Markdown; `place` is how the page names the store, `made` as of `written`.
 
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
     """
-    tables = the_tables(results, (SHORT, "redundancy"))
+    tables = the_tables(results, made, (SHORT, "redundancy"))
     demo = tables[SHORT]
     (name, _, alt), *_ = FIGURES
     drawn = (results / "figures" / f"{name}.png").is_file()
@@ -101,13 +107,13 @@ def one_ratio(demo: Table) -> Grid:
     return Grid(whole.title, SHOWN, left=2, rows=[[row[column] for column in columns] for row in rows])
 
 
-def block(results: Path, place: str) -> str:
-    """All of the results as Markdown; `place` is how the page names the store.
+def block(results: Path, place: str, made: dict[str, Table]) -> str:
+    """All of the results as Markdown; `place` is how the page names the store, `made` as of `written`.
 
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
     """
-    tables = the_tables(results)
+    tables = the_tables(results, made)
     demo = tables[SHORT]
     found = [redundancy(tables.get("redundancy")), positions(tables.get("positions"), place)]
     found += [fragile(demo), twins(demo), equal_budgets.matched(tables.get("matched_budget"), place)]
@@ -132,8 +138,8 @@ def said(sentences: Sequence[str]) -> list[str]:
     return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
 
 
-def the_tables(results: Path, wanted: Sequence[str] = TABLES) -> dict[str, Table]:
-    """The tables that the sentences are about, by experiment.
+def the_tables(results: Path, made: dict[str, Table], wanted: Sequence[str] = TABLES) -> dict[str, Table]:
+    """The tables that the sentences are about, by experiment; `made` as of `written`.
 
     Raises:
         ValueError: If there is no experiment "demo".
@@ -141,7 +147,9 @@ def the_tables(results: Path, wanted: Sequence[str] = TABLES) -> dict[str, Table
     known = experiments(results)
     if SHORT not in known:
         raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
-    return {name: the_table(results, name) for name in wanted if name in known}
+    wanted = [name for name in wanted if name in known]
+    made |= {name: the_table(results, name) for name in wanted if name not in made}
+    return {name: made[name] for name in wanted}
 
 
 def the_table(results: Path, name: str) -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pdrop import thumbnails
 from pdrop.pictures import as_shown
 
 from ..overlays.pictures import EMBEDDED
@@ -43,40 +44,59 @@ def sample_data(
     docs: list[dict[str, Any]] = []
     answers: dict[str, dict[str, dict[int, Entry]]] = {}
     wanted: dict[str, str | None] = {}
+    kept: dict[str, bytes] = {}
     shown = there = 0
     for run in done:
+        run_id = run.record.run_id
         for task, result in run.record.results.items():
             there += result.n
             try:
                 found = read(run.path, run.record, task, each)
+                small = {} if images is not None else named_pictures(run, task)
             except ValueError as error:
                 if unreadable is None:
                     raise
                 unreadable.append(str(error))
                 continue
             for sample in found:
-                doc = document(sample)
+                own = small.get(sample.doc_id, {})
+                kept |= own
+                doc = document(sample, list(own))
                 key = json.dumps([task, doc])
                 if key not in numbers:
                     numbers[key] = len(docs)
                     docs.append(doc)
                     wanted |= dict.fromkeys(doc["images"], sample.image)
-                held = answers.setdefault(run.record.run_id, {}).setdefault(task, {})
+                held = answers.setdefault(run_id, {}).setdefault(task, {})
                 held[numbers[key]] = entry(sample)
                 shown += 1
     note = f"{shown:,} of {there:,} answers: the first {each} questions of each task." if shown < there else ""
-    return {"docs": docs, "answers": answers, "images": pictures(wanted, images), "note": note}
+    found_pictures = pictures(wanted, images) | {name: uri(file) for name, file in kept.items()}
+    return {"docs": docs, "answers": answers, "images": found_pictures, "note": note}
 
 
-def document(sample: Sample) -> dict[str, Any]:
-    """What was asked, and where its visual tokens lie."""
+def named_pictures(run: Run, task: str) -> dict[str, dict[str, bytes]]:
+    """The pictures that the store keeps of a task's first samples, by doc_id, with a name for each of them.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    data = run.record.results[task].data_hash
+    return {
+        doc_id: {f"{task}/{data}/{doc_id}-{n}": file for n, file in enumerate(files)}
+        for doc_id, files in thumbnails.read(run.path, task, data).items()
+    }
+
+
+def document(sample: Sample, kept: Sequence[str] = ()) -> dict[str, Any]:
+    """What was asked, and where its visual tokens lie; `kept` names the store's own pictures of it."""
     number = len(sample.layout) if sample.layout else 1
     names = [f"{sample.image}-{n}" for n in range(number)] if number > 1 else [sample.image]
     return {
         "id": sample.doc_id,
         "question": sample.question[:LONGEST],
         "target": sample.target[:LONGEST],
-        "images": names if sample.image else [],
+        "images": list(kept) or (names if sample.image else []),
         "layout": sample.layout,
         "tokens": sample.visual_tokens,
     }

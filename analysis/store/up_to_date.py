@@ -34,6 +34,7 @@ def digest(experiment: Experiment, options: Sequence[object]) -> str:
 def of_report(results: Path, figures: Sequence[Path], images: Path | None, samples: int) -> str:
     """SHA-256 over everything that the report follows from; of pictures of one's own their names, sizes and dates."""
     paths = [*results.glob("runs/*/*"), *results.glob("runs/*/samples/*"), *results.glob("questions/*")]
+    paths += results.glob("pictures/*")
     paths += [path for folder in figures for path in folder.glob("*.png")]
     own = images if images is not None and images.is_dir() else None
     shown = sorted(own.iterdir()) if own is not None else [images] if images is not None else []

@@ -1,6 +1,7 @@
 """The benchmark's record as a page: what the methods' prefill and decoding take, beside FLOPs and official programs.
 
-python -m analysis bench                    results/tables/bench.md, from the newest record of results/bench
+python -m analysis bench                    results/tables/bench.md, from the newest record of results/bench; and
+                                            bench_choosing.md, from the newest of make bench-choosing
 """
 
 from __future__ import annotations
@@ -25,16 +26,81 @@ layers are bound by launching kernels, and attention by memory), other processor
 """
 
 
-def newest(results: Path) -> Path:
-    """The newest record of a results folder.
+CHOOSING = """How to read it: **hooks** is the CPU time inside the hooks of an attached method (reading the prompt,
+ranking, merging, gathering rows, making masks) / that of an unpruned prefill of the decoder; **twin** the same under
+the random twin, which lets as many tokens stay and ranks nothing; **choosing** the difference, median and half the
+interquartile range over the rounds: what ranking and merging take. A negative one is noise. **FLOPs** is the closed
+form, at this shape and at LLaVA-1.5-7B's, / the undropped prefill's: the 7B model is eight times as wide, so what grows
+with tokens alone weighs an eighth there. Before the decoder 64 of 576 tokens stay, inside it each has its own schedule.
+CDPruner, which needs a folder, has the kernel and the greedy choice of `cdpruner_embeddings`, and a text tower. Stages
+that find their numbers in the forward are not here.
+"""
+
+
+def pages(results: Path) -> dict[str, str]:
+    """The pages of the newest records of a results folder, by name: of prefills and decoding, and of choosing.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no record, or one is not of this version.
     """
-    found = sorted((results / "bench").glob("[0-9]*.json"))  # those of trainings have a name in front
-    if not found:
+    # those of trainings have another name in front
+    found = {
+        "bench": sorted((results / "bench").glob("[0-9]*.json")),
+        "bench_choosing": sorted((results / "bench").glob("choosing-*.json")),
+    }
+    if not any(found.values()):
         raise ValueError(f"no benchmark record under {results / 'bench'}: make bench writes one")
-    return found[-1]
+    makes = {"bench": page, "bench_choosing": choosing_page}
+    return {name: makes[name](records[-1]) for name, records in found.items() if records}
+
+
+def read(path: Path, written: int) -> dict[str, Any]:
+    """A record of the version `written`.
+
+    Raises:
+        ValueError: If the file is not one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): move it away, or make bench writes a new one") from error
+    if not isinstance(record, dict) or record.get("format") != written:
+        raise ValueError(f"{path} is not a benchmark record that this version reads: make bench writes a new one")
+    return record
+
+
+def circumstances(record: dict[str, Any], path: Path) -> str:
+    """What was measured where, in a sentence."""
+    model, made = record["model"], record["environment"]
+    loads = [f"{load[0]:.1f}" for load in record["load_before_and_after"]]
+    return (
+        f"A random LLaVA of {model['num_hidden_layers']} layers, width {model['hidden_size']}, decoder alone, "
+        f"{record['conditions']['dtype']}, {model['attention']} attention, {record['threads']} thread"
+        f"{'s' if record['threads'] > 1 else ''}; {made['processor']}, load {' and '.join(loads)} before and after; "
+        f"commit {str(made.get('git_commit'))[:10]}{' + uncommitted changes' if made.get('git_dirty') else ''}, "
+        f"torch {made['packages']['torch']}, transformers {made['packages']['transformers']}; `{path.name}`.\n"
+    )
+
+
+def choosing_page(path: Path) -> str:
+    """Markdown of one record of what choosing takes.
+
+    Raises:
+        ValueError: If the file is not a record of this version.
+    """
+    record = read(path, 1)
+    whole, rounds = record["unpruned_cpu_s"]["median"], len(record["unpruned_cpu_s"]["values"])
+    title = f"Choosing: % of the {1000 * whole:.0f} ms of CPU that an unpruned prefill takes, {rounds} rounds"
+    grid = Grid(title, ["", "schedule", "hooks", "twin", "choosing", "FLOPs", "of LLaVA-1.5-7B"], left=2)
+    for name, row in record["methods"].items():
+        shown = row["schedule"].removeprefix("Schedule('").removesuffix("')")
+        shown = shown if len(shown) <= 40 else f"{shown.split()[0]} … {shown.split()[-1]}"
+        hooks, twin, choosing = (row[part] for part in ("hooks", "twin", "choosing"))
+        cells = [name, shown, f"{100 * hooks['median']:.2f}", f"{100 * twin['median']:.2f}"]
+        cells += [f"{100 * choosing['median']:.2f} ± {50 * choosing['iqr']:.2f}"]
+        cells += [f"{100 * row['flops']:.2f}", f"{100 * row['flops_llava_1_5_7b']:.2f}"]
+        grid.rows.append([*map(Text, cells)])
+    return in_page("\n".join(["# bench_choosing\n", circumstances(record, path), grid.titled(), CHOOSING]))
 
 
 def page(path: Path) -> str:
@@ -43,22 +109,8 @@ def page(path: Path) -> str:
     Raises:
         ValueError: If the file is not a record of this version.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): move it away, or make bench writes a new one") from error
-    if not isinstance(record, dict) or record.get("format") != 2:
-        raise ValueError(f"{path} is not a benchmark record that this version reads: make bench writes a new one")
-    model, made = record["model"], record["environment"]
-    loads = [f"{load[0]:.1f}" for load in record["load_before_and_after"]]
-    lines = [
-        "# bench\n",
-        f"A random LLaVA of {model['num_hidden_layers']} layers, width {model['hidden_size']}, decoder alone, "
-        f"{record['conditions']['dtype']}, {model['attention']} attention, {record['threads']} thread"
-        f"{'s' if record['threads'] > 1 else ''}; {made['processor']}, load {' and '.join(loads)} before and after; "
-        f"commit {str(made.get('git_commit'))[:10]}{' + uncommitted changes' if made.get('git_dirty') else ''}, "
-        f"torch {made['packages']['torch']}, transformers {made['packages']['transformers']}; `{path.name}`.\n",
-    ]
+    record = read(path, 2)
+    lines = ["# bench\n", circumstances(record, path)]
     for prefill in record["prefill"]:
         lines += [prefill_grid(prefill, record["official_cpu_ratios"].get(str(prefill["visual"]), {})).titled()]
     lines += [decode_grid(record["decode"]).titled(), READING]

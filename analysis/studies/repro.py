@@ -181,6 +181,8 @@ def by_official_rule(task: str, metric: str) -> str:
     """The metric of the rule that published numbers are by, where lmms-eval's is another (pdrop/evaluation)."""
     if task == "pope" and metric == "pope_f1_score":
         return "official_f1"
+    if task.startswith("mmbench") and metric == "gpt_eval_score":
+        return "circular_accuracy"
     return "official_accuracy" if task in ("gqa", "scienceqa_img") else metric
 
 

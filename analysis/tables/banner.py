@@ -27,10 +27,19 @@ from ..grid import DASH, Grid, Text
 from ..neutral import in_page
 from ..statistics import Estimate, interval
 from ..style import task_names
+from .footnotes import asked
+from .latex import by_protocol
 from .table import labels
 from .text import minus
 
-NAMED = {576: (192, 128, 64, 32, 16), 2880: (640, 320, 160), 729: (160, 80, 40), 1296: (256, 128), 1280: (256, 128)}
+NAMED = {
+    576: (192, 128, 64, 32, 16),
+    2880: (640, 320, 160),
+    2928: (640, 320, 160),  # with the newlines of 2 x 2 tiles
+    729: (160, 80, 40),
+    1296: (256, 128),
+    1280: (256, 128),
+}
 SAME = 0.03  # of a number of tokens: budgets this near have one banner
 TWENTIETH = 20 * 100  # the papers' averages take a twentieth of MME's points, as per cent
 
@@ -269,7 +278,7 @@ def markdown(tables: Sequence[Table]) -> str:
     """The page: each grid, and what its columns are."""
     parts = []
     for table in tables:
-        parts.append(f"# {table.title}\n")
+        parts += [f"# {table.title}\n", *(f"Asked with: {how}.\n" for how in asked(table))]
         for grid in banners(table):
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(meaning(table))
@@ -299,10 +308,10 @@ def latex(tables: Sequence[Table]) -> str:
     head = "% made by python -m analysis banner; needs booktabs and graphicx\n"
     caption = (
         "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it. Banners "
-        "say what enters a layer on average"
+        "say what enters a layer on average."
     )
     floats = [
-        grid.latex(f"{table.name}-banner-{number}", caption)
+        grid.latex(f"{table.name}-banner-{number}", caption + by_protocol(table))
         for table in tables
         for number, grid in enumerate(banners(table), start=1)
     ]

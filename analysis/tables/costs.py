@@ -26,7 +26,7 @@ def cost_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]
         head: Names of the columns in front, such as budget and method.
         starts: Those columns of each row.
     """
-    timed = any(timing(row) for row in table.rows)
+    timed = any("selection" in timing(row).get("stages", ()) for row in table.rows)  # more than a prefill
     grid = Grid("What it costs", [*head, *SIZES, *(TIMES if timed else ())], left=len(head) + 1)
     before: tuple[str, str] | None = None
     for row, start in zip(table.rows, starts):

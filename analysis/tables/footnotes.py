@@ -56,8 +56,9 @@ COLUMNS = {
     "the n-grams of their characters (mean of sacrebleu's sentence scores); both need no right answers. invalid: "
     "answers that no rule of the task reads, which score as wrong",
     "by the benchmarks' own rules": "official_*: the benchmark's own reading of the same answers where lmms-eval's is "
-    "another; circular and single pass: a question counts if all rotations of its options are answered right, or by "
-    "its first row alone; mme_total_score: perception and cognition",
+    "another; exact_match, pope_f1_score, gpt_eval_score: lmms-eval's, where the table compares the official ones, as "
+    "it does under protocol=official; circular and single pass: a question counts if all rotations of its options are "
+    "answered right, or by its first row alone; mme_total_score: perception and cognition",
     "visual tokens x layers": "visual tokens entering a layer, and how many layers in a row so many enter",
     "Avg, MME/20": "the papers' average: MME's points count a twentieth; our average leaves points out",
     "n": "samples that the average is over",
@@ -195,6 +196,24 @@ def scored_anew(runs: Sequence[Run]) -> list[str]:
     return [f"- Scored anew from stored answers: {count} runs at {at}" for at, count in sorted(last.items())]
 
 
+def asked(table: Table) -> list[str]:
+    """How the rows were asked, model by model where they differ, in words; nothing under the checkpoint's own protocol,
+    or where nothing was asked."""
+    runs = [run for row in table.rows for run in row.runs if run.done and run.record.results]
+    if not any(run.record.spec.protocol != "checkpoint" for run in runs):
+        return []
+    ways = {run.record.spec.model: asked_words(run) for run in runs}
+    return (
+        list(dict.fromkeys(ways.values())) if len(set(ways.values())) == 1 else [f"{m}: {w}" for m, w in ways.items()]
+    )
+
+
+def asked_words(run: Run) -> str:
+    """Protocol and settings of a run, and which of them are not the protocol's own."""
+    turned = run.record.environment.get("turned")
+    return run.record.spec.asked_with + (f"; {', '.join(turned)} not as the protocol has it" if turned else "")
+
+
 def tokens_of(prompt: Mapping[str, float]) -> str:
     return f"{prompt['visual']:.4g} visual tokens and {prompt['text']:.4g} of text"
 
@@ -212,7 +231,7 @@ def provenance(runs: list[Run]) -> list[str]:
     return [
         f"- Model: {', '.join(models)}; {spec.dtype}, {attention_of(spec)} attention, batch {spec.batch_size}, "
         f"{limit}, seeds {numbers({r.record.spec.seed for r in runs})}",
-        *[f"- Asked with: {how}" for how in dict.fromkeys(run.record.spec.asked_with for run in runs)],
+        *[f"- Asked with: {how}" for how in dict.fromkeys(asked_words(run) for run in runs)],
         *[
             f"- Published numbers of {run.record.spec.model} were sampled ({drawn}); these answers are greedy"
             for run in {run.record.spec.model: run for run in runs}.values()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..comparison.table_model import Row, Table
 from ..grid import DASH, Grid, Text, escape_latex
 from ..style import budget_words
+from .footnotes import asked
 from .table import grids, labels
 from .text import percent
 
@@ -69,8 +70,16 @@ def made_caption(table: Table) -> str:
     return (
         f"{samples} samples of {tasks} task{'s' * (tasks != 1)}; FLOPs and KV cache in \\% of dropping nothing; "
         "differences in points, with 95\\,\\% intervals by paired bootstrap over images. Bold: best of its budget or "
-        "not distinguishable from it; underlined: best of the rest."
+        "not distinguishable from it; underlined: best of the rest." + by_protocol(table)
     )
+
+
+def by_protocol(table: Table) -> str:
+    """Whose protocol the questions were asked by, for a caption; nothing of the checkpoint's own."""
+    if not asked(table):
+        return ""
+    protocols = dict.fromkeys(run.record.spec.protocol for row in table.rows for run in row.runs)
+    return f" Asked by the {escape_latex(' and '.join(protocols))} protocol."
 
 
 def in_words(grid: Grid) -> Grid:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 # by the beginning of a task's name, the longest that fits
 TASKS = {
-    "gqa": "published by equality after lower case: official_accuracy; lmms-eval also passes over punctuation",
+    "gqa": "published by equality after lower case: official_accuracy; lmms-eval's exact_match drops punctuation, too",
     "llava_in_the_wild": "published numbers are a judge's (GPT-4): they depend on its version",
     "mlvu": "choices alone; the published open answers are a judge's",
     "mmbench_cn": "scored by rule; official numbers read what no rule reads by a judge",
-    "mmbench": "circular, by rule; officially a judge reads what no rule reads; single_pass_accuracy: first rows",
+    "mmbench": "circular, by rule; officially a judge reads what no rule reads (circular_accuracy: it is wrong here; "
+    "gpt_eval_score: lmms-eval looks further for a letter); single_pass_accuracy: first rows",
     "mme": "perception; the papers' totals are mme_total_score",
     "mmvet": "published numbers are a judge's (GPT-4): they depend on its version",
     "pope": "published F1 is the mean over three categories, an answer without no or not being yes: official_f1",

@@ -16,7 +16,7 @@ from ..neutral import in_page
 from ..style import method_name, schedule_text, task_names
 from .answers import answer_grid, rule_grid
 from .costs import cost_grid
-from .footnotes import meaning, sources, warnings
+from .footnotes import asked, meaning, sources, warnings
 from .text import bounds, percent, probability, signed
 
 PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
@@ -192,6 +192,7 @@ def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         parts += [f"# {table.title}\n", *(f"> **{text}**\n" for text in warnings(table))]
+        parts += [f"Asked with: {how}.\n" for how in asked(table)]
         for grid in grids(table):
             parts += [f"## {grid.title}\n", grid.markdown()]
         parts.append(sources(table))

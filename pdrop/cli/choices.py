@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import OverrideParseException
@@ -36,11 +37,13 @@ def complaint(arguments: Sequence[str], conf: Path) -> str | None:
     overrides = list(parsed(arguments))
     more = [folder for folder in searched(arguments, overrides) if folder.is_dir()]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+        sources = GlobalHydra.instance().config_loader().get_sources()
 
         def options(group: str) -> list[str]:
             found = {path.stem for folder in more for path in (folder / group).glob("*.yaml")}
-            return sorted(found | set(loader.get_group_options(group)))
+            # not the loader's get_group_options, which copies every configuration that Hydra knows at each call
+            there = [source for source in sources if source.is_group(group)]
+            return sorted(found.union(*(source.list(group, ObjectType.CONFIG) for source in there)))
 
         known = {override.key_or_group: options(override.key_or_group) for override in overrides}
         found = wrong(overrides, known)
@@ -137,6 +140,11 @@ def wrong(overrides: Sequence[Override], known: dict[str, list[str]]) -> str | N
                 if not matching:
                     return f"{given} fits no {group}; {listed}"
             elif not isinstance(value, str | int) or isinstance(value, bool) or str(value) not in options:
+                if group == "model" and ("/" in str(value) or Path(str(value)).is_dir()):
+                    return (
+                        f"unknown model {value!r}: a checkpoint of your own is model=folder model.path={value} "
+                        f"model.name=mine (or model=llava_1_5_7b model.path={value}, in place of that one's); {listed}"
+                    )
                 return f"unknown {group} {value!r}{near(str(value), options)}; {listed}"
     return None
 

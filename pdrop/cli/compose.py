@@ -107,6 +107,8 @@ class RunDials(DroppingDials):
     force: bool = MISSING
     retry: str | None = MISSING
     plan: bool = MISSING
+    prefetch: int | None = MISSING
+    picture_cache: float = MISSING
     workers: WorkersDials = field(default_factory=WorkersDials)
 
 
@@ -243,13 +245,13 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
 
 
 def families(protocol: str) -> Any:
-    """What a protocol (a file of conf/protocol/) says, by family.
+    """What a protocol (a file of conf/protocols/) says, by family.
 
     Raises:
         ValueError: If there is none of this name.
     """
-    check_word("protocol", protocol, choices("protocol"))
-    return OmegaConf.to_object(OmegaConf.load(CONF / "protocol" / f"{protocol}.yaml"))
+    check_word("protocol", protocol, choices("protocols"))
+    return OmegaConf.to_object(OmegaConf.load(CONF / "protocols" / f"{protocol}.yaml"))
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:

@@ -10,7 +10,8 @@
     dtype, device, prompt, ...                  run.py's dials of asking, and conf/checkpoint.yaml's by their own name
 
 Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
-calls: `run.py` does that.
+calls: `run.py` does that. Scores are lmms-eval's: boxes are asked for in the family's words, but ACC@0.5 of
+refcoco_rec_* takes the family's frame, which lmms-eval does not see; run.py has it.
 
 Under `accelerate launch --num_processes 8 -m lmms_eval --model pdrop ...` each process answers its share of the
 documents on a device of its own, and lmms-eval gathers the scores. Batches are then made within a share: their company
@@ -21,12 +22,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import yaml
 
 from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, default_device, settings_of
+from pdrop.evaluation import grounding
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
@@ -94,6 +97,16 @@ def uncut(question: Question) -> Question:
     return replace(question, arguments={name: value for name, value in question.arguments.items() if name != "until"})
 
 
+def in_own_words(questions: Sequence[Question], family: str) -> list[Question]:
+    """The questions as run.py asks them: not cut, and for boxes in the words of the model's family.
+
+    Raises:
+        ValueError: If a task asks for boxes, and how this family is asked is not known.
+    """
+    boxes = grounding.family_of([question.task for question in questions], family)
+    return [grounding.asked(uncut(question), boxes) for question in questions]
+
+
 def command_adapter() -> type:
     """The class that lmms-eval makes for `--model pdrop`, by its model_args."""
 
@@ -104,7 +117,8 @@ def command_adapter() -> type:
 
         def __init__(self, **arguments: Any) -> None:
             generator = from_arguments(**arguments)
-            super().__init__(lambda questions: generator.answer([uncut(one) for one in questions]).answers)
+            family = generator.model.config.model_type
+            super().__init__(lambda questions: generator.answer(in_own_words(questions, family)).answers)
             self.device = generator.model.device
             if many_processes():  # lmms-eval counts and gathers by these
                 self.accelerator = Accelerator()

@@ -33,6 +33,7 @@ WITH_VALUE: tuple[str, ...] = (
     "-cp",
 )
 WITH_VALUE += ("--experimental-rerun", "--info", "-i")
+LISTS = ("tasks", "task_folders", "layers")  # dials that take several values at once
 
 
 def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
@@ -78,7 +79,8 @@ def several(arguments: Sequence[str], overrides: Sequence[Override]) -> str | No
     for override in overrides:
         if override.is_sweep_override():
             name, _, given = (override.input_line or "").partition("=")
-            return f"{name}={given} is several values: sweep over them with -m, or give a list, {name}=[{given}]"
+            listed = f", or give a list, {name}=[{given}]" if name in LISTS else ""
+            return f"{name}={given} is several values: sweep over them with -m{listed}"
     return None
 
 

@@ -35,8 +35,11 @@ def main(arguments: Sequence[str]) -> int:
             refused = told(f"refused: {error}")
             continue
         lines = [f"  {one.task} {one.metric}: {shown(one.before)} -> {shown(one.after)}" for one in changes]
-        done = "would change" if options.check else "scored anew"
-        head = f"{folder.name}: {f'{done}, {len(changes)} scores differ' if changes else f'{done}, no score differs'}"
+        differ = f"{len(changes)} {'scores differ' if len(changes) > 1 else 'score differs'}" if changes else ""
+        if options.check:
+            head = f"{folder.name}: would change, {differ}" if changes else f"{folder.name}: nothing would change"
+        else:
+            head = f"{folder.name}: scored anew, {differ or 'no score differs'}"
         sys.stdout.write(printable("\n".join([head, *lines])) + "\n")
     return refused
 

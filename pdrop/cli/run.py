@@ -11,9 +11,11 @@ import difflib
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -26,6 +28,7 @@ from pdrop.cli.compose import CONF, RunConfig
 from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
+from pdrop.store import in_words
 
 log = logging.getLogger("pdrop")
 
@@ -56,7 +59,7 @@ def job(cfg: Any) -> float | None:
         return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
-        stop(str(error))
+        stop(in_words(error, "results") if isinstance(error, OSError) else str(error))
 
 
 def stop(message: str) -> NoReturn:
@@ -87,6 +90,23 @@ def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str
     return None
 
 
+def unwritable(arguments: list[str]) -> str | None:
+    """Why Hydra cannot keep its note of a command (config, overrides, log), in a line; None if it can."""
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    dial, usual = ("hydra.sweep.dir", "multirun") if sweeps else ("hydra.run.dir", "outputs")
+    named = any(argument.startswith(dial) for argument in arguments)
+    if named or any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+        return None
+    folder = Path(usual) if Path(usual).is_dir() else Path()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        here = folder.absolute()
+        return f"{here} cannot be written ({error.strerror}), and Hydra keeps its note of a command there: {dial}=DIR"
+    return None
+
+
 def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> None:
     """Call a Hydra job as a command. The exit code is 0 only if every one of its jobs is done.
 
@@ -109,15 +129,21 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if told := misfit(sys.argv[1:], CONF, "run" if known is None else "train"):
         sys.exit(f"error: {told}")
     sys.argv[1:] = shown(sys.argv[1:])
+    if told := unwritable(sys.argv[1:]):
+        sys.exit(f"error: {told}")
     if known is None and "retry=failed" in sys.argv[1:] and sweep.alone(sys.argv[1:]):
         sys.argv.append("hydra.mode=MULTIRUN")
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
+    logging.raiseExceptions = False  # where a terminal is gone or a log's disk full, a run goes on
     try:
         job()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'standard output'}: {error.strerror}")
 
 
 def main() -> None:

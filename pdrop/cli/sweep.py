@@ -44,13 +44,14 @@ from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import Announcement, announced, holder, state, where
+from pdrop.store import Announcement, announced, holder, in_words, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
 
 ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
-NOT_THE_RUN = ("results", "workers", "locks")  # dials that say where it is stored, who answers, how it is held
+# dials that say where it is stored, how it is held, who answers and how; no number follows from them
+NOT_THE_RUN = ("results", "locks", "workers", "prefetch", "picture_cache")
 BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
 # whether a job waits for a process that does the same run
@@ -67,8 +68,8 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: a store may be moved, and who answers changes nothing; sweeps escape
-    colons, where single runs do not."""
+    """The overrides that say which run it is: a store may be moved, and who answers, and how, changes nothing; sweeps
+    escape colons, where single runs do not."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
     kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
@@ -142,7 +143,8 @@ class Sweep(Callback):
             sys.exit(self.sweep())
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             log.debug("%s", traceback.format_exc())
-            sys.exit(f"error: {printable(first_line(error))}")
+            told = in_words(error, "results") if isinstance(error, OSError) else first_line(error)
+            sys.exit(f"error: {printable(told)}")
         except Exception:  # Hydra would warn, and start the sweep once more
             traceback.print_exc()
             sys.exit(1)

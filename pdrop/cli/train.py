@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
 from pdrop.cli.run import called, stop
 from pdrop.record import ImageMode, check_seed
+from pdrop.store import in_words
 
 if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
@@ -118,7 +119,7 @@ def job(cfg: Any) -> float | None:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:
         log.debug("%s", traceback.format_exc())
-        stop(str(error))
+        stop(in_words(error, "output") if isinstance(error, OSError) else str(error))
 
 
 def checked(config: Any) -> str:

@@ -169,6 +169,18 @@ class OneOff(Attachment):
         return super().enter(number, layer, args, kwargs)
 
 
+class Windows(Attachment):
+    """Gives tokens the attention of others, as code does that leaves it in the order of the tower's windows."""
+
+    def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
+        """Each token has its neighbour's."""
+        run = self.run
+        if run is not None and number == 0 and self.tower is not None:
+            seen = run.tower
+            run.tower = lambda: replace(seen(), _rows=lambda layer: seen().rows(layer).roll(1, -1))
+        return super().enter(number, layer, args, kwargs)
+
+
 class Early(Attachment):
     """Shows what entered a layer for what left it."""
 

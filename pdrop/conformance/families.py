@@ -158,6 +158,7 @@ CORE = ["llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwe
 MROPE_FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 TILED = ("llava_next", "llava_onevision")
 READ_TOWERS = ("llava", "llava_mistral", "llava_next", "llava_onevision")  # by methods that look at the vision tower
+MERGED_TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # likewise, by those with a rule for tokens of several patches
 
 
 def llava_of(kind: str, **text: Any) -> Any:

@@ -11,6 +11,7 @@ from pdrop.conformance.subject import Subject
 from pdrop.methods.base import Method
 from pdrop.methods.fastervlm import FasterVLM
 from pdrop.methods.fastv import FastV
+from pdrop.methods.holov import HoloV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.v2drop import V2Drop
 from pdrop.methods.visionzip import VisionZip
@@ -21,12 +22,13 @@ HALVES = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, where it was seen, the check that must catch it, and what to put on trial."""
+    """A fault, where it was seen, the check that must catch it, what to put on trial, and on which kind of model."""
 
     name: str
     seen: str
     caught_by: str
     subject: Subject
+    family: str = "llava"
 
 
 def on(
@@ -68,11 +70,21 @@ FAULTS = (
     Fault("reversed sort", "UniPruneBench's FitPrune", ORDER, on(broken.Worst)),
     Fault("one layer late", "budgets that are counted on a layer's output", COUNTS, on(broken.late)),
     Fault("one layer late", "the same, in what the model computes", DECODING, on(broken.late)),
-    Fault("doubled keys", "FastV for lmms-eval, LightCompress, UniPruneBench", COUNTS, on(broken.Doubled, FastV())),
-    Fault("doubled keys", "the same, in decoding", DECODING, on(broken.Doubled, FastV())),
+    Fault(
+        "doubled keys",
+        "FastV for lmms-eval, LightCompress, UniPruneBench",
+        COUNTS,
+        on(broken.Doubled, FastV(several=True)),
+    ),
+    Fault("doubled keys", "the same, in decoding", DECODING, on(broken.Doubled, FastV(several=True))),
     Fault("stale positions, compact", "PyramidDrop with a batch", POSITIONS, on(broken.Stale)),
     Fault("stale positions, compact", "the same, in what the model computes", DECODING, on(broken.Stale)),
-    Fault("stale positions, original", "SparseVLM+ before it gathered them", POSITIONS, on(broken.Stale, FastV())),
+    Fault(
+        "stale positions, original",
+        "SparseVLM+ before it gathered them",
+        POSITIONS,
+        on(broken.Stale, FastV(several=True)),
+    ),
     Fault("mask of truth values", "transformers' eager attention adds it", CAUSAL, on(broken.SeesAll)),
     Fault("mask of truth values", "the same, in what the model computes", DECODING, on(broken.SeesAll)),
     Fault("a hook is left", "modules that keep their state", DETACHES, on(broken.Leaky)),
@@ -86,6 +98,13 @@ FAULTS = (
     Fault("counts of another layer", "SparseVLM's 192, which are 206.5", COUNTS, by(broken.Boastful())),
     Fault("cost left out", "selection is not free", COST, by(broken.Boastful())),
     Fault("class token for a patch", "ports to towers with one", SHOWN, on(broken.OneOff, FasterVLM(), front=True)),
+    Fault(
+        "another token's attention",
+        "HoloV for Qwen2.5-VL: attention window by window, tokens in the picture's order",
+        SHOWN,
+        on(broken.Windows, HoloV(positions="original"), front=True),
+        "qwen2_5_vl",
+    ),
     Fault("input for output", "states taken one layer early", SHOWN, on(broken.Early, V2Drop())),
     Fault(
         "made tokens at the end",

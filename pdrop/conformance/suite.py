@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pdrop.conformance import behaviour, numbers, views
-from pdrop.conformance.families import CORE, FAMILIES, READ_TOWERS
+from pdrop.conformance.families import CORE, FAMILIES, MERGED_TOWERS, READ_TOWERS
 from pdrop.conformance.subject import NotApplicable, Subject, Unmet
-from pdrop.engine.tower import UnknownTower
+from pdrop.engine.tower import NoRuleForTower, UnknownTower
 
 __all__ = ["CHECKS", "Check", "NotApplicable", "Result", "Subject", "run"]
 
@@ -96,8 +96,10 @@ def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
         check.made(subject, family, backend)
     except NotApplicable as reason:
         found = {"outcome": "not applicable", "message": str(reason)}
+    except NoRuleForTower as reason:
+        found = {"outcome": "not applicable", "message": str(reason)}
     except UnknownTower as reason:
-        outcome = "failed" if family in READ_TOWERS else "not applicable"
+        outcome = "failed" if family in READ_TOWERS + MERGED_TOWERS else "not applicable"
         found = {"outcome": outcome, "message": str(reason)}
     except Unmet as error:
         found = {"outcome": "failed", "message": str(error)}

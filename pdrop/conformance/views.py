@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pdrop.conformance.batches import FLOAT, RAGGED, batch_of
-from pdrop.conformance.families import build
+from pdrop.conformance.families import MERGED_TOWERS, build
 from pdrop.conformance.subject import NotApplicable, Subject, equal, must, no_grad, tolerance
 from pdrop.methods.base import Merged, View
 
@@ -47,6 +47,7 @@ def shown(subject: Subject, family: str, backend: str) -> None:
             stack.callback(handle.remove)
         model(**batch, past_key_values=cache)
     close = tolerance(backend)
+    received = merged_attention(model, batch) if family in MERGED_TOWERS else {}
     seen: list[int] = []
     real = batch["attention_mask"].bool()
 
@@ -67,9 +68,12 @@ def shown(subject: Subject, family: str, backend: str) -> None:
         equal(
             made[at >= 0], view.hidden[at >= 0], close, "rows of the tower, projected, are not the tokens they became"
         )
-        for layer in tower_layers(subject):
+        for layer in (subject.method.looks_at_merged() if tower.merges > 1 else subject.method.looks_at()) or ():
             rows = tower.rows(layer).sum(-1)
             equal(rows, torch.ones_like(rows), 1e-5, f"attention of tower layer {layer}")
+            if tower.merges > 1:
+                got = tower.of(view.index, tower.rows(layer).mean(1))[at >= 0]
+                equal(got, received[layer], 1e-5, f"attention of tower layer {layer} is another token's")
 
     def alike(got: Tensor, want: Tensor, words: str) -> None:
         equal(got[real].to(want.dtype), want[real], close, f"{words} at layer {seen[0]} is not the unattached model's")
@@ -80,9 +84,44 @@ def shown(subject: Subject, family: str, backend: str) -> None:
     must(bool(seen), "the method was not asked")
 
 
-def tower_layers(subject: Subject) -> tuple[int, ...]:
-    """Layers of the vision tower that the method reads."""
-    return subject.method.looks_at() or ()
+def merged_attention(model: Any, batch: Any) -> dict[int, Tensor]:
+    """What each token's patches get of the attention of a tower's last layer, mean over rows and heads, in the order of
+    the prompts, under that layer's number: worked out from what the unattached model's parts are given and return.
+
+    Which token a patch became is told by the merger's rows, found again among those that the tower returns.
+    """
+    tower = model.model.visual
+    last, kept = tower.blocks[-1].attn, {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs, output: kept.update({name: (args, kwargs, output)})
+
+    handles = [
+        module.register_forward_hook(keep(name), with_kwargs=True)
+        for name, module in (("attention", last), ("merger", tower.merger), ("tower", tower))
+    ]
+    try:
+        tower(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    (states, *_), called, _ = kept["attention"]
+    query, key, _ = last.qkv(states).unflatten(-1, (3, last.num_heads, -1)).double().unbind(1)
+    cos, sin = (part.double().unsqueeze(1) for part in called["position_embeddings"])
+
+    def turned(x: Tensor) -> Tensor:
+        one, two = x.chunk(2, -1)
+        rotated: Tensor = x * cos + torch.cat([-two, one], -1) * sin
+        return rotated
+
+    logits = torch.einsum("qhd,khd->hqk", turned(query), turned(key)) * last.scaling
+    sizes = [height * width for frames, height, width in batch["image_grid_thw"].tolist() for _ in range(frames)]
+    picture = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    logits = logits.masked_fill(picture[:, None] != picture, -torch.inf)
+    shares = logits.softmax(-1).mean(0) / torch.tensor(sizes)[picture][:, None]
+    tokens = shares.sum(0).unflatten(0, (-1, tower.spatial_merge_size**2)).sum(1)
+    order = torch.cdist(kept["tower"][2].pooler_output.double(), kept["merger"][2].double()).argmin(1)
+    return {-1: tokens[order].float()}
 
 
 @no_grad

@@ -8,6 +8,7 @@ else is refused with the reason.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 from pdrop.engine.visual import check_arguments, visual_ids
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
+
+log = logging.getLogger("pdrop")
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -109,6 +112,10 @@ def check_fit(architecture: Architecture, model: nn.Module, method: Method | Non
                 f"{type(module).__name__} is compiled as a whole, and compiled modules do not see hooks registered "
                 "later: compile each layer's forward instead, layer.forward = torch.compile(layer.forward)"
             )
+    if schedule and "flex" in str(decoder.config._attn_implementation or ""):
+        log.warning(
+            "flex_attention compiles for each length of keys, and dropping has one per stage; sdpa does not compile"
+        )
     rope = getattr(decoder.config, "rope_parameters", None) or {}
     if method is not None and schedule and method.positions == "compact" and "mrope_section" in rope:
         raise ValueError(

@@ -3,6 +3,15 @@
 `generate` hands a model the same arguments whether its forward is the prompt that was asked about or the one that
 classifier-free guidance compares it with, a whole prompt or a chunk of it; and whether a thread is between two forwards
 of `generate` or done with it, only its stack knows.
+
+There is no public way to be told, in transformers 5.23 and 5.24. Hooks of modules see a forward's arguments alone, and
+the guiding processor calls the model with ids, mask and a cache of its own, as any prompt of text is; a first chunk
+comes with a mask as long as itself. What `generate` was asked for (guidance_scale, prefill_chunk_size) is in a copy of
+the GenerationConfig that lives in its frame. Logits processors, stopping criteria and streamers are the caller's, one
+call at a time: an attachment is not asked for them. `prepare_inputs_for_generation` runs for the prompt and for each
+chunk, not for the guiding one, but neither does it for a forward outside of `generate`; to tell these apart `generate`
+would have to be replaced on the instance, too, and that says nothing of threads. So this looks for three functions by
+their code: one that is renamed fails on import, one that works otherwise in tests/engine/test_prefills.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdrop.engine.sequence import take
 from pdrop.engine.state import Forward
+from pdrop.methods.transfer import moved
 
 
 def take_over(run: Forward, first_boundary: int, kwargs: dict[str, Any]) -> bool:
@@ -21,11 +22,15 @@ def take_over(run: Forward, first_boundary: int, kwargs: dict[str, Any]) -> bool
     if run.prompts is None or features is None or len(features) <= first_boundary:
         return False
     where: Tensor = kwargs["visual_pos_masks"]  # [B, L] bool; features are [visual tokens, D] each
+    places = moved(run.prompts.host.visual.flatten().nonzero()[:, 0], features[0].device)
     run.deepstack = []
     for feature in features:
-        full = feature.new_zeros(*where.shape, feature.shape[-1])
-        full[where.to(full.device)] = feature
-        run.deepstack.append(full)
+        flat = feature.new_zeros(where.numel(), feature.shape[-1])
+        if len(places) == len(feature):
+            flat = flat.index_copy(0, places.to(flat.device), feature)
+        else:  # ids that are text here, for want of pixels
+            flat[where.to(flat.device).flatten()] = feature
+        run.deepstack.append(flat.view(*where.shape, -1))
     return True
 
 

@@ -29,6 +29,7 @@ from pdrop.engine import autocast, callers, deepstack, early
 from pdrop.engine.angles import Angles
 from pdrop.engine.architecture import Rotary, check_fit, read_architecture
 from pdrop.engine.layer_hooks import LayerHooks
+from pdrop.engine.merging_tower import reader
 from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
@@ -37,7 +38,6 @@ from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, KeyMask, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Ended, Running, Threads
-from pdrop.engine.tower import TowerReader
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
@@ -60,9 +60,7 @@ class Attachment:
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
         self.acts = self.observed | {stage.layer for stage in schedule} | {0}  # elsewhere a layer is but handed things
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
-        looks = self.method.looks_at() if schedule else None
-        kind = type(self.method).__name__
-        self.tower = None if looks is None else TowerReader(self.architecture.vlm, kind, looks)
+        self.tower = reader(self.architecture.vlm, self.method) if schedule else None
         self.trace = Trace(len(self.architecture.layers), len(schedule))
         self.current = Running()
         decoder: Any = self.architecture.decoder
@@ -376,12 +374,18 @@ class Attachment:
                 return None
             if run.whole is not None and self.causal_kernel:
                 return run.whole[:, None, None] if kind == "sdpa" else run.whole
-        if run.prompts is not None and run.dropped and not run.past and grows and self.causal_kernel:
-            return None  # what is left of each row comes first: causality alone hides what it is filled up with
+            if run.whole is not None and kind == "eager":
+                lowest = torch.finfo(hidden.dtype).min
+                return torch.where(run.whole[:, None, None], hidden.new_zeros(()), lowest)
+        whole = run.whole
+        if run.prompts is not None and run.dropped and not run.past:
+            whole = None  # what is left of each row comes first: causality alone hides what it is filled up with
+            if grows and self.causal_kernel:
+                return None
         # before layer 0 the cache counts what went, the mask must not
         keys: Any = cache if number or cache is None else early.Keys(run.past)
         # by position: transformers 5.24 calls the cache by another name
-        return create_causal_mask(self.architecture.decoder.config, hidden, run.whole, keys, layer_idx=number)
+        return create_causal_mask(self.architecture.decoder.config, hidden, whole, keys, layer_idx=number)
 
     def leave(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """After the last layer: every row back to its place in the padded prompt, zeros elsewhere. [B, L, D]."""

@@ -44,12 +44,15 @@ def view(
     cos, sin = (x.to(hidden.device) for x in rotary)
     turns = run.turns[number]
 
-    def attention(rows: Tensor | None, most: int | None, rotated: bool) -> AttentionRows:
-        asking: Tensor | int = alive.query if rows is None else rows & alive.valid
-        if rows is None and alive.block is not None:
-            asking = alive.block.query
-        elif most is None:
-            most = prompts.max_queries if rows is None else int((rows & alive.valid).sum(1).max())
+    def attention(rows: Tensor | None, most: int | range | None, rotated: bool) -> AttentionRows:
+        asking: Tensor | None = alive.query if rows is None else rows
+        if alive.block is not None:  # there is no padding
+            query = alive.block.query
+            asking, most = (None, range(query, query + 1)) if rows is None else (rows, most)
+        elif rows is not None:
+            asking = rows & alive.valid
+        if most is None:
+            most = prompts.max_queries if asking is None or rows is None else int(asking.sum(1).max())
         if rotated:
             return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, keys, turns)
         return attention_rows(layer, hidden, (cos, sin), alive.valid, asking, most, None, "nothing")
@@ -76,6 +79,7 @@ def view(
         prompts.visual_counts,
         None,
         output,
+        alive.block,
         lambda: take(prompts.ids.to(hidden.device), alive.index),
         autocast.as_here(hidden, attention),
         draw,
@@ -190,8 +194,8 @@ def attention_rows(
     hidden: Tensor,
     rotary: Rotary,
     valid: Tensor,
-    asking: Tensor | int,
-    most: int | None,
+    asking: Tensor | None,
+    most: int | range,
     keys: Tensor | None = None,
     turns: Turns = "all",
 ) -> AttentionRows:
@@ -204,16 +208,18 @@ def attention_rows(
         hidden: What enters the layer, [B, T, D].
         rotary: (cos, sin), each [B or 1, T, head size or the part of it that is turned].
         valid: Which are tokens, not padding, [B, T] bool.
-        asking: Which tokens ask, [B, T] bool; or the one place at which every prompt asks, if there is no padding.
-        most: The most tokens of a prompt that ask, or more.
+        asking: Which tokens ask, [B, T] bool; None: all at the places `most`.
+        most: The most tokens of a prompt that ask, or more; or the places outside of which none does, where there is no
+            padding.
         keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
         turns: What of each head the layer turns: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
     cos, sin = rotary
-    if isinstance(asking, int):
-        asked = partial(at_place, place=asking)
+    if isinstance(most, range):
+        asked = partial(at_places, places=most)
     else:  # [B, Q] where they are; non-asking rows weigh nothing
+        assert asking is not None
         at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         asked = partial(take, index=at)
     asks = (asked(cos), asked(sin))
@@ -233,11 +239,12 @@ def attention_rows(
         logits = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4]).float() * attention.scaling
     # the lowest finite number, not -inf: a row that sees nothing (padding) must not become NaN
     lowest, places = torch.finfo(logits.dtype).min, partial(torch.arange, k.shape[2], device=hidden.device)
-    if not isinstance(asking, int):
+    if not isinstance(most, range):
         seen = valid[:, None] & (places() <= at[..., None])
         logits = logits.masked_fill(~seen[:, None, None], lowest)
-    elif asking < k.shape[2] - 1:
-        logits = logits.masked_fill(places() > asking, lowest)
+    elif most.start < k.shape[2] - 1:
+        keys_at = places()
+        logits = logits.masked_fill(keys_at > keys_at[most.start : most.stop, None], lowest)
     probabilities = logits.softmax(-1).flatten(1, 2)
 
     def rotation() -> Tensor:
@@ -246,14 +253,13 @@ def attention_rows(
         logits: Tensor = q @ k.transpose(1, 2) * attention.scaling
         return logits
 
-    every = isinstance(asking, int)
-    which = asked(valid if isinstance(asking, int) else asking)
-    return AttentionRows(probabilities, which, partial(torch.no_grad()(rotation)), every)
+    which = asked(valid if asking is None else asking)
+    return AttentionRows(probabilities, which, partial(torch.no_grad()(rotation)), asking is None)
 
 
-def at_place(x: Tensor, place: int) -> Tensor:
-    """[B or 1, T, ...] -> [B or 1, 1, ...], without a copy."""
-    return x[:, place : place + 1]
+def at_places(x: Tensor, places: range) -> Tensor:
+    """[B or 1, T, ...] -> [B or 1, Q, ...], without a copy."""
+    return x[:, places.start : places.stop]
 
 
 def rotate(layer: nn.Module, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:

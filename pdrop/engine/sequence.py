@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pdrop.methods.transfer import moved, on_device, read_back
+from pdrop.methods.view import Block
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -40,29 +41,16 @@ class Marks:
         return self.visual.cumsum(1) - 1
 
 
-@dataclass(frozen=True)
-class Block:
-    """The visual tokens of all prompts, where all are at the same places, one after the other, before the one query."""
-
-    start: int
-    stop: int
-    query: int
-
-    @classmethod
-    def of(cls, marks: Marks) -> Block | None:
-        """None: they are not, or there is padding."""
-        visual, query = marks.visual[0], marks.query[0].nonzero()[:, 0].tolist()
-        if not marks.valid.all() or len(query) != 1 or not visual.any():
-            return None
-        if not (marks.visual == visual).all() or not (marks.query == marks.query[0]).all():
-            return None
-        start, count = int(visual.int().argmax()), int(visual.sum())
-        contiguous = bool(visual[start : start + count].all())
-        return cls(start, start + count, query[0]) if contiguous and query[0] >= start + count else None
-
-    def resized(self, count: int) -> Block:
-        """With so many visual tokens instead."""
-        return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
+def block_of(marks: Marks) -> Block | None:
+    """Where the visual tokens of all prompts are; None: not in one block at the same places, or there is padding."""
+    visual, query = marks.visual[0], marks.query[0].nonzero()[:, 0].tolist()
+    if not marks.valid.all() or len(query) != 1 or not visual.any():
+        return None
+    if not (marks.visual == visual).all() or not (marks.query == marks.query[0]).all():
+        return None
+    start, count = int(visual.int().argmax()), int(visual.sum())
+    contiguous = bool(visual[start : start + count].all())
+    return Block(start, start + count, query[0]) if contiguous and query[0] >= start + count else None
 
 
 @dataclass(frozen=True)
@@ -186,7 +174,7 @@ class Alive:
         """Before anything is dropped: the padded prompts as they are."""
         index = torch.arange(prompts.ids.shape[1], device=prompts.ids.device).expand(prompts.ids.shape)
         marks = (prompts.valid, prompts.visual, prompts.query)
-        pinned, block = any(prompts.protected_counts), Block.of(prompts.host) if all(prompts.droppable) else None
+        pinned, block = any(prompts.protected_counts), block_of(prompts.host) if all(prompts.droppable) else None
         return cls(index, *marks, prompts.visual_counts, prompts.lengths, pinned=pinned, block=block)
 
     @property

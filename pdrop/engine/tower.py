@@ -5,16 +5,17 @@ the layer whose input is projected, one tensor each, and nothing runs twice: att
 these on demand, with the layers' own modules, so the tower stays on any attention backend. `generate` runs the tower
 before the model; what was kept then hangs on the tower's output and goes with it.
 
-Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes one
-token after a `multi_modal_projector`, with newlines and cut padding between them or without. Shapes: P pictures, tiles
-and crops, R rows of each, d the tower's width.
+Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes
+one token after a `multi_modal_projector`, with newlines and cut padding between them or without; pictures and videos
+may have a tower each (Video-LLaVA). Towers that end in a merger are in pdrop/engine/merging_tower.py. Shapes: P
+pictures, tiles, crops and frames, R rows of each, d the tower's width.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
-from pdrop.engine.visual import encoded
+from pdrop.engine.visual import brought, encoded
+from pdrop.methods.base import Method
 from pdrop.methods.tower import Tile, Tower
 from pdrop.methods.transfer import moved, read_back
 
@@ -32,26 +34,133 @@ class UnknownTower(ValueError):
     """A vision tower that cannot be read."""
 
 
+class NoRuleForTower(UnknownTower):
+    """A vision tower of a kind that the method says nothing of."""
+
+
 @dataclass
 class Seen:
-    """What was kept of one run of the tower: inputs [P, R, d] of its layers, by number; the last one's output."""
+    """What was kept of one run of the tower.
+
+    Attributes:
+        inputs: Of its layers, by number, [P, R, d]; the last one's output under the number after it.
+        called: What each of these layers was called with by name, and the tower itself, under -1.
+        made: The tokens that it made, [tokens, D], where it ends in a merger.
+    """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    called: dict[int, dict[str, Any]] = field(default_factory=dict)
+    made: Tensor | None = None
 
 
-class TowerReader:
-    """Finds the tower, and keeps what a method looks at."""
+class RunsOfTheTower:
+    """Keeps what a method looks at of each run of the tower, thread by thread, until the forward that uses it is over.
 
-    def __init__(self, vlm: Any, method: str, layers: tuple[int, ...]):
+    Attributes:
+        tower: The tower.
+        layers: Its layers.
+        read: Numbers of those whose input is kept.
+    """
+
+    tower: nn.Module
+    layers: list[Any]
+    read: list[int]
+
+    def __init__(self, vlm: Any):
         self.vlm, self.inner = vlm, getattr(vlm, "model", vlm)
+        self.now = threading.local()
+
+    def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
+        """What is to be hooked: module, "before" or "after" it runs, and with what."""
+        entering = [(self.layers[number], "before", self._entering(number)) for number in self.read]
+        return [*entering, (self.tower, "after", self._done)]
+
+    def _entering(self, number: int) -> Callable[..., None]:
+        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            running = self._running()
+            running.inputs[number], running.called[number] = args[0] if args else kwargs["hidden_states"], kwargs
+
+        return keep
+
+    def _running(self) -> Seen:
+        """What is kept of the run of the moment, in this thread."""
+        if getattr(self.now, "seen", None) is None:
+            self.now.seen = Seen()
+        seen: Seen = self.now.seen
+        return seen
+
+    def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
+        """The tower has run: what was kept is that output's from here on."""
+        self.now.latest, self.now.seen = self._running(), None
+        output._pdrop_tower = self.now.latest
+
+    def close(self) -> None:
+        """A forward is over."""
+        self.now.latest = self.now.seen = None
+
+    def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
+        """What the tower made of the pictures of a forward.
+
+        Args:
+            given: What the model was called with.
+            prompts: Its prompts.
+
+        Raises:
+            UnknownTower: If it did not run while this was attached, or its rows are not the tokens.
+        """
+        raise NotImplementedError
+
+    def seen(self, made: Any) -> Seen:
+        """What was kept of the run that made these features; of the latest one, where the forward itself ran it.
+
+        Raises:
+            UnknownTower: If it did not run while this was attached.
+        """
+        kept = getattr(self.now, "latest", None) if made is None else getattr(made, "_pdrop_tower", None)
+        if kept is None:
+            raise self.unknown("it has not run on these pictures since the method was attached")
+        found: Seen = kept
+        return found
+
+    def unknown(self, why: str) -> UnknownTower:
+        """The error of a forward whose rows cannot be identified."""
+        return UnknownTower(
+            f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
+        )
+
+
+class TowerReader(RunsOfTheTower):
+    """Finds a tower whose every row becomes one token, and tells which.
+
+    Args:
+        vlm: The model.
+        method: Whose.
+        layers: Which are read.
+        tower_name: What the model calls it.
+        cut: Whether its first row is not projected; None: as the model's config has it.
+    """
+
+    def __init__(
+        self,
+        vlm: Any,
+        method: Method,
+        layers: tuple[int, ...],
+        tower_name: str = "vision_tower",
+        cut: bool | None = None,
+    ):
+        super().__init__(vlm)
+        self.method = kind = type(method).__name__
         name = type(vlm).__name__
-        tower = getattr(self.inner, "vision_tower", None)
+        tower = getattr(self.inner, tower_name, None)
         self.projector: Any = getattr(self.inner, "multi_modal_projector", None)
         encoder = getattr(tower, "encoder", tower)
         stack = getattr(encoder, "layers", None)
-        refused = f"{method} reads the vision tower, and that of {name} cannot be read: "
+        refused = f"{kind} reads the vision tower, and that of {name} cannot be read: "
         if tower is None or self.projector is None or stack is None:
-            raise UnknownTower(refused + "it has no `vision_tower` of `layers` and `multi_modal_projector`")
+            raise UnknownTower(
+                refused + "it has no `vision_tower` of `layers` and `multi_modal_projector`; divprune and the methods "
+                "inside the decoder need none"
+            )
         self.tower: nn.Module = tower
         self.layers = [getattr(layer, "_fsdp_wrapped_module", layer) for layer in stack]
         for layer in self.layers:
@@ -73,68 +182,35 @@ class TowerReader:
         self.read = sorted({n % count for n in layers} | {self.projected} - {count})
         vision = config.vision_config
         self.classes = int(vision.model_type == "clip_vision_model")
-        self.first = int(getattr(config, "vision_feature_select_strategy", "full") == "default")
+        if not self.classes and any(part.class_token for part in method.parts):
+            raise NoRuleForTower(f"{kind} ranks by the vision tower's class token, and that of {name} has none")
+        strategy = getattr(config, "vision_feature_select_strategy", "full")
+        self.first = int(strategy == "default" if cut is None else cut)
         self.side = vision.image_size // vision.patch_size
-        self.now = threading.local()
-
-    # ---------------------------------------------------------------- hooks
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
-        """What is to be hooked: module, "before" or "after" it runs, and with what."""
-        found: list[tuple[nn.Module, str, Callable[..., None]]] = []
-        for number in self.read:
-            found.append((self.layers[number], "before", self._entering(number)))
-        if self.projected == len(self.layers):
-            found.append((self.layers[-1], "after", self._left))
-        return [*found, (self.tower, "after", self._done)]
-
-    def _entering(self, number: int) -> Callable[..., None]:
-        def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._running().inputs[number] = args[0] if args else kwargs["hidden_states"]
-
-        return keep
+        """With the output of the last layer, where that is projected."""
+        last = self.projected == len(self.layers)
+        left: list[tuple[nn.Module, str, Callable[..., None]]] = [(self.layers[-1], "after", self._left)]
+        return [*(left if last else []), *super().hooks()]
 
     def _left(self, layer: nn.Module, args: Any, output: Any) -> None:
         self._running().inputs[len(self.layers)] = output[0] if isinstance(output, tuple) else output
 
-    def _running(self) -> Seen:
-        """What is kept of the run of the moment, in this thread."""
-        if getattr(self.now, "seen", None) is None:
-            self.now.seen = Seen()
-        seen: Seen = self.now.seen
-        return seen
-
-    def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
-        """The tower has run: what was kept is that output's from here on."""
-        self.now.latest, self.now.seen = self._running(), None
-        output._pdrop_tower = self.now.latest
-
-    def close(self) -> None:
-        """A forward is over."""
-        self.now.latest = self.now.seen = None
-
     # ---------------------------------------------------------------- what a method sees
 
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
-        """What the tower made of the pictures of a forward.
-
-        Args:
-            given: What the model was called with.
-            prompts: Its prompts.
-
-        Raises:
-            UnknownTower: If it did not run while this was attached, or its rows are not the tokens.
-        """
-        made = encoded(given).get("image")
-        if made is None:
-            seen = getattr(self.now, "latest", None)
-        else:
-            seen = getattr(made, "_pdrop_tower", None)
-        if seen is None:
-            raise self.unknown("it has not run on these pictures since the method was attached")
+        kind = "video" if brought("video", given, encoded(given)) else "image"
+        made, total = encoded(given).get(kind), sum(prompts.visual_counts)
+        seen = self.seen(made)
         states = seen.inputs[self.projected]
+        if kind == "video" and total != len(states) * (states.shape[1] - self.first):
+            raise self.unknown(
+                f"the {total} tokens of videos are not rows of their {len(states)} frames, but pooled from several, or "
+                f"pictures come with them; {self.method} needs a row for each: divprune and the methods inside the "
+                "decoder need none"
+            )
         entries = self._entries(given, made, states)
-        total = sum(prompts.visual_counts)
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
@@ -143,7 +219,7 @@ class TowerReader:
             entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
         source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
         places = [row.nonzero()[:, 0] for row in visual]
-        pictures = grouped(entries, places, states.shape[1])
+        pictures = grouped(entries, places, [states.shape[1] - self.classes] * len(states), states.shape[1])
         layers = [Looked(layer, seen.inputs.get(number), self.classes) for number, layer in enumerate(self.layers)]
         device = prompts.ids.device
         return Tower(
@@ -158,21 +234,15 @@ class TowerReader:
             self.projector,
         )
 
-    def unknown(self, why: str) -> UnknownTower:
-        """The error of a forward whose rows cannot be identified."""
-        return UnknownTower(
-            f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
-        )
-
     def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor) -> list[Tensor]:
         """Of each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
         per = states.shape[1] - self.first
         packs = hasattr(self.inner, "pack_image_features")
         if made is not None:
             known: dict[int, Tensor] = {}
-            tiles = 0
-            ends = newlines(self.inner, made.pooler_output) if packs else {}
-            for one in made.pooler_output:
+            tiles, ones = 0, list(made.pooler_output)  # a tensor's parts are new ones each time
+            ends = newlines(self.inner, ones) if packs else {}
+            for one in ones:
                 if id(one) not in known:  # copies for beams are the same tensors
                     numbers, count = self._of_feature(one, ends[id(one)]) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
@@ -181,7 +251,7 @@ class TowerReader:
                     tiles += count
             if tiles != len(states):
                 raise self.unknown(f"the tokens are of {tiles} tiles, and {len(states)} went through it")
-            return [known[id(one)] for one in made.pooler_output]
+            return [known[id(one)] for one in ones]
         sizes = given.get("image_sizes")
         if packs and sizes is not None:
             sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
@@ -237,18 +307,44 @@ class TowerReader:
         return torch.cat([head, rows]), down * across + 1
 
 
+class TowersApart(RunsOfTheTower):
+    """Pictures have one tower and videos another (Video-LLaVA); class tokens of frames are projected."""
+
+    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
+        super().__init__(vlm)
+        self.readers = {
+            "image": TowerReader(vlm, method, layers, "image_tower"),
+            "video": TowerReader(vlm, method, layers, "video_tower", cut=False),
+        }
+
+    def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
+        """Those of both."""
+        return [hook for reader in self.readers.values() for hook in reader.hooks()]
+
+    def close(self) -> None:
+        for reader in self.readers.values():
+            reader.close()
+
+    def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
+        kinds = [kind for kind in self.readers if brought(kind, given, encoded(given))]
+        if len(kinds) != 1:
+            raise self.unknown("pictures and videos come in one call: give them to the model in calls of their own")
+        return self.readers[kinds[0]].of(given, prompts)
+
+
 def whole(tokens: int, per: int) -> tuple[Tensor, int]:
     """The patches of whole tiles, and how many tiles."""
     return torch.arange(tokens // per * per), tokens // per
 
 
-def grouped(entries: list[Tensor], places: list[Tensor], rows: int) -> list[list[list[Tile]]]:
+def grouped(entries: Sequence[Tensor], places: list[Tensor], sizes: Sequence[int], rows: int) -> list[list[list[Tile]]]:
     """The pictures of each prompt with their tiles.
 
     Args:
         entries: Of each picture, the row of each of its tokens, [tokens]; -1: none.
         places: Of each prompt, where its visual tokens stand.
-        rows: Of a tile.
+        sizes: Of each tile, how many rows are its own.
+        rows: From a tile's first row to the next one's.
     """
     found, left = [], list(entries)
     for own in places:
@@ -258,7 +354,7 @@ def grouped(entries: list[Tensor], places: list[Tensor], rows: int) -> list[list
             entry = left.pop(0)
             there = own[first : first + len(entry)]
             tile = torch.where(entry < 0, -1, entry // rows)
-            tiles = [Tile(n, tuple(there[tile == n].tolist())) for n in tile.unique().tolist() if n >= 0]
+            tiles = [Tile(n, tuple(there[tile == n].tolist()), sizes[n]) for n in tile.unique().tolist() if n >= 0]
             pictures.append(tiles)
             first += len(entry)
         found.append(pictures)

@@ -1,4 +1,4 @@
-"""A task's documents: what identifies their data, and which of them belong together.
+"""A task's documents: what identifies their data, which of them belong together, how large their pictures are.
 
 Works on the stored rows (Arrow), so that an image is hashed as its file's bytes and never decoded.
 """
@@ -6,6 +6,7 @@ Works on the stored rows (Arrow), so that an image is hashed as its file's bytes
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
@@ -14,11 +15,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from pdrop.pictures import size_shown
+
 GROUP_COLUMN = "question_id"  # documents next to each other that share it are scored together (MME's pairs)
 LARGEST_GROUP = 8  # a column that repeats more often than this is not such a mark
 CIRCLE_COLUMN, CIRCLE = "index", 1_000_000  # MMBench: rotation r of question i has index i + r * CIRCLE
 SET_COLUMNS = ("category", "subcategory", "set_id")  # HallusionBench: figures and questions of one set
 PAIR_COLUMN = "Index"  # MMVP: rows 1 and 2, 3 and 4, ...
+FOUR_COLUMNS = ("Index", "Question_Type")  # NaturalBench: two questions about each of two pictures
 IMAGE_COLUMNS = ("image_id", "imageId")
 _SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once per process
 
@@ -66,6 +72,8 @@ class Documents:
                 return [str(number % CIRCLE) for number in index]
         if set(SET_COLUMNS) <= set(columns):
             return [" ".join(map(str, row)) for row in zip(*map(self._column, SET_COLUMNS))]
+        if set(FOUR_COLUMNS) <= set(columns):
+            return [str(int(number) // 4) for number in self._column(FOUR_COLUMNS[0])]
         if {PAIR_COLUMN, "Correct Answer"} <= set(columns):
             return [str(place // 2) for place in range(len(self))]
         if GROUP_COLUMN in columns:
@@ -83,6 +91,10 @@ class Documents:
     def image_group(self, doc_id: int) -> str | None:
         """What documents about the same picture share: its id if there is one, else a hash of its pixels' file."""
         return self._read(doc_id)[1]
+
+    def blank(self, doc_id: int) -> Any:
+        """The document as a task's code gets it, but with blank pictures of the same sizes: none is decoded."""
+        return blanked(self._rows[doc_id].to_pylist()[0], self._dataset.features)
 
     def _column(self, name: str) -> list[Any]:
         found: list[Any] = self._rows.select_columns([name])[:][name].to_pylist()
@@ -106,6 +118,29 @@ def runs_of(values: list[Any]) -> list[str | None] | None:
         length = len(list(same))
         found += [f"{value} {len(found)}" if 1 < length <= LARGEST_GROUP else None] * length
     return found if any(name is not None for name in found) else None
+
+
+def blanked(value: Any, feature: Any) -> Any:
+    """A stored value with each picture in it as a blank one of the size that it is shown in.
+
+    Args:
+        value: As stored: a picture is its file's bytes, or path.
+        feature: What `datasets` says that it is.
+    """
+    import datasets
+
+    if value is None:
+        return None
+    if isinstance(feature, datasets.Image):
+        source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
+        with Image.open(source) as image:
+            return Image.new("RGB", size_shown(image))
+    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+        return {name: blanked(item, feature[name]) for name, item in value.items()}
+    if isinstance(value, list):
+        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        return [blanked(item, inner) for item in value]
+    return value
 
 
 def _digest(value: Any, pictures: list[str]) -> Any:

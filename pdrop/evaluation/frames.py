@@ -1,75 +1,251 @@
-"""A video as the frames that a model is shown: so many pictures, evenly spaced, in their order.
+"""A video as the frames that a model is shown: which ones, and how they are read.
 
-lmms-eval's video tasks name a file. It is shown as FRAMES pictures of one prompt, each the middle of an equal part of
-the video: the number that Video-LLaVA reads (arXiv 2311.10122), hence that of PyramidDrop's video tables. Every frame
-is a picture of its own to the engine, so a method ranks the tokens of all frames together.
+lmms-eval's video tasks name a file (or a folder of its frames): a `Film`. What a run shows of it is a `Video`: some of
+its frames, with where they lie in time. Which frames is a rule of the run's protocol (docs/protocols.md):
+
+    ends      evenly from the first to the last, rounded down; of a shorter film some come again (LLaVA's own code)
+    nearest   the same, rounded to the nearest; of a shorter film all it has (Qwen's)
+    middles   the middles of equal parts; of a shorter film all it has (InternVL's)
+
+Files are read by PyAV on the CPU. Frames are numbered as they are shown, by the time stamps of their packets, and
+decoding starts at the last key frame before a frame that is wanted: of an hour, only parts are decoded.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import math
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pdrop.pictures import read
+from pdrop.record import FrameSampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FRAMES = 8
+STILLS_PER_SECOND = 3.0  # of a folder of frames: MVBench's TVQA episodes, the only such data
+FEWEST = 4  # frames by time, however short (Qwen's own code)
 
 
-def frames(path: Path, number: int = FRAMES) -> list[Image]:
-    """`number` frames of a video, RGB; of a shorter one all it has.
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames are shown.
 
-    Args:
-        path: A video file, or a folder that holds the frames as pictures, in the order of their names (MVBench's
-            episodes).
-        number: How many.
-
-    Raises:
-        ValueError: If there is no such file, or no frame in it that can be decoded.
+    Attributes:
+        frames: How many, or, with `fps`, at most.
+        rule: See the module.
+        fps: So many of each second; None: `frames`, however long it is.
+        group: How many the model takes together: no odd ones are left over.
     """
-    if path.is_dir():
-        return stills(path, number)
-    import av
 
-    if not path.is_file():
-        raise ValueError(f"no video {path}: the task's data is not all here")
-    found: list[Image] = []
-    try:
-        total = count(path)
-        wanted = {int((place + 0.5) * total / number) for place in range(number)}
-        with contextlib.closing(av.open(str(path))) as video:
-            for place, frame in enumerate(video.decode(video=0)):
-                if place in wanted:
-                    found.append(frame.to_image().convert("RGB"))
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
-    if not found:
-        raise ValueError(f"{path} has no frame")
-    return found
+    frames: int = 8
+    rule: FrameSampling = "middles"
+    fps: float | None = None
+    group: int = 1
+
+    def places(self, total: int, rate: float) -> list[int]:
+        """The numbers of the frames of a film of `total` frames, `rate` of them in a second; ascending."""
+        wanted = self.frames
+        if self.fps is not None:
+            wanted = min(max(total / rate * self.fps, FEWEST), self.frames)  # type: ignore[assignment]
+        if self.rule != "ends" or self.fps is not None:
+            wanted = min(wanted, total)
+        wanted = max(1, min(total, self.group), math.floor(wanted / self.group) * self.group)
+        if self.rule == "middles":
+            return [int((place + 0.5) * total / wanted) for place in range(wanted)]
+        spread = np.linspace(0, total - 1, wanted)
+        return [int(place) for place in (spread if self.rule == "ends" else spread.round())]
 
 
-def stills(folder: Path, number: int) -> list[Image]:
-    """`number` of the pictures of a folder, evenly spaced as `frames` are, in the order of the numbers in their names.
+@dataclass(frozen=True)
+class Video:
+    """What is shown of a film.
 
-    Raises:
-        ValueError: If there is no picture in it.
+    Attributes:
+        places: The numbers of its frames in the film.
+        total: Frames of the film.
+        rate: Of these in a second.
+        size: (width, height) of a frame, in pixels.
+        frames: RGB, in their order; (): not decoded.
     """
+
+    places: tuple[int, ...]
+    total: int
+    rate: float
+    size: tuple[int, int]
+    frames: tuple[Image, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long the whole film is."""
+        return self.total / self.rate
+
+    @property
+    def times(self) -> list[float]:
+        """When each frame is shown, in seconds."""
+        return [place / self.rate for place in self.places]
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video's file, or the folder of its frames as pictures, in the order of the numbers in their names."""
+
+    path: Path
+
+    def show(self, sampling: Sampling, fit: Callable[[Image, int], Image] | None = None) -> Video:
+        """The frames that a run shows.
+
+        Args:
+            sampling: Which.
+            fit: Makes a frame as large as it is shown, given how many there are; each as soon as it is decoded.
+
+        Raises:
+            ValueError: If there is no such file, or no frame in it that can be decoded.
+        """
+        if self.path.is_dir():
+            return _shown(_stills(self.path), sampling, fit)
+        if not self.path.is_file():
+            raise ValueError(f"no video {self.path}: the task's data is not all here")
+        with _naming(self.path):
+            try:
+                return _shown(_indexed(self.path), sampling, fit)
+            except LookupError:  # its packets are not its frames
+                return _shown(_counted(self.path), sampling, fit)
+
+    def outline(self, sampling: Sampling) -> Video:
+        """What `show` shows, without its frames, as the file's header has it: there may be fewer.
+
+        Raises:
+            ValueError: As `show` does.
+        """
+        if self.path.is_dir():
+            return self.show(sampling)
+        import av
+
+        with _naming(self.path), contextlib.closing(av.open(str(self.path))) as film:
+            stream = film.streams.video[0]
+            rate = _rate(stream)
+            seconds = (film.duration or 0) / 1_000_000  # FFmpeg's own unit of time
+            total = max(1, stream.frames or round(seconds * rate))
+            return Video(tuple(sampling.places(total, rate)), total, rate, (stream.width, stream.height))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Where the frames of a film come from.
+
+    Attributes:
+        path: The film.
+        total: How many it has.
+        rate: Of these in a second.
+        read: Gives the frames at ascending places, each with its place.
+    """
+
+    path: Path
+    total: int
+    rate: float
+    read: Callable[[list[int]], Iterator[tuple[int, Image]]]
+
+
+def _shown(reader: _Reader, sampling: Sampling, fit: Callable[[Image, int], Image] | None) -> Video:
+    if not reader.total:
+        raise ValueError(f"{reader.path} has no frame")
+    places = sampling.places(reader.total, reader.rate)
+    made: dict[int, Image] = {}
+    for place, frame in reader.read(sorted(set(places))):
+        made[place] = frame if fit is None else fit(frame, len(places))
+    frames = tuple(made[place] for place in places)
+    return Video(tuple(places), reader.total, reader.rate, frames[0].size, frames)
+
+
+def _stills(folder: Path) -> _Reader:
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     pictures.sort(key=lambda path: ([int(digits) for digits in re.findall(r"\d+", path.stem)], path.name))
-    wanted = sorted({int((place + 0.5) * len(pictures) / number) for place in range(number)}) if pictures else []
-    found = [picture for place in wanted if (picture := read(pictures[place])) is not None]
-    if not found or len(found) < len(wanted):
-        raise ValueError(f"{folder} holds no frames, or some that are no pictures")
-    return [picture.convert("RGB") for picture in found]
+
+    def frames(places: list[int]) -> Iterator[tuple[int, Image]]:
+        for place in places:
+            if (picture := read(pictures[place])) is None:
+                raise ValueError(f"{pictures[place]} is no picture, in a folder of a video's frames")
+            yield place, picture.convert("RGB")
+
+    return _Reader(folder, len(pictures), STILLS_PER_SECOND, frames)
 
 
-def count(path: Path) -> int:
-    """Frames of a video, counted: what the file's header says need not be so."""
+def _rate(stream: Any) -> float:
+    """Frames in a second."""
+    return float(stream.average_rate or stream.guessed_rate or 1)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     import av
 
-    with contextlib.closing(av.open(str(path))) as video:
-        return sum(1 for _ in video.decode(video=0))
+    try:
+        yield
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} cannot be decoded as a video: {error}") from error
+
+
+def _indexed(path: Path) -> _Reader:
+    """A file whose frames are found by the time stamps of its packets.
+
+    Raises:
+        LookupError: If packets have none of their own; when read, if a packet gives no frame.
+    """
+    import av
+
+    with contextlib.closing(av.open(str(path))) as film:
+        stream = film.streams.video[0]
+        rate = _rate(stream)
+        packets = [packet for packet in film.demux(stream) if packet.size and not packet.is_discard]
+    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if len(set(stamps)) < len(packets):
+        raise LookupError(f"{path} has no time stamps")
+    keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+    return _Reader(path, len(stamps), rate, functools.partial(_sought, path, stamps, keys))
+
+
+def _sought(path: Path, stamps: list[int], keys: list[int], places: list[int]) -> Iterator[tuple[int, Image]]:
+    """The frames at ascending places, by the time stamps of all frames and of key frames."""
+    import av
+
+    with contextlib.closing(av.open(str(path))) as film:
+        stream = film.streams.video[0]
+        frames, last = film.decode(stream), stamps[0] - 1  # the time stamp that was decoded last
+        for place in places:
+            key = bisect.bisect_right(keys, stamps[place])
+            if key and keys[key - 1] > last:
+                film.seek(keys[key - 1], stream=stream)
+                frames = film.decode(stream)
+            found = next((frame for frame in frames if frame.pts is not None and frame.pts >= stamps[place]), None)
+            if found is None or found.pts != stamps[place]:
+                raise LookupError(f"frame {place} of {path} does not come out of the decoder")
+            last = found.pts
+            yield place, found.to_image().convert("RGB")
+
+
+def _counted(path: Path) -> _Reader:
+    """A file whose frames are found by counting what comes out of the decoder."""
+    import av
+
+    def every() -> Iterator[Any]:
+        with contextlib.closing(av.open(str(path))) as film:
+            yield from film.decode(video=0)
+
+    def frames(places: list[int]) -> Iterator[tuple[int, Image]]:
+        wanted = set(places)
+        for place, frame in enumerate(every()):
+            if place in wanted:
+                yield place, frame.to_image().convert("RGB")
+
+    with contextlib.closing(av.open(str(path))) as film:
+        rate = _rate(film.streams.video[0])
+    return _Reader(path, sum(1 for _ in every()), rate, frames)

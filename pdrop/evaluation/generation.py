@@ -1,16 +1,18 @@
 """Answer questions with a checkpoint while a method drops visual tokens. Knows nothing of lmms-eval.
 
-Questions are asked in batches whose make-up depends on the questions alone, never on what has been answered before:
-a run that was killed and started again gives every answer in the same company as an undisturbed one.
+Questions are asked in batches whose make-up depends on the questions alone, never on what has been answered before
+(pdrop/evaluation/batching.py): a run that was killed and started again gives every answer in the same company as an
+undisturbed one. The next batches are prepared while the model answers (pdrop/evaluation/prefetch.py).
 
 An exception is never swallowed, and no answer is ever made up: it becomes a QuestionError that names task and document.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +21,20 @@ from torch import Tensor
 
 from pdrop.engine import attach
 from pdrop.environment import accelerator
-from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError, described, pack, pack_attention
+from pdrop.evaluation.answers import Answer, AnswerStore, Question, pack, pack_attention
+from pdrop.evaluation.batching import blame, planned, scope_of
 from pdrop.evaluation.generation_arguments import GenerationArguments
+from pdrop.evaluation.picture_cache import of_process
 from pdrop.evaluation.pictures import layout_of, pictures_of, tower_of
+from pdrop.evaluation.prefetch import Preparation, ahead
 from pdrop.evaluation.progress import Progress
 from pdrop.evaluation.prompts import PromptBuilder
+from pdrop.evaluation.rows import PromptPictures
 from pdrop.methods.base import Method
 from pdrop.methods.transfer import moved, read_back
 from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import Checkpoint
-from pdrop.pictures import as_shown
-from pdrop.record import RunSpec, canonical_json
+from pdrop.record import RunSpec
 from pdrop.schedule import Schedule
 
 
@@ -42,6 +47,27 @@ class Answered:
     reused: int
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Questions that are asked in one forward, as the model takes them.
+
+    Attributes:
+        questions: All with images, or with videos, or with none of both.
+        prompts: Rendered.
+        inputs: The processor's, padded; floating tensors in the model's dtype, on the host until they are asked.
+        sizes: (width, height) of the pictures of each.
+        videos: Of each: (width, height) of its videos, and how many frames.
+        lengths: Tokens of the answers whose likelihood is asked for; None: answers are generated.
+    """
+
+    questions: list[Question]
+    prompts: list[str]
+    inputs: Any
+    sizes: list[list[tuple[int, int]]]
+    videos: list[list[tuple[tuple[int, int], int]]]
+    lengths: list[int] | None
+
+
 class Generator:
     """One checkpoint under one method and schedule, asked as a spec says.
 
@@ -50,16 +76,30 @@ class Generator:
         method: What ranks the visual tokens; None with an empty schedule.
         schedule: Where and how many.
         spec: How: the fields of RunSpec that its use here names.
+        preparation: How prompts come to the model; None: as conf/run.yaml has it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, method: Method | None, schedule: Schedule, spec: RunSpec) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        method: Method | None,
+        schedule: Schedule,
+        spec: RunSpec,
+        preparation: Preparation | None = None,
+    ) -> None:
+        preparation = preparation or Preparation()
         longest = checkpoint.model.config.get_text_config(decoder=True).max_position_embeddings
         self.model, self.tokenizer = checkpoint.model, checkpoint.processor.tokenizer
         self.method, self.schedule, self.spec = method, schedule, spec
         self.by = {"device": accelerator(str(self.model.device))["device_name"]}
+        self.depth = preparation.depth(self.model.device.type)
+        self.cache = of_process(preparation.cache_bytes)
         self.builder = PromptBuilder.of(checkpoint, spec, longest)
+        if self.depth:  # threads that prepare have a tokenizer to themselves: this one is used while they are at it
+            self.builder.processor = copy.copy(self.builder.processor)
+            self.builder.processor.tokenizer = checkpoint.second_tokenizer
+        self.pixels = method.pixels if method is not None else 1.0
 
-    @torch.inference_mode()
     def answer(
         self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
     ) -> Answered:
@@ -69,56 +109,83 @@ class Generator:
             QuestionError: If anything goes wrong with a question; it names the task and the documents.
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
-        asked, done, planned = 0, 0, list(batches(questions, self.spec.batch_size))
-        check_arguments(planned, self.spec)
-        drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
-        with sdpa_order(self.spec.sdpa_kernel), drops as trace:
-            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
-            for batch in planned:
-                # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
-                # answers of a part, all of it is asked again
-                known = all(question.key in answers for question in batch)
-                for part, prompts, images in [] if known else self._by_images(batch):
-                    if all(question.key in answers for question in part):
+        batches, asked, done = planned(questions, self.builder, self.spec, self.cache, self.pixels), 0, 0
+        # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
+        # answers of a part, all of it is asked again
+        known = [all(question.key in answers for question in batch) for batch in batches]
+        wanted = [batch for batch, there in zip(batches, known) if not there]
+        with closing(ahead(self.prepare, wanted, self.depth)) as ready, self.attached() as trace:
+            for batch, there in zip(batches, known):
+                for part in [] if there else next(ready):
+                    if all(question.key in answers for question in part.questions):
                         continue
-                    with blame(part):
-                        trace.samples = [question.data for question in part]
-                        if part[0].continuation is None:
-                            answered = self._generate(part, prompts, images, trace)
-                        else:
-                            answered = self._score(part, prompts, images, trace)
-                    answers |= {question.key: found for question, found in zip(part, answered)}
-                    asked += len(part)
+                    answered = self.ask(part, trace)
+                    answers |= {question.key: found for question, found in zip(part.questions, answered)}
+                    asked += len(answered)
                     if store is not None:
-                        store.add(zip(part, answered), self.by)
+                        store.add(zip(part.questions, answered), self.by)
                 done += len(batch)
                 if progress is not None:
                     progress(batch[0].task, done, len(questions))
         return Answered([answers[question.key] for question in questions], asked, len(questions) - asked)
 
-    def _by_images(self, questions: Sequence[Question]) -> Iterator[tuple[list[Question], list[str], list[list[Any]]]]:
-        """The questions with images, then those without: processors take no batch that mixes them."""
-        split: dict[bool, list[tuple[Question, str, list[Any]]]] = defaultdict(list)
+    def prepare(self, questions: Sequence[Question]) -> list[Prepared]:
+        """What the model is to be given for a batch; the model itself is not used. Safe to call in many threads.
+
+        Returns:
+            The questions with images, those with videos, those without: processors take no batch that mixes them.
+
+        Raises:
+            QuestionError: As `answer` does.
+        """
+        split: dict[tuple[int, ...], list[tuple[Question, str, PromptPictures]]] = defaultdict(list)
         for question in questions:
             with blame([question]):
-                images = [as_shown(image) for image in question.images()]
-                split[not images].append((question, self.builder.render(question.text, len(images)), images))
+                row = PromptPictures.of(question, scope_of(self.spec), self.cache, self.builder.videos, self.pixels)
+                prompt = self.builder.render(question.text, len(row.contents), row.videos)
+                split[self.builder.videos.kind(len(row.contents), row.videos)].append((question, prompt, row))
+        found = []
         for _, rows in sorted(split.items()):
-            yield [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+            part = [question for question, _, _ in rows]
+            with blame(part):
+                found.append(self._prepared(part, [prompt for _, prompt, _ in rows], [row for _, _, row in rows]))
+        return found
 
-    def _inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        inputs = self.builder.encode(prompts, images, self.method.pixels if self.method is not None else 1.0)
+    def _prepared(self, questions: list[Question], prompts: list[str], rows: list[PromptPictures]) -> Prepared:
+        joined, lengths = prompts, None
+        if questions[0].continuation is not None:
+            ends = [f"{question.continuation}{self.tokenizer.eos_token}" for question in questions]
+            joined = [f"{prompt} {end.lstrip()}" for prompt, end in zip(prompts, ends)]
+            lengths = [self.builder.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
+        inputs = self.builder.encode_rows(joined, rows, self.cache, self.pixels, self.model.dtype)
         inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
-        for name, value in inputs.items():
-            if isinstance(value, Tensor):
-                inputs[name] = moved(value, self.model.device)
-        return inputs
+        videos = [[(video.size, len(video.places)) for video in row.videos] for row in rows]
+        return Prepared(questions, prompts, inputs, [row.sizes for row in rows], videos, lengths)
 
-    def _generate(
-        self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
-    ) -> list[Answer]:
+    @contextmanager
+    def attached(self) -> Iterator[Any]:
+        """The model under its method; gives the trace of what is dropped."""
+        drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
+        with torch.inference_mode(), sdpa_order(self.spec.sdpa_kernel), drops as trace:
+            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
+            yield trace
+
+    def ask(self, part: Prepared, trace: Any) -> list[Answer]:
+        """The answers of a part, inside `attached`.
+
+        Raises:
+            QuestionError: As `answer` does.
+        """
+        with blame(part.questions):
+            trace.samples = [question.data for question in part.questions]
+            for name, value in part.inputs.items():
+                if isinstance(value, Tensor):
+                    part.inputs[name] = moved(value, self.model.device)
+            return self._generate(part, trace) if part.lengths is None else self._score(part, part.lengths, trace)
+
+    def _generate(self, part: Prepared, trace: Any) -> list[Answer]:
+        questions, inputs = part.questions, part.inputs
         arguments, before = GenerationArguments.parse(questions[0].arguments), trace.prefills
-        inputs = self._inputs(prompts, images)
         if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
             torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
         options = arguments.options(self.spec.answer_tokens(questions[0].task))
@@ -126,25 +193,19 @@ class Generator:
         output = output[:, inputs["input_ids"].shape[1] :]
         self._check_prefills(trace, before)
         answers = []
-        for prompt, tokens, prefill in zip(prompts, self._cut(output), self._observed(trace, inputs, images)):
+        for prompt, tokens, prefill in zip(part.prompts, self._cut(output), self._observed(trace, part)):
             text = self.tokenizer.decode(tokens, skip_special_tokens=arguments.skip_special_tokens)
-            for stop in arguments.until:
+            for stop in arguments.until if self.spec.stop == "task" else ():
                 text = text.split(stop)[0] if stop else text
             answers.append(Answer(prompt=prompt, text=text, answer_tokens=len(tokens), **prefill))
         return answers
 
-    def _score(
-        self, questions: list[Question], prompts: list[str], images: list[list[Any]], trace: Any
-    ) -> list[Answer]:
+    def _score(self, part: Prepared, lengths: Sequence[int], trace: Any) -> list[Answer]:
         """Likelihood of given answers, as LLaVA's own evaluation has it: mean over the answer's tokens and its end.
 
         The answer is passed as labels, so that what is dropped is decided by the prompt's last token.
         """
-        before = trace.prefills
-        ends = [f"{question.continuation}{self.tokenizer.eos_token}" for question in questions]
-        joined = [f"{prompt} {end.lstrip()}" for prompt, end in zip(prompts, ends)]
-        inputs = self._inputs(joined, images)
-        lengths = [self.builder.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
+        before, inputs = trace.prefills, part.inputs
         labels = torch.full_like(inputs["input_ids"], -100)
         for row, length in enumerate(lengths):
             labels[row, -length:] = inputs["input_ids"][row, -length:]
@@ -155,20 +216,19 @@ class Generator:
             predicted, target = logits[row, -length - 1 : -1].float(), labels[row, -length:]
             found += [torch.nn.functional.cross_entropy(predicted, target), (predicted.argmax(-1) == target).all()]
         read = [value.item() for value in read_back(found)]
-        observed = self._observed(trace, inputs, images)
+        observed = self._observed(trace, part)
         for row, (length, prefill, loss, greedy) in enumerate(zip(lengths, observed, read[::2], read[1::2])):
             prefill["text_tokens"] -= length
             prefill |= {"loss": loss, "greedy": greedy, "answer_tokens": length}
-            answers.append(Answer(prompt=prompts[row], text="", **prefill))
+            answers.append(Answer(prompt=part.prompts[row], text="", **prefill))
         return answers
 
-    def _observed(self, trace: Any, inputs: Any, images: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        """What the last prefill saw of each prompt, as fields of an Answer; `images` has one entry per prompt."""
-        copies = len(trace.visual) // len(images)  # beams stand side by side in the batch
+    def _observed(self, trace: Any, part: Prepared) -> list[dict[str, Any]]:
+        """What the last prefill saw of each prompt, as fields of an Answer."""
+        copies = len(trace.visual) // len(part.questions)  # beams stand side by side in the batch
         places = range(0, len(trace.visual), copies)
-        read, mode = pictures_of(self.model, inputs), self.builder.image_mode
-        cropped = bool(getattr(self.builder.processor.image_processor, "do_center_crop", False))
-        shown = [None] * len(images) if read is None else read
+        read, mode, cropped = pictures_of(self.model, part.inputs), self.builder.image_mode, self.builder.cropped
+        shown = [None] * len(part.questions) if read is None else read
         tokens, per_layer, kept, attention = trace.tokens, trace.visual_tokens, trace.kept, trace.attention
         return [
             {
@@ -177,10 +237,10 @@ class Generator:
                 "visual_per_layer": [layer[place] for layer in per_layer],
                 "kept": [pack(boundary[place].tolist()) for boundary in kept],
                 "images": None if pictures is None else tower_of(pictures),
-                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped),
+                "layout": None if pictures is None else layout_of(pictures, own, mode, cropped[0], films, cropped[1]),
                 "attention": pack_attention(attention[place]),
             }
-            for place, pictures, own in zip(places, shown, images)
+            for place, pictures, own, films in zip(places, shown, part.sizes, part.videos)
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
@@ -195,42 +255,3 @@ class Generator:
     def _check_prefills(trace: Any, before: int) -> None:
         if trace.prefills != before + 1:
             raise RuntimeError(f"expected one prefill, saw {trace.prefills - before}: what was dropped is not known")
-
-
-def batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    """Batches of equal generation arguments, longest text first, in an order that the questions alone decide."""
-    groups: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        groups[canonical_json([question.continuation is None, dict(question.arguments)])].append(question)
-    for _, group in sorted(groups.items()):
-        group.sort(key=lambda q: (-len(q.text), q.text, q.task, q.doc_id, q.idx))
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
-
-
-def check_arguments(planned: Iterable[Sequence[Question]], spec: RunSpec) -> None:
-    """Refuse what cannot be honoured, before anything is asked.
-
-    Raises:
-        QuestionError: Naming the task and the documents.
-    """
-    for batch in planned:
-        with blame(batch):
-            GenerationArguments.parse(batch[0].arguments).options(spec.answer_tokens(batch[0].task))
-
-
-@contextmanager
-def blame(questions: Sequence[Question]) -> Iterator[None]:
-    """Turn any exception into a QuestionError that names the task and the documents it happened with.
-
-    Raises:
-        QuestionError: With the cause chained.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:  # a task that calls sys.exit has failed, too
-        documents = ", ".join(str(question.doc_id) for question in questions)
-        advice = "; use a smaller batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
-        raise QuestionError(f"task {questions[0].task}, doc_id {documents}: {described(error)}{advice}") from error

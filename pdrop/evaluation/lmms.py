@@ -28,7 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pdrop.evaluation import generation_arguments, grounding, task_index
+from pdrop import thumbnails
+from pdrop.evaluation import generation_arguments, grounding, official, task_index
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
@@ -42,6 +43,7 @@ from pdrop.samples import write_samples
 
 if TYPE_CHECKING:
     from pdrop.evaluation.generation import Answered
+    from pdrop.evaluation.prefetch import Preparation
     from pdrop.methods.base import Method
     from pdrop.models.checkpoint import Checkpoint
     from pdrop.record import RunSpec
@@ -106,6 +108,7 @@ def evaluate(
     progress: bool | Progress = False,
     generator: Answering | None = None,
     boxes: str | None = None,
+    preparation: Preparation | None = None,
 ) -> Evaluation:
     """Score tasks, or go on where a killed run stopped.
 
@@ -115,11 +118,13 @@ def evaluate(
         schedule: Where and how many.
         spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
             limit never splits samples that are scored together.
-        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there.
+        folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there, and small
+            pictures beside the runs (pdrop/thumbnails.py).
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
         generator: Answers instead of this process.
         boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
+        preparation: How prompts come to this process's model; None: as conf/run.yaml has it.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
@@ -132,7 +137,7 @@ def evaluate(
         raise ValueError("WORLD_SIZE > 1: a run is started as one process; workers=8 answers with many")
     if generator is None:
         assert checkpoint is not None
-        generator = Generator(checkpoint, method, schedule, spec)
+        generator = Generator(checkpoint, method, schedule, spec, preparation)
     store = AnswerStore(folder / "answers.jsonl")
     everything: list[Question] = []
 
@@ -144,7 +149,21 @@ def evaluate(
         boxes = grounding.family_of(spec.tasks, checkpoint.model.config.model_type)
     evaluation = scored_answers(spec, answer, folder, task_dirs, progress, boxes)
     evaluation.answered_by = answered_by(store, everything)
+    for task, result in evaluation.results.items():
+        own = {question.doc_id: question for question in everything if question.task == task}
+        thumbnails.keep(folder, task, result.data_hash, {n: _blamed(question) for n, question in own.items()})
     return evaluation
+
+
+def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
+    """Gives a question's pictures; what goes wrong names the question."""
+    from pdrop.evaluation.batching import blame
+
+    def images() -> Sequence[Any]:
+        with blame([question]):
+            return question.images()
+
+    return images
 
 
 def scored_answers(
@@ -189,6 +208,8 @@ def scored_answers(
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
             result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
+        if spec.protocol == "official":
+            result.main_metric = official.main_metric(name, result.scores) or result.main_metric
         result.wall_s = time.perf_counter() - started
         samples[name] = scored
         evaluation.results[name] = result

@@ -6,9 +6,9 @@ Every score here is a sum over strata of a quotient of sums,
 
 with one numerator, denominator and stratum per sample: a mean (denominators 1), POPE's F1 (2 * hit over answered yes
 plus truly yes), MME's points (a stratum per category, a pair's accuracies on its two questions), MMBench's circles (on
-a question's first row, whether all its rotations are right), a mean of categories. What is found is held against the
-task's own aggregation; where it does not give the task's own score there are no parts, and no interval is made of
-them. No torch, no lmms-eval.
+a question's first row, whether all its rotations are right), NaturalBench's groups, a mean of categories. What is found
+is held against the task's own aggregation; where it does not give the task's own score there are no parts, and no
+interval is made of them. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ Aggregate = Callable[[list[Any]], Any]
 
 NEAR = 2e-5  # of a full score: some aggregations round to five digits
 FRACTIONS = {
-    *("exact_match", "acc", "acc_norm", "anls", "f1", "accuracy", "average"),
+    *("exact_match", "acc", "acc_norm", "anls", "f1", "accuracy", "average", "mmmu_acc"),
     *("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
 }
 YES_NO = ("f1", "f1_score", "precision", "recall", "yes_ratio")
+# NaturalBench: what is counted at a row of a group, by the steps to the rows that must be right for it
+FOURS: dict[str, dict[int, tuple[int, ...]]] = {
+    "G_ACC": {0: (0, 1, 2, 3)},
+    "Q_ACC": {0: (0, 1), 2: (0, 1)},
+    "I_ACC": {0: (0, 2), 1: (0, 2)},
+}
 STRATA = ("category", "l2_category", "task_type", "task_category", "task", "sub_task", "subdomain", "type")
 
 
@@ -96,7 +102,7 @@ def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) 
     there = [entry for entry in entries if entry is not None]
     numbers = [None if entry is None else number(entry) for entry in entries]
     if all(isinstance(entry, Mapping) for entry in there):
-        for parts, whole in (counted(name, entries), pairs(entries), together(name, entries)):
+        for parts, whole in (counted(name, entries), pairs(entries), together(name, entries), fours(name, entries)):
             if parts is not None and near(score_of(parts), value):
                 return Metric(value, numbers, parts, whole, len(there))
     if sum(one is not None for one in numbers) < len(there):
@@ -179,6 +185,22 @@ def together(name: str, entries: Entries) -> tuple[list[Part | None] | None, flo
         first = entry is not None and entry["pair_index"] in waiting
         found.append(None if entry is None else (float(first and hit[entry["pair_index"]]), float(first), ""))
         waiting -= {entry["pair_index"]} if entry is not None else set()
+    return found, 1.0
+
+
+def fours(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
+    """Parts of NaturalBench's shares (arXiv 2410.14669) of groups, questions and pictures whose answers are all right,
+    and a full score. Rows 0 to 3 of a group: question 0 on picture 0, on picture 1, question 1 on both."""
+    kind = next((kind for kind in FOURS if name == f"naturalbench_{kind}"), None)
+    if kind is None or not all(e is None or {"id", "score"} <= set(e) for e in entries):
+        return None, 1.0
+    right = {int(entry["id"]): float(entry["score"]) for entry in entries if entry is not None}
+    found: list[Part | None] = []
+    for entry in entries:
+        place = -1 if entry is None else int(entry["id"])
+        others = FOURS[kind].get(place % 4, ())  # that are counted with this row; none: they are with another's
+        hit = bool(others) and all(right.get(place + step) == 1 for step in others)
+        found.append(None if entry is None else (float(hit), float(bool(others)), ""))
     return found, 1.0
 
 

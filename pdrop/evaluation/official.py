@@ -9,8 +9,9 @@
                     matching_util.py); what no rule reads is wrong, where the official tool asks a judge
     MME             mme_total_score         perception and cognition together
 
-lmms-eval 0.7.3 takes POPE's and ScienceQA's answers for wrong unless they are the word or letter alone, and GQA's for
-right without their punctuation. No torch, no lmms-eval.
+Under protocol=official these are the scores that tables show (MAIN), and lmms-eval's stand beside them; under others it
+is the reverse. lmms-eval 0.7.3 takes POPE's and ScienceQA's answers for wrong unless they are the word or letter alone,
+and GQA's for right without their punctuation. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from pdrop.evaluation.metrics import YES_NO, Metric, Part, circles, pairs, score
 
 LETTERS = "ABCDEFGH"
 BLANKS = str.maketrans(".()[],:;!*#{}", " " * 13)
+# by the beginning of a task's name; of MME papers print the perception, lmms-eval's own main score
+MAIN = {
+    "pope": "official_f1",
+    "scienceqa": "official_accuracy",
+    "gqa": "official_accuracy",
+    "mmbench": "circular_accuracy",
+}
 Samples = Sequence[Mapping[str, Any]]  # as lmms-eval logs them: doc, target, filtered_resps and the metrics
 
 
@@ -46,6 +54,17 @@ def official(task: str, samples: Samples) -> dict[str, Metric]:
     elif task.startswith("mme"):
         found = mme(samples)
     return found
+
+
+def main_metric(task: str, scores: Iterable[str]) -> str | None:
+    """The score by the official rule that published tables print of a task; None where it is lmms-eval's own.
+
+    Args:
+        task: Its name.
+        scores: That were found of it.
+    """
+    there = [*scores]
+    return next((metric for start, metric in MAIN.items() if task.startswith(start) and metric in there), None)
 
 
 def said(sample: Mapping[str, Any]) -> str:

@@ -12,24 +12,23 @@ a grid of rows x columns tokens over a box of the picture (fractions of the task
 of 0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and
 OneVision: the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the
 picture's shape. A layout that blocks cannot say (class tokens, a lone newline, tiles that were not joined) is None.
+Each frame of a video (of Qwen's: each pair) is an entry of its own, before those of pictures; there, a token that lies
+nowhere in it (a class token, the newline that ends a video) is a block of one in an empty box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pdrop.engine.pictures import SeenPicture, UnknownLayout, read_pictures
 from pdrop.engine.visual import visual_tokens
 from pdrop.evaluation.answers import Seen
 from pdrop.methods.layout import TokenGrid
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Block = list[float]
 Layout = list[list[Block]]
-WHOLE = [0.0, 0.0, 1.0, 1.0]
+WHOLE, NOWHERE = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 
 
 def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]] | None:
@@ -56,27 +55,56 @@ def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
 
 
 def layout_of(
-    pictures: Sequence[SeenPicture], images: Sequence[Image], image_mode: str, cropped: bool
+    pictures: Sequence[SeenPicture],
+    sizes: Sequence[tuple[int, int]],
+    image_mode: str,
+    cropped: bool,
+    videos: Sequence[tuple[tuple[int, int], int]] = (),
+    frames_cropped: bool = False,
 ) -> Layout | None:
     """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
 
     Args:
         pictures: As they were read.
-        images: The task's own.
-        image_mode: "crop" or "pad".
+        sizes: (width, height) of the task's own.
+        image_mode: "crop" or "pad"; frames of videos are never padded.
         cropped: Whether the processor cuts a square out of the middle.
+        videos: (width, height), and number of frames, of those that stand before the pictures.
+        frames_cropped: Whether the processor cuts a square out of the middle of their frames.
     """
-    if len(pictures) != len(images):
-        return None
+    left = list(pictures)
     layout: Layout = []
-    for picture, image in zip(pictures, images):
+    # videos are read as a picture each, or as one for each frame
+    apart = len(pictures) == len(sizes) + sum(count for _, count in videos)
+    for (width, height), count in videos:
+        for _ in range(min(len(left), count if apart else 1)):
+            layout += frames_of(left.pop(0).grids or [], seen_box(width, height, "crop", frames_cropped))
+    if len(left) != len(sizes):
+        return None
+    for picture, (width, height) in zip(left, sizes):
         square = picture.tower == 1 and len(picture.grids or ()) == 1
-        box = seen_box(image.width, image.height, image_mode, cropped) if square else WHOLE
+        box = seen_box(width, height, image_mode, cropped) if square else WHOLE
         blocks = blocks_of(picture.grids or [], box)
         if blocks is None:
             return None
         layout.append(blocks)
     return layout
+
+
+def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
+    """The blocks of each frame of a video; what stands before or after all frames goes with the next, or the last."""
+    frames: Layout = []
+    lone: list[Block] = []
+    whole = any(grid.height * grid.width > 1 for grid in grids)
+    for grid in grids:
+        if whole and grid.height * grid.width == 1:
+            lone.append([grid.height, grid.width, 0, *NOWHERE])
+        else:
+            frames.append([*lone, [grid.height, grid.width, grid.stride - grid.width, *box]])
+            lone = []
+    if frames:
+        frames[-1] += lone
+    return frames
 
 
 def blocks_of(grids: Sequence[TokenGrid], box: list[float]) -> list[Block] | None:

@@ -1,6 +1,6 @@
 """Whose settings a model is asked with: those of its published numbers, of lmms-eval's own wrapper, of its checkpoint.
 
-A protocol is a file of conf/protocol/: settings by family (a config's model_type), as plain values. One choice sets
+A protocol is a file of conf/protocols/: settings by family (a config's model_type), as plain values. One choice sets
 what moves a number before anything is dropped: template and system message, how pictures are prepared and how large
 they may be, how long an answer may get, whose prompts of a task are taken. Each becomes a field of RunSpec under its
 own name; a dial of that name wins. docs/protocols.md says where each value is from. No torch.
@@ -12,9 +12,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from pdrop.record import ImageBackend, ImageMode, PromptStyle, canonical_json, check_word
+from pdrop.record import (
+    FrameSampling,
+    ImageBackend,
+    ImageMode,
+    ImagePlacing,
+    PromptStyle,
+    Stop,
+    canonical_json,
+    check_word,
+)
 
 ANY = "*"  # a family's name that stands for all
+NOTHING = "none"  # a dial's word for no system message, or no wrapper, where the protocol has one
+WORDS: dict[str, Any] = {
+    "prompt": PromptStyle,
+    "image_mode": ImageMode,
+    "image_backend": ImageBackend,
+    "stop": Stop,
+    "image_placing": ImagePlacing,
+    "frame_sampling": FrameSampling,
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,8 @@ class FamilySettings:
     """What a protocol says of one family; the fields that RunSpec has, too, are documented there.
 
     Attributes:
+        lengths: Tokens of an answer, for tasks of these names that set none; `*` in a name stands for anything, and of
+            several names that fit the longest counts.
         sampled: How the published answers were drawn, where they were; ours are greedy. None: they were not.
     """
 
@@ -33,14 +53,22 @@ class FamilySettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
+    frames: int = 8
+    frame_sampling: FrameSampling = "middles"
+    fps: float | None = None
+    min_frame_pixels: int | None = None
+    max_frame_pixels: int | None = None
+    max_video_pixels: int | None = None
+    frame_times: bool = False
     wrapper: str | None = None
+    stop: Stop = "task"
+    image_placing: ImagePlacing = "marked"
     lengths: Mapping[str, int] | None = None
     sampled: str | None = None
 
     def __post_init__(self) -> None:
-        check_word("prompt", self.prompt, get_args(PromptStyle))
-        check_word("image_mode", self.image_mode, get_args(ImageMode))
-        check_word("image_backend", self.image_backend, get_args(ImageBackend))
+        for name, words in WORDS.items():
+            check_word(name, getattr(self, name), get_args(words))
 
 
 SETTINGS = tuple(field.name for field in fields(FamilySettings) if field.name not in ("lengths", "sampled"))
@@ -73,9 +101,10 @@ def settle(settings: FamilySettings, given: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         settings: The protocol's of the family.
-        given: The dials, by the fields' names; None: not set.
+        given: The dials, by the fields' names; None: not set. "none": without the protocol's system message or wrapper.
     """
     found = {name: getattr(settings, name) if given.get(name) is None else given[name] for name in SETTINGS}
+    found |= {name: None for name in ("system", "wrapper") if found[name] == NOTHING}
     # whoever says how long answers may be means all tasks
     lengths = settings.lengths if given.get("max_new_tokens") is None else None
     return found | {"lengths": canonical_json(dict(lengths)) if lengths else ""}

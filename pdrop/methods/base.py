@@ -48,6 +48,9 @@ class Method:
         tower_layers: Layers of the vision tower whose attention or keys it reads in `view.tower`, counted from 0 or,
             negative, from the end; () where states alone are read. None: it does not look at the tower, and nothing of
             it is kept.
+        merged_tower_layers: The same of a tower that makes one token of several patches (Qwen's). None: its authors
+            have no rule for these, and they are refused.
+        class_token: Whether it cannot do without the tower's class token, which SigLIP's and Qwen's have not.
     """
 
     positions: Positions = field(default="original", kw_only=True)
@@ -57,6 +60,8 @@ class Method:
     adaptive: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = False
     tower_layers: ClassVar[tuple[int, ...] | None] = None
+    merged_tower_layers: ClassVar[tuple[int, ...] | None] = None
+    class_token: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -101,6 +106,10 @@ class Method:
     def looks_at(self) -> tuple[int, ...] | None:
         """`tower_layers`; of a random twin, what its numbers need."""
         return self.tower_layers
+
+    def looks_at_merged(self) -> tuple[int, ...] | None:
+        """`merged_tower_layers`; of a random twin, what its numbers need."""
+        return self.merged_tower_layers
 
     # ------------------------------------------------------------------ how many
 

@@ -69,9 +69,12 @@ class Diverse(InFront):
 
     def kernel_macs(self, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Multiply-adds of the kernel and of choosing."""
-        frames = sizes.tower.frames(prompt.visual, prompt.images)
-        count = round(min(prompt.visual_per_layer)) // max(1, len(frames))
-        return sum((h * w) ** 2 * sizes.hidden + h * w * max(0, count - 1) * (count - 2) / 2 for h, w in frames)
+        frames = [h * w / sizes.tower.merge**2 for h, w in sizes.tower.frames(prompt.visual, prompt.images)]
+        left, total, macs = round(min(prompt.visual_per_layer)), sum(frames), 0.0
+        for tokens in frames:
+            count = int(left * tokens / total)
+            macs += tokens**2 * sizes.hidden + tokens * max(0, count - 1) * (count - 2) / 2
+        return macs
 
 
 @dataclass(frozen=True)
@@ -225,18 +228,19 @@ def likeliest(kernel: Tensor, count: int) -> Tensor:
     """
     import torch
 
-    variance, taken = kernel.diagonal().clone(), torch.zeros(len(kernel), dtype=torch.bool, device=kernel.device)
+    variance = kernel.diagonal().clone()
     factors, least = kernel.new_zeros(count, len(kernel)), variance.max() * torch.finfo(kernel.dtype).eps ** 2
     turns: list[Tensor] = []
     for number in range(count):
-        best = variance.masked_fill(taken, -torch.inf).argmax()
+        own, best = variance.max(0, keepdim=True)  # [1], for a number's value would be asked of the device
         turns.append(best)
-        taken[best] = True
         if number + 1 == count:
             break
-        known = factors[:number].T @ factors[:number, best, None]  # [N, 1]
+        variance.index_fill_(0, best, -torch.inf)  # what is taken is not taken again
+        known = factors[:number].T @ factors[:number].index_select(1, best)  # [N, 1]
         # nothing is left but rounding where the kernel's rank is exhausted: such a token says nothing of others
-        says = variance[best] > least
-        factors[number] = (kernel[best] - known[:, 0]) * says / variance[best].clamp(min=least).sqrt()
+        says = own > least
+        row = kernel.index_select(0, best)[0]
+        factors[number] = (row - known[:, 0]) * says / own.clamp(min=least).sqrt()
         variance = variance - factors[number].square()
-    return torch.stack(turns) if turns else torch.zeros(0, dtype=torch.long, device=kernel.device)
+    return torch.cat(turns) if turns else torch.zeros(0, dtype=torch.long, device=kernel.device)

@@ -31,6 +31,7 @@ class CDPrunerEmbeddings(Diverse):
 
     negative: bool = False
     tower_layers: ClassVar[tuple[int, ...] | None] = ()
+    merged_tower_layers: ClassVar[tuple[int, ...] | None] = ()
 
     def relevance(self, view: View, row: int, places: Tensor) -> Tensor:
         """Mean over the question's tokens of the cosine to each visual token."""

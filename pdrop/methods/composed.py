@@ -53,6 +53,9 @@ class Composed(Method):
         """The first one's look at the vision tower."""
         return self.front.looks_at()
 
+    def looks_at_merged(self) -> tuple[int, ...] | None:
+        return self.front.looks_at_merged()
+
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
         """Whether the second one finds its numbers."""

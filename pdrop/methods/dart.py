@@ -89,19 +89,20 @@ class DART(Method):
             pivots = pivots[: len(own) + int(asks[row])]  # a question may have fewer words than pivots are asked for
             states = view.final_norm(view.output[row, torch.cat([image, pivots])])
             states = torch.nn.functional.normalize(states.float(), dim=-1, eps=1e-8).to(scores.device)
-            like = states[: len(image)] @ states[len(image) :].T  # [visual, pivots]
-            scores[row, own] = 2.0
+            chosen = torch.isin(image, own)
+            like = (states[: len(image)] @ states[len(image) :].T).detach()  # [visual, pivots]
+            like, turns = like.masked_fill(chosen[:, None], torch.inf), 2.0 * chosen
             numbers = {place: number for number, place in enumerate(named[row][: len(pivots)].tolist())}
-            left = torch.isin(image, own)
             wanted = stays - pinned - len(own)
             each = -(-wanted // max(1, len(pivots)))
             # a set of a list: made of anything else it can have another order
             for turn, place in enumerate(set(list(numbers))):
                 take = min(each, wanted)
-                mine = like[:, numbers[place]].masked_fill(left, float("inf")).argsort(stable=True)[:take]
-                left[mine] = True
-                scores[row, image[mine]] = 1.0 + 0.5 / (1 + turn)
+                mine = like[:, numbers[place]].argsort(stable=True)[:take]
+                like.index_fill_(0, mine, torch.inf)
+                turns.index_fill_(0, mine, 1.0 + 0.5 / (1 + turn))
                 wanted -= take
+            scores[row, image] = turns
         return scores
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:

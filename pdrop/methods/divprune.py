@@ -69,11 +69,10 @@ def diverse(states: Tensor, count: int) -> Tensor:
     apart = 1 - states @ states.T
     # the nearest of each is itself, to rounding; the second nearest is another one
     nearest = apart.topk(min(2, len(apart)), 0, largest=False).values[-1]
-    chosen = [nearest.argmax()]
-    nearest = apart[chosen[0]].clone()
-    taken = torch.zeros_like(nearest, dtype=torch.bool)
+    turns = [nearest.argmax(0, keepdim=True)]  # [1], for a number's value would be asked of the device
+    apart.fill_diagonal_(-torch.inf)  # what is chosen is never the farthest again
+    nearest = apart.index_select(0, turns[0])[0]
     for _ in range(count - 1):
-        taken[chosen[-1]] = True
-        chosen.append(nearest.masked_fill(taken, -torch.inf).argmax())
-        nearest = torch.minimum(nearest, apart[chosen[-1]])
-    return torch.stack(chosen)
+        turns.append(nearest.argmax(0, keepdim=True))
+        nearest = torch.minimum(nearest, apart.index_select(0, turns[-1])[0])
+    return torch.cat(turns)

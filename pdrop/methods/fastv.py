@@ -8,7 +8,6 @@ variant that prunes once, at prefill, and keeps the original positions.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,17 +15,25 @@ from typing import TYPE_CHECKING
 from pdrop.methods.base import Method, View
 from pdrop.schedule import Schedule, Stage, single
 
-log = logging.getLogger("pdrop")
-
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
 class FastV(Method):
-    """Attention from the query tokens in layer K-1; keeps round(n * keep) tokens, halves to even as Python rounds."""
+    """Attention from the query tokens in layer K-1; keeps round(n * keep) tokens, halves to even as Python rounds.
+
+    Attributes:
+        several: True: its ranking at each boundary of any schedule, which is a method of one's own.
+    """
 
     observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
+    several: bool | None = field(default=None, kw_only=True)
+
+    @property
+    def one_boundary(self) -> bool:  # type: ignore[override]
+        """Whether its schedule has one boundary only: FastV prunes once."""
+        return not self.several
 
     def count(self, stage: Stage, visual: int) -> int:
         """round(n * keep), the rule of the authors' implementation for transformers models (25 at 0.5 -> 12)."""
@@ -37,10 +44,13 @@ class FastV(Method):
         return view.attention()
 
     def check(self, schedule: Schedule) -> None:
-        """As `Method.check`; more than one boundary is no FastV, and is said to be none."""
+        """As `Method.check`; with what else there is to do about several boundaries."""
+        if self.one_boundary and len(schedule) > 1:
+            raise ValueError(
+                f"FastV prunes once: give it one boundary (layers=[2]), not {schedule}; its ranking at several of them "
+                "is a method of your own, FastV(several=True)"
+            )
         super().check(schedule)
-        if len(schedule) > 1:
-            log.warning("FastV has one boundary; its ranking at %d of them is a method of your own", len(schedule))
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One boundary before layer 2."""

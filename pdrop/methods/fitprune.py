@@ -46,11 +46,16 @@ class FitPrune(Method):
     def score(self, view: View) -> Tensor:
         """Mean over the visual rows times the sum over the question's, [B, T]."""
         own, question = self.attention(view)
-        words = (view.question() | view.query).sum(1, keepdim=True)
-        return own * question * words
+        if view.block is not None:
+            return own * question * (view.block.query + 1 - view.block.stop)
+        return own * question * (view.question() | view.query).sum(1, keepdim=True)
 
     def attention(self, view: View) -> tuple[Tensor, Tensor]:
         """The largest head's attention from the picture and from the question, means over the rows, [B, T] each."""
+        if (block := view.block) is not None:  # all rows in their order
+            rows = view.attention_rows(view.valid, range(view.index.shape[1]))
+            largest = rows.probabilities.amax(1)  # [B, T, T]
+            return largest[:, block.start : block.stop].mean(1), largest[:, block.stop : block.query + 1].mean(1)
         words = view.question() | view.query
         asking = view.visual | words
         most = max(visual + text for visual, text in zip(view.visual_counts, view.text_counts))

@@ -1,9 +1,9 @@
 """What methods before the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
 
-The schedule's number is the prompt's. Every picture, tile and crop of it gets the same whole share of that, int(number
-/ tiles), as the published codes give each the same number: 640, 320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32
-for each of five tiles. What a tile does not have, since padding was cut away, is not handed on. Newline tokens go,
-which none of these codes has; nothing does where all tokens are to stay.
+The schedule's number is the prompt's. Every picture, tile and crop of it gets a whole share of that, rounded down, by
+what it has in the tower: the same number each where all are of one size, as in the published codes, where 640, 320 and
+160 "tokens" of LLaVA-NeXT are 128, 64 and 32 for each of five tiles. What a tile does not have, since padding was cut
+away, is not handed on. Newline tokens go, which none of these codes has; nothing does where all tokens are to stay.
 """
 
 from __future__ import annotations
@@ -33,10 +33,16 @@ class InFront(Method):
 
     # ------------------------------------------------------------------ how many
 
-    def share(self, stage: Stage, visual: int, tiles: int) -> int | None:
-        """How many tokens of each tile stay, made ones included; None where nothing goes."""
+    def divided(self, stage: Stage, visual: int, tiles: Sequence[int]) -> list[int] | None:
+        """How many tokens of each tile stay, made ones included; None where nothing goes.
+
+        Args:
+            stage: What is opened.
+            visual: The prompt's tokens.
+            tiles: Rows of the tower of each tile, or of each picture.
+        """
         whole = self.count(stage, visual)
-        return None if whole >= visual else whole // max(1, tiles)
+        return None if whole >= visual else [whole * rows // sum(tiles) for rows in tiles]
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
         """Each tile's share, of what it has."""
@@ -44,21 +50,25 @@ class InFront(Method):
         found = []
         for row, original in enumerate(visual):
             tiles = tiles_of(view, row)
-            each = self.share(view.stage, original, len(tiles))
-            found.append((original, 0) if each is None else self.made(view, [min(each, len(t.places)) for t in tiles]))
+            shares = self.divided(view.stage, original, [tile.rows for tile in tiles])
+            ends = None if shares is None else [min(n, len(tile.places)) for n, tile in zip(shares, tiles)]
+            found.append((original, 0) if ends is None else self.made(view, row, ends))
         return found
 
-    def made(self, view: View, each: list[int]) -> tuple[int, int]:
+    def made(self, view: View, row: int, each: list[int]) -> tuple[int, int]:
         """Of a prompt's tiles that end with so many tokens each: how many stay as they are, how many are made."""
         return sum(each), 0
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
-        """As many of every crop."""
-        tiles = prompt.images if isinstance(prompt.images, int) else 1
+        """Every crop's or picture's share."""
+        if isinstance(prompt.images, int):
+            tiles = [1] * prompt.images
+        else:
+            tiles = [height * width for height, width in prompt.grids]
         left = super().entering(schedule, prompt, num_layers)
-        if tiles < 2:
+        if len(tiles) < 2:
             return left
-        return [n if n >= prompt.visual else float(n // tiles * tiles) for n in left]
+        return [n if n >= prompt.visual else float(sum(n * rows // sum(tiles) for rows in tiles)) for n in left]
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One cut before the decoder."""
@@ -76,22 +86,27 @@ class InFront(Method):
         assert view.stage is not None
         for row, original in enumerate(view.originals):
             tiles = tiles_of(view, row)
-            each = self.share(view.stage, original, len(tiles))
-            if each is None or len(tiles) < least:
+            shares = self.divided(view.stage, original, [tile.rows for tile in tiles])
+            if shares is None or len(tiles) < least:
                 continue
-            for tile in tiles:
+            for tile, each in zip(tiles, shares):
                 places = on_device(tile.places, view.index.device)
                 if view.pinned[row]:
                     places = places[view.visual[row, places]]
                 yield row, tile, places, each
 
     def pictures(self, view: View, row: int) -> Iterator[tuple[list[Tile], int]]:
-        """A prompt's pictures that lose tokens, and how many each ends with: the same number of each."""
+        """A prompt's pictures that lose tokens, and how many each ends with."""
         assert view.stage is not None
         pictures = view.tower.pictures[row]
-        each = self.share(view.stage, view.originals[row], len(pictures))
-        if each is not None:
-            yield from ((picture, each) for picture in pictures)
+        rows = [sum(tile.rows for tile in picture) for picture in pictures]
+        yield from zip(pictures, self.divided(view.stage, view.originals[row], rows) or ())
+
+    def attended(self, view: View) -> int:
+        """The layer of the tower whose attention it ranks by."""
+        layers = self.merged_tower_layers if view.tower.merges > 1 else self.tower_layers
+        assert layers
+        return layers[-1]
 
     def by_tile(self, view: View, scores: Tensor) -> Tensor:
         """Scores in 0..1, raised by 1 for the best of each tile where a prompt has several. [B, T]."""
@@ -108,7 +123,7 @@ class InFront(Method):
         if not schedule or not prompt.visual:
             return ()
         frames = sizes.tower.frames(prompt.visual, prompt.images)
-        asked = 1.0 if sizes.tower.class_tokens else max((h * w for h, w in frames), default=0.0)
+        asked = 1.0 if sizes.tower.class_tokens else max((h * w for h, w in frames), default=0.0)  # of each, at most
         return (asked,) * layers
 
 
@@ -122,15 +137,15 @@ class Made:
     """Tokens that a prompt is given: states [m, D], their centres' places [m], what they are made of [m, T].
 
     Attributes:
-        place: Which token they stand after, -1: before the prompt.
+        place: Which token they stand after, -1: before the prompt; or one for each, [m].
     """
 
     states: Tensor
     centres: Tensor
     weights: Tensor
-    place: int = -1
+    place: int | Tensor = -1
 
-    def after(self, place: int) -> Made:
+    def after(self, place: int | Tensor) -> Made:
         """Standing after a place."""
         return replace(self, place=place)
 

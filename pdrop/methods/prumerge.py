@@ -53,6 +53,7 @@ class PruMerge(InFront):
     plus: bool = False
     neighbours: int = 32
     tower_layers: ClassVar[tuple[int, ...] | None] = (-1,)
+    class_token: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class PruMerge(InFront):
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
-    def made(self, view: View, each: list[int]) -> tuple[int, int]:
+    def made(self, view: View, row: int, each: list[int]) -> tuple[int, int]:
         return 0, sum(each)
 
     # ------------------------------------------------------------------ which
@@ -94,8 +95,6 @@ class PruMerge(InFront):
         """[P, R] float32, softmax over all rows of a tile."""
         import torch
 
-        if not view.tower.classes:
-            raise ValueError("PruMerge ranks by the vision tower's class token, and this tower has none")
         query, keys = view.tower.query(-1).float(), view.tower.keys(-1).float()  # [P, heads, size], [P, heads, R, size]
         width = query.shape[1] * query.shape[2]
         products = torch.einsum("phrs,phs->pr", keys, query)
@@ -142,11 +141,12 @@ class PruMerge(InFront):
         (read,) = read_back([scores])
         for row, original in enumerate(view.originals):
             tiles = tiles_of(view, row)
-            share = None if view.stage.adaptive else self.share(view.stage, original, len(tiles))
-            if not going[row] or share == 0:
+            sizes = [tile.rows for tile in tiles]
+            shares = None if view.stage.adaptive else self.divided(view.stage, original, sizes)
+            if not going[row] or (shares is not None and not any(shares)):
                 continue
-            for tile in tiles:
-                each = None if share is None else min(share, len(tile.places)) - 1
+            for number, tile in enumerate(tiles):
+                each = None if shares is None else min(shares[number], len(tile.places)) - 1
                 taken = self.taken(read, row, tile, each)
                 chosen, places = on_device(taken, goes.device), on_device(tile.places, goes.device)
                 weights = self.weights(attention[row], keys[rows[row]], places, chosen)

@@ -49,6 +49,10 @@ class RandomDrop(Method):
         """No layer, but which tokens are of which tile, where `like` counts by these."""
         return None if self.like is None or self.like.looks_at() is None else ()
 
+    def looks_at_merged(self) -> tuple[int, ...] | None:
+        """The same, where `like` has a rule for such towers."""
+        return None if self.like is None or self.like.looks_at_merged() is None else ()
+
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         """As many as enter each layer under `like`."""
         if self.like is None:
@@ -110,6 +114,9 @@ class RandomAdaptive(RandomDrop):
 
     def looks_at(self) -> tuple[int, ...] | None:
         return None if self.like is None else self.like.looks_at()
+
+    def looks_at_merged(self) -> tuple[int, ...] | None:
+        return None if self.like is None else self.like.looks_at_merged()
 
     def begin(self, view: View) -> Any:
         """The method's own look at the prompt."""

@@ -89,13 +89,14 @@ def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, 
 
     states = torch.nn.functional.normalize(states.float(), dim=-1)
     cosines, weight = states @ states.T, attention.float() ** alpha
-    cover, taken = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
-    turns = []
+    cover, left = torch.zeros_like(weight), torch.zeros_like(weight)  # left: minus infinity for those that are taken
+    adds = torch.empty_like(cosines)  # one for all rounds: [N, N] anew in each takes four times as long
+    turns: list[Tensor] = []
     for _ in range(count):
-        gain = (cosines - cover).clamp(min=0).sum(1)
-        gain = gain * weight if combined == "multi" else gain + weight
-        best = gain.masked_fill(taken, -torch.inf).argmax()
+        gain = torch.sub(cosines, cover, out=adds).clamp_(min=0).sum(1)
+        gain = torch.addcmul(left, gain, weight) if combined == "multi" else gain + weight + left
+        best = gain.argmax(0, keepdim=True)  # [1], for a number's value would be asked of the device
         turns.append(best)
-        taken[best] = True
-        cover = torch.maximum(cover, cosines[best])
-    return torch.stack(turns) if turns else torch.zeros(0, dtype=torch.long, device=states.device)
+        left.index_fill_(0, best, -torch.inf)
+        cover = torch.maximum(cover, cosines.index_select(0, best)[0])
+    return torch.cat(turns) if turns else torch.zeros(0, dtype=torch.long, device=states.device)

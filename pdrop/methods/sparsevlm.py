@@ -86,16 +86,25 @@ class SparseVLM(Method):
         """
         import torch
 
+        hidden, block = view.hidden.detach().float(), view.block
+        if block is not None:
+            window = text_window(view)
+            products = hidden[:, block.start : block.stop] @ hidden[:, window.start :].transpose(1, 2)
+            asked = products[..., block.stop - window.start : block.query + 1 - window.start]  # [B, visual, question]
+            likeness = asked.softmax(-1).mean(1)
+            raters = likeness > likeness.mean(1, keepdim=True)
+            raters[:, -1:].logical_or_(~raters.any(1, keepdim=True))
+            return torch.nn.functional.pad(raters, (block.stop, view.index.shape[1] - 1 - block.query))
         visual, text = view.visual, view.question()
         images = visual.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.visual_counts)]
         words = text.int().argsort(dim=1, descending=True, stable=True)[:, : max(view.text_counts)]
-        hidden, row = view.hidden.detach().float(), torch.arange(len(visual), device=visual.device)[:, None]
+        row, there = torch.arange(len(visual), device=visual.device)[:, None], text.gather(1, words)
         products = hidden[row, images] @ hidden[row, words].transpose(1, 2)  # [B, visual, text]
         lowest = torch.finfo(products.dtype).min
-        likeness = products.masked_fill(~text[row, words][:, None], lowest).softmax(-1)
-        likeness = (likeness * visual[row, images][..., None]).sum(1) / visual.sum(1, keepdim=True).clamp(min=1)
-        mean = (likeness * text[row, words]).sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
-        raters = torch.zeros_like(text).scatter_(1, words, (likeness > mean) & text[row, words])
+        likeness = products.masked_fill(~there[:, None], lowest).softmax(-1)
+        likeness = (likeness * visual.gather(1, images)[..., None]).sum(1) / visual.sum(1, keepdim=True).clamp(min=1)
+        mean = (likeness * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
+        raters = torch.zeros_like(text).scatter_(1, words, (likeness > mean) & there)
         return torch.where(raters.any(1, keepdim=True), raters, last_of(view.query))
 
     def score(self, view: View) -> Tensor:
@@ -106,32 +115,46 @@ class SparseVLM(Method):
         """The best of what goes, clustered by density peaks and averaged (section 3.4)."""
         import torch
 
+        ranked = torch.where(goes, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        if min(going) == max(going):  # as mostly: all are clustered together
+            return Merged(*self.clustered(view.hidden, ranked, going[0]))
         most = max(self.merges(n) for n in going)
         batch, width, size = view.hidden.shape
-        order = scores.masked_fill(~goes, float("-inf")).argsort(dim=1, descending=True, stable=True)
         states = view.hidden.new_zeros(batch, most, size, dtype=torch.float32)
         weights = view.hidden.new_zeros(batch, most, width, dtype=torch.float32)
-        centres = order[:, :most].clone()
+        centres = ranked[:, :most].clone()
         for number in sorted(set(going) - {0}):  # prompts that lose equally many are clustered together
-            rows = [row for row, n in enumerate(going) if n == number]
-            chosen = on_device(rows, order.device)
-            at = order[chosen, : self.recycled(number)]  # [R, recycled], best first
-            members = view.hidden[chosen[:, None], at].float()
-            centre, group = density_peaks(members.detach(), self.merges(number), self.tie_break(at))
-            share = (group[:, None] == torch.arange(centre.shape[1], device=at.device)[:, None]).float()
-            share = share / share.sum(-1, keepdim=True)  # [R, clusters, recycled]
-            states[chosen, : centre.shape[1]] = share @ members
-            centres[chosen, : centre.shape[1]] = at.gather(1, centre)
-            part = torch.zeros(len(rows), centre.shape[1], width, device=at.device)
-            weights[chosen, : centre.shape[1]] = part.scatter_(2, at[:, None].expand_as(share), share)
+            chosen = on_device([row for row, n in enumerate(going) if n == number], ranked.device)
+            made, of, parts = self.clustered(view.hidden[chosen], ranked[chosen], number)
+            count = made.shape[1]
+            states[chosen, :count], centres[chosen, :count], weights[chosen, :count] = made, of, parts
         return Merged(states, centres, weights)
 
-    def tie_break(self, recycled: Tensor) -> Tensor:
+    def clustered(self, hidden: Tensor, ranked: Tensor, going: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of prompts that lose equally many: what is made, of which centres, from what; as `Merged` has them.
+
+        Args:
+            hidden: [R, T, D].
+            ranked: Places of the tokens that go, best first, then any others, [R, T].
+            going: How many go.
+        """
+        import torch
+
+        at = ranked[:, : self.recycled(going)]
+        row = torch.arange(len(at), device=at.device)[:, None] if len(at) > 1 else 0
+        members = hidden[row, at].float()
+        centre, group = density_peaks(members.detach(), self.merges(going), self.tie_break(at))
+        share = (group[:, None] == torch.arange(centre.shape[1], device=at.device)[:, None]).float()
+        share = share / share.sum(-1, keepdim=True)  # [R, clusters, recycled]
+        weights = share.new_zeros(*share.shape[:2], hidden.shape[1]).scatter_(2, at[:, None].expand_as(share), share)
+        return share @ members, at.gather(1, centre), weights
+
+    def tie_break(self, recycled: Tensor) -> Tensor | None:
         """Decides between equally dense tokens, higher = denser, [R, m]; two nearest neighbours are often just that.
 
-        The better-ranked one. (The published code chooses at random.)
+        None: the better-ranked one. (The published code chooses at random.)
         """
-        return -recycled.new_ones(recycled.shape).cumsum(1)
+        return None
 
     # ------------------------------------------------------------------ what it costs
 
@@ -157,27 +180,38 @@ class SparseVLM(Method):
 
 def last_of(mask: Tensor) -> Tensor:
     """Only the last of the tokens in each row of `mask`, [B, T] bool."""
-    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    count = mask.cumsum(1)
+    return mask & (count == count[:, -1:])
+
+
+def text_window(view: View) -> range:
+    """As many of the last places as a prompt has text; where there is a block, all that follows it is among them."""
+    width = view.index.shape[1]
+    return range(width - view.text_counts[0], width)
 
 
 def raters_of(view: View) -> Tensor:
     """The raters among the tokens alive, [B, T] bool. A merged token is not one, even in a rater's place."""
-    raters: Tensor = view.begun.to(view.index.device).gather(1, view.index)
+    raters: Tensor = view.begun.to(view.index.device)
+    if view.block is not None:  # nothing has gone but what is in front of them
+        return raters[:, raters.shape[1] - view.index.shape[1] :]
+    raters = raters.gather(1, view.index)
     return raters & view.valid & ~view.visual
 
 
-def most_raters(view: View) -> int:
+def most_raters(view: View) -> int | range:
     """A bound on a prompt's raters that is known without asking the device: its text tokens."""
-    return max(1, *view.text_counts)
+    return max(1, *view.text_counts) if view.block is None else text_window(view)
 
 
-def density_peaks(x: Tensor, clusters: int, tie_break: Tensor) -> tuple[Tensor, Tensor]:
+def density_peaks(x: Tensor, clusters: int, tie_break: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cluster by density peaks over the nearest neighbours (DPC-kNN, with as many neighbours as clusters).
 
     Args:
         x: [R, m, D] float32.
         clusters: How many.
-        tie_break: Of two equally dense tokens, the one with the higher number counts as denser, [R, m].
+        tie_break: Of two equally dense tokens, the one with the higher number counts as denser, [R, m]; None: the
+            earlier one.
 
     Returns:
         Centres, [R, clusters] in 0..m-1; and the cluster of each token, [R, m].
@@ -189,12 +223,19 @@ def density_peaks(x: Tensor, clusters: int, tie_break: Tensor) -> tuple[Tensor, 
     products = x @ x.transpose(1, 2)
     products = products + products.transpose(1, 2)  # symmetric to the bit: equal distances must tie
     distances = (squares[:, :, None] + squares[:, None] - products).clamp(min=0).sqrt()
-    distances = distances.diagonal_scatter(torch.zeros_like(squares), dim1=1, dim2=2) / x.shape[-1] ** 0.5
-    density = -distances.topk(clusters, largest=False).values.square().mean(-1)  # logarithm; the token itself counts
-    equal = (density[:, None] == density[:, :, None]) & (tie_break[:, None] > tie_break[:, :, None])
-    denser = (density[:, None] > density[:, :, None]) | equal  # [R, i, j]: j is denser than i
+    distances.diagonal(dim1=1, dim2=2).zero_()
+    distances = distances / x.shape[-1] ** 0.5
+    # minus the logarithm of the density; the token itself counts
+    thinness = distances.topk(clusters, largest=False).values.square().mean(-1)
+    if tie_break is None:
+        order = thinness.argsort(dim=1, stable=True)  # densest first
+    else:
+        first = tie_break.argsort(dim=1, descending=True, stable=True)
+        order = first.gather(1, thinness.gather(1, first).argsort(dim=1, stable=True))
+    rank = order.argsort(dim=1)
+    denser = rank[:, None] < rank[:, :, None]  # [R, i, j]: j is denser than i
     gap = torch.where(denser, distances, distances.amax((1, 2), keepdim=True)).amin(-1)
-    centre = (density + gap.log()).argsort(dim=1, descending=True, stable=True)[:, :clusters]
+    centre = (gap.log() - thinness).argsort(dim=1, descending=True, stable=True)[:, :clusters]
     group = distances.gather(1, centre[..., None].expand(-1, -1, x.shape[1])).argmin(1)
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return centre, group.scatter(1, centre, own)

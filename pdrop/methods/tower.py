@@ -1,7 +1,11 @@
 """What a method gets to see of the vision tower, where it says that it looks (`Method.tower_layers`).
 
-Shapes: P pictures, tiles and crops that went through the tower, R rows of each (class token included), d its width, B
-prompts, L tokens of the padded prompts, T tokens alive, D the decoder's hidden size.
+Shapes: P pictures, tiles, crops and frames that went through the tower, R rows of each (class token included), d its
+width, B prompts, L tokens of the padded prompts, T tokens alive, D the decoder's hidden size.
+
+Some towers end in a merger that makes one token of several patches (Qwen's: 2 x 2). Of these R are the tokens of the
+largest picture, others are filled up with zeros, and what is said of a token is the sum (attention) or the mean (keys)
+over its patches.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ class Tile:
         number: Which of the P it is.
         places: Where the tokens stand in the padded prompt that were made from it, in the order of its patches. Fewer
             than it has patches where padding was cut away.
+        rows: Of the R, how many are its own.
     """
 
     number: int
     places: tuple[int, ...]
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Tower:
     """What the vision tower made of this forward's pictures, before the projector.
 
     Attributes:
-        states: What the projector is given, class token included where there is one, [P, R, d].
+        states: What the projector is given, class token included where there is one, [P, R, d]. Of a tower that ends in
+            a merger: the tokens that it makes, [P, R, D].
         classes: Leading rows that are not patches: 1 (CLIP) or 0 (SigLIP).
         source: The row, counted through all P * R, that the token at each place of the padded prompts was made from,
             [B, L]; -1: text, padding, newlines.
         pictures: Of each prompt, its pictures in order, and the tiles of each: the small picture first, if it is tiled.
+        merges: How many patches make one token: 1, or 4 where a merger ends the tower.
     """
 
     states: Tensor
@@ -49,6 +57,7 @@ class Tower:
     _keys: Callable[[int], Tensor]
     _query: Callable[[int], Tensor]
     _project: Callable[[Tensor], Tensor]
+    merges: int = 1
 
     def rows(self, layer: int) -> Tensor:
         """What the class token attends to in a layer of the tower, [P, heads, R] float32: softmax over all R keys.
@@ -71,7 +80,7 @@ class Tower:
         return self._query(layer)
 
     def project(self, states: Tensor) -> Tensor:
-        """What the model's own projector makes of states, [..., d] -> [..., D]."""
+        """What the model's own projector makes of states, [..., d] -> [..., D]; tokens of a merger as they are."""
         return self._project(states)
 
     def at(self, index: Tensor) -> Tensor:

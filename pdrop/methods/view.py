@@ -45,6 +45,25 @@ class AttentionRows:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Where all prompts have their visual tokens, one after the other, and after them their one query token.
+
+    Attributes:
+        start: Place of the first visual token among those alive.
+        stop: Place after the last one.
+        query: Place of the query token.
+    """
+
+    start: int
+    stop: int
+    query: int
+
+    def resized(self, count: int) -> Block:
+        """With so many visual tokens instead."""
+        return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
+
+
+@dataclass(frozen=True)
 class View:
     """The sequence that enters one decoder layer, as a method sees it. Read-only.
 
@@ -66,6 +85,8 @@ class View:
             for methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
         output: What the layer made of `hidden`, which is what enters the boundary, [B, T, D]. None unless the method
             observes the layer in front.
+        block: Where the visual tokens of all prompts are, if they are at the same places without padding, known
+            without asking the device: a method may slice where it would have to sort. None: anything else.
     """
 
     layer: int
@@ -82,8 +103,9 @@ class View:
     originals: list[int]
     stays: list[int] | None
     output: Tensor | None
+    block: Block | None
     _ids: Callable[[], Tensor]
-    _attention: Callable[[Tensor | None, int | None, bool], AttentionRows]
+    _attention: Callable[[Tensor | None, int | range | None, bool], AttentionRows]
     _draw: Callable[[int], Tensor]
     _images: Callable[[], list[list[TokenGrid]]]
     _keys: Callable[[], Tensor]
@@ -96,7 +118,7 @@ class View:
         """Input ids of the tokens alive, [B, T]; of a merged token, its centre's."""
         return self._ids()
 
-    def attention(self, rows: Tensor | None = None, most: int | None = None) -> Tensor:
+    def attention(self, rows: Tensor | None = None, most: int | range | None = None) -> Tensor:
         """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
 
         Softmax in float32 over the whole causal row, text keys included, with the layer's own projections and the
@@ -104,12 +126,13 @@ class View:
 
         Args:
             rows: Which tokens ask, [B, T] bool; default: the query tokens.
-            most: A bound on how many of a prompt ask. Without one, the number is read from the device.
+            most: A bound on how many of a prompt ask; where there is a `block`, the places outside of which none does.
+                Without one, the number is read from the device.
         """
         return self._attention(rows, most, True).mean()
 
     def attention_rows(
-        self, rows: Tensor | None = None, most: int | None = None, rotated: bool = True
+        self, rows: Tensor | None = None, most: int | range | None = None, rotated: bool = True
     ) -> AttentionRows:
         """The same before any mean is taken, head by head; `rotated=False`: as if all tokens stood at one place.
 
@@ -136,15 +159,22 @@ class View:
 
     def visual_places(self, row: int) -> Tensor:
         """Where the visual tokens of a prompt that may be dropped stand among those alive, ascending, [n]."""
+        if self.block is not None:
+            import torch
+
+            return torch.arange(self.block.start, self.block.stop, device=self.index.device)
         count = self.visual_counts[row] - self.pinned[row]
         return self.visual[row].int().argsort(descending=True, stable=True)[:count]
 
     def question(self) -> Tensor:
         """Text after the last visual token and up to the last query token, [B, T] bool."""
-        text = self.valid & ~self.visual
-        after = self.visual.flip(1).cumsum(1).flip(1) == 0
-        asked = self.query.flip(1).cumsum(1).flip(1) > 0
-        return text & after & asked
+        if self.block is not None:
+            asked = self.visual.new_zeros(self.visual.shape)
+            asked[:, self.block.stop : self.block.query + 1] = True
+            return asked
+        seen, asks = self.visual.cumsum(1), self.query.cumsum(1)
+        text, after = self.valid & ~self.visual, seen == seen[:, -1:]
+        return text & after & ((asks < asks[:, -1:]) | self.query)
 
     def texts(self) -> list[str]:
         """The `question` of each prompt as text, without special tokens.

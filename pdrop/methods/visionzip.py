@@ -9,8 +9,7 @@ target's state plus the mean of those that joined it, projected: not a mean of a
 as the published code has it. Text is not used.
 
 The stage's number counts all of them. The paper's 192, 128 and 64 are contextual=30, 20 and 10; its "dominant" counts
-the
-class token. Of a tiled picture every tile has its share of both; the small picture stands as above, then come the
+the class token. Of a tiled picture every tile has its share of both; the small picture stands as above, then come the
 other tiles' dominant tokens in the order of the joined picture, their class tokens, and their contextual tokens.
 
 Where this differs from the published code:
@@ -19,6 +18,13 @@ Where this differs from the published code:
 - the newline at the end of a picture of one tile goes, as all newlines do.
 Without a class token (SigLIP), rows are the mean over all that ask, as the authors do for Qwen, and none stands in
 front.
+
+For Qwen2.5-VL the authors have a program of its own (Qwen2_5_VL/qwen2_5vl_visionzip.py at 769aa61): attention of the
+tower's last layer, the mean over all rows and over a token's four patches; keys with their rotary positions, likewise;
+tokens are merged after the tower's merger, each contextual token stands at its target's place, and positions are kept
+(positions="original"; the only ones that Qwen's models take here). Its 70 and 50 % are 65 and 45 % dominant tokens and
+5 % contextual ones: contextual=0.05. So it is here for towers of that kind, Qwen2-VL's and Qwen3-VL's too. That code
+takes one picture and one prompt; here each picture has its share by its size, and a frame of a video is a picture.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pdrop.methods.base import Merged, View
-from pdrop.methods.in_front import InFront, Made, together
+from pdrop.methods.in_front import InFront, Made, tiles_of, together
 from pdrop.methods.tower import Tile
 from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, Stage
@@ -36,73 +42,89 @@ from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYER = -2
-
 
 @dataclass(frozen=True)
 class VisionZip(InFront):
     """Dominant and contextual tokens.
 
     Attributes:
-        contextual: How many of the stage's tokens are contextual.
+        contextual: How many of the stage's tokens are contextual; a fraction: of all tokens of a picture, at least one.
     """
 
-    contextual: int = 10
-    tower_layers: ClassVar[tuple[int, ...] | None] = (LAYER,)
+    contextual: int | float = 10
+    tower_layers: ClassVar[tuple[int, ...] | None] = (-2,)
+    merged_tower_layers: ClassVar[tuple[int, ...] | None] = (-1,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.contextual, bool) or not isinstance(self.contextual, int) or self.contextual < 0:
-            raise ValueError(f"contextual is a number of tokens from 0 on, not {self.contextual!r}")
+        number, number_of = self.contextual, type(self.contextual)
+        if not (number_of is int and number >= 0) and not (number_of is float and 0 < number < 1):
+            raise ValueError(
+                f"contextual is a number of tokens from 0 on, or a fraction between 0 and 1, not {number!r}"
+            )
 
     # ------------------------------------------------------------------ how many
 
-    def parts_of(self, each: int, tiles: int, classes: int = 1) -> tuple[int, int, int]:
+    def contextual_of(self, rows: float, total: float) -> int:
+        """How many contextual tokens a tile of so many tokens has, of a prompt with so many."""
+        if isinstance(self.contextual, float):
+            return max(1, int(self.contextual * rows))
+        return int(self.contextual * rows // total) if total else 0
+
+    def parts_of(self, each: int, contextual: int, classes: int = 1) -> tuple[int, int, int]:
         """Of a tile's `each` tokens: patches, class tokens, contextual ones."""
         classes = min(classes, each)
-        contextual = min(self.contextual // max(1, tiles), each - classes)
+        contextual = min(contextual, each - classes)
         return each - classes - contextual, classes, contextual
+
+    def parts_in(self, view: View, row: int, tile: Tile, each: int) -> tuple[int, int, int]:
+        """The same of one tile, at most of what it has."""
+        total, each = sum(one.rows for one in tiles_of(view, row)), min(each, len(tile.places))
+        return self.parts_of(each, self.contextual_of(tile.rows, total), view.tower.classes)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
         """The dominant patches, of one picture."""
         each = self.count(stage, visual)
-        return now if each >= visual else min(now, self.parts_of(each, 1)[0])
+        return now if each >= visual else min(now, self.parts_of(each, self.contextual_of(visual, visual))[0])
 
     def merges(self, going: int) -> int:
         """The class token and the contextual ones, where there is room for all of them."""
-        return min(going, self.contextual + 1) if going else 0
+        return min(going, self.contextual_of(going, going) + 1) if going else 0
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         """The stage's number, all of them counted."""
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
-    def made(self, view: View, each: list[int]) -> tuple[int, int]:
+    def made(self, view: View, row: int, each: list[int]) -> tuple[int, int]:
         """Patches; class tokens and contextual ones."""
-        parts = [self.parts_of(n, len(each), view.tower.classes) for n in each]
+        parts = [self.parts_in(view, row, tile, n) for tile, n in zip(tiles_of(view, row), each)]
         return sum(p for p, _, _ in parts), sum(c + m for _, c, m in parts)
 
     # ------------------------------------------------------------------ which
 
     def score(self, view: View) -> Tensor:
         """Sum over heads of the class token's attention, [B, T]; much more for the best of each of several tiles."""
-        scores = view.tower.of(view.index, view.tower.rows(LAYER).sum(1))
+        rows = view.tower.rows(self.attended(view))
+        scores = view.tower.of(view.index, rows.sum(1))
         raised = scores.clone()
-        for row, _, places, each in self.chosen(view):
-            tiles = sum(map(len, view.tower.pictures[row]))
-            patches = self.parts_of(min(each, len(places)), tiles, view.tower.classes)[0]
+        for row, tile, places, each in self.chosen(view):
+            patches = self.parts_in(view, row, tile, each)[0]
             best = scores[row, places].argsort(descending=True, stable=True)[:patches]
-            raised[row, places[best]] += view.tower.rows(LAYER).shape[1]  # more than all heads' attention together
+            raised[row, places[best]] += rows.shape[1]  # more than all heads' attention together
         return raised
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The class token before each picture, and after it the contextual tokens."""
+        """The class token before each picture, and after it the contextual tokens; of a tower that ends in a merger
+        these at their own places."""
         made: list[list[Made]] = [[] for _ in going]
         shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
         for row, pictures in enumerate(view.tower.pictures):
             for picture in pictures:
                 asked = [(tile, *shares[row, tile.number]) for tile in picture if (row, tile.number) in shares]
                 found = [self.of_tile(view, row, goes, *one) for one in asked]
-                if found:
+                if view.tower.merges > 1:
+                    made[row] += [tails.after(tails.centres) for _, tails in found]
+                elif found:
                     end = max(tile.places[-1] for tile in picture)
                     made[row] += [found[0][0].after(picture[0].places[0] - 1), found[0][1].after(picture[0].places[-1])]
                     made[row] += [heads.after(end) for heads, _ in found[1:]]
@@ -114,8 +136,7 @@ class VisionZip(InFront):
         import torch
 
         tower, width = view.tower, goes.shape[1]
-        tiles = sum(map(len, tower.pictures[row]))
-        patches, classes, count = self.parts_of(min(each, len(places)), tiles, tower.classes)
+        patches, classes, count = self.parts_in(view, row, tile, each)
         # in order of place; how many is known without asking the device
         rest = places[goes[row, places].int().argsort(descending=True, stable=True)[: len(places) - patches]]
         step = max(1, len(rest) // count) if count else len(rest) + 1
@@ -123,7 +144,7 @@ class VisionZip(InFront):
         left = [n for n in range(len(rest)) if n not in set(numbers)]
         targets, others = rest[on_device(numbers, rest.device)], rest[on_device(left, rest.device)]
         rows = tower.at(view.index)[row]
-        states, keys = tower.states.flatten(0, 1), tower.keys(LAYER).mean(1).flatten(0, 1)
+        states, keys = tower.states.flatten(0, 1), tower.keys(self.attended(view)).mean(1).flatten(0, 1)
         keys = torch.nn.functional.normalize(keys.detach().float(), dim=-1)
         merged, weights = states[rows[targets]], torch.zeros(count, width, device=goes.device)
         if count and len(others):
@@ -145,9 +166,18 @@ class VisionZip(InFront):
         tower, left = sizes.tower, min(prompt.visual_per_layer)
         if not asked or left >= prompt.visual:
             return SelectionCost(tower_rows=asked)
-        tiles = len(tower.frames(prompt.visual, prompt.images))
-        patches, classes, contextual = self.parts_of(round(left) // tiles, tiles, tower.class_tokens)
-        others = prompt.visual / tiles - patches - contextual
-        macs = others * contextual * (tower.hidden / tower.heads + tower.hidden)
-        macs += (classes + contextual) * sum(inward * outward for inward, outward in tower.projector)
-        return SelectionCost(tower_rows=asked, macs=tiles * macs)
+        frames, macs = [h * w / tower.merge**2 for h, w in tower.frames(prompt.visual, prompt.images)], 0.0
+        total, width = sum(frames), tower.hidden if tower.merge == 1 else sizes.hidden
+        for tokens in frames:
+            parts = self.parts_of(
+                int(round(left) * tokens / total), self.contextual_of(tokens, total), tower.class_tokens
+            )
+            patches, classes, contextual = parts
+            macs += (
+                (prompt.visual * tokens / total - patches - contextual)
+                * contextual
+                * (tower.hidden / tower.heads + width)
+            )
+            if tower.merge == 1:
+                macs += (classes + contextual) * sum(inward * outward for inward, outward in tower.projector)
+        return SelectionCost(tower_rows=asked, macs=macs)

@@ -15,6 +15,7 @@ the gaps with random values), weights that are not numbers, a text-only checkpoi
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -70,6 +71,11 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The processor's; None where there is no processor."""
         return getattr(self.processor, "tokenizer", None)
+
+    @functools.cached_property
+    def second_tokenizer(self) -> Any:
+        """Another one like it, for other threads: a fast tokenizer is set up for each call, and takes one at a time."""
+        return copy.deepcopy(self.tokenizer)
 
     @property
     def num_layers(self) -> int:
@@ -184,6 +190,12 @@ def locate(path: str, *, revision: str | None = None, weights: Weights = "pretra
         raise ValueError(f"{path}: no such folder, and no name of a Hub repository (owner/name) either")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{path}: no config.json in this folder, so it is not a Hugging Face checkpoint")
+    if '"mm_vision_tower"' in (folder / "config.json").read_text(encoding="utf8", errors="replace"):
+        raise ValueError(
+            f"{path} has the format of LLaVA's own code (haotian-liu/LLaVA), which transformers does not load: give "
+            "the converted checkpoint, such as llava-hf/llava-1.5-7b-hf, llava-hf/llava-v1.6-vicuna-7b-hf or "
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+        )
     if (folder / "adapter_config.json").is_file():  # transformers would load another model, the one it names
         raise ValueError(f"{path}: an adapter lies in this folder: merge it into its model (merge_and_unload) and save")
     if weights == "pretrained":

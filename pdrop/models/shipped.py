@@ -54,12 +54,13 @@ def read(name: str) -> Any:
 
 
 def reference_prompt(name: str) -> PromptSize:
-    """The prompt with one image that an architecture's costs are computed for."""
+    """The prompt with one image (or video) that an architecture's costs are computed for."""
     prompt = entry(name)["prompt"]
     images = prompt["images"] if isinstance(prompt["images"], int) else [tuple(grid) for grid in prompt["images"]]
     size = prompt.get("size")
     picture = None if size is None else (size[0], size[1])
-    return PromptSize(prompt["text"], prompt["visual"], images=images, picture=picture)
+    video = prompt.get("video", False)
+    return PromptSize(prompt["text"], prompt["visual"], images=images, picture=picture, video=video)
 
 
 def fingerprint(name: str, *more: Any) -> str:
@@ -98,9 +99,9 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
 
     Args:
         config: The model's.
-        prompt: Sizes of one prompt with one image.
+        prompt: Sizes of one prompt with one image, or one video.
         batch: Equal prompts.
-        images: Images of each.
+        images: Images, or videos, of each.
     """
     import torch
 
@@ -114,7 +115,9 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
     pixels: dict[str, Any]
     if isinstance(prompt.images, int):
         side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
-        if prompt.picture is None:
+        if prompt.video:
+            pixels = {"pixel_values_videos": noise(many, prompt.images, 3, side, side)}
+        elif prompt.picture is None:
             pixels = {"pixel_values": noise(many * prompt.images, 3, side, side)}
         else:
             pixels = {"pixel_values": noise(many, prompt.images, 3, side, side)}
@@ -129,7 +132,8 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
     words = torch.randint(3, 900, (batch, max(2, text - between)), generator=generator)
     blocks = []
     for _ in range(images):
-        blocks.append(torch.full((batch, visual), config.image_token_id))
+        token = config.video_token_id if prompt.video else config.image_token_id
+        blocks.append(torch.full((batch, visual), token))
         if between:
             blocks.append(torch.full((batch, 1), 3))
     half = words.shape[1] // 2

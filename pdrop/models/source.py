@@ -155,6 +155,14 @@ class ModelSource:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
         return _loaded(self, dtype, attn_implementation, device)
 
+    def without_model(self) -> Checkpoint:
+        """The checkpoint with its processor and without the model, for a process that asks others for answers.
+
+        Raises:
+            ValueError: As `load` does, as far as it shows without reading weights.
+        """
+        return _without_model(self)
+
     def check(self, device: str = "cpu") -> None:
         """Refuse what loading would, as far as it shows without reading weights or touching the device.
 
@@ -187,6 +195,14 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
 def _fingerprint(path: str, revision: str | None, weights: Weights, seed: int) -> str:
     folder = checkpoint.locate(path, revision=revision, weights=weights)
     return checkpoint.fingerprint(folder, weights=weights, seed=seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _without_model(source: ModelSource) -> Checkpoint:
+    assert source.weights != "architecture"
+    _, _, processor = checkpoint.examine(source.path, revision=source.revision, weights=source.weights, device="cpu")
+    named = (source.name, source.path, source.revision, source.weights, source.fingerprint)
+    return checkpoint.Checkpoint(*named, model=None, processor=processor)
 
 
 def forget() -> None:

@@ -72,7 +72,16 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
         folder, own = settings.folder, settings.task_folders
         boxes = grounding.family_of(spec.tasks, settings.source.family[0])
         evaluation = evaluate(
-            checkpoint, method, schedule, spec, folder, task_dirs=own, progress=True, generator=team, boxes=boxes
+            checkpoint,
+            method,
+            schedule,
+            spec,
+            folder,
+            task_dirs=own,
+            progress=True,
+            generator=team,
+            boxes=boxes,
+            preparation=settings.preparation,
         )
         record.results, prompts = evaluation.results, evaluation.prompts
         record.environment |= answered_on(evaluation.answered_by)

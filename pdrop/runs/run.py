@@ -20,7 +20,19 @@ from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
 from pdrop.samples import digest
-from pdrop.store import Held, Hold, holder, locked, mark, refuse_links, remove_leftovers, stored_answers, tidy
+from pdrop.store import (
+    Held,
+    Hold,
+    holder,
+    in_words,
+    locked,
+    mark,
+    refuse_links,
+    refuse_unwritable,
+    remove_leftovers,
+    stored_answers,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from pdrop.models.checkpoint import Checkpoint
@@ -47,6 +59,7 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
     Raises:
         ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
             written then.
+        OSError: If the store cannot be written to; nothing has been loaded then.
         RunHeld: If another process does it, and it is not to be waited for; nothing has been loaded then, as a rule.
         RunFailed: If the run broke; its record says status "failed" and holds the traceback.
     """
@@ -55,6 +68,7 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
         return done
     if not wait and holder(settings.folder) is not None:
         raise RunHeld(settings.spec.folder)
+    refuse_unwritable(settings.folder)
     if settings.task_folders:
         from pdrop.evaluation.lmms import check_data
 
@@ -123,7 +137,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
         record.write(folder)
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise RunFailed(f"{spec.folder} failed: {described(error)} (traceback in {folder}/record.json)") from error
+        told = in_words(error, "results") if isinstance(error, OSError) else described(error)
+        raise RunFailed(f"{spec.folder} failed: {told} (traceback in {folder}/record.json)") from error
     held.check()
     record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)
     record.write(folder)

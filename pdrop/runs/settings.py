@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pdrop import leases, names
 from pdrop.environment import versions
 from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
+from pdrop.evaluation.prefetch import Preparation
 from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
@@ -60,6 +61,7 @@ class Settings:
         force: Redo a finished run.
         workers: How many processes answer; it is no part of the identity, for it changes no number.
         locks: How a run is held while it is done, one of pdrop.leases.KINDS.
+        preparation: How prompts come to the model; no part of the identity either.
         published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
         turned: Settings of the protocol that a dial has at another value, for the record.
     """
@@ -76,6 +78,7 @@ class Settings:
     force: bool = False
     workers: Workers = field(default_factory=Workers)
     locks: str = "auto"
+    preparation: Preparation = field(default_factory=Preparation)
     published_sampling: str | None = None
     turned: tuple[str, ...] = ()
 
@@ -179,10 +182,12 @@ def resolve(
         force=dials["force"],
         workers=Workers(**dials["workers"]),
         locks=dials["locks"],
+        preparation=Preparation(dials["prefetch"], dials["picture_cache"]),
         published_sampling=published_sampling,
         turned=turned,
     )
     settings.workers.check()
+    settings.preparation.check()
     if settings.elsewhere:
         settings.workers.check_device(settings.device, settings.protocol.measures)
     if method is None or dials["budget"] is None:
@@ -266,8 +271,8 @@ def asked_with(
     family = ("", "") if protocols.ANY in families else source.family
     found = protocols.of_family(spec.protocol, families, *family)
     given = {name: model.get(name) if dials.get(name) is None else dials[name] for name in protocols.SETTINGS}
-    turned = tuple(name for name in protocols.SETTINGS if given[name] not in (None, getattr(found, name)))
-    return replace(spec, **protocols.settle(found, given)), found.sampled, turned
+    settled, plain = protocols.settle(found, given), protocols.settle(found, {})
+    return replace(spec, **settled), found.sampled, tuple(name for name in settled if settled[name] != plain[name])
 
 
 def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
@@ -276,17 +281,24 @@ def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
     Raises:
         ValueError: Naming the dial.
     """
-    least, most, wrapper = dials["min_pixels"], dials["max_pixels"], dials["wrapper"]
-    if least is not None and most is not None and least > most:
-        raise ValueError(f"min_pixels={least} is more than max_pixels={most}")
-    for limits, families, why in (
-        (("min_pixels", "max_pixels"), OF_ONE_SIZE, "whose pictures, or tiles of them, all have one size"),
+    wrapper = dials["wrapper"]
+    for limits in (("min_pixels", "max_pixels"), ("min_frame_pixels", "max_frame_pixels")):
+        least, most = (dials[name] for name in limits)
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"{limits[0]}={least} is more than {limits[1]}={most}")
+    of_frames = ("min_frame_pixels", "max_frame_pixels", "max_video_pixels")
+    for names_of, families, why in (
+        (("min_pixels", "max_pixels", *of_frames), OF_ONE_SIZE, "whose pictures, or tiles of them, all have one size"),
         (("max_tiles",), OF_FIXED_TILES, "whose processor has no limit of tiles to set"),
     ):
-        for name in limits:
+        for name in names_of:
             if dials[name] is not None and (family := source.family[0]) in families:
                 raise ValueError(f"{name}={dials[name]}: leave it out for models of {family}, {why}")
-    if wrapper is not None and wrapper not in (known := lmms_models()):
+    if dials["image_backend"] == "qwen_vl_utils" and (family := source.family[0]) in OF_ONE_SIZE:
+        raise ValueError(
+            f"image_backend=qwen_vl_utils: models of {family} take pictures, or tiles of them, of one size"
+        )
+    if wrapper not in (None, protocols.NOTHING) and wrapper not in (known := lmms_models()):
         near = difflib.get_close_matches(wrapper, known, 1)
         raise ValueError(f"wrapper={wrapper} is no model of lmms-eval" + (f", did you mean {near[0]}?" if near else ""))
 

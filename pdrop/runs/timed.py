@@ -58,8 +58,7 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alon
     else:
         assert checkpoint is not None
         time_here(cost, settings, checkpoint)
-    if cost.timing is None:
-        return
+    assert cost.timing is not None
     times = cost.timing["stages"]["prefill"]
     cost.prefill_ms, cost.baseline_prefill_ms = as_interval(times["this"]), as_interval(times["none"])
     if not cost.timing["invalid"]:  # a table shows no ratio that means nothing, and says why
@@ -70,8 +69,7 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alon
 
 def time_here(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
     """Time a run in this process."""
-    from pdrop.timing import paired
-    from pdrop.timing.measure import measure
+    from pdrop.timing.measure import measure, measure_prefill
 
     method, schedule, protocol, spec = settings.method, settings.schedule, settings.protocol, settings.spec
     assert method is not None
@@ -81,9 +79,8 @@ def time_here(cost: Cost, settings: Settings, checkpoint: Checkpoint) -> None:
         if protocol.new_tokens or protocol.memory:
             make = preprocessing(checkpoint, settings.source, spec, protocol.images)
             cost.timing = measure(checkpoint.model, inputs, method, schedule, protocol, make, checkpoint.tokenizer)
-            return
-        timed = paired.prefill_ratio(checkpoint.model, inputs, method, schedule, protocol, checkpoint.tokenizer)
-    cost.prefill_ms, cost.baseline_prefill_ms, cost.prefill_time_ratio = timed
+        else:
+            cost.timing = measure_prefill(checkpoint.model, inputs, method, schedule, protocol, checkpoint.tokenizer)
 
 
 def counts_of(settings: Settings, checkpoint: Checkpoint) -> dict[str, float]:

@@ -64,6 +64,7 @@ def preprocessing(
     import numpy as np
     from PIL import Image
 
+    from pdrop.evaluation.frames import Video
     from pdrop.evaluation.prompts import PromptBuilder
 
     known, config = source.one_image, checkpoint.model.config
@@ -71,9 +72,16 @@ def preprocessing(
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     builder = PromptBuilder.of(checkpoint, spec)
 
+    picture = Image.fromarray(pixels)
+    films: list[Video] = []
+    if known is not None and known.video:
+        count = int(known.images)  # type: ignore[arg-type]
+        films = [Video(tuple(range(count)), count, 1.0, picture.size, (picture,) * count)] * images
+
     def encode(question: str, prompts: int) -> Any:
-        pictures = [[Image.fromarray(pixels)] * images] * prompts
-        return builder.encode([builder.render(question, images)] * prompts, pictures)
+        pictures = [picture] * (images - len(films))
+        prompt = builder.render(question, len(pictures), films)
+        return builder.encode([prompt] * prompts, [pictures] * prompts, videos=films * prompts)
 
     def tokens(question: str) -> int:
         return round(size_of(encode(question, 1), config).text)
@@ -112,8 +120,10 @@ def question_of(text: float, tokens: Callable[[str], int]) -> str:
 
 def size_of(inputs: Any, config: Any) -> PromptSize:
     """Text and visual tokens of the first of the timed prompts."""
+    from pdrop.engine.visual import visual_ids
+
     ids = inputs["input_ids"][0]
-    visual = int((ids == config.image_token_id).sum())
+    visual = sum(int((ids == token).sum()) for token in visual_ids(config))
     return PromptSize(len(ids) - visual, visual)
 
 

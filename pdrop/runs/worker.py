@@ -1,16 +1,20 @@
 """A worker: one process with a device and a model, which answers the batches that it is handed (pdrop/runs/workers.py).
 
-It loads the model and the tasks itself, once each, and reads the pictures of the documents whose numbers it gets.
+It loads the model and the tasks itself, once each, and reads the pictures of the documents whose numbers it gets. It
+may be called in several threads: some prepare batches, one at a time uses the model.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from pdrop.evaluation.prefetch import DEPTH
 
 if TYPE_CHECKING:
     from pdrop.evaluation.answers import Answer, Question
@@ -51,6 +55,14 @@ class Worker:
         self._run: str | None = None
         self._generator: Generator | None = None
         self._tasks: dict[tuple[str, str | None], Any] = {}
+        self._loading, self._answering = threading.Lock(), threading.Lock()
+        self._preparing = threading.Semaphore(DEPTH)
+        self._asked, self._rests = 0, threading.Condition()  # batches under way
+
+    def rest(self) -> None:
+        """Return when no batch is under way any more."""
+        with self._rests:
+            self._rests.wait_for(lambda: not self._asked)
 
     def about(self) -> dict[str, Any]:
         """Its host, process and device, once it is ready."""
@@ -64,9 +76,10 @@ class Worker:
         from pdrop.environment import accelerator
         from pdrop.shapes import ModelSizes
 
-        checkpoint = local(settings).load()
-        sizes = ModelSizes.from_config(checkpoint.model.config)
-        return Loaded(sizes, checkpoint.model.dtype.itemsize, accelerator(local(settings).device))
+        with self._loading, self._answering:
+            checkpoint = local(settings).load()
+            sizes = ModelSizes.from_config(checkpoint.model.config)
+            return Loaded(sizes, checkpoint.model.dtype.itemsize, accelerator(local(settings).device))
 
     def answer(self, settings: Settings, questions: Sequence[Question]) -> list[Answer]:
         """The answers of a batch, in its order.
@@ -78,44 +91,69 @@ class Worker:
         Raises:
             QuestionError: If anything goes wrong with a question.
         """
-        from pdrop.models.attention import sdpa_order
-
-        generator = self._under(local(settings))
-        here = [replace(one, images=functools.partial(self._images, settings, one)) for one in questions]
-        with sdpa_order(settings.spec.sdpa_kernel):
-            return generator.answer(here).answers
+        with self._under_way():
+            with self._loading:
+                generator = self._under(local(settings))
+                here = [self._with_images(settings, one) for one in questions]
+            with self._preparing:
+                parts = generator.prepare(here)
+            answers: dict[str, Answer] = {}
+            with self._answering, generator.attached() as trace:
+                for part in parts:
+                    answers |= zip((question.key for question in part.questions), generator.ask(part, trace))
+            return [answers[question.key] for question in questions]
 
     def timed(self, settings: Settings, cost: Cost) -> Cost:
         """The cost with what this worker measured under the run's timing protocol."""
         from pdrop.runs import timed
 
         here = local(settings)
-        if here.timed_alone:
-            self._generator = self._run = None  # its model makes room on the device, and is loaded again when asked
-            timed.time_run(cost, here, None, timed.in_fresh_processes(here))
-        else:
-            timed.time_run(cost, here, here.load())
+        with ExitStack() as alone:  # nothing else runs here, not even what is left of a run that failed
+            alone.enter_context(self._loading)
+            for _ in range(DEPTH):
+                alone.enter_context(self._preparing)
+            alone.enter_context(self._answering)
+            if here.timed_alone:
+                self._generator = self._run = None  # its model makes room on the device, and is loaded again when asked
+                timed.time_run(cost, here, None, timed.in_fresh_processes(here))
+            else:
+                timed.time_run(cost, here, here.load())
         return cost
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._rests:
+            self._asked += 1
+        try:
+            yield
+        finally:
+            with self._rests:
+                self._asked -= 1
+                self._rests.notify_all()
 
     def _under(self, settings: Settings) -> Generator:
         from pdrop.evaluation.generation import Generator
 
         if self._run != settings.spec.run_id or self._generator is None:
             checkpoint = settings.load()
-            self._generator = Generator(checkpoint, settings.method, settings.schedule, settings.spec)
+            self._generator = Generator(
+                checkpoint, settings.method, settings.schedule, settings.spec, settings.preparation
+            )
             self._run = settings.spec.run_id
         return self._generator
 
-    def _images(self, settings: Settings, question: Question) -> Sequence[Any]:
+    def _with_images(self, settings: Settings, question: Question) -> Question:
+        from pdrop.evaluation.batching import blame
         from pdrop.evaluation.lmms import load_tasks
-        from pdrop.evaluation.requests import images_of
+        from pdrop.evaluation.requests import DocumentPictures
 
-        place = question.task, settings.spec.wrapper
-        if place not in self._tasks:
-            self._tasks[place] = load_tasks([question.task], settings.task_folders, settings.spec.wrapper)[
-                question.task
-            ]
-        return images_of(self._tasks[place], question.doc_id)
+        spec, name = settings.spec, question.task
+        place = name, spec.wrapper
+        with blame([question]):
+            if place not in self._tasks:
+                self._tasks[place] = load_tasks([name], settings.task_folders, spec.wrapper)[name]
+            pictures = DocumentPictures.of(self._tasks[place], question.doc_id, name, question.data)
+        return replace(question, images=pictures)
 
 
 def local(settings: Settings) -> Settings:

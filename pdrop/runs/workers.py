@@ -37,7 +37,7 @@ log = logging.getLogger("pdrop")
 
 DEATHS = 3  # of workers, on one batch or while they load, that fail a run
 TRIES = 3  # to start Ray, which gives up after half a minute where others use the machine
-AHEAD = 2  # batches that a worker has at hand: it never waits for this process
+AHEAD = 2  # batches that a worker has at hand at least: it never waits for this process
 SILENCE = 60.0  # s without an answer or a new worker, after which it is said what is waited for
 
 
@@ -155,14 +155,16 @@ class Team:
         device: Where they compute.
         kind: What each of them is; None: pdrop.runs.worker.Worker. Others stand in for it where the handing out itself
             is looked at.
+        depth: Batches that each prepares while it answers another.
     """
 
-    def __init__(self, workers: Workers, device: str, kind: type | None = None) -> None:
+    def __init__(self, workers: Workers, device: str, kind: type | None = None, depth: int = 0) -> None:
         import ray
 
         from pdrop.runs.worker import Worker
 
         self.workers, self.device, self.kind, self.started = workers, device, kind or Worker, 0
+        self.depth, self.at_hand = depth, max(AHEAD, depth + 1)
         self.members: list[Member] = []
         self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
         self.early_deaths = 0  # in a row, before a worker was ready
@@ -192,7 +194,8 @@ class Team:
 
         share, threads = self.workers.share(self.device), self.workers.threads
         # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
-        made: Any = ray.remote(self.kind).options(num_cpus=threads, num_gpus=share, max_restarts=0, max_task_retries=0)
+        options: dict[str, Any] = {"num_cpus": threads, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
+        made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
         member = Member(self.started, made.remote(threads), replaces=replacing)
         self.started += 1
         self.starting[member.actor.about.remote()] = member
@@ -248,7 +251,7 @@ class Team:
 
         for member in list(self.members):
             try:
-                ray.get(member.actor.about.remote())  # it does one thing after the other
+                ray.get(member.actor.rest.remote())  # it comes after all that was handed out before
             except ray.exceptions.RayError as error:
                 self.lose(member, error)
         while any(member.replaces for member in self.starting.values()):
@@ -264,12 +267,12 @@ class Team:
 _TEAM: list[Team] = []  # the one of this process, once there is one
 
 
-def team(workers: Workers, device: str) -> Team:
+def team(workers: Workers, device: str, depth: int) -> Team:
     """The workers of this process, started at the first use; they are let go where others are asked for."""
-    if _TEAM and (_TEAM[0].workers, _TEAM[0].device) == (workers, device):
+    if _TEAM and (_TEAM[0].workers, _TEAM[0].device, _TEAM[0].depth) == (workers, device, depth):
         return _TEAM[0]
     dismiss()
-    _TEAM.append(Team(workers, device))
+    _TEAM.append(Team(workers, device, depth=depth))
     return _TEAM[0]
 
 
@@ -290,8 +293,19 @@ class TeamGenerator:
     def __init__(self, settings: Settings, those: Team | None = None) -> None:
         import ray
 
-        self.team = those or team(settings.workers, settings.device)
-        self.spec, self.settings = settings.spec, ray.put(settings)
+        depth = settings.preparation.depth(settings.device)
+        self.team = those or team(settings.workers, settings.device, depth)
+        self.spec, self.here, self.settings = settings.spec, settings, ray.put(settings)
+
+    def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
+        """The batches, as this process would ask them if it had the model."""
+        from pdrop.evaluation import batching
+        from pdrop.evaluation.picture_cache import of_process
+        from pdrop.evaluation.prompts import PromptBuilder
+
+        method, cache = self.here.method, of_process(self.here.preparation.cache_bytes)
+        builder = PromptBuilder.of(self.here.source.without_model(), self.spec)
+        return batching.planned(questions, builder, self.spec, cache, 1.0 if method is None else method.pixels)
 
     def loaded(self) -> Loaded:
         """What a worker says about the model that it has loaded."""
@@ -335,11 +349,10 @@ class TeamGenerator:
         Raises:
             QuestionError: If anything goes wrong with a question; it names the task and the documents.
         """
-        from pdrop.evaluation.generation import Answered, batches, check_arguments
+        from pdrop.evaluation.generation import Answered
 
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
-        planned = list(batches(questions, self.spec.batch_size))
-        check_arguments(planned, self.spec)
+        planned = self.planned(questions)
         known = [all(question.key in answers for question in batch) for batch in planned]
         work = Work(self, planned, [number for number, done in enumerate(known) if not done])
         done = sum(len(batch) for batch, found in zip(planned, known) if found)
@@ -379,6 +392,7 @@ class Work:
         self.waiting = deque(wanted)
         self.asked: dict[Any, tuple[Member, int]] = {}  # by the reference that is there when the batch is answered
         self.deaths: dict[int, int] = defaultdict(int)
+        self.suspects: set[int] = set()  # batches that a worker had at hand when it died: each is asked alone
 
     def results(self) -> Iterator[Part]:
         """The batches with their answers, as they come.
@@ -397,12 +411,20 @@ class Work:
 
     def hand_out(self) -> None:
         """Give batches to the workers that have fewest, until each has some at hand."""
-        while self.waiting and (free := [m for m in self.team.members if len(m.in_flight) < AHEAD]):
+        while self.waiting and (free := [m for m in self.team.members if self.room(m)]):
             member, number = min(free, key=lambda m: len(m.in_flight)), self.waiting.popleft()
             plain = [replace(question, images=elsewhere) for question in self.planned[number]]
             reference = member.actor.answer.remote(self.generator.settings, plain)
             member.in_flight.append(number)
             self.asked[reference] = (member, number)
+
+    def room(self, member: Member) -> bool:
+        """Whether a worker can take the batch that is next. One of those that a worker died with shares it with none:
+        if that one dies, too, it is clear of what."""
+        assert self.waiting
+        if self.waiting[0] in self.suspects or self.suspects & set(member.in_flight):
+            return not member.in_flight
+        return len(member.in_flight) < self.team.at_hand
 
     def collect(self, reference: Any) -> Part | None:
         """A batch's answers; None where its worker died, and it waits again."""
@@ -420,23 +442,25 @@ class Work:
             return None
         del self.asked[reference]
         member.in_flight.remove(number)
+        self.suspects.discard(number)
         return number, answers, member
 
     def bury(self, member: Member, error: BaseException) -> None:
-        """Put the batches of a worker that died back in front; the one that it was at may be what killed it.
+        """Put the batches of a worker that died back in front, each to be asked alone: one of them may have killed it.
 
         Raises:
             QuestionError: If three died of that one.
         """
-        suspect, *others = member.in_flight
-        self.deaths[suspect] += 1
+        at_hand = list(member.in_flight)
+        self.suspects.update(at_hand)
+        self.deaths[at_hand[0]] += 1
         for reference in [one for one, (whose, _) in self.asked.items() if whose is member]:
             del self.asked[reference]
         member.in_flight.clear()
-        self.waiting.extendleft(reversed([suspect, *others]))
+        self.waiting.extendleft(reversed(at_hand))
         self.team.lose(member, error)
-        if self.deaths[suspect] >= DEATHS:
-            raise died_of(self.planned[suspect], error)
+        if self.deaths[at_hand[0]] >= DEATHS and len(at_hand) == 1:
+            raise died_of(self.planned[at_hand[0]], error)
 
     def forget(self) -> None:
         """Cancel what is under way; what has begun ends in its worker, and nobody reads it."""

@@ -100,8 +100,14 @@ def refuse_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> None
         raise ValueError(f"these times may not be compared: {'; '.join(found)}")
 
 
-def invalid(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Why a measurement between these two moments is invalid; empty where it is valid."""
+def invalid(before: Mapping[str, Any], after: Mapping[str, Any], busy: bool = True) -> list[str]:
+    """Why a measurement between these two moments is invalid; empty where it is valid.
+
+    Args:
+        before: The conditions then;
+        after: and then.
+        busy: Whether others that compute on this machine's cores make it so.
+    """
     found = [f"changed while measuring: {text}" for text in differences(before, after)]
     busiest = max(c.get("others_gib") or 0.0 for c in (before, after))
     if busiest > OTHERS_GIB:
@@ -110,7 +116,7 @@ def invalid(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         found.append(f"{outside:.1f} GiB of the GPU are not torch's here: probably others hold them")
     if slowed := sorted({cause for c in (before, after) for cause in c.get("slowed") or ()}):
         found.append(f"the GPU was slowed down by {', '.join(slowed)}")
-    if before.get("device") == "cpu":
+    if busy and before.get("device") == "cpu":
         # this process itself counts as much as it has threads; what the load was before says what others do
         others = before.get("load", 0.0) - (before.get("threads") or 1)
         spare = (before.get("cores") or 1) - (before.get("threads") or 1)

@@ -91,9 +91,45 @@ def measure(
             with sdpa_order(name):
                 found.setdefault("kernels", {})[name] = turns(model, inputs, attachment, protocol, device)
         after = at_work(model, inputs, device)
-    found |= {"conditions": {"before": before, "after": after}, "invalid": invalid(before, after)}
     found |= {"notes": {"selection": BOUND} if device.type == "cuda" else {}}
-    return found | {"protocol": protocol.spelled, "batch": len(inputs["input_ids"]), "images": protocol.images}
+    return found | described({"before": before, "after": after}, invalid(before, after), inputs, protocol)
+
+
+def measure_prefill(
+    model: Any,
+    inputs: Mapping[str, Any],
+    method: Method,
+    schedule: Schedule,
+    protocol: TimingProtocol,
+    tokenizer: Any = None,
+) -> Measurement:
+    """Prefills alone, and the conditions: an indication that may be taken on a busy machine.
+
+    Arguments and what is raised as of `measure`; so is what is returned, with one stage and no answers. A load by
+    others is in the conditions, and does not make it invalid: both sides take turns under it.
+    """
+    if not schedule.stages:
+        raise ValueError("a schedule without a boundary drops nothing: its prefill is the unpruned one, not timed")
+    device, attachment = model_device(model), attach(model, method, schedule, tokenizer=tokenizer)
+    with rows_not_packed(model, inputs):
+        before = at_work(model, inputs, device)
+        found = prefills(model, inputs, attachment, protocol, device)
+        after = at_work(model, inputs, device)
+    conditions = {"before": before, "after": after}
+    return found | described(conditions, invalid(before, after, busy=False), inputs, protocol)
+
+
+def described(
+    conditions: Measurement, invalid: list[str], inputs: Mapping[str, Any], protocol: TimingProtocol
+) -> Measurement:
+    """What must be known of a measurement besides its numbers."""
+    return {
+        "conditions": conditions,
+        "invalid": invalid,
+        "protocol": protocol.spelled,
+        "batch": len(inputs["input_ids"]),
+        "images": protocol.images,
+    }
 
 
 def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Measurement:
@@ -106,8 +142,14 @@ def turns(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
 ) -> Measurement:
     """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
-    if protocol.new_tokens:
-        return answers(model, inputs, attachment, protocol, device)
+    timed = answers if protocol.new_tokens else prefills
+    return timed(model, inputs, attachment, protocol, device)
+
+
+def prefills(
+    model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
+) -> Measurement:
+    """One prefill per turn."""
 
     def call() -> Timed:
         return time_call(lambda: prefill(model, inputs), device)

@@ -100,9 +100,10 @@ class PartsTrainer(Trainer):
     ) -> Any:
         """As transformers' own; see above for a batch without an answer."""
         there = inputs["attention_mask"].bool()
-        visual = torch.isin(inputs["input_ids"], self.visual_ids.to(there.device)) & there
-        now = torch.stack([torch.tensor(len(there), device=there.device), there.sum(), visual.sum()])
-        self.counts = self.counts.to(there.device) + now
+        self.visual_ids = self.visual_ids.to(there.device)  # copied once: each copy would wait for the device
+        visual = torch.isin(inputs["input_ids"], self.visual_ids) & there
+        rows = there.new_full((), len(there), dtype=torch.long)
+        self.counts = self.counts.to(there.device) + torch.stack([rows, there.sum(), visual.sum()])
         if num_items_in_batch is not None:
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -121,6 +121,7 @@ def test_averages_of_known_parts_have_paired_intervals(tmp_path: Path) -> None:
     ("whole", "tokens", "words"),
     [
         (2880.0, (640.0, 160.0), ["Retain 640 tokens (−77.8 %)", "Retain 160 tokens (−94.4 %)"]),
+        (2928.0, (645.0, 320.0), ["Retain 640 tokens (−78.1 %)", "Retain 320 tokens (−89.1 %)"]),
         (576.0, (191.4, 219.8), ["Retain 220 tokens (−61.8 %)", "Retain 192 tokens (−66.7 %)"]),
         (1203.5, (401.0, 134.0), ["Retain 33.3 % (−66.7 %)", "Retain 11.1 % (−88.9 %)"]),
     ],

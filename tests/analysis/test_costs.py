@@ -135,6 +135,28 @@ def test_invalid_times_are_marked(tmp_path: Path) -> None:
     assert [cell.text for cell in row[-4:]] == ["invalid"] * 4
 
 
+def test_what_choosing_takes_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = {"median": 0.0123, "iqr": 0.002, "values": [0.01, 0.0123, 0.014]}
+    row = {"schedule": "Schedule('0:0.111112')", "flops": 0.0007, "flops_llava_1_5_7b": 0.0002}
+    record = {
+        "format": 1, "model": {"num_hidden_layers": 32, "hidden_size": 512, "attention": "sdpa"}, "threads": 1,
+        "load_before_and_after": [[0.5, 0, 0], [1.5, 0, 0]], "conditions": {"dtype": "float32"},
+        "unpruned_cpu_s": {"median": 1.5, "values": [1.4, 1.5, 1.6]},
+        "methods": {"scope": row | {"hooks": timed, "twin": timed | {"median": 0.002}, "choosing": timed}},
+        "environment": {"processor": "Test CPU", "packages": {"torch": "2", "transformers": "5"}},
+    }  # fmt: skip
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/choosing-1.json").write_text(json.dumps(record))
+    assert main(["bench", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "tables/bench.md").exists(), "there is no record of prefills"
+    (line,) = [line for line in said.splitlines() if line.startswith("| scope")]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "0:0.111112", "1.23", "0.20", "1.23 ± 0.10", "0.07", "0.02"
+    ]  # fmt: skip
+    assert "1500 ms" in said and "3 rounds" in said
+
+
 def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--results", str(tmp_path)]) == 1
     assert "make bench writes one" in capsys.readouterr().err
@@ -157,4 +179,4 @@ def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.Capture
     assert "0.47 (its program)" in said and (tmp_path / "tables/bench.md").read_text() in said
     (tmp_path / "bench/2.json").write_text(json.dumps(record | {"format": 1}))
     with pytest.raises(ValueError, match="is not a benchmark record that this version reads"):
-        bench.page(bench.newest(tmp_path))
+        bench.pages(tmp_path)

@@ -20,7 +20,7 @@ from analysis.captions import caption
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
 from analysis.studies import tradeoff_figure as figure
-from tests.support.records import make_record, put, standard, table_of
+from tests.support.records import TASKS, make_record, put, standard, table_of
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(store: Path, tmp_path: Path) -> Path:
     """A results folder that a test may change."""
     return Path(shutil.copytree(store, tmp_path / "results"))
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """The same with the fewest runs and tasks that have both figures of a trade-off."""
+    for method, ratio in (("none", 1.0), ("pyramiddrop", 0.5), ("pyramiddrop", 0.3)):
+        put(tmp_path / "results", make_record(method, ratio, TASKS[:2]))
+    return tmp_path / "results"
 
 
 def test_figures_show_every_method(copied: Path) -> None:
@@ -157,7 +165,9 @@ def test_error_bars_are_the_paired_interval(store: Path) -> None:
     assert figure.half_lengths(replace(cell, delta=Estimate(0.1)), 100) == (0.0, 0.0)
 
 
-def test_figures_are_drawn_again_only_if_something_changed(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_drawn_again_only_if_something_changed(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = few
+
     def said() -> set[str]:
         assert main(["figures", "--results", str(copied)]) == 0
         return {line.split()[0] for line in capsys.readouterr().out.splitlines()}
@@ -193,7 +203,9 @@ def test_of_several_models_those_with_one_budget_a_method_have_no_trade_off(tmp_
     assert {name.split("-")[1] for name, _ in figure.files(table_of(tmp_path / "alike"))} == {"first", "second"}
 
 
-def test_pdfs_are_drawn_on_demand_and_never_left_behind(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pdfs_are_drawn_on_demand_and_never_left_behind(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = few
+
     def made() -> set[str]:
         return {path.suffix for path in (copied / "figures").iterdir() if not path.name.startswith(".")}
 

@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.comparison.against_random import twin_of
 from analysis.comparison.table_model import Table
 from analysis.report import equal_budgets
-from analysis.studies import front_figure, tradeoff_figure
+from analysis.studies import front_figure, task_grid_figure, tradeoff_figure
 from pdrop.record import RunRecord
 from tests.support.records import make_record, put, table_of
 
@@ -96,6 +96,29 @@ def test_one_twin_stands_for_all_that_let_as_many_tokens_in(table: Table) -> Non
 def test_the_command_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "demo", "--results", str(store(tmp_path))]) == 0
     assert (tmp_path / "figures" / "demo-front.png").is_file() and "demo-front.png" in capsys.readouterr().out
+
+
+def test_every_task_has_its_cell(table: Table) -> None:
+    """The score as a number, shaded; framed or underlined by the twin's seeds; none above, chance and guess below."""
+    ((stem, figure),) = task_grid_figure.files(table)
+    assert stem == "demo-by-task" and len(figure.axes) == 2, "a grid for each budget"
+    rows = [row for row in table.rows if row.drops and row.budget == "keep:0.5"]
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "keep:0.5")
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    assert named[0] == "none" and named[-1] in ("at random", "blind guess") and len(named) > len(METHODS)
+    tasks = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(axes.texts) >= len(tasks) * (len(METHODS) + 1)
+    held = {row.spec.method: row for row in rows}
+    told = {"above": 0, "below": 0}
+    for method in METHODS:
+        twin = twin_of(held[method], rows)
+        for task, cell in held[method].cells.items():
+            verdict = task_grid_figure.against(twin, task, cell.score.value)
+            assert verdict == "" or twin is not None
+            told |= {verdict: told[verdict] + 1} if verdict else {}
+    framed = [patch for patch in axes.patches if not patch.get_fill()]
+    assert (len(framed), len(axes.lines)) == (told["above"], told["below"])
+    plt.close(figure)
 
 
 def test_what_is_said_of_equal_budgets_follows_the_rows(table: Table) -> None:

@@ -19,6 +19,7 @@ from analysis.overlays import overlay, pictures
 from analysis.overlays.pictures import views
 from analysis.store.load import load_runs, samples_of
 from analysis.store.samples import Sample, unpack
+from pdrop import thumbnails
 from tests.support.records import make_record, masks, put, rewrite, run_of, standard
 
 RED = np.array([1.0, 0.0, 0.0])
@@ -171,7 +172,6 @@ def test_what_cannot_be_shown_is_refused(store: Path, shown: Path, capsys: pytes
         ([run, "--sample", "toy_ocr:999"], "has no sample '999'"),
         ([run, "--sample", "nothing:1"], "has no task 'nothing'"),
         ([failed], "is failed"),
-        ([run] * 9, "8 runs at most, not 9: choose some with --method NAME or --budget TEXT"),
         ([run, "--method", "fastv"], "no run of that method and budget; there are: pyramiddrop at 3:0.5"),
     ):
         assert main(["overlay", *arguments, *options]) == 1
@@ -194,8 +194,52 @@ def test_an_experiment_is_narrowed_by_method_and_budget(store: Path) -> None:
 
 
 def test_a_task_without_image_names_is_told_what_to_add() -> None:
-    with pytest.raises(ValueError, match=r"names no image: give the task's data a column image_id.*--images"):
+    with pytest.raises(ValueError, match=r"names no image, and none is kept.* a column image_id.*--images"):
         pictures.read_images(None, None, "mine:0")
+    with pytest.raises(ValueError, match=r"no image_id 0f3a in .*test.parquet, and none is kept.* a column image_id"):
+        pictures.read_images(None, "0f3a", "mine:0")
+
+
+def test_more_than_eight_runs_are_several_figures(store: Path, shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [run_of(store, method, keep).record.run_id for method, keep in (("fastv", "0.5"), ("random", "0.3"))]
+    options = ["--results", str(store), "--images", str(shown), "--sample", "toy_ocr:7"]
+    assert main(["overlay", *ids * 5, *options]) == 0
+    first, second = sorted((store / "figures").glob("overlay-toy_ocr-7-*.png"), key=lambda path: -len(path.name))
+    assert first.stem.count("-") == 2 + 8 and second.stem.count("-") == 2 + 2
+
+
+def test_what_a_store_keeps_is_shown_without_the_data(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(run_of(store, "fastv", "0.3"), data_hash="0123")
+    run, data = run_of(store, "fastv", "0.3"), "0123"
+    red = {number: lambda: [Image.new("RGB", (40, 30), "red")] for number in range(30)}
+    kept = thumbnails.keep(run.path, "toy_exist", data, red)
+    assert kept == store / "pictures" / f"toy_exist-{data}.zip"
+    assert thumbnails.keep(run.path, "toy_exist", data, red) is None, "once"
+    assert main(["overlay", run.record.run_id, "--results", str(store), "--sample", "toy_exist:7"]) == 0
+    (figure,) = (store / "figures").glob("overlay-toy_exist-7-*.png")
+    pixels = np.asarray(Image.open(figure).convert("RGB")).reshape(-1, 3).astype(int)
+    assert (np.abs(pixels - (254, 0, 0)).max(1) < 4).mean() > 0.05, "its picture is red"
+    assert int(dict(overlay.choose([run], []))["toy_exist"]) < thumbnails.SAMPLES, "of those that are kept"
+    assert main(["report", "--results", str(store)]) == 0
+    page = (store / "report.html").read_text()
+    assert f"toy_exist/{data}/7-0" in page and f"toy_exist/{data}/8-0" not in page
+    capsys.readouterr()
+    assert main(["overlay", run.record.run_id, "--results", str(store), "--sample", "toy_exist:8"]) == 1
+    assert "column image_id" in capsys.readouterr().err
+    kept.write_bytes(kept.read_bytes()[:-30])
+    assert main(["overlay", run.record.run_id, "--results", str(store), "--sample", "toy_exist:7"]) == 1
+    assert f"{kept} is damaged" in capsys.readouterr().err
+
+
+def test_kept_pictures_are_small_and_few(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1300, 3), dtype=np.uint8)
+    assert len(thumbnails.small(Image.fromarray(noise))) <= thumbnails.LARGEST
+    videos = {number: lambda: [Image.new("L", (20, 20))] * 9 for number in range(5)}
+    assert thumbnails.keep(tmp_path / "runs/a", "films", "0" * 16, videos)
+    assert list(map(len, thumbnails.read(tmp_path / "runs/a", "films", "0" * 16).values())) == [9, 9, 9]
+    assert thumbnails.keep(tmp_path / "runs/a", "embedded_chart", "0" * 16, videos) is None, "the package has them"
+    assert thumbnails.read(tmp_path / "runs/a", "films", "../../x") == {}
+    assert thumbnails.keep(tmp_path / "runs/a", "texts", "0" * 16, {0: list}) is None
 
 
 def test_images_come_from_parquet_too(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ def test_a_dry_run_runs_and_counts_what_fails(
     monkeypatch.chdir(tmp_path)
     assert main(["--tiny", "--only", "1", "4", "7", "9"]) == 0
     said = capsys.readouterr().out
+    assert all(f" 1 waits, {name}: " in said for name in ("PyramidDrop", *first_checks.WAITING))
     assert "7 the same tokens: {'twice': True" in said and said.count("  holds") == 3 and "FAILS" not in said
-    assert "6 checks, 0 failed" in said
+    assert "11 checks, 0 failed" in said
     assert not list(tmp_path.iterdir()), "a dry run leaves no record"
 
     def broken(card: Card) -> None:

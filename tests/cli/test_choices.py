@@ -9,7 +9,7 @@ from pdrop.cli.choices import complaint, hint
 from tests.support.command_line import called
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "task_sets")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("task_sets", "protocols"))
 
 REFUSED = {
     "a misspelt experiment": (["experiments=demoo"], "unknown experiments 'demoo', did you mean demo"),
@@ -26,6 +26,7 @@ REFUSED = {
     "taken away": (["~method"], "a method is chosen by method=NAME alone"),
     "added": (["+method=fastv"], "a method is chosen by method=NAME alone"),
     "put elsewhere": (["model@x=embedded"], "a model is chosen by model=NAME alone"),
+    "a checkpoint": (["model=/where/it/is"], "a checkpoint of your own is model=folder model.path=/where/it/is "),
     "a launcher": (["hydra/launcher=basick"], "unknown hydra/launcher 'basick', did you mean basic?"),
 }
 

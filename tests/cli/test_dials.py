@@ -37,6 +37,13 @@ def test_a_dial_needs_its_value_its_field_and_its_use(dial: str) -> None:
     assert len(stated) == 1 and dial in {field.name for field in fields(RunSpec)}
 
 
+def test_no_dial_is_called_as_a_folder_of_choices_is() -> None:
+    """Hydra would take `dial=value` for a choice of a file, and refuse it."""
+    cfg: Any = OmegaConf.load(ROOT / "conf" / "run.yaml")
+    chosen = {name for entry in cfg.defaults if not isinstance(entry, str) for name in entry}
+    assert [name for name in cfg if name not in chosen and (ROOT / "conf" / str(name)).is_dir()] == []
+
+
 def test_a_new_field_keeps_runs_apart() -> None:
     assert set(ASKED) == {
         "limit",

@@ -79,6 +79,7 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
     ("given", "told"),
     [
         (["ratio=0.3,0.5"], "sweep over them with -m"),
+        (["tasks=pope,mme"], "with -m, or give a list, tasks=[pope,mme]"),
         (["twin=5"], "twin is true or false, not 5"),
         (["-m", "force=0,1"], "force is true or false, not 0"),
         (["-m", "ratio=0.3,0.5", "twin=false,true", "plan=true"], None),
@@ -88,6 +89,7 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
 def test_several_values_and_numbers_for_switches(given: list[str], told: str | None) -> None:
     found = misfit(given, CONF, "run")
     assert found is None if told is None else told in (found or ""), found
+    assert str(misfit(["method=none,fastv"], CONF, "run")).endswith("sweep over them with -m"), "a method is one"
 
 
 def test_options_may_come_after_dials() -> None:

@@ -1,5 +1,7 @@
 """run.py as a user calls it, in one process: finished, skipped, failed, refused, swept."""
 
+import os
+import resource
 import shutil
 import threading
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pdrop.evaluation import task_index
 from pdrop.methods.base import Method, View
 from pdrop.record import RunRecord, read_records
 from pdrop.runs import run as run_module
+from pdrop.runs.settings import Settings
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
 from tests.support.command_line import called
@@ -165,8 +168,9 @@ def test_what_changes_numbers_changes_the_identity(command, tmp_path):
     task_index.content.cache_clear()  # read once a process
     code, said, _ = command(*call)
     assert code == 0 and len(run_ids()) == 2, said
-    command(*QUICK[:-1], "latency=quick", "latency.pairs=1", "latency.min_seconds=0")
-    command(*QUICK[:-1], "latency=quick", "latency.pairs=2", "latency.min_seconds=0")
+    quick = ["latency=quick", "latency.warmup=1", "latency.min_seconds=0"]
+    command(*QUICK[:-1], *quick, "latency.pairs=1")
+    command(*QUICK[:-1], *quick, "latency.pairs=2")
     assert len(run_ids()) == 4, "another protocol is another measurement"
 
 
@@ -204,7 +208,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.product(9)
+@pytest.mark.product(6)
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
 def test_wrong_values_get_one_clear_line(command, arguments, words):
     quick = [a for a in QUICK if a.split("=")[0] not in {b.split("=")[0] for b in arguments}]
@@ -223,7 +227,8 @@ def test_a_checkpoint_that_is_no_vision_language_model_is_refused(command, text_
 
 
 def test_costs_without_tasks(command):
-    code, said, store = command("tasks=none", "latency=quick", "latency.pairs=2", "latency.min_seconds=0", "ratio=0.3")
+    quick = ["latency=quick", "latency.warmup=1", "latency.pairs=2", "latency.min_seconds=0", "batch_size=2"]
+    code, said, store = command("tasks=none", *quick, "ratio=0.3")
     assert code == 0, said
     (record,) = read_records(store / "runs")
     timed = record.cost.prefill_time_ratio
@@ -250,9 +255,8 @@ def test_every_method_composes_for_every_depth(name, tmp_path):
     (tmp_path / "config.json").touch()
     folder = [f"method.clip={tmp_path}"] if name == "cdpruner" else []
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):
+        config = OmegaConf.to_object(compose("run", [f"method={name}", "ratio=0.3", *folder]))
         for layers in (12, 28, 32, 40):
-            cfg = compose("run", [f"method={name}", "ratio=0.3", *folder])
-            config = OmegaConf.to_object(cfg)
             schedule = conf.instantiate(config.schedule, num_layers=layers)
             assert isinstance(schedule, Schedule)
             assert (config.method is None) == (not schedule)
@@ -260,6 +264,7 @@ def test_every_method_composes_for_every_depth(name, tmp_path):
                 assert isinstance(conf.instantiate(config.method), Method)
 
 
+@pytest.mark.product(6)
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes(path):
     from hydra import compose, initialize_config_dir
@@ -267,3 +272,27 @@ def test_every_experiment_composes(path):
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("run", [f"experiments={path.stem}"]))
     assert config.experiment and path.stem.startswith(config.experiment), "parts of an experiment share its name"
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_before_a_model_is_loaded(command, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write wherever the file system lets it
+    monkeypatch.setattr(Settings, "load", lambda _: pytest.fail("loaded"))
+    code, said, results = command(*QUICK)
+    assert code == 1 and said.count("\n") == 1, said
+    assert "/embedded-pyramiddrop-" in said and "cannot be written (Permission denied)" in said, said
+    assert said.rstrip().endswith("name another folder with results=DIR") and not results.exists()
+
+
+@pytest.mark.parametrize(("words", "dial"), [((), "hydra.run.dir"), (("-m",), "hydra.sweep.dir")])
+def test_a_full_disk_under_hydra_is_one_line(command, words, dial):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, usual[1]))  # a file that can grow no further, as on a full disk
+    try:
+        told = run.unwritable([*words, *QUICK])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert (
+        told
+        == f"{Path.cwd()} cannot be written (File too large), and Hydra keeps its note of a command there: {dial}=DIR"
+    )
+    assert run.unwritable([*words, *QUICK]) is None and run.unwritable(["--help"]) is None

@@ -17,11 +17,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from analysis.overlays.pictures import read_images
 from analysis.report.samples import uri
-from pdrop.evaluation.requests import _images
+from pdrop.evaluation.frames import Sampling
+from pdrop.evaluation.requests import DocumentPictures
 from pdrop.pictures import as_shown, check, opened, read, take_long_texts
 from pdrop.training.conversations import Conversations
 from pdrop.training.encode import Encoder
-from tests.evaluation.test_frames import video
+from tests.support.films import write_film as video
 
 GREYS = [0, 100, 256, 1000, 30000, 65535]
 SCALED = [0, 0, 1, 4, 117, 255]
@@ -50,8 +51,8 @@ def all_ways(path: Path, folder: Path) -> dict[str, Image.Image]:
     conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     (folder / "data.json").write_text(json.dumps([{"image": str(path), "conversations": conversation}]))
     record = Conversations(folder / "data.json")[0]
-    (scored,) = _images(lambda _: [str(path)], dict)
-    (opened,) = _images(lambda _: [Image.open(path)], dict)
+    (scored,) = DocumentPictures(lambda _: [str(path)], dict, dict, "")()
+    (opened,) = DocumentPictures(lambda _: [Image.open(path)], dict, dict, "")()
     (drawn,) = read_images(path.parent, path.stem, "a sample")
     return {
         "scored, by path": as_shown(scored),
@@ -80,7 +81,12 @@ def test_a_task_that_converts_by_itself_is_given_8_bits() -> None:
     """As most of lmms-eval's tasks do; what they are not given to convert stays as it is."""
     deep, still = Image.fromarray(np.array([GREYS], dtype=np.uint16)), noise()
     document = {"image": deep, "images": [still, deep], "question": "What?", "nested": {"image": deep}}
-    shown = _images(lambda d: [d["image"].convert("RGB"), *d["images"], d["nested"]["image"]], lambda: document)
+    shown = DocumentPictures(
+        lambda d: [d["image"].convert("RGB"), *d["images"], d["nested"]["image"]],
+        lambda: document,
+        lambda: document,
+        "",
+    )()
     assert shown[1] is still and document["image"] is deep
     for image in (shown[0], *shown[2:]):
         assert pixels(image.convert("RGB")) == [[[grey] * 3 for grey in SCALED]]
@@ -132,13 +138,14 @@ def test_files_are_pictures_first_and_videos_last(tmp_path: Path) -> None:
         assert shown is not None and pixels(shown) == pixels(Image.open(tmp_path / name).convert("RGB")), name
     for path in (tmp_path / "film.gif", video(tmp_path / "film.mp4", 3)):
         assert read(path) is None
-        assert len(_images(lambda _, path=path: [path], dict)) == 3
+        (film,) = DocumentPictures(lambda _, path=path: [path], dict, dict, "")()
+        assert len(film.show(Sampling()).frames) == 3
     with pytest.raises(ValueError, match=r"no picture or video .*nowhere\.jpg"):
-        _images(lambda _: ["/nowhere.jpg"], dict)
+        DocumentPictures(lambda _: ["/nowhere.jpg"], dict, dict, "")()
     whole = (tmp_path / "no_suffix").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.jpg cannot be read as a picture .*mend or replace it"):
-        _images(lambda _: [str(tmp_path / "cut.jpg")], dict)
+        DocumentPictures(lambda _: [str(tmp_path / "cut.jpg")], dict, dict, "")()
 
 
 def test_a_png_with_a_large_comment_is_read_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

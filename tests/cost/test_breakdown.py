@@ -44,6 +44,7 @@ def test_sparsevlm_s_figures(budget: int | None, printed: float) -> None:
 PARAMETERS = {
     "llava_1_5_7b": 7.06, "llava_1_5_13b": 13.35, "llava_next_7b": 7.06, "llava_onevision_7b": 8.03,
     "internvl3_8b": 7.94, "qwen2_vl_7b": 8.29, "qwen2_5_vl_7b": 8.29, "qwen3_vl_8b": 8.77,
+    "video_llava_7b": 7.37, "llava_video_7b": 8.03,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ pytest tests/engine/test_attach_errors.py
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,12 +105,12 @@ UNSUPPORTED = [
 def test_models_that_cannot_drop_are_refused_at_attach(make: Any, words: str) -> None:
     model = make()
     with pytest.raises(ValueError, match=words):
-        attach(model, FastV(), single(2, 0.5))
+        attach(model, FastV(several=True), single(2, 0.5))
     assert not any(module._forward_pre_hooks for module in model.modules() if make is not offloaded)
 
 
 @pytest.mark.parametrize("family", MROPE_FAMILIES)
-@pytest.mark.parametrize("kind", [PyramidDrop, FastV, RandomDrop])
+@pytest.mark.parametrize("kind", [PyramidDrop, partial(FastV, several=True), RandomDrop])
 def test_compact_positions_are_undefined_for_multimodal_rope(family: str, kind: Any) -> None:
     model = build(family)
     before = picture(model)
@@ -119,8 +120,10 @@ def test_compact_positions_are_undefined_for_multimodal_rope(family: str, kind: 
 
 
 FIT = [
-    pytest.param(FastV(), single(6, 0.5), "numbered 0..5", id="layer-after-the-last"),
-    pytest.param(FastV(), Schedule((Stage(2, 0.5), Stage(40, 0.2))), "boundary at layer 40", id="layer-40-of-6"),
+    pytest.param(FastV(several=True), single(6, 0.5), "numbered 0..5", id="layer-after-the-last"),
+    pytest.param(
+        FastV(several=True), Schedule((Stage(2, 0.5), Stage(40, 0.2))), "boundary at layer 40", id="layer-40-of-6"
+    ),
     pytest.param(None, single(2, 0.5), "needs a method", id="no-method"),
 ]
 
@@ -139,7 +142,7 @@ def test_unknown_positions_are_refused() -> None:
         PyramidDrop(positions="packed")
 
 
-@pytest.mark.parametrize("other", [FastV(), None], ids=["dropping", "tracing"])
+@pytest.mark.parametrize("other", [FastV(several=True), None], ids=["dropping", "tracing"])
 def test_two_attachments_are_refused(other: Any) -> None:
     model = fresh("llava")
     batch = batch_of("llava", model, RAGGED)
@@ -219,9 +222,12 @@ def test_calls_that_cannot_be_done_are_refused(call: Any, words: str) -> None:
 def test_a_cache_goes_on_under_its_own_schedule_only() -> None:
     model = fresh("llava")
     batch, cache = batch_of("llava", model, RAGGED[:1]), DynamicCache(config=model.config)
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         model(**batch, past_key_values=cache)
-    with attach(model, FastV(), single(3, 0.5)), pytest.raises(ValueError, match=r"filled under the schedule 2:0\.5"):
+    with (
+        attach(model, FastV(several=True), single(3, 0.5)),
+        pytest.raises(ValueError, match=r"filled under the schedule 2:0\.5"),
+    ):
         model(input_ids=batch["input_ids"][:, -1:], past_key_values=cache)
 
 
@@ -235,3 +241,13 @@ def test_the_base_model_drops_too() -> None:
         hidden = model.model(**batch).last_hidden_state
     assert trace.prefills == 2
     assert torch.equal(model.lm_head(hidden), logits)
+
+
+def test_flex_attention_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = fresh("llava", "flex_attention", torch.float32)
+    attach(model, PyramidDrop(), HALVES)
+    assert "flex_attention compiles for each length" in caplog.text
+    caplog.clear()
+    attach(model, None, Schedule())
+    attach(fresh("llava", "sdpa", torch.float32), PyramidDrop(), HALVES)
+    assert not caplog.text

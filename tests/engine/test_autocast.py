@@ -12,7 +12,7 @@ from pdrop import FastV, Method, PyramidDrop, SparseVLM, SparseVLMPlus, attach
 from pdrop.conformance.families import fresh
 from tests.support.cases import HALVES, RAGGED, batch_of
 
-METHODS: list[Method] = [PyramidDrop(), FastV(), SparseVLM(), SparseVLM(recycle=0.0), SparseVLMPlus()]
+METHODS: list[Method] = [PyramidDrop(), FastV(several=True), SparseVLM(), SparseVLM(recycle=0.0), SparseVLMPlus()]
 
 
 class Products(TorchDispatchMode):
@@ -52,7 +52,11 @@ def test_what_the_model_itself_computes_runs_as_it_does() -> None:
         layer.self_attn.k_proj.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     scores = []
     for cached in (True, False):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), attach(model, FastV(), HALVES) as trace:
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            attach(model, FastV(several=True), HALVES) as trace,
+        ):
             model(**batch, use_cache=cached)
         scores.append([row for boundary in trace.scores for row in boundary])
     assert set(seen) == {torch.bfloat16} and len(seen) > 2 * len(model.get_decoder().layers)

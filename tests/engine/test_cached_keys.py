@@ -17,7 +17,9 @@ SCHEDULE = Schedule((Stage(2, 0.5), Stage(3, 0.25)))  # layer 2 is cut and obser
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [FastV(), SparseVLM(positions="original")], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [FastV(several=True), SparseVLM(positions="original")], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("family", CORE)
 def test_scores_are_the_same_to_the_bit(family: str, method: Any) -> None:
     model, scores = build(family), []
@@ -40,7 +42,7 @@ def test_only_a_plain_cache_is_read() -> None:
     assert cached_keys(cache, 0, length).shape[2] == length
     assert cached_keys(cache, 0, 3).shape[2] == 3 and cached_keys(cache, 99, 3) is None
     static = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=2 * length)
-    with attach(model, FastV(), Schedule()):
+    with attach(model, FastV(several=True), Schedule()):
         model(**batch, past_key_values=static)
     assert cached_keys(static, 0, length) is None, "its keys are longer than what came in"
 
@@ -66,7 +68,7 @@ class SentAway(DynamicCache):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "method", [FastV(), SparseVLM(), SparseVLMPlus(), PyramidDrop()], ids=lambda m: type(m).__name__
+    "method", [FastV(several=True), SparseVLM(), SparseVLMPlus(), PyramidDrop()], ids=lambda m: type(m).__name__
 )
 def test_keys_that_an_offloaded_cache_has_sent_away_are_not_read(method: Any) -> None:
     model = build("llava")

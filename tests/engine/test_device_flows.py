@@ -6,6 +6,7 @@ pytest tests/engine/test_device_flows.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def reading(model: Any, batch: Any, labels: Any, trace: Any) -> list[Any]:
 FLOWS: dict[str, Flow] = {
     flow.__name__: flow for flow in (beams, sampled, static, scored, trained, later_turn, uncached)
 }
-METHODS: list[Method] = [PyramidDrop(), FastV(), SparseVLM(), RandomDrop()]
+METHODS: list[Method] = [PyramidDrop(), FastV(several=True), SparseVLM(), RandomDrop()]
 
 
 def same(got: Any, want: Any) -> None:
@@ -123,7 +124,52 @@ def test_a_flow_is_the_same_there(flow: str, method: Method, monkeypatch: pytest
     assert not seen.mixed
 
 
-@pytest.mark.parametrize("method", [FastV(), SparseVLM()], ids=lambda method: type(method).__name__)
+def training_step(method: Method | None, checkpointing: bool, patch: pytest.MonkeyPatch | None) -> Any:
+    """Loss, gradients and what was counted after the forward and after the backward; without a patch on the CPU."""
+    model = fresh("llava", "sdpa", torch.float32)
+    batch = batch_of("llava", model, RAGGED)
+    labels, counted = labels_of(batch), []
+    if checkpointing:
+        kwargs = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    model.train()
+    with ExitStack() as stack:
+        if patch is not None:
+            patch.setattr(OnDevice, "differentiable", True)
+            moved(model, trained=True)
+            batch, labels = {name: OnDevice(value) for name, value in batch.items()}, OnDevice(labels)
+            seen = stack.enter_context(pretended(patch))
+        if method is not None:
+            stack.enter_context(attach(model, method, HALVES))
+        loss = model(**batch, labels=labels, use_cache=False).loss
+        counted.append(0 if patch is None else (seen.waits["own"], seen.waits["model"]))
+        loss.backward()
+        counted.append(0 if patch is None else (seen.waits["own"], seen.waits["model"]))
+        mixed = [] if patch is None else list(seen.mixed)
+    gradients = {name: bare(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return bare(loss.detach()), gradients, counted, mixed
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_training_step_waits_once_and_its_backward_never(
+    method: Method, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to read the prompts, besides what the model itself waits for; the same gradients, nothing on two devices."""
+    want, gradients, *_ = training_step(method, checkpointing, None)
+    with monkeypatch.context() as patch:
+        _, _, alone, mixed = training_step(None, checkpointing, patch)
+        assert not mixed
+    with monkeypatch.context() as patch:
+        got, found, counted, mixed = training_step(method, checkpointing, patch)
+    assert not mixed and torch.equal(got, want) and set(found) == set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
+    assert counted == [(own + 1, model) for own, model in alone]
+    assert gradients and alone[0] == alone[1] == (0, 3)
+
+
+@pytest.mark.parametrize("method", [FastV(several=True), SparseVLM()], ids=lambda method: type(method).__name__)
 def test_what_a_trace_tells_is_read_at_once(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for the prompt; then one each for scores and order, two for what was kept (of those that merged), one for
     what was made."""
@@ -152,7 +198,9 @@ def test_the_study_waits_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.product(3)
 @pytest.mark.parametrize("split", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize(
-    "method", [PyramidDrop(), FastV(), SparseVLM(), SparseVLMPlus(), RandomDrop()], ids=lambda m: type(m).__name__
+    "method",
+    [PyramidDrop(), FastV(several=True), SparseVLM(), SparseVLMPlus(), RandomDrop()],
+    ids=lambda m: type(m).__name__,
 )
 def test_two_devices_under_a_map_give_the_same_tokens(
     method: Method, split: int, monkeypatch: pytest.MonkeyPatch
@@ -210,9 +258,12 @@ def test_grouped_query_ranking_copies_no_keys(place: bool) -> None:
     hidden, keys = torch.randn(1, width, 32), torch.randn(1, heads, width, size)
     rotary = (torch.randn(1, width, size), torch.randn(1, width, size))
     valid = torch.ones(1, width, dtype=torch.bool)
-    asking: Any = width - 1 if place else torch.arange(width)[None] == width - 1
+    asking: torch.Tensor | None = None
+    most: int | range = range(width - 1, width)
+    if not place:
+        asking, most = torch.arange(width)[None] == width - 1, 1
     with Largest() as seen:
-        rows = attention_rows(layer, hidden, rotary, valid, asking, 1, keys)
+        rows = attention_rows(layer, hidden, rotary, valid, asking, most, keys)
     assert rows.probabilities.shape == (1, 4, 1, width)
     assert 4 * width <= seen.most < keys.numel()
     with Largest() as seen:

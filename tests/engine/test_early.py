@@ -271,7 +271,7 @@ def test_of_several_images_each_has_its_share(method: Any, keep: float) -> None:
 @torch.no_grad()
 def test_refusals() -> None:
     model = build("llava")
-    for method in (FastV(), SparseVLM()):
+    for method in (FastV(several=True), SparseVLM()):
         with pytest.raises(ValueError, match="boundary 0 has none"):
             attach(model, method, at(layer=0, keep=0.5))
     with pytest.raises(ValueError, match="one boundary"):

@@ -147,7 +147,7 @@ def test_prompt_lookup_gives_the_same_tokens(family: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [PyramidDrop(), FastV()], ids=["pyramiddrop", "fastv"])
+@pytest.mark.parametrize("method", [PyramidDrop(), FastV(several=True)], ids=["pyramiddrop", "fastv"])
 def test_without_a_cache_every_step_ranks_by_its_newest_token(method: Any) -> None:
     """`use_cache=False` is another procedure, by definition; it is documented and must stay what it is."""
     model = build("llava")

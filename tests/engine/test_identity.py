@@ -117,7 +117,7 @@ def test_the_model_is_as_it_was(family: str, how: str) -> None:
     logits = model(**batch).logits
     before = picture(model)
     raised: Exception | None = None
-    with contextlib.suppress(ArithmeticError), attach(model, FastV(), HALVES) as trace:
+    with contextlib.suppress(ArithmeticError), attach(model, FastV(several=True), HALVES) as trace:
         pruned = model(**batch).logits
         if how == "error in the block":
             raise ArithmeticError
@@ -153,7 +153,7 @@ def test_attaching_again_after_the_block() -> None:
     batch = batch_of("llava", model, RAGGED)
     with attach(model, PyramidDrop(), HALVES):
         first = model(**batch).logits
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         other = model(**batch).logits
     attachment = attach(model, PyramidDrop(), HALVES)
     for _ in range(2):  # the same attachment may be entered again

@@ -45,11 +45,33 @@ def test_after_the_first_drop_a_padded_prefill_has_no_mask(family: str, side: st
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eager_attention_has_the_triangle_in_a_prefill_and_the_fillers_in_a_step(dtype: torch.dtype) -> None:
+    """It cannot do without a mask, for nothing else makes it causal; fillers after the tokens are in none."""
+    model = fresh("llava", "eager", dtype).eval()
+    batch = batch_of("llava", model, RAGGED)
+    masks: list[Any] = []
+    with attach(model, FastV(several=True), HALVES) as trace:
+        for layer in model.get_decoder().layers:
+            layer.register_forward_pre_hook(lambda *given: masks.append(given[2]["attention_mask"]), with_kwargs=True)
+        model.generate(**batch, max_new_tokens=2, do_sample=False, suppress_tokens=[2])
+        lengths = trace.tokens
+    lowest = torch.finfo(dtype).min
+    for layer in (2, 4):
+        prefill, step, width = masks[layer], masks[6 + layer], max(lengths[layer])
+        assert prefill.dtype == step.dtype == dtype
+        assert torch.equal(prefill[:, 0] == 0, torch.ones(width, width).tril().bool().expand(len(prefill), -1, -1))
+        keys = torch.arange(width + 1)
+        tokens = [(keys < own) | (keys == width) for own in lengths[layer]]
+        assert torch.equal(step[:, 0, 0] == 0, torch.stack(tokens)) and set(step.unique().tolist()) == {0.0, lowest}
+
+
+@torch.no_grad()
 def test_a_later_turn_and_a_static_cache_keep_their_masks() -> None:
     model = fresh("llava", "sdpa", torch.float32).eval()
     batch = batch_of("llava", model, RAGGED)
     greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, suppress_tokens=[2])
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         want = model.generate(**batch, **greedy)
         static = model.generate(**batch, **greedy, cache_implementation="static", disable_compile=True)
         assert torch.equal(static, want)

@@ -44,7 +44,7 @@ def test_hidden_states_show_the_real_lengths(family: str) -> None:
     model = build(family)
     batch = batch_of(family, model, RAGGED)
     length = batch["input_ids"].shape[1]
-    with attach(model, FastV(), HALVES) as trace:
+    with attach(model, FastV(several=True), HALVES) as trace:
         want = model(**batch).logits
         out = model(**batch, output_hidden_states=True)
     assert torch.equal(out.logits, want)

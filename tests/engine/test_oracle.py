@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,11 @@ from pdrop.conformance.families import CORE, FAMILIES, LAYERS, MROPE_FAMILIES, b
 from pdrop.conformance.prompts import collate, sample
 from tests.support.cases import FLOAT, GREEDY, STEPS, TOLERANCE, kept_of, prolong, rule_of
 
-METHODS: dict[str, Any] = {kind.__name__: kind for kind in (PyramidDrop, FastV, RandomDrop)}
+METHODS: dict[str, Any] = {
+    "PyramidDrop": PyramidDrop,
+    "FastV": partial(FastV, several=True),
+    "RandomDrop": RandomDrop,
+}
 MORE = [family for family in FAMILIES if family not in CORE]
 DRAWN = settings(
     deadline=None,

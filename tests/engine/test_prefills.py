@@ -80,7 +80,7 @@ def test_drafts_that_copy_image_ids_decode_as_greedy_does(family: str) -> None:
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(int((kwargs["input_ids"] == IMAGE).sum())), with_kwargs=True
     )
-    for method in (PyramidDrop(positions="original"), FastV(positions="original")):
+    for method in (PyramidDrop(positions="original"), FastV(several=True, positions="original")):
         with attach(model, method, HALVES) as trace:
             greedy = model.generate(**batch, **options)
             want = report(trace)
@@ -114,7 +114,7 @@ def test_features_make_ids_visual() -> None:
     batch = batch_of("llava", model, ((3, 5),))
     made = model.model.get_image_features(batch["pixel_values"], return_dict=True)
     made = BaseModelOutputWithPooling(pooler_output=made.pooler_output)
-    with attach(model, FastV(), HALVES) as trace:
+    with attach(model, FastV(several=True), HALVES) as trace:
         want = model(**batch).logits
         encoded = {key: value for key, value in batch.items() if key != "pixel_values"}
         assert torch.equal(model(**encoded, mm_encoder_outputs={"image": made}).logits, want)

@@ -38,9 +38,9 @@ def test_layers_have_no_hooks_in_plain_steps_and_have_them_again_in_the_next_pre
     one, ragged = batch_of("llava", model, RAGGED[:1]), batch_of("llava", model, RAGGED)
     want = {}
     for rows, batch in (("one", one), ("ragged", ragged)):
-        with attach(model, FastV(), HALVES):
+        with attach(model, FastV(several=True), HALVES):
             want[rows] = model.generate(**batch, **GREEDILY, max_new_tokens=4)
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         on = hooks_of(model)
         assert on == 5 + 2 + 1  # enter from layer 1 on, two that watch, one that leaves; Llava adds no features
         for _ in range(2):
@@ -52,7 +52,7 @@ def test_layers_have_no_hooks_in_plain_steps_and_have_them_again_in_the_next_pre
     with attach(model, PyramidDrop(), HALVES):
         assert hooks_in_each_forward(model, one) == [4 + 1] * 3  # renumbered positions are handed out
     model = fresh("qwen3_vl", "sdpa", torch.float32).eval()
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         batch = batch_of("qwen3_vl", model, RAGGED[:1])
         assert hooks_in_each_forward(model, batch) == [8 + 6, 0, 0], "its features are added after every layer"
 
@@ -63,7 +63,7 @@ def test_hooks_of_others_keep_their_turn() -> None:
     model = fresh("llava", "sdpa", torch.float32).eval()
     batch = batch_of("llava", model, RAGGED[:1])
     entered: list[int] = []
-    with attach(model, FastV(), HALVES) as trace:
+    with attach(model, FastV(several=True), HALVES) as trace:
         layer = model.get_decoder().layers[2]
         handle = layer.register_forward_pre_hook(lambda module, args: entered.append(args[0].shape[1]))
         for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_plain_step_leaves_another_threads_prefill_its_hooks() -> None:
     model = fresh("llava", "sdpa", torch.float32).eval()
     batch = batch_of("llava", model, RAGGED[:1])
     stepped, inside, got = threading.Event(), threading.Event(), []
-    with attach(model, FastV(), HALVES):
+    with attach(model, FastV(several=True), HALVES):
         want = model(**batch, logits_to_keep=1).logits
         cache = model(**batch).past_key_values
 
@@ -107,7 +107,9 @@ def test_a_plain_step_leaves_another_threads_prefill_its_hooks() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [PyramidDrop(), FastV(), SparseVLM()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    "method", [PyramidDrop(), FastV(several=True), SparseVLM()], ids=lambda method: type(method).__name__
+)
 def test_tables_grow_as_an_answer_does(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that outgrows what was noted beforehand is the same, on one cache, on its copy, and cropped."""
     model = fresh("llava", "sdpa", torch.float32).eval()

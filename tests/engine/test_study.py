@@ -9,7 +9,6 @@ import base64
 import functools
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,7 +128,7 @@ def test_every_visual_token_has_its_place(save: Any, expected: list[Any], tmp_pa
 
 
 def test_what_blocks_cannot_say_is_unknown() -> None:
-    image: Any = SimpleNamespace(width=30, height=10)
+    image = (30, 10)
     square = TokenGrid(0, 4, 4, 4)
     assert layout_of([SeenPicture(16, [square])], [image], "pad", True) == [[[4, 4, 0, 0.0, -1.0, 1.0, 2.0]]]
     assert layout_of([SeenPicture(16, [square])], [image], "crop", False) == [[[4, 4, 0, 0.0, 0.0, 1.0, 1.0]]]

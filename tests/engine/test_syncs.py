@@ -28,7 +28,7 @@ from tests.support.pretended_cuda import OnDevice, moved, pretended
 METHODS: dict[str, Method] = {
     "PyramidDrop": PyramidDrop(),
     "PyramidDrop, original": PyramidDrop(positions="original"),
-    "FastV": FastV(),
+    "FastV": FastV(several=True),
     "SparseVLM": SparseVLM(),
     "SparseVLM+": SparseVLMPlus(),
     "random": RandomDrop(),
@@ -38,8 +38,8 @@ TABLE = {
     "PyramidDrop": {"one": (1, 74, 0), "ragged": (1, 151, 4)},
     "PyramidDrop, original": {"one": (1, 69, 0), "ragged": (1, 142, 0)},
     "FastV": {"one": (1, 57, 0), "ragged": (1, 128, 0)},
-    "SparseVLM": {"one": (1, 284, 0), "ragged": (1, 461, 4)},
-    "SparseVLM+": {"one": (1, 193, 0), "ragged": (1, 230, 0)},
+    "SparseVLM": {"one": (1, 189, 0), "ragged": (1, 432, 4)},
+    "SparseVLM+": {"one": (1, 128, 0), "ragged": (1, 223, 0)},
     "random": {"one": (1, 29, 0), "ragged": (1, 60, 0)},
 }
 ROWS = {"one": RAGGED[:1], "ragged": RAGGED}
@@ -56,7 +56,8 @@ DIALLED = (
 ELSEWHERE = {
     "llava_next": ("pyramiddrop", "hired", "pool"),
     "llava_onevision": ("fastv",),
-    "qwen2_5_vl": ("sparsevlm_plus",),
+    "qwen2_5_vl": ("sparsevlm_plus", "visionzip"),
+    "qwen3_vl": ("fastv",),
     "internvl": ("sparsevlm",),
 }
 
@@ -173,11 +174,13 @@ def test_the_pretended_device_sees_what_it_is_there_for(monkeypatch: pytest.Monk
             lambda: on_device([2, 2, 2], device),
             lambda: x[torch.tensor([0, 1])],
             lambda: bool((x > 1).any()),
+            lambda: x[x.argmax()],
+            lambda: x.index_select(0, x.argmax(0, keepdim=True)),
         ):
             made = make()
             assert isinstance(made, bool) or made.device == device
             waits.append(seen.waits["model"] + seen.waits["own"])
-        assert [after - before for before, after in zip(waits, waits[1:])] == [1, 1, 0, 0, 1, 1]
+        assert [after - before for before, after in zip(waits, waits[1:])] == [1, 1, 0, 0, 1, 1, 1, 0]
         assert not seen.mixed
         launched = seen.launches["model"]
         torch.add(x, x)

@@ -38,7 +38,9 @@ def in_step(threads: int) -> Callable[..., None]:
     return meet
 
 
-@pytest.mark.parametrize("method", [PyramidDrop(), FastV(), RandomDrop()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    "method", [PyramidDrop(), FastV(several=True), RandomDrop()], ids=lambda method: type(method).__name__
+)
 def test_four_threads_get_the_answers_of_one(method: Any) -> None:
     """Each meets the others before every third layer of every forward; traces and names are each thread's own."""
     model = fresh("llava")

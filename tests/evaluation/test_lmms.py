@@ -424,7 +424,7 @@ def test_until_cuts_the_answer(run, tmp_path):
     run(["pope"], folder="whole", task_dirs=[own])
     first = samples(tmp_path / "whole", "pope")[0]["answer"]
     stop = first[3]
-    override(own, "pope", generation_kwargs={"max_new_tokens": 128, "until": [stop]})
+    override(own, "pope", generation_kwargs={"max_new_tokens": 24, "until": [stop]})
     run(["pope"], folder="cut", task_dirs=[own])
     assert samples(tmp_path / "cut", "pope")[0]["answer"] == first.split(stop)[0]
 

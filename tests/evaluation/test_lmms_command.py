@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from pdrop.cli.compose import CONF, choices, choose, default_device, instantiate
 from pdrop.cli.compose import compose as composed
-from pdrop.cli.lmms_command import from_arguments
+from pdrop.cli.lmms_command import from_arguments, in_own_words
+from pdrop.evaluation.answers import Question
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.methods.random_drop import twin_of
@@ -137,6 +138,19 @@ def test_arguments_as_lmms_eval_parses_them(folder: str) -> None:
 def test_wrong_arguments(folder: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_arguments(folder, device="cpu", **arguments)
+
+
+def test_questions_are_put_as_run_py_puts_them() -> None:
+    def question(task: str, **arguments: Any) -> Question:
+        return Question(task, 0, 0, "the left cup", list, arguments)
+
+    box, plain = question("refcoco_rec_testA"), question("mme", until=["\n\n"], max_new_tokens=4)
+    asked = in_own_words([box, plain], "qwen2_5_vl")
+    assert asked[0].text == "Locate the left cup in this image and output the bbox coordinates in JSON format."
+    assert asked[1].text == "the left cup" and asked[1].arguments == {"max_new_tokens": 4}, "cut nowhere"
+    assert question("mme", until=["."]).arguments == in_own_words([question("mme", until=["."])], "llava")[0].arguments
+    with pytest.raises(ValueError, match="task refcoco_rec_testA: how a llava_next model is asked for a box"):
+        in_own_words([box], "llava_next")
 
 
 def test_the_device_is_cuda_where_there_is_one(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

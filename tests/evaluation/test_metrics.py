@@ -4,12 +4,15 @@ import datasets
 import numpy as np
 import pytest
 
+from analysis.store.load import clusters_of
+from analysis.store.samples import parse
 from pdrop.evaluation.documents import CIRCLE, Documents, runs_of
 from pdrop.evaluation.metrics import decomposed, number, score_of
 from pdrop.evaluation.official import gqa, option, pope, science_qa, yes_or_no
 from pdrop.evaluation.readings import readings
 from pdrop.samples import read_samples
 from tests.support.answering import scored
+from tests.support.synthetic_sets import write_set
 from tests.support.synthetic_tasks import LETTERS, TASKS, write_task, write_tasks
 
 
@@ -72,6 +75,37 @@ def test_a_limit_takes_whole_circles_and_the_single_pass_is_another_number(tmp_p
     assert right["gpt_eval_score"].full == 100, "0.0 is a percentage, not a fraction"
 
 
+def test_naturalbenchs_groups_are_whole_and_score_as_lmms_evals_code_has_it(tmp_path):
+    tasks = write_set(tmp_path, ["naturalbench"], count=24)
+    few = scored(tmp_path / "few", ["naturalbench"], tasks, limit=5).results["naturalbench"]
+    assert (few.n, few.n_total, few.main_metric) == (8, 24, "naturalbench_G_ACC")
+    answers = ["Yes", "no", "No.", "A", "(B)", "yes or A"]
+    found = scored(tmp_path / "run", ["naturalbench"], tasks, answers).results["naturalbench"]
+    samples = read_samples(tmp_path / "run", "naturalbench")
+    assert [sample["group"] for sample in samples[:5]] == ["0"] * 4 + ["1"]
+    from lmms_eval.tasks.naturalbench.utils import extract_answer, get_scores
+
+    kinds = [("multiple_choice", "yes_no")[n // 4 % 2] for n in range(24)]
+    read = [extract_answer(one["answer"], kind) for one, kind in zip(samples, kinds)]
+    theirs = get_scores([[float(one) for one in read[n : n + 4]] for n in range(0, 24, 4)])
+    assert found.invalid == read.count(-1) > 0
+    for metric, name in (("G_ACC", "G_Acc"), ("Q_ACC", "Q_Acc"), ("I_ACC", "I_Acc"), ("ACC", "Acc")):
+        score = found.scores[f"naturalbench_{metric}"]
+        assert score.value == pytest.approx(theirs[name]) and score.full == 1
+        parts = [sample.get("parts", {}).get(f"naturalbench_{metric}") for sample in samples]
+        assert metric == "ACC" or score_of(parts) == pytest.approx(theirs[name]), "an interval on groups"
+    drawn = clusters_of([parse(sample, "naturalbench_G_ACC") for sample in samples], "naturalbench")
+    assert [len(set(drawn[n : n + 4])) for n in range(0, 24, 4)] == [1] * 6 and len(set(drawn)) == 6
+
+
+def test_a_right_group_of_naturalbench_counts_in_all_of_its_scores():
+    rows = [{"id": n, "score": float(n != 6)} for n in range(8)]
+    means = {"G_ACC": 1 / 2, "Q_ACC": 3 / 4, "I_ACC": 3 / 4}
+    for name, mean in means.items():
+        found = decomposed(f"naturalbench_{name}", mean, rows, lambda some: 1 / 0)
+        assert score_of(found.parts) == pytest.approx(mean) and found.numbers[6] == 0
+
+
 def test_a_limit_keeps_pairs_together(tmp_path):
     tasks = write_tasks(tmp_path, ["mme", "pope"], count=8)
     found = scored(tmp_path / "run", ["mme", "pope"], tasks, limit=5).results
@@ -105,6 +139,20 @@ def test_official_rules_read_messy_answers():
     assert [option(a, texts) for a in ("B", "(B).", "It is a dog", "A or B", "", "a cat, a dog")] == [
         *("B", "B", "B", "", "", ""),
     ]  # fmt: skip
+
+
+def test_under_the_official_protocol_the_official_rule_is_what_tables_show(tmp_path):
+    names = ["pope", "gqa", "scienceqa_img", "mmbench_en_dev_static", "mme", "docvqa_val"]
+    tasks = write_tasks(tmp_path, names, count=8)
+    shown = {}
+    for protocol in ("official", "checkpoint"):
+        found = scored(tmp_path / protocol, names, tasks, protocol=protocol).results
+        shown[protocol] = [found[name].main_metric for name in names]
+        assert {"pope_f1_score", "official_f1"} <= set(found["pope"].scores), "both are there, named apart"
+    apart = ["official_f1", "official_accuracy", "official_accuracy", "circular_accuracy"]
+    assert shown["official"] == [*apart, "mme_perception_score", "anls"]
+    assert shown["checkpoint"] == ["pope_f1_score", "exact_match", "exact_match", "gpt_eval_score",
+                                   "mme_perception_score", "anls"]  # fmt: skip
 
 
 def test_popes_official_f1_is_the_mean_over_categories():

@@ -5,7 +5,8 @@ pytest tests/evaluation/test_own_tasks.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from PIL import Image
 
+from analysis.overlays import overlay
 from analysis.store.load import load_experiment, samples_of
+from pdrop import thumbnails
 from pdrop.cli import run
-from pdrop.evaluation.answers import QuestionError
+from pdrop.evaluation.answers import Question, QuestionError
 from pdrop.evaluation.containment import task_code
+from pdrop.evaluation.generation import Generator, blame
 from pdrop.evaluation.lmms import evaluate
 from pdrop.methods.base import Method
 from pdrop.models.checkpoint import Checkpoint, load
@@ -172,8 +177,25 @@ def test_what_a_user_stops_is_no_fault_of_the_task() -> None:
     for stop in (KeyboardInterrupt, GeneratorExit):
         with pytest.raises(stop), task_code("mine", "its scoring failed"):
             raise stop
+        with pytest.raises(stop), blame([]):
+            raise stop
     with pytest.raises(QuestionError), task_code("mine", "its scoring failed"):
         raise QuestionError("named already")
+
+
+def test_an_iterator_that_is_closed_early_is_no_fault_of_a_question(checkpoint: Checkpoint) -> None:
+    questions = [Question("mine", n, 0, "What?", lambda: [], {"max_new_tokens": 1}) for n in range(2)]
+    parts = Generator(checkpoint, None, Schedule(()), spec_of())._by_images(questions)
+    assert [question.doc_id for question in next(parts)[0]] == [0, 1]
+    parts.close()
+
+    def asked() -> Iterator[int]:
+        with blame(questions):
+            yield 1
+
+    opened = asked()
+    next(opened)
+    opened.close()
 
 
 # ------------------------------------------------------------------------------------------------ data and arguments
@@ -199,8 +221,14 @@ def test_separators_of_lines_in_data_are_text(command: Any, write: Write, tmp_pa
 def test_a_photo_is_scored_as_it_is_turned(command: Any, write: Write, tmp_path: Path) -> None:
     write()
     command()
-    (sample, _) = samples_of(load_experiment(tmp_path / "results", "all").runs[0], "mine").values()
+    (one,) = load_experiment(tmp_path / "results", "all").runs
+    (sample, _) = samples_of(one, "mine").values()
     assert sample.layout == [[[4, 4, 0, 0.0, 0.15, 1.0, 0.85]]], "the middle of 28 x 40 pixels, which stood as 40 x 28"
+    kept = thumbnails.read(one.path, "mine", one.record.results["mine"].data_hash)
+    assert list(kept) == ["0", "1"] and sample.image is None
+    assert Image.open(io.BytesIO(kept["0"][0])).size == (28, 40), "kept as it is shown"
+    (figure,) = [figure for _, figure in overlay.files([one], [], None)]
+    assert f"all {sample.visual_tokens}" in [axes.get_title() for axes in figure.axes], "without a name of its picture"
 
 
 def test_a_seed_is_a_run_of_its_own_where_answers_are_sampled(command: Any, write: Write, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Prompts and pictures: what the model is shown in each style and mode, and on other families than LLaVA-1.5."""
 
 import json
+from functools import partial
 
 import datasets
 import pytest
@@ -13,7 +14,16 @@ from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.models.checkpoint import load
 from pdrop.samples import read_samples, sample_lines
 from pdrop.schedule import pyramid
-from tests.support.saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava, save_llava_next, save_qwen2_5_vl
+from tests.support.saved_checkpoints import (
+    LAYERS,
+    VISUAL_TOKENS,
+    save_internvl,
+    save_llava,
+    save_llava_next,
+    save_llava_onevision,
+    save_qwen,
+    save_qwen2_5_vl,
+)
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import picture, write_tasks
 
@@ -95,8 +105,24 @@ def test_batches_are_padded_on_the_left_and_start_once(processor):
     assert torch.equal(spelled_out["input_ids"], ids), "a template that spells <s> out gets no second one"
 
 
-@pytest.mark.parametrize(("save", "positions"), [(save_llava_next, "compact"), (save_qwen2_5_vl, "original")])
+@pytest.mark.parametrize(
+    ("save", "positions"),
+    [
+        (save_llava_next, "compact"),
+        (save_llava_onevision, "compact"),
+        (partial(save_qwen, family="Qwen3VL", patch=4), "original"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (
+                (save_internvl, "compact"),
+                (save_qwen2_5_vl, "original"),
+                (partial(save_qwen, family="Qwen2VL", patch=4), "original"),
+            )
+        ),
+    ],
+)
 def test_other_families(save, positions, tmp_path):
+    """One picture, two, and none; alone and in batches."""
     datasets.disable_progress_bars()
     tasks = write_tasks(tmp_path, ["scienceqa_img", "seedbench"])
     checkpoint, method = load(str(save(tmp_path / "model")), name="other"), PyramidDrop(positions=positions)
@@ -111,3 +137,6 @@ def test_other_families(save, positions, tmp_path):
             visual = line["visual_tokens"]
             assert (visual > 0) == (line["image"] is not None)
             assert line["visual_per_layer"] == [visual, *(int(visual * keep) for keep in (0.5, 0.25, 0.125))]
+    if save is save_llava_onevision:
+        tokens = {line["visual_tokens"] for line in map(json.loads, seen[0][1].splitlines())}
+        assert tokens == {16 + 28, 2 * (16 + 1)}, "tiles of one picture; of two the whole alone, each with a newline"

@@ -1,39 +1,24 @@
-"""What a protocol sets, by family; and lmms-eval's own wrapper and `protocol=lmms_eval` ask the same, to the bit."""
+"""What a protocol sets, by family, and what each of its settings does; test_parity.py holds it against lmms-eval."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-import torch
 import yaml
 
 from pdrop.cli.compose import CONF, settings
-from pdrop.evaluation.lmms import evaluate, import_lmms_eval
 from pdrop.evaluation.prompts import PromptBuilder, first_marks
-from pdrop.evaluation.protocols import FamilySettings, of_family
+from pdrop.evaluation.protocols import SETTINGS, FamilySettings, of_family
 from pdrop.models.checkpoint import load
-from pdrop.record import RunRecord, RunSpec
-from pdrop.samples import read_samples
-from pdrop.schedule import Schedule
-from tests.support.saved_checkpoints import (
-    save_internvl,
-    save_llava,
-    save_llava_next,
-    save_llava_onevision,
-    save_qwen2_5_vl,
-)
+from pdrop.record import LATER, RunRecord, RunSpec
+from tests.support.saved_checkpoints import save_llava, save_llava_next, save_qwen, save_qwen2_5_vl
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import picture
 
-PROTOCOLS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "protocol").glob("*.yaml")}
+PROTOCOLS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "protocols").glob("*.yaml")}
 PLAIN = {"tasks": [], "latency": "off", "device": "cpu"}
 
 
@@ -62,10 +47,41 @@ def test_a_model_is_asked_as_its_published_numbers_were_made_unless_a_dial_says_
     assert spec("embedded").protocol == "checkpoint" and spec("embedded").max_new_tokens == 16
     turned = spec("llava_1_5_7b", max_new_tokens=64, **{"model.image_mode": "crop"})
     assert (turned.prompt, turned.image_mode) == ("vicuna_v1", "crop")
-    made = settings({**PLAIN, "model": "llava_1_5_7b", "max_new_tokens": 128, "model.image_mode": "crop"})
+    made = settings({**PLAIN, "model": "internvl3_8b", "max_tiles": 6, "model.image_mode": "pad"})
     assert made.turned == ("image_mode",), "what is set as it would be anyway is not turned"
+    made = settings({**PLAIN, "model": "llava_1_5_7b", "max_new_tokens": 128})
+    assert made.turned == ("lengths",), "MMBench's answers would have been longer"
     assert turned.answer_tokens("mmbench_en_dev") == turned.answer_tokens("pope") == 64, "who says it means all tasks"
     assert len({spec("llava_1_5_7b", protocol=name).run_id for name in PROTOCOLS}) == 3
+
+
+def test_lengths_are_of_tasks_by_name_not_by_how_a_name_begins() -> None:
+    def tokens(model: str, *tasks: str) -> list[int]:
+        spec = settings({**PLAIN, "model": model}).spec
+        return [spec.answer_tokens(task) for task in tasks]
+
+    names = ("mme", "mme_sci", "mmerealworld", "mmvet", "mmvetv2", "gqa", "textvqa_val_ocr", "vqav2_val", "pope")
+    assert tokens("internvl3_8b", *names) == [20, 100, 100, 1000, 100, 10, 10, 10, 100]
+    assert tokens("llava_1_5_7b", "mmbench_cn_dev_static", "scienceqa_img", "sciencemm") == [1024, 1024, 128]
+    assert spec_of(max_new_tokens=9, lengths='{"a*":1,"a_long_*":2,"a_long_one":3}').answer_tokens("a_long_one") == 3
+
+
+def test_every_setting_of_a_protocol_is_a_dial_by_itself() -> None:
+    family = {"model": "qwen2_5_vl_7b", "protocol": "lmms_eval"}
+    turns: dict[str, Any] = {
+        "prompt": "vicuna_v1", "image_mode": "pad", "max_new_tokens": 7, "system": "Be brief.", "image_backend": "pil",
+        "min_pixels": 3136, "max_pixels": 400000, "wrapper": "none", "stop": "task", "image_placing": "front",
+        "frames": 4, "frame_sampling": "ends", "fps": 1.5, "frame_times": True, "min_frame_pixels": 9216,
+        "max_frame_pixels": 401408, "max_video_pixels": 4014080,
+    }  # fmt: skip
+    assert set(turns) == set(SETTINGS) - {"max_tiles"}, "a family with pixels has no tiles"
+    for name, value in turns.items():
+        dial = f"model.{name}" if name in ("prompt", "image_mode") else name
+        made = settings({**PLAIN, **family, dial: value})
+        assert made.turned == (name,), name
+        assert getattr(made.spec, name) == (None if value == "none" else value)
+    assert settings({**PLAIN, "model": "internvl3_8b", "max_tiles": 12}).turned == ("max_tiles",)
+    assert settings({**PLAIN, "model": "internvl3_8b", "system": "none"}).spec.system is None
 
 
 def test_a_family_that_a_protocol_does_not_know_is_refused(tmp_path: Path) -> None:
@@ -84,6 +100,14 @@ def test_a_family_that_a_protocol_does_not_know_is_refused(tmp_path: Path) -> No
         ({"max_pixels": 100}, "max_pixels=100: leave it out for models of llava, whose pictures, or tiles of them"),
         ({"max_tiles": 3}, "max_tiles=3: leave it out for models of llava, whose processor has no limit of tiles"),
         ({"model": "qwen2_5_vl_7b", "min_pixels": 900, "max_pixels": 100}, "min_pixels=900 is more than max_pixels"),
+        ({"image_backend": "qwen_vl_utils"}, "image_backend=qwen_vl_utils: models of llava take pictures, or tiles of"),
+        ({"image_placing": "behind"}, "image_placing is marked or front, not 'behind'"),
+        ({"frame_sampling": "random"}, "frame_sampling is ends, nearest or middles, not 'random'"),
+        ({"frames": 0}, "frames is a whole number from 1 on, not 0"),
+        ({"fps": 0}, "fps is a number of frames a second, above 0, or null, not 0.0"),
+        ({"max_frame_pixels": 100}, "max_frame_pixels=100: leave it out for models of llava, whose pictures, or tiles"),
+        ({"model": "qwen2_5_vl_7b", "min_frame_pixels": 900, "max_frame_pixels": 100}, "min_frame_pixels=900 is more"),
+        ({"stop": "eos"}, "stop is task or model, not 'eos'"),
         ({"wrapper": "llava_hff"}, "wrapper=llava_hff is no model of lmms-eval, did you mean llava_hf?"),
     ],
 )
@@ -104,7 +128,7 @@ def test_older_records_keep_their_identity_and_read_as_the_checkpoints_protocol(
     kept = record()
     older = json.loads(kept.to_json())
     del older["checksum"]
-    for name in ("protocol", "system", "image_backend", "min_pixels", "max_pixels", "max_tiles", "wrapper", "lengths"):
+    for name in set(LATER) - {"sdpa_kernel"}:
         del older["spec"][name]
     read = RunRecord.from_json(json.dumps(older))
     assert read.run_id == kept.run_id and read.spec.protocol == "checkpoint"
@@ -145,123 +169,45 @@ def test_numbered_marks_place_pictures() -> None:
     assert first_marks(text, 1) == text and first_marks("no marks", 1) == "no marks"
 
 
-# ------------------------------------------------------------------------------------------------ parity with lmms-eval
-
-
-def wrapper(place: str, **more: Any) -> Callable[[Path], Any]:
-    """Makes a model of lmms-eval's own, by its class's place in lmms_eval.models."""
-
-    def make(folder: Path) -> Any:
-        module, _, name = place.rpartition(".")
-        kind = getattr(importlib.import_module(f"lmms_eval.models.{module}"), name)
-        return kind(pretrained=str(folder), device="cpu", device_map="cpu", **more)
-
-    return make
-
-
-LLAVA_HF = wrapper("chat.llava_hf.LlavaHf", dtype="float32")
-# how a tiny checkpoint is saved, lmms-eval's model, the name tasks know it by, what it computes in
-FAMILIES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], str, str]] = {
-    "llava": (save_llava, LLAVA_HF, "llava_hf", "float32"),
-    "llava_next": (save_llava_next, LLAVA_HF, "llava_hf", "float32"),
-    "llava_onevision": (save_llava_onevision, LLAVA_HF, "llava_hf", "float32"),
-    "internvl": (save_internvl, wrapper("chat.internvl_hf.InternVLHf"), "internvl_hf", "bfloat16"),
-}
-
-
-@pytest.fixture
-def without_decord(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that wrappers import for videos, which are not asked about here."""
-    stand_in = types.ModuleType("decord")
-    stand_in.VideoReader = stand_in.cpu = None  # type: ignore[attr-defined]
-    if "decord" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "decord", stand_in)
-
-
-def watched(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What a model's `generate` is given and gives, call by call."""
-    seen: list[dict[str, Any]] = []
-    real = model.generate
-
-    def generate(**given: Any) -> Any:
-        out = real(**given | {"max_new_tokens": min(12, given["max_new_tokens"])})
-        tensors = {name: value.cpu() for name, value in given.items() if isinstance(value, torch.Tensor)}
-        new = out[:, tensors["input_ids"].shape[1] :]
-        seen.append({**tensors, "new": new.cpu(), "max_new_tokens": given["max_new_tokens"]})
-        return out
-
-    monkeypatch.setattr(model, "generate", generate)
-    return seen
-
-
-def in_order(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls by their prompts: each side asks in an order of its own."""
-    return sorted(calls, key=lambda call: call["input_ids"].tolist())
-
-
-def own_task(folder: Path) -> Path:
-    """Pictures of several sizes; no length is set, and the right answer is a word."""
-    folder.mkdir()
-    rows = [
-        {"picture": picture(n, size), "question": f"What is number {n}?", "answer": "yes"}
-        for n, size in enumerate(SIZES)
-    ]
-    datasets.Dataset.from_list(rows).cast_column("picture", datasets.Image()).to_parquet(str(folder / "rows.parquet"))
-    (folder / "looking.py").write_text("def pictures(row):\n    return [row['picture'].convert('RGB')]\n")
-    (folder / "looking.yaml").write_text(
-        yaml.safe_dump({
-            "task": "looking", "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
-            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.parquet")}},
-            "doc_to_text": "question", "doc_to_target": "answer",
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        }) + "doc_to_visual: !function looking.pictures\n"
-    )  # fmt: skip
-    return folder
-
-
-SIZES = ((40, 28), (28, 28), (90, 30), (20, 64))
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        name if name in ("llava", "llava_next") else pytest.param(name, marks=pytest.mark.exhaustive)
-        for name in FAMILIES
-    ],
-)
-def test_lmms_evals_own_wrapper_asks_the_same(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_decord: None
-) -> None:
-    save, make, name, dtype = FAMILIES[family]
-    folder, tasks = save(tmp_path / family), own_task(tmp_path / "tasks")
-    evaluator = import_lmms_eval()
-    theirs = make(folder)
-    their_calls = watched(theirs.model, monkeypatch)
-    manager = evaluator.TaskManager(include_defaults=False, include_path=[str(tasks)], model_name=name)
-    task = evaluator.get_task_dict(["looking"], manager, "simple" if theirs.is_simple else "chat")
-    output = evaluator.simple_evaluate(
-        model=theirs,
-        tasks=list(task.values()),
-        task_manager=object(),
-        bootstrap_iters=0,
-        log_samples=True,
-        cli_args=types.SimpleNamespace(
-            process_with_media=False, reasoning_tags=None, output_path=str(tmp_path), agentic_trace_mode="basic"
-        ),
-        verbosity="WARNING",
+def test_pictures_stand_where_they_are_marked_or_in_front(tmp_path: Path) -> None:
+    checkpoint = load(str(save_llava(tmp_path / "llava")), name="tiny")
+    text = "Is <image> left of <image>?"
+    marked, front = (
+        PromptBuilder.of(checkpoint, spec_of(prompt="vicuna_v1", image_placing=place)).render(text, 2)
+        for place in ("marked", "front")
     )
-    checkpoint = load(str(folder), name="tiny", dtype=dtype)
-    our_calls = watched(checkpoint.model, monkeypatch)
-    dials = {"model": "folder", "model.name": "tiny", "model.path": str(folder), "protocol": "lmms_eval"}
-    dials |= {"tasks": ["looking"], "task_folders": [str(tasks)], "latency": "off", "method": "none", "device": "cpu"}
-    spec = settings({**dials, "dtype": dtype}).spec
-    ours = evaluate(checkpoint, None, Schedule(), spec, tmp_path / "run", task_dirs=[tasks])
-    assert len(their_calls) == len(our_calls) == len(SIZES)
-    for one, other in zip(in_order(their_calls), in_order(our_calls), strict=True):
-        assert one["max_new_tokens"] == other["max_new_tokens"] == spec.max_new_tokens
-        for tensor in ("input_ids", "pixel_values", "new"):
-            assert torch.equal(one[tensor].to(other[tensor].dtype), other[tensor]), tensor
-    said = {sample["doc_id"]: sample["filtered_resps"][0] for sample in output["samples"]["looking"]}
-    assert said == {sample["doc_id"]: sample["answer"] for sample in read_samples(tmp_path / "run", "looking")}
-    theirs_scored = output["results"]["looking"]["exact_match,none"]
-    assert theirs_scored == ours.results["looking"].scores["exact_match"].value
+    assert marked.endswith(" USER: Is <image> left of <image>? ASSISTANT:")
+    assert front.endswith(" USER: <image> <image>\nIs  left of ? ASSISTANT:")
+
+
+def test_the_official_template_of_vicuna_is_for_vicunas(tmp_path: Path) -> None:
+    """LLaVA-NeXT's 34B and Llama 3 have text models of Llama's kind, too, and other templates."""
+    checkpoint = load(str(save_llava_next(tmp_path / "next")), name="tiny")
+    official = spec_of(protocol="official", prompt="vicuna_v1")
+    assert PromptBuilder.of(checkpoint, official).style == "vicuna_v1"
+    checkpoint.processor.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
+    with pytest.raises(
+        ValueError, match=r"its text model is no Vicuna\. Use protocol=checkpoint, or model\.prompt=chat"
+    ):
+        PromptBuilder.of(checkpoint, official)
+    assert PromptBuilder.of(checkpoint, spec_of(protocol="official", prompt="chat")).style == "chat"
+
+
+def test_one_picture_has_three_published_numbers_of_tokens(tmp_path: Path) -> None:
+    folder = save_qwen(tmp_path / "qwen", "Qwen2_5_VL", 14, limits=(3136, 12845056))  # as its own processor has them
+    checkpoint = load(str(folder), name="tiny")
+    found = {}
+    for protocol in PROTOCOLS:
+        dials = {"model": "folder", "model.name": "mine", "model.path": str(folder), "protocol": protocol}
+        builder = PromptBuilder.of(checkpoint, settings({**PLAIN, **dials}).spec)
+        ids = builder.encode([builder.render("What?", 1)], [[picture(0, (336, 252))]])["input_ids"]
+        found[protocol] = int((ids == checkpoint.model.config.image_token_id).sum())
+    assert found == {"checkpoint": 108, "lmms_eval": 266, "official": 1302}
+
+
+def test_qwen_vl_utils_resizes_before_the_processor_does(tmp_path: Path) -> None:
+    checkpoint = load(str(save_qwen(tmp_path / "qwen", "Qwen2_5_VL", 14)), name="tiny")
+    builder = PromptBuilder.of(checkpoint, spec_of(image_backend="qwen_vl_utils", max_pixels=3136))
+    assert [builder.prepare(picture(0, size)).size for size in ((300, 100), (9, 200))] == [(308, 112), (28, 196)]
+    ids = builder.encode([builder.render("What?", 1)], [[picture(0, (300, 100))]])["input_ids"]
+    assert (ids == checkpoint.model.config.image_token_id).sum() <= 4, "then the processor, within the run's limits"

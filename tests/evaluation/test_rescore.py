@@ -53,7 +53,7 @@ def test_another_rule_gives_other_scores_of_the_same_answers(store, monkeypatch,
     stricter(tasks)
     samples = (folder / "samples.zip").read_bytes()
     assert call(monkeypatch, before.run_id[:6], "--check", *arguments) == 0
-    assert "would change, 1 scores differ\n  gqa exact_match: " in capsys.readouterr().out
+    assert "would change, 1 score differs\n  gqa exact_match: " in capsys.readouterr().out
     assert RunRecord.read(folder) == same and (folder / "samples.zip").read_bytes() == samples, "nothing was written"
     assert call(monkeypatch, folder.name, *arguments) == 0
     after = RunRecord.read(folder)

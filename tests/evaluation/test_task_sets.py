@@ -2,12 +2,13 @@
 
 import pytest
 
-from pdrop.cli.compose import CONF, task_names
-from pdrop.evaluation.lmms import import_lmms_eval, load_tasks
+from pdrop.cli.compose import CONF, settings, task_names
+from pdrop.evaluation.lmms import evaluate, import_lmms_eval, load_tasks
 from pdrop.evaluation.metrics import score_of
 from pdrop.evaluation.task_index import find
 from pdrop.samples import read_samples
 from tests.support.answering import scored
+from tests.support.saved_checkpoints import save_llava
 from tests.support.synthetic_sets import members, write_films, write_set
 
 SETS = ("core", "documents", "grounding", "multi_image", "paper", "video")
@@ -58,6 +59,25 @@ def test_every_task_of_a_set_is_scored_offline(name, tmp_path, monkeypatch):
     found = run(name, members(name), tmp_path, monkeypatch)
     assert len(found.results) >= len(members(name))
     check(found, tmp_path / "run")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [name for name in SETS if name != "video"])
+def test_a_model_answers_every_task_of_a_set(name, tmp_path):
+    """As a user runs it: LLaVA-1.5 by its official protocol, tokens dropped."""
+    folder, names = save_llava(tmp_path / "llava", positions=8192), members(name)
+    own = write_set(tmp_path, names)
+    dials = {"model": "llava_1_5_7b", "model.path": str(folder), "tasks": names, "task_folders": [str(own)], "limit": 1,
+             "latency": "off", "device": "cpu", "method": "pyramiddrop"}  # fmt: skip
+    made = settings(dials)
+    assert made.spec.protocol == "official"
+    found = evaluate(made.load(), made.method, made.schedule, made.spec, tmp_path / "run", task_dirs=[own])
+    assert len(found.results) >= len(names)
+    for task, result in found.results.items():
+        sample = read_samples(tmp_path / "run", task)[0]
+        assert sample["prompt"].startswith("A chat between a curious user"), task
+        assert sample["visual_per_layer"][-1] < sample["visual_tokens"] or sample["visual_tokens"] == 0
+        assert result.boxes == ("llava" if name == "grounding" else None)
 
 
 def test_textvqa_has_its_ocr_tokens_and_mmbench_cn_its_circles(tmp_path):

@@ -14,8 +14,23 @@ import torch
 import transformers
 from PIL import Image
 
-from pdrop import FasterVLM, Schedule, Stage, attach
+from pdrop import (
+    SCOPE,
+    DivPrune,
+    FasterVLM,
+    HiRED,
+    HoloV,
+    PruMerge,
+    Schedule,
+    Stage,
+    VisionZip,
+    VisPruner,
+    attach,
+    single,
+    solve,
+)
 from pdrop.evaluation.prompts import PromptBuilder
+from pdrop.shapes import PromptSize
 from tests.support.saved_checkpoints import save_llava_next
 
 SIDE, TILE = 4, 16  # of a tile, in patches
@@ -54,6 +69,16 @@ def test_every_picture_has_five_whole_tiles(two_by_two: tuple[Any, Any], shape: 
     assert sum(n < TILE for n in kept) == 4 and all(column < 2 * SIDE for column in rows), "a newline stayed"
     quarters = [((n - TILE) // (2 * SIDE + 1) // SIDE, c // SIDE) for n, c in zip((n for n in kept if n >= TILE), rows)]
     assert {quarter: quarters.count(quarter) for quarter in quarters} == {(a, b): 4 for a in (0, 1) for b in (0, 1)}
+
+
+@pytest.mark.parametrize(("ratio", "each"), [(0.21858, 128), (0.10929, 64), (0.054645, 32)])
+def test_the_numbers_of_published_tables(ratio: float, each: int) -> None:
+    """640, 320 and 160 of five tiles of 576, by the ratios that the pages name: shares of 2928 tokens."""
+    prompt = PromptSize(60, 5 * 576 + 48, images=5)
+    for method in (FasterVLM(), VisionZip(), VisPruner(), SCOPE(), HiRED(), HoloV(), PruMerge(), DivPrune()):
+        assert method.entering(single(0, ratio), prompt, 32) == [5.0 * each] * 32
+        solved = solve(method, f"avg_tokens:{5 * each}", num_layers=32, visual_tokens=prompt.visual, images=5)
+        assert method.entering(solved, prompt, 32) == [5.0 * each] * 32
 
 
 def test_an_unpadded_picture_is_cut(two_by_two: tuple[Any, Any]) -> None:

@@ -29,6 +29,14 @@ def test_a_folder_loads_with_pinned_image_processor(folder):
     assert loaded.fingerprint == fingerprint(folder)
 
 
+def test_llavas_own_format_is_refused_by_its_name(copy):
+    """As liuhaotian/llava-v1.5-7b is: config.json without a config of the tower, weights that nobody looks at."""
+    (copy / "config.json").write_text('{"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}')
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"LLaVA's own code .* give the converted checkpoint, such as llava-hf/llava"):
+        load(str(copy), name="tiny")
+
+
 def test_random_weights_need_no_weights_and_are_seeded(tmp_path):
     folder = save_llava(tmp_path / "bare", weights=False)
     first, again, other = (load(str(folder), name="r", weights="random", seed=seed) for seed in (0, 0, 1))

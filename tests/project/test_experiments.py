@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pdrop.cli.compose import CONF, choices, instantiate
 from pdrop.cli.run import check_dials
@@ -22,6 +22,7 @@ from pdrop.schedule import Schedule
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*.yaml"))
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} | {"experiments"}
 LAYERS = {"embedded": 12, "llava_1_5_7b": 32, "qwen2_5_vl_7b": 28}
 
 
@@ -48,11 +49,17 @@ def schedules(path: Path, command: str) -> dict[str, set[Schedule]]:
     arguments = [a for a in shlex.split(command)[2:] if a != "-m"]
     assert check_dials(arguments) is None
     found: dict[str, set[Schedule]] = {}
+    composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that a job chooses; what is left are values
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in jobs(path, arguments):
             if any(a.startswith("seed=") and a != "seed=0" for a in job):
                 continue  # the seed changes no schedule
-            config = compose("run", job)
+            chosen = tuple(a for a in job if a.partition("=")[0] in GROUPS)
+            if chosen not in composed:
+                composed[chosen] = compose("run", list(chosen))
+            config = composed[chosen].copy()
+            for override in OverridesParser.create().parse_overrides([a for a in job if a not in chosen]):
+                OmegaConf.update(config, override.key_or_group, override.value())
             assert config.experiment, "no experiment, no table"
             method = next(a.split("=")[1] for a in job if a.startswith("method="))
             schedule = instantiate(config.schedule, num_layers=LAYERS[config.model.name])

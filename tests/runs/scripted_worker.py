@@ -27,6 +27,9 @@ class Scripted:
                 self.busy_until = time.time()
         return [Answer("", str(one.doc_id), 1, 1, 1, [1], ["1"]) for one in questions]
 
+    def rest(self) -> None:
+        """One call after the other: there is nothing under way."""
+
     def timed(self, settings: Any, cost: Any) -> float:
         return time.time()
 

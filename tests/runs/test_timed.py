@@ -19,7 +19,7 @@ from pdrop.runs import timed
 from pdrop.runs.run import RunFailed, run
 from pdrop.runs.settings import Settings, scheduled
 from pdrop.runs.worker import Worker
-from pdrop.timing import nvidia
+from pdrop.timing import measure, nvidia
 from pdrop.timing.protocol import TimingProtocol
 from tests.support.saved_checkpoints import LAYERS, save_llava
 
@@ -71,6 +71,27 @@ def test_nothing_is_loaded_here_and_once_in_each_process(
     assert len(cost.timing["stages"]["prefill"]["ratio"]["values"]) == 4
     assert cost.timed_prompt is not None and cost.timed_prompt["visual"] == 16 == cost.visual_tokens
     assert cost.visual_tokens_per_layer == [16.0, 16.0, 8.0, 8.0]
+
+
+def test_an_indication_has_its_conditions_and_is_refused_by_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """latency=quick: a busy machine is noted, a card that slowed down is not believed."""
+    quick = replace(settings(folder, tmp_path / "results"), protocol=TimingProtocol("quick", pairs=2))
+    moments = iter([{"load": 99.0, "clock_mhz": 1980.0}, {"clock_mhz": 1980.0}] * 2)
+    real = measure.conditions
+    monkeypatch.setattr(measure, "conditions", lambda model: real(model) | next(moments))
+    cost = run(quick).cost
+    assert cost is not None and cost.timing is not None and cost.prefill_time_ratio is not None
+    assert cost.timing["invalid"] == [] and set(cost.timing["stages"]) == {"prefill"} and not cost.timing["end_to_end"]
+    assert cost.timing["conditions"]["before"]["load"] == 99 and cost.timing["conditions"]["after"]["threads"] > 0
+    assert cost.timing["protocol"] == "quick 1/2/0"
+    slowed = iter([{"clock_mhz": 1980.0}, {"clock_mhz": 1200.0, "slowed": ["heat"]}])
+    monkeypatch.setattr(measure, "conditions", lambda model: real(model) | next(slowed))
+    cost = run(replace(quick, force=True)).cost
+    assert cost is not None and cost.timing is not None and cost.prefill_ms is not None
+    assert cost.prefill_time_ratio is None
+    assert [reason.split()[0] for reason in cost.timing["invalid"]] == ["changed", "the"]
 
 
 def test_a_worker_makes_room_for_fresh_processes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_a_worker_out_of_memory_fails_the_run_with_advice(plain: Settings, monke
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr(Generator, "_generate", full)
-    monkeypatch.setattr(Generator, "_by_images", lambda self, batch: [(batch, [], [])])
+    monkeypatch.setattr(Worker, "_with_images", lambda self, settings, question: question)
     with pytest.raises(QuestionError) as raised:
         Worker(1).answer(plain, asked("how many?"))
     crossed = pickle.loads(pickle.dumps(raised.value))

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Echo:
             if how == "once" and not Path(file).exists():
                 Path(file).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "slow":
+                time.sleep(1)
             if how == "broken":
                 raise QuestionError(f"task {question.task}, doc_id {question.doc_id}: its picture is broken")
         company = ",".join(str(question.doc_id) for question in questions)
@@ -82,17 +85,17 @@ def expected(questions: list[Question]) -> list[str]:
     return [answer.text for answer in Echo(1).answer(None, questions)]  # type: ignore[arg-type]
 
 
-def by_batches(questions: list[Question], size: int) -> dict[int, str]:
-    from pdrop.evaluation.generation import batches
-
-    return {q.doc_id: text for batch in batches(questions, size) for q, text in zip(batch, expected(batch))}
+def by_batches(generator: TeamGenerator, questions: list[Question]) -> dict[int, str]:
+    return {q.doc_id: text for batch in generator.planned(questions) for q, text in zip(batch, expected(batch))}
 
 
 def test_every_question_is_answered_once_in_its_own_company(echoes: Team, plain: Settings, tmp_path: Path) -> None:
     questions, steps = asked(20), []
     store = AnswerStore(tmp_path / "answers.jsonl")
     found = TeamGenerator(plain, echoes).answer(questions, store, lambda *step: steps.append(step))
-    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(questions, 3)
+    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(
+        TeamGenerator(plain, echoes), questions
+    )
     assert (found.asked, found.reused) == (20, 0) and steps[-1] == ("t", 20, 20)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == len({line["key"] for line in lines}) == 20
@@ -103,13 +106,13 @@ def test_every_question_is_answered_once_in_its_own_company(echoes: Team, plain:
 
 def test_what_a_killed_driver_left_is_not_asked_again(echoes: Team, plain: Settings, tmp_path: Path) -> None:
     questions, store = asked(12), AnswerStore(tmp_path / "answers.jsonl")
-    from pdrop.evaluation.generation import batches
-
-    first, second, *_ = batches(questions, 3)
+    first, second, *_ = TeamGenerator(plain, echoes).planned(questions)
     store.add(zip(first, Echo(1).answer(plain, first)))
     store.add(zip(second[:1], Echo(1).answer(plain, second)[:1]))  # a kill inside a write: a part of a batch
     found = TeamGenerator(plain, echoes).answer(questions, AnswerStore(tmp_path / "answers.jsonl"))
-    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(questions, 3)
+    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(
+        TeamGenerator(plain, echoes), questions
+    )
     assert (found.asked, found.reused) == (8, 4)
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 12, "nothing twice"
 
@@ -119,7 +122,9 @@ def test_a_worker_that_dies_is_replaced_and_its_batches_are_asked_again(
 ) -> None:
     questions = asked(14, q3=f"once:{tmp_path}/a", q9=f"once:{tmp_path}/b")
     found = TeamGenerator(plain, echoes).answer(questions, AnswerStore(tmp_path / "answers.jsonl"))
-    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(questions, 3)
+    assert {q.doc_id: a.text for q, a in zip(questions, found.answers)} == by_batches(
+        TeamGenerator(plain, echoes), questions
+    )
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 14
     assert caplog.text.count("its batches are asked again") == 2 and echoes.started == 4
 
@@ -129,6 +134,19 @@ def test_a_batch_that_three_workers_die_of_fails_with_its_documents(echoes: Team
     with pytest.raises(QuestionError, match=r"task t, doc_id [\d, ]*\b4\b.*3 workers died.*smaller batch_size"):
         TeamGenerator(plain, echoes).answer(questions)
     assert TeamGenerator(plain, echoes).answer(asked(5)).asked == 5, "the next run goes on with the same team"
+
+
+def test_a_batch_that_kills_while_another_is_answered_is_the_one_that_is_blamed(cluster: None, plain: Settings) -> None:
+    made = Team(Workers(1), "cpu", Echo, depth=1)
+    slow = "slow:" + " s" * 40
+    questions = asked(6, q0=slow, q1=slow, q2=slow, q4="always:")
+    try:
+        first, _ = TeamGenerator(plain, made).planned(questions)
+        assert [question.doc_id for question in first] == [0, 1, 2]
+        with pytest.raises(QuestionError, match=r"task t, doc_id [345, ]+: 3 workers died"):
+            TeamGenerator(plain, made).answer(questions)
+    finally:
+        made.close()
 
 
 def test_what_a_question_raises_is_raised_here(echoes: Team, plain: Settings, tmp_path: Path) -> None:

@@ -27,8 +27,10 @@ BOUNDARIES = {2: 0.5, 4: 0.25}  # HALVES, for the oracle
 
 def methods(family: str) -> list[Any]:
     """Every method under every position policy that the family's rotary positions allow."""
-    compact = [] if family in MROPE_FAMILIES else [PyramidDrop(positions="compact"), FastV(positions="compact")]
-    return [PyramidDrop(positions="original"), FastV(), RandomDrop(), *compact]
+    compact = (
+        [] if family in MROPE_FAMILIES else [PyramidDrop(positions="compact"), FastV(several=True, positions="compact")]
+    )
+    return [PyramidDrop(positions="original"), FastV(several=True), RandomDrop(), *compact]
 
 
 def rule_of(method: Any) -> oracle.Rule | None:

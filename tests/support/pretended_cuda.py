@@ -130,27 +130,43 @@ class OnDevice(Tensor):
     """A tensor that says it is on `device`. `there`: where it really is."""
 
     there: Tensor
+    # whether torch itself takes it for one of the CPU: autograd asks a real driver for the streams of others
+    differentiable = False
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, there: Tensor, device: torch.device = CUDA) -> Any:
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, there.size(), strides=there.stride(), storage_offset=there.storage_offset(), dtype=there.dtype,
-            device=device,
+            device=torch.device("cpu") if OnDevice.differentiable else device,
         )  # fmt: skip
 
     def __init__(self, there: Tensor, device: torch.device = CUDA) -> None:
-        self.there = there
+        self.there, self.said = there, device
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.said
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
 
     def __getitem__(self, index: Any) -> Any:
+        if OnDevice.differentiable:
+            return super().__getitem__(index)
         index, tensors = bare_index(index)
         if tensors:
             SEEN.launches[owner()[0]] += 1
         return OnDevice(self.there[index], self.device)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if OnDevice.differentiable:
+            return super().__setitem__(index, value)
         index, _ = bare_index(index)
         SEEN.launches[owner()[0]] += 1
+        if isinstance(value, Tensor) and value.ndim and not isinstance(value, OnDevice):
+            SEEN.wait("copy")
         self.there[index] = bare(value)
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -166,6 +182,17 @@ class OnDevice(Tensor):
 
     def new_tensor(self, data: Any, dtype: Any = None, **_: Any) -> Any:
         return torch.tensor(data, dtype=dtype or self.dtype, device=self.device)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        if not OnDevice.differentiable:
+            return super().to(*args, **kwargs)
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
+        if args and isinstance(args[0], Tensor):
+            device = args[0].device
+        if device is None or (device.type == "cuda" and device.index in (None, self.device.index)):
+            return self if dtype in (None, self.dtype) else super().to(dtype)
+        asked = dict(dtype=dtype, device=device, non_blocking=non_blocking)
+        return handle(torch.ops.aten._to_copy.default, (self,), asked)
 
     def nonzero(self, *args: Any, **kwargs: Any) -> Any:
         SEEN.wait("nonzero")
@@ -219,6 +246,8 @@ def bare_index(index: Any) -> tuple[Any, bool]:
     for part in tensors:
         if part.dtype in (torch.bool, torch.uint8):
             SEEN.wait("index by a mask")
+        elif isinstance(part, OnDevice) and not part.ndim:
+            SEEN.wait("index by a number")  # torch reads it
         elif not isinstance(part, OnDevice) and part.ndim:
             SEEN.wait("index from the host")
     if any(isinstance(part, list) for part in parts):
@@ -233,6 +262,8 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
     leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     there, here = [x for x in leaves if isinstance(x, OnDevice)], [x for x in leaves if not isinstance(x, OnDevice)]
     asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    if OnDevice.differentiable and there and name.startswith("new_") and asked is not None and asked.type == "cpu":
+        asked = None  # a derivative's: made like the tensor that torch takes for one of the CPU
     if not there and (asked is None or asked.type != "cuda"):
         return function(*args, **kwargs)
     if name == "_to_copy" and asked is not None and bool(there) != (asked.type == "cuda"):
@@ -247,7 +278,9 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
     elif name == "copy_" and isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice):
         SEEN.wait("copy")
     elif here and there and name in INDEXED and isinstance(args[0], OnDevice):
-        SEEN.wait("index from the host")
+        # of what was written into, a derivative is the same with zeros there: made where torch takes the tensor to be
+        if not (OnDevice.differentiable and name == "index_put" and not torch.is_grad_enabled() and not args[2].any()):
+            SEEN.wait("index from the host")
     elif (there and any(x.ndim for x in here)) or (
         len({x.device for x in there if x.ndim}) > (2 if "copy" in name else 1)
     ):
@@ -285,7 +318,7 @@ class Mode(TorchDispatchMode):
 
 def sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
     """As one launch."""
-    if not isinstance(query, OnDevice):
+    if not isinstance(query, OnDevice) or OnDevice.differentiable:
         return real_sdpa(query, key, value, attn_mask=attn_mask, **kwargs)
     if any(x is not None and not isinstance(x, OnDevice) for x in (key, value, attn_mask)):
         SEEN.mixed.append("sdpa")
@@ -301,12 +334,12 @@ def tensor(data: Any, *args: Any, **kwargs: Any) -> Any:
     return real_tensor(tree_map(lambda x: x.tolist() if isinstance(x, OnDevice) else x, data), *args, **kwargs)
 
 
-def moved(model: torch.nn.Module, device: torch.device = CUDA) -> None:
-    """The model there."""
+def moved(model: torch.nn.Module, device: torch.device = CUDA, trained: bool = False) -> None:
+    """The model there; `trained`: with gradients."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                there = torch.nn.Parameter(OnDevice(bare(parameter.data), device), requires_grad=False)
+                there = torch.nn.Parameter(OnDevice(bare(parameter.data), device), requires_grad=trained)
                 module._parameters[name] = there
         for held in (module._buffers, vars(module)):
             for name, value in list(held.items()):
@@ -330,7 +363,7 @@ def aligned(module: torch.nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def pretended(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """While there is such a device."""
+    """While there is such a device. For derivatives set OnDevice.differentiable before anything is moved there."""
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", sdpa)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -77,14 +78,19 @@ def answers(record: RunRecord, task: str, n: int) -> np.ndarray:
 
 def masks(record: RunRecord, doc_id: int) -> list[str]:
     """One bit mask per boundary: the same ranking at every layer, but a random method draws anew at each."""
+    blind = record.spec.method.startswith("random")
+    return list(_masks(record.spec.schedule, record.spec.seed if blind else None, doc_id))
+
+
+@functools.cache  # asked for every task and every store
+def _masks(schedule: str, seed: int | None, doc_id: int) -> tuple[str, ...]:
     found, alive = [], list(range(VISUAL))
-    for stage in Schedule.parse(record.spec.schedule):
-        blind = record.spec.method.startswith("random")
-        draw = np.random.default_rng([9, doc_id, *([stage.layer, record.spec.seed] if blind else [])])
+    for stage in Schedule.parse(schedule):
+        draw = np.random.default_rng([9, doc_id, *([] if seed is None else [stage.layer, seed])])
         order = draw.permutation(VISUAL)
         alive = sorted(alive, key=lambda token, order=order: order[token])[: int(VISUAL * stage.keep)]
         found.append(f"{sum(1 << token for token in alive):x}")
-    return found
+    return tuple(found)
 
 
 def put(results: Path, record: RunRecord, n: int = 60, experiment: str | None = "demo", **marker: str) -> Path:

@@ -13,15 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import datasets
-import numpy as np
 import yaml
 from PIL import Image
 
 from pdrop.cli.compose import CONF
 from pdrop.evaluation import task_index
 from pdrop.evaluation.generation_arguments import read_config
+from tests.support.films import write_film
 from tests.support.synthetic_tasks import LETTERS, TASKS, on_documents, picture
 
 SIZE = (64, 48)  # of RefCOCO's pictures
@@ -121,11 +120,21 @@ def _refcoco(i: int) -> Row:
     }  # fmt: skip
 
 
+def _naturalbench(i: int) -> Row:
+    """Row i % 4 of group i // 4: two questions, each about two pictures."""
+    words = ("No", "Yes") if i // 4 % 2 else ("B", "A")
+    return {
+        "Index": i, "Image": picture(i // 4 * 2 + i % 2), "Question": f"Is it {i // 2}?", "Source": "",
+        "Answer": words[i % 4 in (0, 3)], "Question_Type": ("multiple_choice", "yes_no")[i // 4 % 2],
+    }  # fmt: skip
+
+
 # by the beginning of a task's name, the longest that fits
 ROWS: dict[str, Callable[[int], Row]] = {name: made for name, (_, _, made) in TASKS.items()} | {
     "infovqa_val": TASKS["docvqa_val"][2], "ocrbench": _ocrbench, "mmmu_val": _mmmu, "muirbench": _muirbench,
     "blink_": _blink, "videomme": _videomme, "mvbench_": _mvbench, "mlvu_dev": _mlvu, "egoschema_subset": _egoschema,
     "textvqa_val_ocr": _textvqa_ocr, "mmbench_cn_dev_static": _mmbench_cn, "refcoco": _refcoco,
+    "naturalbench": _naturalbench,
 }  # fmt: skip
 FILMS = ("videomme/data", "mlvu", "egoschema/videos")
 
@@ -182,14 +191,7 @@ def write_films(home: Path) -> None:
     """One film of 16 frames in every folder where a video task looks for it; for one task, its frames as pictures."""
     from lmms_eval.tasks.mvbench.utils import DATA_LIST
 
-    film = home / "film.mp4"
-    with av.open(str(film), "w") as made:
-        stream = made.add_stream("mpeg4", rate=4)
-        stream.width = stream.height = 32
-        for number in range(16):
-            grey = np.full((32, 32, 3), 10 * number, dtype=np.uint8)
-            made.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-        made.mux(stream.encode())
+    film = write_film(home / "film.mp4", 16, rate=4)
     for place in (*FILMS, *(f"mvbench_video/{folder}" for folder in DATA_LIST.values())):
         there = home / place
         there.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ real scoring.
     folder = write_tasks(tmp_path, ["mme", "pope"])
     evaluate(..., tasks=["mme", "pope"], task_dirs=[folder])
 
-Each task is lmms-eval's own YAML with another `dataset_path`, which is also how one points it to a local copy.
+Each task is lmms-eval's own YAML with another `dataset_path`, which is also how one points it to a local copy, and
+with shorter answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 from PIL import Image
 
 LETTERS = "ABCD"
+LONGEST = 8  # tokens of an answer
 ANSWERS = ("yes", "no", "A", "B", "12", "red")
 
 
@@ -246,6 +248,8 @@ def on_documents(tasks: Path, name: str, source: str, split: str, documents: dat
         split: That it evaluates.
         documents: In the columns of the real ones.
     """
+    from lmms_eval.utils import load_yaml_config  # takes long; some want a picture alone
+
     data = tasks.parent / f"{name}.parquet"
     documents.to_parquet(data)
     task: dict[str, Any] = {
@@ -257,6 +261,9 @@ def on_documents(tasks: Path, name: str, source: str, split: str, documents: dat
     }
     if name == "gqa":  # its own process_docs goes to the Hub for the pictures
         task["process_docs"] = None
+    asked = load_yaml_config(source, mode="simple").get("generation_kwargs") or {}
+    if asked.get("max_new_tokens", 0) > LONGEST:  # no model of the tests ends an answer: each would have 128 or 1024
+        task["generation_kwargs"] = asked | {"max_new_tokens": LONGEST}
     (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
 

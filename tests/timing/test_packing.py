@@ -74,7 +74,7 @@ def test_other_backends_and_positions_of_the_caller_s_own_are_left_alone(asked: 
 def test_an_attachment_s_hooks_still_rest_in_a_step_of_nothing_to_do(kernels: Counter[str]) -> None:  # noqa: F811
     model, inputs = flash()
     ids = torch.tensor([[7]])
-    with rows_not_packed(model, inputs), attach(model, FastV(), HALVES):
+    with rows_not_packed(model, inputs), attach(model, FastV(several=True), HALVES):
         cache = prefill(model, inputs).past_key_values
         prefill(model, {"input_ids": ids, "past_key_values": cache})
         assert not any(layer._forward_pre_hooks for layer in model.get_decoder().layers)

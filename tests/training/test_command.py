@@ -232,7 +232,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.product(8)
+@pytest.mark.product(6)
 @pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[r[0][-1] for r in REFUSED])
 def test_what_cannot_be_is_one_line(arguments, says, command, tiny, data) -> None:
     code, said_, _ = command(

@@ -16,7 +16,7 @@ def _rows_of(family: str) -> Callable[[Any], Any]:
     """A function from the whole test split (a datasets.Dataset) to the rows of one family."""
 
     def select(dataset: Any) -> Any:
-        found = [row for row, name in enumerate(dataset["family"]) if name == family]
+        found = [row for row, name in enumerate(dataset["family"][:]) if name == family]
         if not found:
             raise ValueError(f"the test split has no question of the family {family!r}")
         return dataset.select(found)
@@ -42,7 +42,7 @@ ASKED = ("existence", "attribute", "counting", "chart")  # families that a clip 
 
 def video(dataset: Any) -> Any:
     """The rows that still clips are asked about."""
-    return dataset.select([row for row, name in enumerate(dataset["family"]) if name in ASKED])
+    return dataset.select([row for row, name in enumerate(dataset["family"][:]) if name in ASKED])
 
 
 def clip(row: dict[str, Any]) -> list[Any]:

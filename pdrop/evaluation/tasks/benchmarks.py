@@ -1,4 +1,5 @@
-"""What the task files of this folder refer to: TextVQA with OCR tokens, MMBench-CN without a judge, boxes of RefCOCO.
+"""What the task files of this folder refer to: TextVQA with OCR tokens, MMBench-CN without a judge, NaturalBench of any
+number of groups, boxes of RefCOCO.
 
 Scoring is lmms-eval's own code, imported where it is called: by then pdrop.evaluation.lmms has imported lmms-eval and
 undone what that does to the process. What boxes score is not known from a text alone: pdrop/evaluation/grounding.py.
@@ -6,12 +7,14 @@ undone what that does to the process. What boxes score is not known from a text 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
 SHORT = "Answer the question using a single word or phrase."
+NATURALBENCH = ("naturalbench_G_ACC", "naturalbench_Q_ACC", "naturalbench_I_ACC")
 LETTER = "请直接使用所提供的选项字母作为答案回答。"
 
 
@@ -51,6 +54,52 @@ def mmbench_circular(rows: Sequence[dict[str, Any]]) -> float:
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
     return 100 * float(mmbench_evaluator.eval_result(list(rows), eval_method="static")[0])
+
+
+def naturalbench_picture(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> list[Any]:
+    """The row's picture, as a list of one PIL image."""
+    return [row["Image"].convert("RGB")]
+
+
+def naturalbench_question(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
+    """Question and instruction, by the code of lmms-eval's task."""
+    from lmms_eval.tasks.naturalbench.utils import naturalbench_doc_to_text
+
+    return str(naturalbench_doc_to_text(row))
+
+
+def naturalbench_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Whether the answer is the group's, read by the code of lmms-eval's task: question 0 is true of picture 0 alone,
+    question 1 of picture 1."""
+    from lmms_eval.tasks.naturalbench.utils import extract_answer
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it says which answers it cannot read
+        read = extract_answer(results[0], task_type=row["Question_Type"])
+    right = float(read == int(int(row["Index"]) % 4 in (0, 3)))
+    grouped = {name: {"id": int(row["Index"]), "score": right} for name in NATURALBENCH}
+    return grouped | {"naturalbench_ACC": right, "unreadable": float(read < 0)}
+
+
+def naturalbench_groups(rows: Sequence[dict[str, Any]]) -> float:
+    """The share of groups whose four answers are right."""
+    return _share_of_fours(rows, [(0, 1, 2, 3)])
+
+
+def naturalbench_questions(rows: Sequence[dict[str, Any]]) -> float:
+    """The share of questions that are answered right on both pictures."""
+    return _share_of_fours(rows, [(0, 1), (2, 3)])
+
+
+def naturalbench_pictures(rows: Sequence[dict[str, Any]]) -> float:
+    """The share of pictures on which both questions are answered right."""
+    return _share_of_fours(rows, [(0, 2), (1, 3)])
+
+
+def _share_of_fours(rows: Sequence[dict[str, Any]], together: Sequence[tuple[int, ...]]) -> float:
+    right = {row["id"]: bool(row["score"]) for row in rows}
+    groups = sorted({place // 4 for place in right})
+    hits = [all(right[4 * group + step] for step in steps) for group in groups for steps in together]
+    return sum(hits) / len(hits)
 
 
 def expressions(dataset: Any) -> Any:

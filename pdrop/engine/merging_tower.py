@@ -1,0 +1,244 @@
+"""Vision towers that end in a merger: several patches, a square of them, make one token (Qwen2-VL and its successors).
+
+Read are towers `visual` of `blocks` with `norm1` and `attn.qkv`, and a `merger`, over pictures of any size in one row
+of patches. Where layers attend in windows the patches stand window by window, and the tokens are put back into the
+picture's order after the merger; what is said here of tokens is in the picture's order.
+
+Shapes: N patches of a run, m of them per token, P pictures and frames of videos, R tokens of the largest.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.vision_utils import get_vision_window_index
+
+from pdrop.engine.sequence import Prompts
+from pdrop.engine.tower import (
+    NoRuleForTower,
+    RunsOfTheTower,
+    Seen,
+    TowerReader,
+    TowersApart,
+    UnknownTower,
+    grouped,
+)
+from pdrop.engine.visual import encoded
+from pdrop.methods.base import Method
+from pdrop.methods.tower import Tower
+from pdrop.methods.transfer import moved, read_back
+
+ASKED = 256  # rows of attention that are computed at once: all rows of a large picture ask
+
+
+def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
+    """What reads the vision tower of a model for a method; None: it does not look.
+
+    Raises:
+        UnknownTower: If the tower cannot be read; NoRuleForTower: if the method says nothing of towers of its kind.
+    """
+    looks, kind = method.looks_at(), type(method).__name__
+    if looks is None:
+        return None
+    inner = getattr(vlm, "model", vlm)
+    if hasattr(inner, "image_tower") and hasattr(inner, "video_tower"):
+        return TowersApart(vlm, method, looks)
+    tower = getattr(inner, "visual", None)
+    if tower is None or not hasattr(tower, "merger"):
+        return TowerReader(vlm, method, looks)
+    merged = method.looks_at_merged()
+    if merged is None:
+        raise NoRuleForTower(
+            f"{kind} reads the vision tower, and that of {type(vlm).__name__} makes one token of several patches: its "
+            "authors have no rule for that; divprune, visionzip, holov and cdpruner_embeddings have"
+        )
+    return MergingTowerReader(vlm, tower, kind, merged)
+
+
+class MergingTowerReader(RunsOfTheTower):
+    """Tells which tokens a tower with a merger made of which patches, and what was attended to."""
+
+    def __init__(self, vlm: Any, tower: Any, method: str, layers: tuple[int, ...]):
+        super().__init__(vlm)
+        self.tower = tower
+        self.layers = [getattr(block, "_fsdp_wrapped_module", block) for block in getattr(tower, "blocks", ())]
+        known = all(hasattr(layer, "norm1") and hasattr(getattr(layer, "attn", None), "qkv") for layer in self.layers)
+        if not self.layers or not known:
+            raise UnknownTower(
+                f"{method} reads the vision tower, and that of {type(vlm).__name__} cannot be read: it has no `blocks` "
+                "with `norm1` and `attn.qkv`"
+            )
+        self.read = sorted({number % len(self.layers) for number in layers})
+        self.merges = int(tower.spatial_merge_size) ** 2
+
+    def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
+        """With what the tower is called with."""
+        return [(self.tower, "before", self._called), *super().hooks()]
+
+    def _called(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        grids = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        self._running().called[-1] = {**kwargs, "grid_thw": grids}
+
+    def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
+        self._running().made = output.pooler_output
+        super()._done(tower, args, output)
+
+    def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
+        """What the tower made of the pictures of a forward: see `TowerReader.of`."""
+        kinds = [kind for kind in ("image", "video") if self._brought(given, kind)]
+        if len(kinds) > 1:
+            raise self.unknown("images and videos come in one call: give them to the model in calls of their own")
+        made = encoded(given).get(kinds[0]) if kinds else None
+        seen = self.seen(made)
+        run = TowerRun(seen, self.tower, self.merges)
+        entries = list(run.entries)
+        if made is not None:  # copies for beams are the same tensors
+            numbers = {id(one): number for number, one in enumerate({id(o): o for o in made.pooler_output}.values())}
+            entries = [entries[numbers[id(one)]] for one in made.pooler_output]
+        total = sum(prompts.visual_counts)
+        if sum(map(len, entries)) != total:
+            raise self.unknown(f"it made {sum(map(len, entries))} tokens, and the prompts have {total}")
+        source, visual = torch.full(prompts.ids.shape, -1), prompts.host.visual
+        source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
+        places = [row.nonzero()[:, 0] for row in visual]
+        layers = [LookedMerging(run, layer, number) for number, layer in enumerate(self.layers)]
+        return Tower(
+            run.padded(run.made, 0),
+            0,
+            moved(source, prompts.ids.device),
+            grouped(entries, places, run.sizes, run.longest),
+            lambda number: layers[number].rows,
+            lambda number: layers[number].read,
+            lambda number: layers[number].keys,
+            no_class_token,
+            lambda states: states,
+            self.merges,
+        )
+
+    def _brought(self, given: Mapping[str, Any], kind: str) -> bool:
+        pixels = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
+        return encoded(given).get(kind) is not None or given.get(pixels) is not None
+
+
+def no_class_token(layer: int) -> Tensor:
+    """Its query is asked for, and there is none.
+
+    Raises:
+        ValueError: Saying so.
+    """
+    raise ValueError("this vision tower has no class token, whose query is asked for")
+
+
+class TowerRun:
+    """One run of the tower: what it saw, and in which order.
+
+    Attributes:
+        made: The tokens, in the order of the pictures, [N / m, D].
+        sizes: Tokens of each picture or frame.
+        longest: The most of these.
+        bounds: Of each layer that is kept, where the patches begin that see each other, and the end of the last ones.
+    """
+
+    def __init__(self, seen: Seen, tower: Any, merges: int):
+        assert seen.made is not None
+        self.seen, self.tower, self.merges, self.made = seen, tower, merges, seen.made
+        layers = [number for number in seen.called if number >= 0]
+        grids, *bounds = read_back(
+            [seen.called[-1]["grid_thw"], *(seen.called[number]["cu_seqlens"] for number in layers)]
+        )
+        self.grids: list[list[int]] = grids.tolist()
+        self.bounds: dict[int, list[int]] = {number: ends.tolist() for number, ends in zip(layers, bounds)}
+        self.sizes = [h * w // merges for frames, h, w in self.grids for _ in range(frames)]
+        self.longest = max(self.sizes, default=0)
+
+    @property
+    def entries(self) -> Iterator[Tensor]:
+        """Of each picture or video, the row of each of its tokens, counted through all P * R."""
+        frame = 0
+        for frames, height, width in self.grids:
+            tokens = torch.arange(height * width // self.merges)
+            yield (torch.arange(frame, frame + frames)[:, None] * self.longest + tokens).flatten()
+            frame += frames
+
+    @functools.cached_property
+    def order(self) -> Tensor | None:
+        """Where each token of the picture stands window by window, [N / m]; None: at its own place."""
+        called, tower = self.seen.called[-1], self.tower
+        if not hasattr(tower, "window_size"):
+            return None
+        if called.get("window_index") is not None:
+            index: Tensor = called["window_index"]
+        else:
+            index, _ = get_vision_window_index(
+                torch.tensor(self.grids), tower.spatial_merge_size, tower.window_size, tower.patch_size
+            )
+        return moved(index.argsort(), self.made.device)
+
+    def padded(self, values: Tensor, dim: int) -> Tensor:
+        """Values of the tokens along `dim` [.., N / m, ..] by picture, filled up with zeros: [P, .., R, ..]."""
+        parts = [part.movedim(dim, 0) for part in values.split(self.sizes, dim)]
+        return pad_sequence(parts, batch_first=True).movedim(1, dim + 1)
+
+
+class LookedMerging:
+    """Attention of one layer, as far as it is asked for, each part once."""
+
+    def __init__(self, run: TowerRun, layer: Any, number: int):
+        self.run, self.layer, self.number = run, layer, number
+
+    @functools.cached_property
+    def rotated(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their rotary positions, in the order of the windows, [heads, N, head size]."""
+        states, called = self.run.seen.inputs.get(self.number), self.run.seen.called.get(self.number)
+        if states is None or called is None:
+            raise ValueError("this layer of the vision tower is not kept: name it in the method's merged_tower_layers")
+        attention: Any = self.layer.attn
+        # under autocast states are in half precision, and ranking is not
+        normed = self.layer.norm1(states.to(self.layer.norm1.weight.dtype))
+        query, key, _ = attention.qkv(normed).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        query, key = rotate(query, key, *called["position_embeddings"])
+        return query.transpose(0, 1), key.transpose(0, 1)
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """Mean over the patches of each token, [P, heads, R, head size]."""
+        return self.run.padded(self.in_place(self.rotated[1].unflatten(1, (-1, self.run.merges)).mean(2)), 1)
+
+    def in_place(self, values: Tensor) -> Tensor:
+        """Of tokens window by window [heads, N / m, ...] to the picture's order."""
+        return values if self.run.order is None else values[:, self.run.order]
+
+    @functools.cached_property
+    def read(self) -> Tensor:
+        """`rows` on the host."""
+        return read_back([self.rows])[0]
+
+    @functools.cached_property
+    @torch.no_grad()
+    def rows(self) -> Tensor:
+        """Attention that each token's patches get, mean over all rows of its picture, [P, heads, R] float32."""
+        queries, keys = self.rotated
+        wide = torch.promote_types(keys.dtype, torch.float32)  # half precision ties by the dozen
+        bounds = self.run.bounds[self.number]
+        parts = [
+            received(queries[:, first:end].to(wide), keys[:, first:end].to(wide), self.layer.attn.scaling)
+            for first, end in zip(bounds, bounds[1:])
+        ]
+        tokens = self.in_place(torch.cat(parts, 1).unflatten(1, (-1, self.run.merges)).sum(2))
+        asked = torch.tensor([size * self.run.merges for size in self.run.sizes], dtype=wide)
+        return (self.run.padded(tokens, 1) / moved(asked, tokens.device)[:, None, None]).float()
+
+
+def received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention that each key gets of all queries together, [heads, n, head size] each -> [heads, n]."""
+    found = torch.zeros(keys.shape[:2], dtype=keys.dtype, device=keys.device)
+    for some in queries.split(ASKED, 1):
+        found += ((some * scale) @ keys.transpose(1, 2)).softmax(-1).sum(1)
+    return found
