@@ -53,7 +53,7 @@ ASKED = {"pope": 9000, "gqa": 12578, "mme": 2374}
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Counting(Worker):
+class CountingWorker(Worker):
     """A worker that knows how often it has loaded a model."""
 
     def loads(self) -> int:
@@ -138,7 +138,7 @@ def spread(rounds: int, limit: int | None) -> dict[str, Any]:
     from pdrop.evaluation.lmms import evaluate
 
     plain = settings({**DEMO, "limit": limit, "workers": 2})
-    teams = {count: full(count, Counting) for count in (1, 2)}
+    teams = {count: full(count, CountingWorker) for count in (1, 2)}
     import ray
 
     everybody = [member.actor for team in teams.values() for member in team.members]
@@ -172,7 +172,7 @@ def sweep(runs: int) -> dict[str, Any]:
     import ray
 
     asked = Workers(2)
-    team = full(2, Counting)
+    team = full(2, CountingWorker)
     workers._TEAM[:] = [team]  # the one that runs with workers=2 find
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as results:
@@ -188,7 +188,7 @@ def sweep(runs: int) -> dict[str, Any]:
 
 
 def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
-    """Workers that sleep."""
+    """How busy workers stay that sleep for as long as a model would compute."""
     import ray
 
     seconds = sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())

@@ -94,7 +94,6 @@ def page(assumed: Assumptions, gpus: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the arithmetic."""
     plain, parser = Assumptions(), argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--utilisation", type=float, default=plain.utilisation)

@@ -26,6 +26,7 @@ RUNS = {
 IDLE = (
     *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
     *("names.py", "pace.py", "store.py", "leases.py", "samples.py", "environment.py", "identity.py"),
+    *("thumbnails.py", "command_help.py"),
     *(
         "runs/__init__.py",
         "runs/run.py",
@@ -49,6 +50,7 @@ BESIDE = {
     "runs/settings.py",
     "store.py",
     "samples.py",
+    "thumbnails.py",
     "names.py",
     "cost/training.py",
 }
