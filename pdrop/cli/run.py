@@ -7,13 +7,16 @@ Heavy imports wait until a run really starts, so `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +29,7 @@ from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
 from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
+from pdrop.command_help import row
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 from pdrop.store import in_words
@@ -107,6 +111,18 @@ def unwritable(arguments: list[str]) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def help_folded() -> Iterator[None]:
+    """What is printed within comes out in lines that fit the terminal; Hydra exits once it has printed its help."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        width = max(60, shutil.get_terminal_size().columns)
+        sys.stdout.writelines(f"{row(line, width)}\n" for line in text.getvalue().splitlines())
+
+
 def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> None:
     """Call a Hydra job as a command. The exit code is 0 only if every one of its jobs is done.
 
@@ -136,8 +152,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
     logging.raiseExceptions = False  # where a terminal is gone or a log's disk full, a run goes on
+    asked = bool({"-h", "--help"} & set(sys.argv[1:]))
     try:
-        job()
+        with help_folded() if asked else contextlib.nullcontext():
+            job()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201
