@@ -24,11 +24,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
-from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
+from pdrop.cli.overrides import first_line, flags_first, misfit, shown, spelled_out
 from pdrop.command_help import row
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
@@ -61,6 +62,8 @@ def job(cfg: Any) -> float | None:
             sweep.say([f"nothing to do again: this run is {planned.state}"])
             return None
         return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
+    except OmegaConfBaseException as error:  # such as model=folder without model.name
+        stop(first_line(error))
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(in_words(error, "results") if isinstance(error, OSError) else str(error))
