@@ -62,8 +62,8 @@ def job(cfg: Any) -> float | None:
             sweep.say([f"nothing to do again: this run is {planned.state}"])
             return None
         return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
-    except OmegaConfBaseException as error:  # such as model=folder without model.name
-        stop(first_line(error))
+    except OmegaConfBaseException as error:  # a value that only the user can say
+        stop(f"{first_line(error)}; model=folder takes model.name=NAME model.path=FOLDER")
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(in_words(error, "results") if isinstance(error, OSError) else str(error))
