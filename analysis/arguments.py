@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdrop.command_help import CommandHelp
+
 from .report.readme import PAGES
 
 SHIPPED = Path(__file__).resolve().parent.parent / "results" / "reference"
@@ -20,14 +22,13 @@ def own(results: Path) -> Path:
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of `python -m analysis`."""
-    as_written = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the module's docstring
     prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
-    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=as_written)
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=CommandHelp)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     where = "where files are written; default: that store, or results/ if it is not yours to write to"
     common.add_argument("--out", type=Path, default=None, metavar="DIR", help=where)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     drawn = argparse.ArgumentParser(add_help=False)
     drawn.add_argument("--pdf", action="store_true", help="draw figures as PDF, too")
     made = {

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 import transformers
 
+from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import decode_flops_per_token, prefill_flops
 from pdrop.engine import attach
 from pdrop.environment import environment
@@ -236,7 +237,7 @@ def say(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; returns the path of its record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--quick", action="store_true", help="576 visual tokens only, few rounds")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)

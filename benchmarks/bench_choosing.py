@@ -33,6 +33,7 @@ import transformers
 
 from benchmarks.bench import IMAGE_TOKEN, TEXT_TOKENS, features, say
 from pdrop.cli.compose import choices, choose
+from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import prefill_flops
 from pdrop.environment import environment
 from pdrop.methods.base import Method
@@ -105,7 +106,7 @@ def hooks(model: Any, inputs: dict[str, Any], method: Method, schedule: Schedule
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run it; returns the path of its record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--rounds", type=int, default=5, help="how often each method has its turn")
     parser.add_argument("--method", action="append", help="only this one; more than once for several")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench import Case, build, compare, cpu_ms, features, say
+from pdrop.command_help import CommandHelp
 from pdrop.cost.training import training_step_flops
 from pdrop.embedded.model import build as build_embedded
 from pdrop.engine import attach
@@ -182,7 +183,7 @@ def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark; returns the path of its record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--quick", action="store_true", help="PyramidDrop alone, few rounds")
     names = [lane.name for lane in LANES]
     parser.add_argument("--lanes", nargs="+", choices=names, default=names, metavar="LANE", help="all if not given")

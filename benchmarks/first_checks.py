@@ -36,6 +36,7 @@ import torch
 import transformers
 
 from benchmarks.bench import say
+from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import prefill_flops
 from pdrop.engine import attach
 from pdrop.environment import environment
@@ -357,7 +358,7 @@ def tried(number: int, what: str, call: Callable[[], tuple[Any, bool | None]], e
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the checks; returns how many failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU, no record")
     parser.add_argument("--only", nargs="+", type=int, metavar="N", help="numbers of the checks")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")

@@ -5,7 +5,7 @@
 The hash is that of the task's documents in a record (`TaskResult.data_hash`): runs that were asked the same share the
 file, and other data has another. Thumbnails follow from the documents and are no part of a run's identity;
 a run's folder outside of a store (not below `runs/`) holds its own `pictures/`. The embedded tasks' pictures are in the
-package and are not kept again.
+package and are not kept again; nor are frames of videos, of which each run shows its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pdrop.pictures import as_shown
 from pdrop.store import write_atomically
 
 SAMPLES = 8  # so many of each task
-MOST_PICTURES = 32  # of all of them together: a video is many
+MOST_PICTURES = 32  # of all of them together
 LARGEST = 40_000  # bytes of each
 SIDE = 448  # pixels of the longer side at first
 PACKAGED = "embedded_"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdrop.command_help import CommandHelp
 from pdrop.names import printable
 
 
@@ -45,8 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m pdrop rescore", description=__doc__, formatter_class=as_written)
+    parser = argparse.ArgumentParser(prog="python -m pdrop rescore", description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("runs", nargs="*", metavar="RUN_ID", help="or a folder's name, or the beginning of one")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     where = "a folder with tasks of your own; default: those of the command that made the run"

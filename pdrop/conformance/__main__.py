@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from pdrop.cli.compose import choices, choose
+from pdrop.command_help import CommandHelp
 from pdrop.conformance.families import FAMILIES, LAYERS
 from pdrop.conformance.suite import CHECKS, Result, Subject, run
 from pdrop.methods.base import Method
@@ -26,10 +27,18 @@ from pdrop.schedule import Schedule, Stage
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, make the checks, print the results; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pdrop.conformance", description=__doc__, formatter_class=Raw)
+    parser = argparse.ArgumentParser(
+        prog="python -m pdrop.conformance", description=__doc__, formatter_class=CommandHelp
+    )
     parser.add_argument("method", metavar="METHOD", help=f"{', '.join(choices('method'))}, or package.module.Class")
     parser.add_argument("dials", nargs="*", metavar="dial=value")
-    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="only this kind of model")
+    parser.add_argument(
+        "--family",
+        action="append",
+        choices=list(FAMILIES),
+        metavar="NAME",
+        help=f"only this kind of model: {', '.join(FAMILIES)}",
+    )
     options = parser.parse_args(arguments)
     try:
         subject = subject_of(options.method, options.dials)
@@ -49,10 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     say(f"{'FAILED' if failed else 'conforms'} ({time.perf_counter() - started:.0f} s)\n")
     return int(failed)
-
-
-class Raw(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module's docstring."""
 
 
 def line(name: str, found: Sequence[Result]) -> str:

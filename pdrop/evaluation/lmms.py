@@ -33,6 +33,7 @@ from pdrop.evaluation import generation_arguments, grounding, official, task_ind
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, answered_by
 from pdrop.evaluation.containment import contained_import, random_state_kept, task_code
 from pdrop.evaluation.documents import Documents
+from pdrop.evaluation.frames import Film
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, Rules, task_result
@@ -156,12 +157,14 @@ def evaluate(
 
 
 def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
-    """Gives a question's pictures; what goes wrong names the question."""
+    """Gives a question's pictures, of one about a film none: which frames are shown is the run's own, and what is kept
+    is shared by runs. What goes wrong names the question."""
     from pdrop.evaluation.batching import blame
 
     def images() -> Sequence[Any]:
         with blame([question]):
-            return question.images()
+            found = question.images()
+            return [] if any(isinstance(one, Film) for one in found) else found
 
     return images
 

@@ -118,7 +118,7 @@ class VisionZip(InFront):
         return raised
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """Class token before each picture, contextual tokens after it; with a merger, contextual at their own places."""
+        """Class token before each picture, contextual tokens after it (with a merger: at their own places)."""
         made: list[list[Made]] = [[] for _ in going]
         shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
         for row, pictures in enumerate(view.tower.pictures):

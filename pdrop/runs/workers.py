@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 DEATHS = 3  # of workers, on one batch or while they load, that fail a run
+TRIES = 3  # to start Ray, which gives up after half a minute where others use the machine
 AHEAD = 2  # batches that a worker has at hand at least: it never waits for this process
 SILENCE = 60.0  # s without an answer or a new worker, after which it is said what is waited for
 
@@ -111,6 +112,29 @@ def ray_is_here() -> bool:
     return find_spec("ray") is not None
 
 
+def started_ray(workers: Workers) -> Any:
+    """What `ray.init` returns: of the cluster that is named, or of Ray on this machine, which is given three tries.
+
+    Raises:
+        RuntimeError: If Ray does not start here.
+        ConnectionError: If there is no such cluster.
+    """
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if workers.address is not None:
+        return ray.init(address=workers.address, **quiet)
+    for attempt in range(1, TRIES + 1):
+        try:
+            return ray.init(num_cpus=workers.count * workers.threads, **quiet)
+        except Exception as error:  # a plain one, where its processes took longer than half a minute to start
+            ray.shutdown()
+            if attempt == TRIES:
+                raise RuntimeError(f"Ray did not start on this machine: {line_of(error)}") from error
+            log.warning("Ray did not start (%s); once more", line_of(error))
+    raise AssertionError("unreachable")
+
+
 @dataclass(eq=False)
 class Member:
     """One worker, as this process sees it."""
@@ -148,10 +172,7 @@ class Team:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         self.owns_ray = not ray.is_initialized()  # otherwise it is the caller's
         if self.owns_ray:
-            options: dict[str, Any] = {"address": workers.address}
-            if workers.address is None:
-                options = {"num_cpus": workers.count * workers.threads}
-            found = ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            found = started_ray(workers)
             self.dashboard = getattr(found, "dashboard_url", None) or None
             if self.dashboard is not None:
                 log.info("workers       Ray's dashboard: http://%s", self.dashboard)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pdrop.command_help import CommandHelp
 from pdrop.embedded.corpus import FLOORS_FILE, TEST_FILE
 from pdrop.embedded.corpus import FOLDER as DATA
 from pdrop.embedded.model import FOLDER as MODEL
@@ -89,7 +90,7 @@ def score(folder: Path, limit: int | None = None, blind: bool = False, batch: in
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--limit", type=int, help="questions per family; all if not given")
     parser.add_argument("--blind", action="store_true", help="hide the image")

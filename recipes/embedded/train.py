@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from pdrop.command_help import CommandHelp
 from pdrop.embedded.drawing import PATCH_HEADS
 from pdrop.embedded.model import FOLDER, save
 from pdrop.embedded.vocabulary import FAMILIES
@@ -136,7 +137,7 @@ def _free_port() -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished model")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each that share a CPU's steps")

@@ -22,7 +22,7 @@ from pdrop import thumbnails
 from pdrop.cli import run
 from pdrop.evaluation.answers import Question, QuestionError
 from pdrop.evaluation.containment import task_code
-from pdrop.evaluation.generation import Generator, blame
+from pdrop.evaluation.generation import blame
 from pdrop.evaluation.lmms import evaluate
 from pdrop.methods.base import Method
 from pdrop.models.checkpoint import Checkpoint, load
@@ -30,7 +30,7 @@ from pdrop.record import read_lines, read_records
 from pdrop.runs import timed_prompt
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
-from pdrop.timing import paired
+from pdrop.timing import measure
 from tests.contracts.test_pictures import photo
 from tests.support.command_line import called
 from tests.support.saved_checkpoints import save_llava
@@ -183,11 +183,8 @@ def test_what_a_user_stops_is_no_fault_of_the_task() -> None:
         raise QuestionError("named already")
 
 
-def test_an_iterator_that_is_closed_early_is_no_fault_of_a_question(checkpoint: Checkpoint) -> None:
+def test_an_iterator_that_is_closed_early_is_no_fault_of_a_question() -> None:
     questions = [Question("mine", n, 0, "What?", lambda: [], {"max_new_tokens": 1}) for n in range(2)]
-    parts = Generator(checkpoint, None, Schedule(()), spec_of())._by_images(questions)
-    assert [question.doc_id for question in next(parts)[0]] == [0, 1]
-    parts.close()
 
     def asked() -> Iterator[int]:
         with blame(questions):
@@ -258,13 +255,13 @@ def test_arguments_are_refused_before_the_model_is_looked_at(command: Any, write
 def test_what_is_timed_is_bounded(command: Any, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     timed: list[int] = []
-    measure = paired.prefill_ratio
+    measured = measure.measure_prefill
 
     def noted(model: Any, inputs: Any, *given: Any) -> Any:
         timed.append(len(inputs["input_ids"]))
-        return measure(model, inputs, *given)
+        return measured(model, inputs, *given)
 
-    monkeypatch.setattr(paired, "prefill_ratio", noted)
+    monkeypatch.setattr(measure, "measure_prefill", noted)
     quick = ["latency=quick", "latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0"]
     code, said, (record,) = command("batch_size=1000000000", *quick)
     assert code == 0 and timed == [64], said

@@ -19,7 +19,7 @@ from pdrop.runs import fleet
 from pdrop.runs.measured import answered_on
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
-from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.runs.workers import Team, TeamGenerator, Workers, started_ray
 from pdrop.store import holder, locked
 from tests.runs.scripted_worker import Scripted, asked
 
@@ -84,6 +84,23 @@ def test_others_see_what_each_worker_does(
     assert sum(one["answered"] for one in note["workers"]) == 8 and len(note["workers"]) == 2
     assert all(one["rate"] > 0 for one in note["workers"] if one["answered"])
     assert "workers       2 workers, " in caplog.text and "run 3 of 17, about 12 min left" in caplog.text
+
+
+def test_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    tries: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> str:
+        tries.append(options)
+        if len(tries) != 3:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+        return "started"
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    assert started_ray(Workers(2)) == "started" and caplog.text.count("Ray did not start") == 2
+    with pytest.raises(RuntimeError, match="Ray did not start on this machine: The current node timed out"):
+        started_ray(Workers(2))
+    assert len(tries) == 6 and tries[0]["num_cpus"] == 2
 
 
 def test_answers_of_different_devices_are_marked() -> None:

@@ -1,0 +1,41 @@
+"""Help of a command that fits the terminal: paragraphs are filled anew, long rows of a list go on below their text."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+
+ROW = re.compile(r"( *\S.*? {2,}|\s+)(?=\S)")  # of a list: what it is about and two blanks, or an indent
+NARROWEST = 24  # columns of a row's text
+
+
+class CommandHelp(argparse.RawDescriptionHelpFormatter):
+    """Takes a module's docstring as description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return folded(text, width)
+
+
+def folded(text: str, width: int) -> str:
+    """A docstring in lines of at most `width` columns, unless a word is longer: paragraphs (lines that start at the
+    left) are filled, other lines are kept, and go on below their text where they are too long."""
+    found = []
+    for paragraph in textwrap.dedent(text.expandtabs()).strip().split("\n\n"):
+        lines = paragraph.split("\n")
+        if not any(ROW.match(line) for line in lines):
+            found.append(textwrap.fill(" ".join(lines), width, break_long_words=False, break_on_hyphens=False))
+        else:
+            found.append("\n".join(row(line, width) for line in lines))
+    return "\n\n".join(found)
+
+
+def row(line: str, width: int) -> str:
+    """A line of a list, which goes on below its text where it is too long."""
+    if len(line) <= width:
+        return line
+    head = ROW.match(line)
+    below = len(head[0]) if head is not None and len(head[0]) <= width - NARROWEST else 8
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * below, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
