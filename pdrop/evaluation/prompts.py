@@ -3,8 +3,8 @@
 Prompt style:
     chat        the checkpoint's own chat template
     vicuna_v1   the template of published LLaVA-1.5 and LLaVA-NeXT numbers, with its system message (the templates that
-    ship with converted checkpoints leave it out) qwen_1_5    ChatML with a system message, as for published
-    LLaVA-OneVision numbers
+                ship with converted checkpoints leave it out)
+    qwen_1_5    ChatML with a system message, as for published LLaVA-OneVision numbers
 
 Image mode:
     crop        the checkpoint's own processing (CLIP's crops the middle of a picture that is not square)
