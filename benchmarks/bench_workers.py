@@ -97,7 +97,7 @@ class Sleeper:
 
 
 class Handing(TeamGenerator):
-    """Hands out batches in the order of the questions, which are all alike: no processor counts their tokens."""
+    """Distributes batches in the order of the questions, which are all equal: no processor counts their tokens."""
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
         """The batches."""

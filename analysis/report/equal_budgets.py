@@ -56,7 +56,7 @@ def averages(table: Table) -> str:
 
 
 def chance(table: Table) -> str:
-    """Which rankings are told from their random twins."""
+    """Which rankings are distinguishable from their random twins."""
     rows = ranked(table)
     words = {"above": "above chance", "below": "below it", "not distinguishable": "not told from it"}
     told = []
