@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from .arguments import own, parse
 from .comparison.comparable import parts, refuse_mixtures
 from .comparison.compare import compare
 from .comparison.table_model import Table
+from .grid import Grid
 from .report import explain, readme
 from .store import status, up_to_date
 from .store.load import ALL, Experiment, Run, experiments, load_experiment, load_runs, newest
@@ -188,8 +190,14 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path, options: argp
     text = []
     for table in tables:
         text += [f"! {warning}\n" for warning in warnings(table)]
-        text += [f"\n{table.title}: {grid.title}\n\n{grid.markdown()}" for grid in grids(table)]
+        text += [f"\n{table.title}: {grid.title}\n\n{shown(grid)}" for grid in grids(table)]
     return "".join([*text, "\n", *written])
+
+
+def shown(grid: Grid) -> str:
+    """Its Markdown; on a terminal that is narrower, in parts below each other."""
+    parts = grid.folded(shutil.get_terminal_size().columns) if sys.stdout.isatty() else [grid]
+    return "\n".join(part.markdown() for part in parts)
 
 
 def write_banner(name: str, tables: Sequence[Table], folder: Path) -> str:

@@ -74,11 +74,7 @@ class Grid:
 
     def markdown(self) -> str:
         """A Markdown table, padded so that it also reads well in a terminal."""
-        lines = [
-            [Text(name).markdown() for name in self.head],
-            *([cell.markdown() for cell in row] for row in self.rows),
-        ]
-        widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(self.head))]
+        lines, widths = self._lines(), self._widths()
 
         def pad(line: Sequence[str]) -> str:
             cells = [
@@ -89,6 +85,44 @@ class Grid:
 
         rule = ["-" * width if column < self.left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
         return "\n".join([pad(lines[0]), pad(rule), *map(pad, lines[1:])]) + "\n"
+
+    def folded(self, width: int) -> list[Grid]:
+        """The grid in parts that are at most `width` characters wide in Markdown, where columns allow it.
+
+        Each part begins with the columns that name a row (two at most of those aligned to the left). A column that is
+        too wide even then has a part of its own.
+        """
+        names, widths = min(2, self.left), self._widths()
+        taken = sum(cell + 3 for cell in widths[:names]) + 1  # "| " before each cell, " " after it, "|" at the end
+        parts: list[list[int]] = []
+        room = 0
+        for column in range(names, len(self.head)):
+            if not parts or widths[column] + 3 > room:
+                parts.append([])
+                room = width - taken
+            parts[-1].append(column)
+            room -= widths[column] + 3
+        if len(parts) <= 1:
+            return [self]
+        kept = [[*range(names), *part] for part in parts]
+        return [
+            Grid(
+                self.title,
+                [self.head[column] for column in columns],
+                sum(column < self.left for column in columns),
+                [[row[column] for column in columns] for row in self.rows],
+                self.rules,
+            )
+            for columns in kept
+        ]
+
+    def _lines(self) -> list[list[str]]:
+        head = [Text(name).markdown() for name in self.head]
+        return [head, *([cell.markdown() for cell in row] for row in self.rows)]
+
+    def _widths(self) -> list[int]:
+        lines = self._lines()
+        return [max(3, *(len(line[column]) for line in lines)) for column in range(len(self.head))]
 
     def titled(self) -> str:
         """Markdown under a heading of its own."""

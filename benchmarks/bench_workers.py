@@ -39,6 +39,7 @@ from pdrop.cli.compose import settings
 from pdrop.environment import environment
 from pdrop.evaluation.answers import Answer, AnswerStore, Question
 from pdrop.evaluation.generation import Answered
+from pdrop.evaluation.prefetch import Preparation
 from pdrop.evaluation.progress import Progress
 from pdrop.runs import workers
 from pdrop.runs.run import run
@@ -53,7 +54,7 @@ ASKED = {"pope": 9000, "gqa": 12578, "mme": 2374}
 SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Counting(Worker):
+class CountingWorker(Worker):
     """A worker that knows how often it has loaded a model."""
 
     def loads(self) -> int:
@@ -87,9 +88,21 @@ class Sleeper:
         self.busy += self.last - started
         return found
 
+    def rest(self) -> None:
+        """One call after the other: there is nothing under way."""
+
     def span(self) -> tuple[float, float, float]:
         """Seconds of work; when the first began and the last ended."""
         return self.busy, self.first, self.last
+
+
+class Handing(TeamGenerator):
+    """Hands out batches in the order of the questions, which are all alike: no processor counts their tokens."""
+
+    def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
+        """The batches."""
+        size = self.spec.batch_size
+        return [list(questions[start : start + size]) for start in range(0, len(questions), size)]
 
 
 class InTurns:
@@ -138,7 +151,7 @@ def spread(rounds: int, limit: int | None) -> dict[str, Any]:
     from pdrop.evaluation.lmms import evaluate
 
     plain = settings({**DEMO, "limit": limit, "workers": 2})
-    teams = {count: full(count, Counting) for count in (1, 2)}
+    teams = {count: full(count, CountingWorker) for count in (1, 2)}
     import ray
 
     everybody = [member.actor for team in teams.values() for member in team.members]
@@ -172,12 +185,19 @@ def sweep(runs: int) -> dict[str, Any]:
     import ray
 
     asked = Workers(2)
-    team = full(2, Counting)
+    team = full(2, CountingWorker)
     workers._TEAM[:] = [team]  # the one that runs with workers=2 find
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as results:
         for number in range(runs):
-            dials = {**DEMO, "tasks": ["embedded_counting"], "limit": 4, "method": "random", "seed": number}
+            dials = {
+                **DEMO,
+                "tasks": ["embedded_counting"],
+                "limit": 24,
+                "batch_size": 3,
+                "method": "random",
+                "seed": number,
+            }
             made = settings({**dials, "workers": asked.count, "results": results})
             assert made.workers == asked
             assert run(made).status == "done"
@@ -188,7 +208,7 @@ def sweep(runs: int) -> dict[str, Any]:
 
 
 def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
-    """Workers that sleep."""
+    """Workers that sleep as a card would take, and how busy they are."""
     import ray
 
     seconds = sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())
@@ -197,8 +217,8 @@ def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
     most = max(counts)
     for count in counts:
         team = full(count, Sleeper)
-        plain: Any = SimpleNamespace(spec=spec, seconds=seconds, workers=team.workers, device="cpu")
-        generator, commands, wall = TeamGenerator(plain, team), time.process_time(), time.perf_counter()
+        plain: Any = SimpleNamespace(spec=spec, seconds=seconds, device="cpu", preparation=Preparation(prefetch=0))
+        generator, commands, wall = Handing(plain, team), time.process_time(), time.perf_counter()
         batches = 0
         with tempfile.TemporaryDirectory() as aside:
             store = AnswerStore(Path(aside) / "answers.jsonl")

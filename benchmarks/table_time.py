@@ -8,7 +8,7 @@ PyramidDrop's Table 1 (arXiv 2410.17247): seven benchmarks, LLaVA-NeXT-7B and LL
 
     prefill      its FLOPs (pdrop/cost/flops.py), by `--utilisation` of the card's dense bfloat16 peak
     decoding     `--steps` forwards of `--step-ms`: a model of 7B reads 14 GB for each, and Python starts its kernels
-    pictures     `--picture-ms` of one CPU thread for each crop, which a worker does between its batches
+    pictures     `--picture-ms` of one CPU thread for each crop, as if none were prepared meanwhile (prefetch=0)
 
 What is left out: loading (once per worker), scoring (one process), the last batches of a task, which leave workers
 without work.
@@ -94,7 +94,7 @@ def page(assumed: Assumptions, gpus: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the arithmetic."""
+    """Print the arithmetic of the command line."""
     plain, parser = Assumptions(), argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--utilisation", type=float, default=plain.utilisation)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from ..comparison.against_random import is_random, twin_of
 from ..comparison.table_model import Row, Table
 from ..drawing import PAGE, SETTINGS
-from ..style import method_name
+from ..style import budget_words, method_name
 from .tradeoff_figure import averaged, crowded, drawable, half_lengths
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def front_figure(table: Table, rows: list[Row]) -> Figure:
         for number, (axes, budget) in enumerate(zip(panels, budgets)):
             one_budget(axes, [row for row in held if row.budget == budget], rows, methods)
             level(axes.axvline, table, rows)
-            axes.set_title(budget, pad=4)
+            axes.set_title(budget_words(budget), pad=4)
             axes.set_xlabel("average score (%)" if number else averaged(table))
             axes.set_yticks(range(len(methods)), [method_name(name) for name in methods] if not number else [])
             axes.set_ylim(len(methods) - 0.4, -0.6)

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from ..comparison.against_random import is_random, twin_of
 from ..comparison.table_model import Row, Table
 from ..drawing import PAGE, SETTINGS
-from ..style import method_name, task_names
+from ..style import budget_words, method_name, task_names
 from .front_figure import by_score
 from .tradeoff_figure import crowded, drawable
 
@@ -59,7 +59,7 @@ def grid_figure(table: Table, rows: list[Row], tasks: Sequence[str]) -> Figure:
             one_budget(
                 axes, table, tasks, [(name, of_budget[name]) for name in methods if name in of_budget], rows, whole
             )
-            axes.set_title(budget, pad=16, loc="left")
+            axes.set_title(budget_words(budget), pad=16, loc="left")
     return figure
 
 

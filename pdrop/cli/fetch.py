@@ -8,6 +8,7 @@ The words are run.py's. huggingface_hub and datasets download, into their own ca
 
 from __future__ import annotations
 
+import argparse
 import re
 import socket
 import sys
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pdrop.cli.choices import complaint
 from pdrop.cli.compose import CONF, choices, task_names
 from pdrop.cli.overrides import first_line, misfit
+from pdrop.command_help import CommandHelp
 from pdrop.evaluation.task_data import TaskData, on_the_hub
 from pdrop.models import checkpoint, shipped
 from pdrop.names import printable
@@ -32,6 +34,9 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")  # a repository's name
 
 def main(words: Sequence[str]) -> int:
     """The command; its exit code: 0 if everything is here at the end (or, with plan=true, could be listed)."""
+    parser = argparse.ArgumentParser("python -m pdrop fetch", description=__doc__, formatter_class=CommandHelp)
+    parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="as of run.py: python run.py --help")
+    words = parser.parse_args(words).words
     if told := complaint(words, CONF) or misfit(words, CONF, "run"):
         sys.exit(f"error: {told}")
     try:

@@ -7,13 +7,16 @@ Heavy imports wait until a run really starts, so `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,11 +24,13 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from pdrop.cli import sweep
 from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
-from pdrop.cli.overrides import flags_first, misfit, shown, spelled_out
+from pdrop.cli.overrides import first_line, flags_first, misfit, shown, spelled_out
+from pdrop.command_help import row
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 from pdrop.store import in_words
@@ -57,6 +62,8 @@ def job(cfg: Any) -> float | None:
             sweep.say([f"nothing to do again: this run is {planned.state}"])
             return None
         return mean_score(run(settings, overrides, wait=sweep.WAITS.get()))
+    except OmegaConfBaseException as error:  # a value that only the user can say
+        stop(f"{first_line(error)}; model=folder takes model.name=NAME model.path=FOLDER")
     except (ValueError, OSError, RunFailed) as error:
         log.debug("%s", traceback.format_exc())
         stop(in_words(error, "results") if isinstance(error, OSError) else str(error))
@@ -107,6 +114,18 @@ def unwritable(arguments: list[str]) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def help_folded() -> Iterator[None]:
+    """What is printed within comes out in lines that fit the terminal; Hydra exits once it has printed its help."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        width = max(60, shutil.get_terminal_size().columns)
+        sys.stdout.writelines(f"{row(line, width)}\n" for line in text.getvalue().splitlines())
+
+
 def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> None:
     """Call a Hydra job as a command. The exit code is 0 only if every one of its jobs is done.
 
@@ -136,8 +155,10 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
     logging.raiseExceptions = False  # where a terminal is gone or a log's disk full, a run goes on
+    asked = bool({"-h", "--help"} & set(sys.argv[1:]))
     try:
-        job()
+        with help_folded() if asked else contextlib.nullcontext():
+            job()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201

@@ -318,7 +318,6 @@ class TowersApart(RunsOfTheTower):
         }
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
-        """Those of both."""
         return [hook for reader in self.readers.values() for hook in reader.hooks()]
 
     def close(self) -> None:

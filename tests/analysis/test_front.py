@@ -63,7 +63,7 @@ def test_many_methods_are_drawn_as_a_front_and_few_as_curves(table: Table) -> No
     ends = [x for axes in (left, right) for bar in axes.containers for x in bar.lines[2][0].get_segments()[0][:, 0]]
     assert left.get_xlim() == right.get_xlim()
     assert left.get_xlim()[0] <= min(ends) < max(ends) <= left.get_xlim()[1], "no bar is cut off"
-    assert {left.get_title(), right.get_title()} == {"keep:0.5", "keep:0.3"}
+    assert {left.get_title(), right.get_title()} == {"50 % kept on average", "30 % kept on average"}
     assert "Pareto front" in cost.get_title()
     rows = {row.spec.method for row in front_figure.drawable(table, "toy")}
     assert cost.texts and len(cost.texts) < 2 * len(METHODS) and "divprune" in rows
@@ -103,7 +103,7 @@ def test_every_task_has_its_cell(table: Table) -> None:
     ((stem, figure),) = task_grid_figure.files(table)
     assert stem == "demo-by-task" and len(figure.axes) == 2, "a grid for each budget"
     rows = [row for row in table.rows if row.drops and row.budget == "keep:0.5"]
-    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "keep:0.5")
+    axes = next(axes for axes in figure.axes if axes.get_title(loc="left") == "50 % kept on average")
     named = [label.get_text() for label in axes.get_yticklabels()]
     assert named[0] == "none" and named[-1] in ("at random", "blind guess") and len(named) > len(METHODS)
     tasks = [label.get_text() for label in axes.get_xticklabels()]

@@ -20,7 +20,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.comparison.table_model import Cell
-from analysis.grid import escape_latex
+from analysis.grid import Grid, Text, escape_latex
 from analysis.report import explain
 from analysis.statistics import Estimate
 from analysis.store.load import load_runs
@@ -259,3 +259,16 @@ def test_the_papers_layout(store: Path) -> None:
     assert list(grids(table)[1].head)[-3:] == ["average", "Avg, MME/20", "of none %"]
     del row.cells["mme"]
     assert papers_average(row, table) is None, "a missing score is not a zero"
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 200])
+def test_a_grid_wider_than_the_terminal_is_shown_in_parts_and_loses_nothing(width: int) -> None:
+    head = ["budget", "method", "schedule", *(f"column {n}" for n in range(6))]
+    rows = [[Text(f"{name} {row}") for name in head] for row in range(3)]
+    parts = Grid("scores", head, 3, rows).folded(width)
+    assert (len(parts) == 1) == (width == 200)
+    assert [name for part in parts for name in part.head[2:]] == head[2:] and parts[0].left == 3
+    for part in parts:
+        assert list(part.head[:2]) == head[:2] and [len(row) for row in part.rows] == [len(part.head)] * 3
+        assert all(cell.text.startswith(name) for row in part.rows for name, cell in zip(part.head, row, strict=True))
+        assert len(part.head) == 3 or max(map(len, part.markdown().splitlines())) <= width

@@ -120,6 +120,7 @@ def test_compact_positions_are_undefined_for_multimodal_rope(family: str, kind: 
 
 
 FIT = [
+    pytest.param(FastV(), HALVES, "FastV prunes once: give it one boundary", id="fastv-at-two"),
     pytest.param(FastV(several=True), single(6, 0.5), "numbered 0..5", id="layer-after-the-last"),
     pytest.param(
         FastV(several=True), Schedule((Stage(2, 0.5), Stage(40, 0.2))), "boundary at layer 40", id="layer-40-of-6"

@@ -30,7 +30,7 @@ from pdrop.record import read_lines, read_records
 from pdrop.runs import timed_prompt
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule
-from pdrop.timing import paired
+from pdrop.timing import measure
 from tests.contracts.test_pictures import photo
 from tests.support.command_line import called
 from tests.support.saved_checkpoints import save_llava
@@ -255,13 +255,13 @@ def test_arguments_are_refused_before_the_model_is_looked_at(command: Any, write
 def test_what_is_timed_is_bounded(command: Any, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     timed: list[int] = []
-    measure = paired.prefill_ratio
+    measured = measure.measure_prefill
 
     def noted(model: Any, inputs: Any, *given: Any) -> Any:
         timed.append(len(inputs["input_ids"]))
-        return measure(model, inputs, *given)
+        return measured(model, inputs, *given)
 
-    monkeypatch.setattr(paired, "prefill_ratio", noted)
+    monkeypatch.setattr(measure, "measure_prefill", noted)
     quick = ["latency=quick", "latency.warmup=0", "latency.pairs=1", "latency.min_seconds=0"]
     code, said, (record,) = command("batch_size=1000000000", *quick)
     assert code == 0 and timed == [64], said
