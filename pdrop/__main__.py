@@ -1,4 +1,4 @@
-"""python -m pdrop: run.py's command line, from anywhere; fetch and rescore are words of their own (pdrop/cli/)."""
+"""python -m pdrop: run.py's command line, from anywhere; fetch and rescore are subcommands (pdrop/cli/)."""
 
 from pdrop.cli.run import main
 

@@ -1,4 +1,4 @@
-"""Where a run is made: code, packages, machine. Standard library only; torch is asked where a run has loaded it."""
+"""What a run is made with: code, packages, machine. Standard library only; torch is read if a run has loaded it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def accelerator(device: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,6 +1,6 @@
 """Which sources make a run's numbers, stated once, and their digest: part of a run's identity. Standard library only.
 
-A run is asked anew when one of these changes, and only then: the contracts, the engine, what the model is made of,
+A run is repeated when one of these changes, and only then: the contracts, the engine, what the model is made of,
 what is counted, what is timed, what is asked, and the method's own file with the method files that it imports. Not
 the command lines, the trainer, the analysis, budgets (what they find is the schedule, which identifies the run
 itself), cost breakdowns (text), the conformance suite, the corpus (its model is known by its weights, its tasks by
@@ -42,7 +42,7 @@ def code_digest(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, 
 def sources(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, package: Path = PACKAGE) -> list[Path]:
     """The files that count, sorted: those of `parts`, and the method files that these and `methods` import.
 
-    A method from outside the package takes with it what it imports from its own package, or from beside it.
+    For a method from outside the package, the files that it imports from its own package or folder count too.
     """
     found = {path for part in parts for path in _files(package / part)}
     waiting = sorted(found | {Path(path).resolve() for path in methods})
@@ -55,7 +55,7 @@ def sources(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, pack
 
 
 def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
-    """The files that a file imports, anywhere in it: of the package, and, if it is not of it, of its own package."""
+    """The package's files that a file imports, anywhere in it; for a file from outside, also its own package's."""
     inside = package in path.parents
     root = package.parent if inside else _root(path)
     found: set[Path] = set()
@@ -77,7 +77,7 @@ def _files(place: Path) -> Iterator[Path]:
 
 @functools.cache
 def _digest(paths: tuple[Path, ...]) -> str:
-    found = sorted(f"{path.name}\n{_meaning(path)}\n" for path in paths)  # where they lie does not matter
+    found = sorted(f"{path.name}\n{_meaning(path)}\n" for path in paths)  # their folder does not matter
     return hashlib.sha256("".join(found).encode()).hexdigest()[:12]
 
 
@@ -109,7 +109,7 @@ def _modules(path: Path, root: Path) -> frozenset[str]:
 
 @functools.cache
 def _files_of(name: str, root: Path) -> frozenset[Path]:
-    """Where a module below a folder may lie: a file, a package, neither if it is a name in a module."""
+    """The file of a module below a folder: a module, a package, or nothing if it is a name in a module."""
     place = root.joinpath(*name.split("."))
     return frozenset(path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file())
 
@@ -119,7 +119,7 @@ def _follows(path: Path, package: Path) -> bool:
 
 
 def _root(path: Path) -> Path:
-    """The folder that a file is imported from: above the topmost package that it is in."""
+    """The folder that a file is imported from: the parent of its topmost package."""
     folder = path.parent
     while (folder / "__init__.py").is_file():
         folder = folder.parent
@@ -127,7 +127,7 @@ def _root(path: Path) -> Path:
 
 
 def _own(name: str, path: Path, root: Path) -> bool:
-    """Whether a module belongs to a method's file from outside: of its package, or beside it."""
+    """Whether a module belongs to a method's file from outside: in its package, or in its folder."""
     if root != path.parent:
         return name.split(".")[0] == path.relative_to(root).parts[0]
     return str(root) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

@@ -1,20 +1,20 @@
-"""Leases: who has a folder, where the system's locks need not hold between machines (NFS, Lustre, FUSE, ...).
+"""Leases: who holds a folder on file systems whose locks may not hold between machines (NFS, Lustre, FUSE, ...).
 
-A folder's holders are numbered: `.lease-1`, `.lease-2`, ... Whoever creates the next number has it: of all that want
-to create a file that must not be there yet, every file system lets one. The holder sets its file's time every BEAT
-seconds, and writes `free` into it when it has done. Who wants the folder looks at the highest number. If that is free,
-it creates the next. If not, it remembers the file's time and looks again: one that has not moved for LEASE seconds is
-stale, and the next number is created beside it. A file's time is held against nothing but itself, and the seconds are
-the watcher's own: clocks of machines and of the file server may differ as they like. A holder of this machine whose
-process has gone is not waited for.
+A folder's holders are numbered: `.lease-1`, `.lease-2`, ... The process that creates the next number holds the folder:
+if several create a file that must not exist yet, every file system lets exactly one succeed. The holder renews its
+file's time every BEAT seconds, and writes `free` into it when it is done. A process that wants the folder reads the
+highest number. If that lease is free, it creates the next number. If not, it remembers the file's time and looks again:
+a lease whose time has not changed for LEASE seconds is stale, and the next number is created. A file's time is compared
+with its own earlier value alone, and the seconds are counted by the watcher: the clocks of the machines and of the file
+server may differ. A holder on this machine whose process has ended is not waited for.
 
-A holder that stood still for as long as that (a suspended machine, a server that did not answer) finds a higher number
-when it goes on, and gives up. Until then two may write: what they write must be the same, or be checked when it is
-read, as answers and records are. The highest number is never removed, so that one who looked long ago cannot start
-anew.
+A holder that was stopped for that long (a suspended machine, a server that did not answer) finds a higher number when
+it continues, and gives up. Until then two processes may write: what they write must be the same, or be checked when it
+is read, as answers and records are. The highest number is never removed, so that a process that looked long ago cannot
+create it a second time.
 
-filelock's SoftFileLease has a heartbeat, too, but exchanges two names to take over, which NFS refuses. Standard library
-only.
+filelock's SoftFileLease has a heartbeat too, but takes over by exchanging two names, which NFS refuses. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _seen: dict[Path, tuple[Stamp, float]] = {}  # folder -> what its highest lease 
 
 
 class Lost(OSError):
-    """Another process has taken a folder over."""
+    """Another process has taken over the folder."""
 
 
 def wanted(folder: Path, kind: str = "auto") -> bool:
-    """Whether a folder is held by a lease, not by the system's lock: as it is told, as it is held, as its disk is.
+    """Whether a lease, not the system's lock, is to hold a folder: by `kind`, by its present holder, by its disk.
 
     Args:
         folder: It must be there.
@@ -66,13 +66,13 @@ def wanted(folder: Path, kind: str = "auto") -> bool:
 
 
 def local(folder: Path) -> bool:
-    """Whether a folder lies on a disk of this machine; one that is not known is taken for one."""
+    """Whether a folder is on a disk of this machine; an unknown file system is taken to be local."""
     return _file_system(os.stat(folder).st_dev) in {*LOCAL, ""}
 
 
 @functools.cache
 def _file_system(device: int) -> str:
-    """Its type, such as nfs4; "" if that is not known."""
+    """The type of a device's file system, such as nfs4; "" if it is not known."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").split("\n"):
             mount, _, source = line.partition(" - ")
@@ -87,22 +87,22 @@ class Lease:
     Attributes:
         folder: Which one.
         number: Of the lease.
-        lost: Whether another process has taken it over.
+        lost: Whether another process has taken over the folder.
     """
 
     def __init__(self, folder: Path, number: int, handle: int) -> None:
         self.folder, self.number, self.lost = folder, number, False
         self._handle, self._ended, self._guard = handle, threading.Event(), threading.Lock()
-        # the main thread is interrupted at whatever it does; another one is told when it asks
+        # the main thread is interrupted whatever it does; any other learns of it from `check`
         self._main = threading.main_thread().ident if threading.current_thread() is threading.main_thread() else None
         self._pulse = threading.Thread(target=self._beat, name=f"lease of {folder.name}", daemon=True)
         self._pulse.start()
 
     def check(self) -> None:
-        """Refuse to go on where another process has taken the folder over.
+        """Refuse to continue if another process has taken over the folder.
 
         Raises:
-            Lost: Then.
+            Lost: If so.
         """
         self.lost = self.lost or newest(self.folder) != self.number
         if self.lost:
@@ -111,7 +111,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Let others have it."""
+        """Mark the lease as free."""
         with self._guard:
             self._ended.set()
         if not self.lost:
@@ -132,7 +132,7 @@ class Lease:
                 seen = time.monotonic()
             except Lost as error:
                 log.warning("%s", error)
-            except OSError as error:  # a server that does not answer may do so again before others take over
+            except OSError as error:  # a server that does not answer may recover before others take over
                 log.warning("%s: no sign of life could be given (%s)", self.folder, error.strerror)
                 self.lost = time.monotonic() - seen > LEASE - BEAT
             with self._guard:
@@ -143,7 +143,7 @@ class Lease:
 
 
 def take(folder: Path) -> Lease | None:
-    """Try to take a folder, once; None where another process has it, as far as is known yet.
+    """Try once to take a folder; None if another process holds it, as far as is known so far.
 
     Args:
         folder: It must be there.
@@ -171,7 +171,7 @@ def take(folder: Path) -> Lease | None:
 
 
 def held(folder: Path) -> bool:
-    """Whether a folder seems to be held, for those who look on: by the file server's clock, where that can be asked."""
+    """Whether a folder seems to be held, for display: by the file server's clock where that can be read."""
     number = newest(folder)
     if not number:
         return False
@@ -195,7 +195,7 @@ def _numbers(folder: Path) -> Iterator[int]:
 
 
 def _gone(folder: Path, number: int) -> bool:
-    """Whether a lease is free or stale; a look at one that is held is remembered."""
+    """Whether a lease is free or stale; for a lease that is held, remembers when its file last changed."""
     there = _look(folder, number)
     if there is None:  # a higher one has been taken meanwhile
         return False
@@ -210,7 +210,7 @@ def _gone(folder: Path, number: int) -> bool:
 
 
 def _look(folder: Path, number: int) -> tuple[bytes, Stamp] | None:
-    """What a lease says, and its stamp; opened, for attributes of a file that is not may be remembered of long ago."""
+    """A lease's content and stamp. The file is opened because attributes of an unopened one may be cached (NFS)."""
     try:
         handle = os.open(folder / f"{NAME}{number}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -221,16 +221,16 @@ def _look(folder: Path, number: int) -> tuple[bytes, Stamp] | None:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """What tells a process from all others: boot of its machine, namespace of process numbers, number and start."""
+    """What identifies a process: its machine's boot, its namespace of process ids, its id and start."""
     found: dict[str, Any] = {"boot": None, "namespace": None, "pid": pid, "started": _started(pid)}
-    with contextlib.suppress(OSError):  # hidden in some containers: then nothing is known of others' processes
+    with contextlib.suppress(OSError):  # hidden in some containers: then nothing is known about other processes
         found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf8").strip()
         found["namespace"] = os.stat("/proc/self/ns/pid").st_ino
     return found
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks after the boot; None where it cannot be seen."""
+    """When a process started, in ticks since the boot; None if that is not visible."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -238,7 +238,7 @@ def _started(pid: int) -> str | None:
 
 
 def _died(note: bytes) -> bool:
-    """Whether the process that took a lease was one of this machine, and has gone."""
+    """Whether the process that took a lease ran on this machine and has ended."""
     try:
         taken = json.loads(note)
         boot, namespace, pid, started = (taken[name] for name in ("boot", "namespace", "pid", "started"))
@@ -254,7 +254,7 @@ def _died(note: bytes) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """The file server's time, by a file that is made there; where that is not allowed, this machine's."""
+    """The file server's time, read from a new file there; this machine's time if no file can be made."""
     probe = folder / f".now.{secrets.token_hex(8)}"
     try:
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

@@ -20,7 +20,7 @@ GRAMMAR = f"letters from a to z, digits, _ . + - only, the first one a letter, a
 
 
 def is_name(text: object) -> bool:
-    """Whether it is a name of the grammar."""
+    """Whether `text` is a valid name."""
     return isinstance(text, str) and len(text) <= LONGEST and NAME.fullmatch(text) is not None
 
 

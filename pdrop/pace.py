@@ -1,4 +1,4 @@
-"""How far something is, as plain lines of a log: one every half a minute, where no terminal shows a bar.
+"""Progress as plain log lines, one every half a minute, for output that is not a terminal and so has no bar.
 
 Standard library only.
 """
@@ -15,7 +15,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 def on_a_terminal() -> bool:
-    """Whether somebody watches: bars are drawn there alone."""
+    """Whether output goes to a terminal: progress bars are drawn on terminals only."""
     return sys.stderr.isatty()
 
 
@@ -34,7 +34,7 @@ def speed(rate: float) -> str:
 
 
 class Pace:
-    """What is done of something, said every `EVERY` seconds with its rate.
+    """Logs progress and its rate every `EVERY` seconds.
 
     Args:
         what: What it is.
@@ -48,11 +48,11 @@ class Pace:
         self._said = self._started
 
     def at(self, done: int, total: int | None = None) -> None:
-        """Say it, if it is time.
+        """Log a line if the last one is `EVERY` seconds old.
 
         Args:
             done: How much is done by now.
-            total: Of how much; None: nobody knows.
+            total: Out of how many; None: unknown.
         """
         now = time.monotonic()
         if now - self._said < EVERY:

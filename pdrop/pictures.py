@@ -1,7 +1,7 @@
 """A picture as it is shown: turned as its EXIF says, 8 bits per channel, RGB. The same in scoring, training, drawing.
 
-Pillow alone would clip 16-bit greys (everything from 256 on is white) and leave a photo lying that viewers turn; FFmpeg
-decodes another JPEG than Pillow does (up to 91 of 255 away), so a file is opened as a picture first, as a video last.
+Pillow alone would clip 16-bit greys (everything from 256 on is white) and ignore the EXIF orientation; FFmpeg
+decodes JPEGs differently from Pillow (up to 91 of 255 apart), so a file is opened as a picture first, as a video last.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def size_shown(image: Image.Image) -> tuple[int, int]:
-    """Width and height that `as_shown` gives it; its header is enough, no pixel is read.
+    """Width and height that `as_shown` would give; only the header is read, no pixels.
 
-    Of a PNG that says how it is turned after its pixels, they may be swapped: Pillow would decode it all to find out.
+    They may be swapped for a PNG whose orientation comes after its pixels: Pillow would have to decode it all to know.
     """
     width, height = image.size
     told = image.format != "PNG" or "exif" in image.info
@@ -51,7 +51,7 @@ def scaled(document: Any) -> Any:
 
 
 def opened(path: Path, whole: bool = True) -> Image.Image:
-    """A picture's file, opened as Pillow does, but for the texts of a PNG: nothing here reads them, and Pillow refuses
+    """A picture's file, opened by Pillow without the texts of a PNG: nothing here reads them, and Pillow refuses
     the whole picture for a large one.
 
     Args:
@@ -75,7 +75,7 @@ def opened(path: Path, whole: bool = True) -> Image.Image:
 def take_long_texts() -> None:
     """Have Pillow open PNGs with texts of up to 64 MiB in this process; it refuses the whole picture above 1 MiB.
 
-    For pictures that a library decodes (`datasets`), where `opened` is not asked.
+    For pictures that a library decodes (`datasets`) without calling `opened`.
     """
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, LONG_TEXTS)
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, LONG_TEXTS)
@@ -93,10 +93,10 @@ def without_texts(png: bytes) -> bytes:
 
 
 def check(image: Image.Image) -> None:
-    """Refuse what cannot be shown; its header is enough, no pixel is read.
+    """Refuse a picture that cannot be shown; only the header is read, no pixels.
 
     Raises:
-        ValueError: If it is not a picture, or has 32-bit greys (modes I and F), which may lie in any range.
+        ValueError: If it is not a picture, or has 32-bit greys (modes I and F), whose range is unknown.
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"a visual of type {type(image).__name__}: only images can be shown to the model so far")
@@ -126,7 +126,7 @@ def read(path: Path) -> Image.Image | None:
 
 
 def _deep(image: Image.Image) -> bool:
-    """Whether its greys have 16 bits; Pillow opens some files of such as wider ones, in the range 0..65535."""
+    """Whether its greys have 16 bits; Pillow opens some such files as 32-bit ones, in the range 0..65535."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
 
 

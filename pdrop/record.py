@@ -3,11 +3,11 @@
 A run's folder is `results/runs/<model>-<method>-<run_id>/`:
 
     record.json                 the RunRecord: spec, status, scores, cost, environment
-    answers.jsonl               one line per answered request, appended per batch: a killed run goes on from here
+    answers.jsonl               one line per answered request, appended per batch: a killed run resumes from here
     samples.zip                 one line per sample: answer, scores, kept tokens (pdrop/samples.py)
 
-Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from a
-stranger: names that cannot be names (pdrop/names.py) are refused on reading. Standard library only.
+Two runs are the same run exactly when their specs are equal, and then they share `run_id`. A record may come from an
+untrusted source: invalid names (pdrop/names.py) are refused on reading. Standard library only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ EQUAL_CONDITIONS = (
     "device", "device_name", "dtype", "attention_decoder", "attention_tower", "threads", "cores", "tf32",
     "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
-CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # and those that may differ by so much of the larger one
-# fields of specs that came later: at this value they are not part of the hash, so that older records keep their id
+CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # those that may differ, by this share of the larger value
+# fields added later: at this value they are left out of the hash, so that older records keep their id
 LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
 LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
 LATER |= {"frames": 8, "frame_sampling": "middles", "fps": None, "frame_times": False}
@@ -41,7 +41,7 @@ LATER |= {"min_frame_pixels": None, "max_frame_pixels": None, "max_video_pixels"
 LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
-# metrics of lmms-eval whose scores are percentages, for records that do not say it
+# metrics of lmms-eval whose scores are percentages, for records that do not say so
 PERCENTAGES = ("gpt_eval_score", "videomme_perception_score", "mvbench_accuracy", "mlvu_percetion_score")
 Status = Literal["running", "done", "failed"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -53,7 +53,7 @@ ImagePlacing = Literal["marked", "front"]
 Stop = Literal["task", "model"]
 FrameSampling = Literal["ends", "nearest", "middles"]  # see pdrop/evaluation/frames.py
 
-# what transformers has itself, and kernels by their place on the Hub: whether it can be had shows on loading
+# transformers' own backends, and kernels by their name on the Hub: whether one is available shows on loading
 ATTENTION = re.compile(r"sdpa|eager|flash_attention_\d|flex_attention|paged\|\w+|[\w.-]+/.+")
 
 
@@ -69,7 +69,7 @@ class RunSpec:
     model: str
     model_path: str
     revision: str | None
-    weights: Literal["pretrained", "random", "architecture"]  # the last: closed form alone, no model was there
+    weights: Literal["pretrained", "random", "architecture"]  # "architecture": closed form only, no model was loaded
     model_fingerprint: str
     method: str
     method_args: str  # canonical JSON of the method's own arguments
@@ -90,16 +90,16 @@ class RunSpec:
     code: str = ""  # digest of the sources that make the numbers, the method's own file included
     task_files: str = ""  # digest of the task files and data that do not come with lmms-eval
     format: int = FORMAT
-    protocol: ProtocolName = "checkpoint"  # whose settings are asked with; what it sets stands in the fields
+    protocol: ProtocolName = "checkpoint"  # whose settings are used; what it sets is in the other fields
     system: str | None = None  # system message in front of the prompt; None: the style's or the template's own
-    image_backend: ImageBackend = "pil"  # what prepares pictures
+    image_backend: ImageBackend = "pil"  # of the image processor
     min_pixels: int | None = None  # a smaller picture is enlarged to so many; None: as the processor has it
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
     lengths: str = ""  # canonical JSON {task, or pattern of shells: max_new_tokens}, before max_new_tokens
     stop: Stop = "task"  # an answer ends where the task's file says, too ("task"), or where the model ends it alone
-    image_placing: ImagePlacing = "marked"  # pictures stand where the question marks them, or all in front of it
+    image_placing: ImagePlacing = "marked"  # pictures are where the question marks them, or all before it
     frames: int = 8  # that a video is shown as, or, with `fps`, at most
     frame_sampling: FrameSampling = "middles"  # which these are
     fps: float | None = None  # so many frames of each second; None: `frames` of every video
@@ -110,7 +110,7 @@ class RunSpec:
     sdpa_kernel: str = ""  # which of torch's kernels comes first (pdrop/models/attention.py); "": CUDA's sdpa alone
 
     def check(self, called: Mapping[str, str] | None = None) -> None:
-        """Refuse a word that is none of its field's, and a count below 1.
+        """Refuse a value that its field does not allow, and a count below 1.
 
         Args:
             called: What the user calls a field, where that is not its name.
@@ -136,7 +136,7 @@ class RunSpec:
 
     @property
     def asked_with(self) -> str:
-        """In words: whose protocol, template, pictures, and how long answers may be."""
+        """In words: the protocol, the template, the pictures' processing, and how long answers may be."""
         parts = [f"{self.protocol} protocol", f"{self.prompt} prompt"]
         parts += ["a system message" if self.system is not None else "", f"image {self.image_mode}"]
         limited = ("min_pixels", "max_pixels", "max_tiles", "min_frame_pixels", "max_frame_pixels", "max_video_pixels")
@@ -180,9 +180,9 @@ class RunSpec:
 class Score:
     """One metric of one task over `n` samples; `value` as the task's aggregation gives it (usually 0..1).
 
-    `full` is what answers without a mistake would have on these samples: 1 of a fraction, 100 of a percentage, more of
+    `full` is what faultless answers would score on these samples: 1 for a fraction, 100 for a percentage, more for
     points; None where that is not known, and in older records. `mean` says whether the value was the plain mean of its
-    samples' numbers when it was written: a reader holds it against them; None in older records.
+    samples' numbers when it was written, so that a reader can check it against them; None in older records.
     """
 
     value: float
@@ -194,7 +194,7 @@ class Score:
 
 @dataclass
 class TaskResult:
-    """One task of a run. The hashes say over which data and prompts the scores were made: compare only equal ones."""
+    """One task of a run. The hashes identify the data and prompts behind the scores: compare only equal ones."""
 
     scores: dict[str, Score]
     n: int  # samples scored
@@ -208,7 +208,7 @@ class TaskResult:
     boxes: str | None = None  # the family whose prompt and frame of boxes was asked (pdrop/evaluation/grounding.py)
 
     def full(self, metric: str) -> float | None:
-        """What answers without a mistake would have: see `Score`."""
+        """What faultless answers would score: see `Score`."""
         known = self.scores[metric].full
         return 100.0 if known is None and metric in PERCENTAGES else known
 
@@ -276,7 +276,7 @@ class RunRecord:
     cost: Cost | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
-    # each time that stored answers were scored anew: when, by which code, and the scores that were replaced
+    # each time that stored answers were rescored: when, by which code, and the scores that were replaced
     rescored: list[dict[str, Any]] = field(default_factory=list)
     samples_digest: str = ""  # SHA-256 of samples.zip; "" without one, and in older records
 
@@ -294,7 +294,7 @@ class RunRecord:
         """Read a record.
 
         Raises:
-            ValueError: If a field is unknown or missing, the run_id does not fit the spec, or the checksum not the rest
+            ValueError: If a field is unknown or missing, or the run_id or the checksum does not match
                 (older records have none).
         """
         data = json.loads(text)
@@ -364,13 +364,13 @@ def checksum(data: Mapping[str, Any]) -> str:
 
 
 def hashed(spec: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 over a spec's fields, without those of LATER that say nothing."""
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those that have their value in LATER."""
     said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
     return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
 
 
 def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What forbids to compare two times, in words, by the conditions that they were measured under."""
+    """Why two times must not be compared, in words: the conditions in which their measurements differ."""
     found = [
         f"{name}: {one.get(name)} and {other.get(name)}"
         for name in EQUAL_CONDITIONS
@@ -378,14 +378,14 @@ def differing_conditions(one: Mapping[str, Any], other: Mapping[str, Any]) -> li
     ]
     for name, share in CLOSE_CONDITIONS.items():
         here, there = one.get(name), other.get(name)
-        # where one of the two was not noted, nothing is known
+        # a condition that one of the two did not note cannot be compared
         if here is not None and there is not None and abs(here - there) > share * max(here, there):
             found.append(f"{name}: {here:g} and {there:g}, more than {share:.0%} apart")
     return found
 
 
 def check_seed(told: str, value: int) -> None:
-    """Refuse a seed that the generators of numpy and transformers do not take.
+    """Refuse a seed that the random generators of numpy and transformers do not accept.
 
     Raises:
         ValueError: Naming what the user calls it.
@@ -395,7 +395,7 @@ def check_seed(told: str, value: int) -> None:
 
 
 def check_word(told: str, value: str, words: Sequence[str]) -> None:
-    """Refuse a word that is none of these.
+    """Refuse a word that is not one of `words`.
 
     Args:
         told: What the user calls it.
@@ -413,7 +413,7 @@ def build(kind: type[Built], data: Mapping[str, Any]) -> Built:
     Raises:
         ValueError: If `data` has fields that `kind` does not have, or lacks some it needs.
     """
-    made_of: Any = kind  # a dataclass, which `type` cannot say
+    made_of: Any = kind  # a dataclass, which `type[Built]` cannot express
     unknown = set(data) - {f.name for f in fields(made_of)}
     if unknown:
         raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}")

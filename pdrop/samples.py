@@ -1,13 +1,13 @@
-"""The samples of a run on disk: what was asked apart from what came back, one JSON line per sample.
+"""The samples of a run on disk: questions and answers in separate files, one JSON line per sample.
 
-    results/runs/<folder>/samples.zip             what came back: one member per task, <task>-<12 hex>.jsonl
+    results/runs/<folder>/samples.zip             answers and scores: one member per task, <task>-<12 hex>.jsonl
     results/questions/<task>-<12 hex>.jsonl.gz    what was asked, once for all runs that were asked the same
 
 A member and its questions file share their name, and line i of both belongs to one sample. The digits are the beginning
 of the SHA-256 of the questions' lines: equal questions share a file, and a file that was edited is refused. A run's
-folder outside of a store (not below `runs/`) holds its own `questions/`; a reader looks there, too, so a run that is
-moved alone takes its questions along. Equal samples give equal bytes: git keeps a renewed run that answers as before
-only once. Before, a run held `samples/<task>.jsonl` with everything in each line; that is read as well.
+folder outside a store (not below `runs/`) has its own `questions/`; a reader looks there too, so a run that is moved
+alone takes its questions along. Equal samples give equal bytes: git stores a repeated run with the same answers only
+once. Older runs have `samples/<task>.jsonl` with everything in each line; these are read as well.
 
     python -m analysis samples RUN TASK                  JSON lines with all fields
     unzip -p results/runs/.../samples.zip 'pope-*'
@@ -44,7 +44,7 @@ Sample = dict[str, Any]
 
 
 def write_samples(folder: Path, tasks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Write the samples of a run's tasks into its folder, and questions beside the runs where they are not there yet.
+    """Write the samples of a run's tasks into its folder, and the store's questions files that do not exist yet.
 
     Args:
         folder: The run's.
@@ -54,7 +54,7 @@ def write_samples(folder: Path, tasks: Mapping[str, Sequence[Mapping[str, Any]]]
         The samples file.
     """
     path = _write(folder, tasks)
-    if (folder / "samples").is_dir():  # the older form, of a run that was made again
+    if (folder / "samples").is_dir():  # the older form, of a run that was repeated
         shutil.rmtree(folder / "samples")
     return path
 
@@ -78,17 +78,17 @@ def samples_files(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of a run's samples file; "" where there is none of this form."""
+    """SHA-256 of a run's samples.zip; "" if it has none."""
     path = folder / FILE
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def verify(folder: Path, known: str) -> None:
-    """Refuse a samples file that is another one than the run's record says.
+    """Refuse a samples file that is not the one in the run's record.
 
     Args:
         folder: The run's.
-        known: `digest` as the record has it; "" in older records: nothing is known then.
+        known: `digest` in the record; "" in older records, whose samples are not checked.
 
     Raises:
         ValueError: Naming the file.
@@ -106,7 +106,7 @@ def read_samples(folder: Path, task: str, most: int | None = None) -> list[Sampl
     Args:
         folder: The run's.
         task: The task's name.
-        most: The first so many alone.
+        most: Read only so many, from the first on.
 
     Raises:
         ValueError: If a file is missing or damaged, a line is not a sample, or samples and questions do not fit.
@@ -138,13 +138,13 @@ def sample_lines(samples: Iterable[Mapping[str, Any]]) -> str:
 
 
 def condense(folder: Path) -> list[Path]:
-    """Bring a run's samples of the older form into this one; nothing is lost.
+    """Convert a run's samples from the older form to this one; nothing is lost.
 
     Returns:
         The files that were replaced.
 
     Raises:
-        ValueError: If a file does not hold samples, or would come back as something else; then all are left alone.
+        ValueError: If a file does not hold samples, or would not be read back equal; then no file is changed.
     """
     older = sorted((folder / "samples").glob("*.jsonl"))
     if not older or (folder / FILE).exists():
@@ -192,7 +192,7 @@ def _member(path: Path, task: str) -> tuple[str, bytes]:
 
 
 def _questions_folders(folder: Path) -> Sequence[Path]:
-    """Where the questions of a run may lie; a new file goes to the first."""
+    """Folders that may hold the questions of a run; a new file goes to the first."""
     own, place = folder / "questions", folder.resolve()
     return [place.parent.parent / "questions", own] if place.parent.name == "runs" else [own]
 
@@ -206,7 +206,7 @@ def _line(data: Mapping[str, Any]) -> str:
 
 
 def _whole(sample: Sample) -> Sample:
-    """The fields in their order; those that this version does not know at the end."""
+    """The fields in their order, unknown ones at the end."""
     return {name: sample[name] for name in FIELDS if name in sample} | sample
 
 

@@ -23,7 +23,7 @@ class Stage:
 
     Exactly one of `keep` (fraction of the original tokens, 0..1), `tokens` (a count, for published lists such as
     SparseVLM's) and `adaptive` (the method finds the number prompt by prompt) is given. A count above what a prompt
-    has keeps everything. Boundary 0 lies before the decoder: no layer sees what goes there.
+    has keeps everything. Boundary 0 is before the first decoder layer: no layer sees what is dropped there.
     """
 
     layer: int
@@ -115,7 +115,7 @@ class Schedule:
         """Return the schedule itself if every boundary lies inside a decoder of `num_layers` layers.
 
         Raises:
-            ValueError: If a boundary lies after the last layer.
+            ValueError: If a boundary is after the last layer.
         """
         if self.stages and self.stages[-1].layer >= num_layers:
             raise ValueError(
@@ -129,7 +129,7 @@ class Schedule:
     ) -> list[int]:
         """Visual tokens that enter each layer, for a prompt of `visual` ones.
 
-        Where a method merges, or counts in what is left, only its own `tokens_per_layer` knows.
+        For a method that merges, or counts by the tokens left, only its own `tokens_per_layer` is right.
 
         Args:
             visual: The prompt's original number of visual tokens.
@@ -162,7 +162,7 @@ def kept(stage: Stage, visual: int) -> int:
     """Whole part of `visual * keep`, the product in double precision (PyramidDrop's own rule: 100 * 0.29 -> 28).
 
     Raises:
-        ValueError: If the stage is adaptive: its numbers are found in the forward alone.
+        ValueError: If the stage is adaptive: its numbers are only known during the forward.
     """
     if stage.adaptive:
         raise ValueError(f"how many tokens stay at {stage} is found prompt by prompt, in the forward: run it")

@@ -5,7 +5,7 @@
     prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))        # pdrop/cost/flops.py
 
 `PromptSize` is one prompt, as its tokens enter each layer; `ModelSizes` a decoder and its vision tower, read from a
-config of transformers, without weights, network or GPU; `SelectionCost` what a method does beside the forward itself.
+transformers config, without weights, network or GPU; `SelectionCost` what a method computes in addition to the forward.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PromptSize:
         return [(height // merge, width // merge) for frames, height, width in self.images for _ in range(frames)]
 
     def undropped(self, layers: int | None = None) -> PromptSize:
-        """The same with every visual token in every layer.
+        """The same prompt with every visual token in every layer.
 
         Args:
             layers: Of the decoder; None: as many as `visual_per_layer` has.
@@ -92,17 +92,17 @@ class PromptSize:
         )
 
     def under(self, method: Counting | None, schedule: Schedule, layers: int) -> PromptSize:
-        """The same as a method's schedule leaves it in a decoder of so many layers; None drops nothing.
+        """The same prompt under a method's schedule in a decoder of so many layers; None drops nothing.
 
         Raises:
-            ValueError: If how many stay is found in the forward alone (adaptive stages).
+            ValueError: If how many stay is only known during the forward (adaptive stages).
         """
         if method is None:
             return self.undropped(layers)
         return replace(self, visual_per_layer=tuple(method.entering(schedule, self, layers)))
 
     def times(self, images: int) -> PromptSize:
-        """The same text with the image so many times."""
+        """The same text with `images` times the image."""
         seen = self.images if self.images is None else self.images * images  # type: ignore[operator]
         left = tuple(n * images for n in self.visual_per_layer)
         return replace(self, visual=self.visual * images, images=seen, visual_per_layer=left)
@@ -110,12 +110,12 @@ class PromptSize:
 
 @dataclass(frozen=True)
 class SelectionCost:
-    """What choosing tokens takes in one prefill, beside the forward itself. Made by `Method.selection`.
+    """What choosing tokens costs in one prefill, in addition to the forward. Made by `Method.selection`.
 
     Attributes:
         boundaries: Layers before which rows of attention are computed to rank by.
         query_rows: How many rows at each.
-        keys_cached: Their keys are at hand: the layer has run already and left them in a cache. Otherwise they are
+        keys_cached: Whether their keys are cached because the layer has already run. Otherwise they are
             computed for the ranking. (In training nothing is cached.)
         tower_rows: For each layer of the vision tower whose attention is read: rows asked for of every crop or frame.
         macs: Multiply-adds of all other matrix products.
@@ -128,7 +128,7 @@ class SelectionCost:
     macs: float = 0.0
 
 
-# What a vision config does not say itself, by its own `model_type`: (class tokens, matrices of the MLP: 3 when gated)
+# What a vision config does not state, by its `model_type`: (class tokens, matrices of the MLP: 3 when gated)
 TOWER_KINDS = {
     "clip_vision_model": (1, 2),
     "siglip_vision_model": (0, 2),
@@ -157,13 +157,13 @@ class TowerSizes:
     full_layers: int  # layers that attend to the whole image; all of them without windows
     projector: tuple[tuple[int, int], ...]  # (features in, features out) of each matrix, applied to each merged patch
     pooled: bool = False  # ends in SigLIP's attention pooling, which is computed even where nothing reads it
-    # visual tokens of a crop besides its patches: 1 where the class token is projected like a patch, -1 where the
-    # first patch is cut off as if it were one
+    # visual tokens of a crop in addition to its patches: 1 where the class token is projected like a patch, -1 where
+    # the first patch is cut off as if it were one
     spare: int = 0
     # what is projected are the visual tokens themselves, whatever crops and frames they are of
     every_projected: bool = False
     heads: int = 1  # of a layer's attention
-    fused: bool = False  # queries, keys and values are one product: who asks for some computes all
+    fused: bool = False  # queries, keys and values are one product: asking for one computes all
 
     @property
     def tokens(self) -> int | None:
@@ -209,8 +209,7 @@ class TowerSizes:
         return parts, projected * sum(inward * outward for inward, outward in self.projector)
 
     def rows_macs(self, rows: float, visual: float, images: Images | None = None) -> float:
-        """Multiply-adds of so many rows of attention (at most all) of every crop or frame in one layer: their queries,
-        all keys."""
+        """Multiply-adds of `rows` rows of attention (at most all) per crop or frame in one layer, over all keys."""
         d, macs = self.hidden, 0.0
         for height, width in self.frames(visual, images):
             tokens = height * width + self.class_tokens
@@ -243,7 +242,7 @@ class TowerSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A decoder of Llama's kind (grouped-query attention, gated MLP of three matrices) and its vision tower."""
+    """A Llama-like decoder (grouped-query attention, gated MLP of three matrices) and its vision tower."""
 
     hidden: int
     layers: int
@@ -256,13 +255,13 @@ class ModelSizes:
 
     @classmethod
     def from_config(cls, config: Any) -> ModelSizes:
-        """Read a config of transformers.
+        """Read a transformers config.
 
         Args:
             config: Of a vision-language model: has `text_config` and `vision_config`.
 
         Raises:
-            ValueError: If sizes are missing, naming them, or the parts are of a kind whose cost is not known here.
+            ValueError: If sizes are missing, naming them, or the cost of a part is not known here.
         """
         kind = getattr(config, "model_type", type(config).__name__)
         text, vision = getattr(config, "text_config", None), getattr(config, "vision_config", None)
@@ -348,7 +347,7 @@ def read_tower(config: Any, vision: Any, decoder: int) -> TowerSizes:
 
 
 def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> TowerSizes:
-    """A tower of Qwen2-VL's kind: three-dimensional patches, optional windows, a merger of 2x2 patches at its end."""
+    """A tower as Qwen2-VL has it: three-dimensional patches, optional windows, a merger of 2x2 patches at its end."""
     layers, merge, patch, frames = whole_numbers(
         vision, "vision_config", "depth", "spatial_merge_size", "patch_size", "temporal_patch_size"
     )

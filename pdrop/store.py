@@ -2,11 +2,11 @@
 
     results/runs/<model>-<method>-<run_id>/           a run: record.json, answers.jsonl, samples.zip
     results/experiments/<experiment>/<run's folder>   notes that an experiment asked for the run
-    results/sweeps/<id>.json                          what a sweep that has not ended is still to do
+    results/sweeps/<id>.json                          what a running sweep still has to do
 
-A store may come from somebody else, or lie where others write. Whatever stands in a run's folder under the name of a
-file that is written there, be it a symbolic link, a pipe or a device, nothing outside the folder is changed. New files
-get the rights that the user's umask leaves. Standard library only.
+A store may come from somebody else, or be writable by others. If a run's folder has a symbolic link, a pipe or a device
+under the name of a file that is to be written, nothing outside the folder is changed. New files get the permissions
+that the user's umask allows. Standard library only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("pdrop")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically writes into
 LONGEST_WRITE = 3600.0  # seconds
 LOCK = ".lock"
-HOLDER = ".holder"  # of a run's folder, while a process does it: host, process, since when
+HOLDER = ".holder"  # in a run's folder while a process works on it: host, process, since when
 
 
 def open_in_place(path: Path, flags: int) -> int:
@@ -45,11 +45,11 @@ def open_in_place(path: Path, flags: int) -> int:
         flags: os.O_RDWR, os.O_APPEND, ...
 
     Raises:
-        ValueError: If a link or something else than a file stands there.
+        ValueError: If the path is a link or anything but a regular file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # without O_NONBLOCK a pipe would be waited for
+        # without O_NONBLOCK, opening a pipe would block
         handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
@@ -62,10 +62,10 @@ def open_in_place(path: Path, flags: int) -> int:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a run's folder that is a link or holds one, or a pipe: what is written there would lie elsewhere.
+    """Refuse a run's folder that is a link or contains a link, pipe or device: writing there would change something
+    else.
 
-    The store itself may be a link, and so may the folders of it that hold the runs: a user puts them where there is
-    room.
+    The store itself may be a link, and so may its folders that hold the runs: users put them where there is room.
 
     Raises:
         ValueError: Naming the link, pipe or device.
@@ -73,13 +73,13 @@ def refuse_links(folder: Path) -> None:
     for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
         if path.is_symlink():
             raise ValueError(f"{path} is a link, and nothing is written through links: remove it")
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would block for ever
             raise ValueError(f"{path} is no file of a store but {kind_of(path)}: remove it")
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Where writing fails because a disk is full, the system does not say which file it was: say it.
+    """Name the file if writing fails because a disk is full: the system's error does not.
 
     Raises:
         OSError: The same, with the file.
@@ -106,7 +106,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def in_words(error: OSError, dial: str) -> str:
-    """An error of the system in a line; of a disk that is full or cannot be written to with what there is to do.
+    """A system error in one line, with the remedy if a disk is full or not writable.
 
     Args:
         error: What was raised.
@@ -128,7 +128,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is never seen half-written, creating its folder; a link is replaced, not followed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:64]}.{secrets.token_hex(8)}"
-    # the system takes the umask off: asking for it would change it for other threads
+    # the system applies the umask: reading it would change it for other threads
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
@@ -140,9 +140,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
-    """Remove what writes that were killed left in a folder, if it is older than so many seconds.
+    """Remove temporary files of killed writes from a folder, if they are older than so many seconds.
 
-    Where others may be writing, `older_s` is what the longest write takes and more.
+    Where others may be writing, `older_s` must be longer than any write takes.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # another process removed it, or finished writing
@@ -154,7 +154,7 @@ def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
 
 @functools.cache
 def tidy(results: Path) -> None:
-    """Remove what writes that were killed left in a store; once per process."""
+    """Remove temporary files of killed writes from a store; once per process."""
     places = [results, results / "questions", results / "pictures", results / "sweeps"]
     places += [*results.glob("experiments/*"), *results.glob("runs/*")]
     for place in places:
@@ -170,11 +170,11 @@ class Hold(Protocol):
     """A folder that this process holds."""
 
     def check(self) -> None:
-        """Raises `leases.Lost` where another process has taken it over."""
+        """Raises `leases.Lost` if another process has taken over the folder."""
 
 
 class Flock:
-    """Held by the system's lock, which nobody takes over while the process lives."""
+    """A folder held by the system's lock, which cannot be taken over while the process lives."""
 
     def check(self) -> None:
         return None
@@ -182,22 +182,22 @@ class Flock:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True, kind: str = "auto", **note: Any) -> Iterator[Hold]:
-    """Hold a folder: jobs that share a store take turns at the same run.
+    """Hold a folder, so that only one of the jobs that share a store works on a run at a time.
 
-    On a disk of this machine the system's lock does it, which ends however the process ends; elsewhere a lease
+    On a disk of this machine by the system's lock, which is released however the process ends; elsewhere by a lease
     (pdrop/leases.py).
 
     Args:
         folder: A run's.
-        wait: Where another process holds it.
+        wait: Whether to wait if another process holds it.
         kind: One of pdrop.leases.KINDS.
-        note: What `holder` tells others, besides host, process and time.
+        note: What `holder` tells others, in addition to host, process and time.
 
     Yields:
-        What says whether it is still held.
+        The hold, whose `check` says whether it is still ours.
 
     Raises:
-        Held: If another process holds it, and it is not to be waited for; or has taken it over.
+        Held: If another process holds it and `wait` is false, or has taken it over.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (leased if leases.wanted(folder, kind) else flocked)(folder, wait) as held:
@@ -205,7 +205,7 @@ def locked(folder: Path, wait: bool = True, kind: str = "auto", **note: Any) -> 
         try:
             yield held
         finally:
-            held.check()  # or it is another's note
+            held.check()  # else the note is another process's
             (folder / HOLDER).unlink(missing_ok=True)
 
 
@@ -245,18 +245,18 @@ def leased(folder: Path, wait: bool) -> Iterator[Hold]:
 
 
 def tell(folder: Path, **note: Any) -> None:
-    """Add to what `holder` tells others of a folder that this process holds; nothing where it does not."""
+    """Add to what `holder` tells others about a folder that this process holds; does nothing if it holds none."""
     there, own = noted(folder / HOLDER), own_note()
     if (there.get("host"), there.get("pid")) == (own["host"], own["pid"]):
         write_atomically(folder / HOLDER, json.dumps(there | note) + "\n")
 
 
 class Announcement:
-    """A file that says what is being done, held while it is.
+    """A file that says what a process is doing, locked while it does it.
 
     Args:
         path: The file; written whole, also when it is renewed.
-        note: What it says, besides host, process and time.
+        note: What it says, in addition to host, process and time.
     """
 
     def __init__(self, path: Path, note: Mapping[str, Any]) -> None:
@@ -264,14 +264,14 @@ class Announcement:
         self.tell()
 
     def tell(self, **more: Any) -> None:
-        """Say more, or something else."""
+        """Add to the note, or replace parts of it."""
         self.note |= more
         temporary = self.path.parent / f".{self.path.name[:64]}.{secrets.token_hex(8)}"
         write_atomically(temporary, json.dumps(self.note) + "\n")
         handle = open_in_place(temporary, os.O_RDWR)
         try:
             with contextlib.suppress(OSError):  # there are no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is seen: the file is never without
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is visible
             os.replace(temporary, self.path)
         except BaseException:
             os.close(handle)
@@ -280,7 +280,7 @@ class Announcement:
         self._handle = handle
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the file's lock."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -288,7 +288,7 @@ class Announcement:
 
 @contextlib.contextmanager
 def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
-    """A file that says what is being done, held while it is; after a kill it stays, and nobody holds it."""
+    """An `Announcement` for the length of a block; after a kill its file stays, but is not locked."""
     made = Announcement(path, note)
     try:
         yield made
@@ -300,7 +300,7 @@ def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
 
 
 def state(folder: Path, status: str, error: str | None) -> str:
-    """What has become of a run: done, running, failed, or stopped: by a kill, or by hand; it goes on where it was.
+    """The state of a run: done, running, failed, or stopped (by a kill or by hand, and can be resumed).
 
     Args:
         folder: The run's.
@@ -318,26 +318,26 @@ def reason(error: str | None) -> str:
 
 
 def stored_answers(folder: Path) -> int:
-    """How many answers a run's folder holds; one that was given twice counts twice."""
+    """How many answers a run's folder holds; an answer that was given twice counts twice."""
     path = folder / "answers.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def own_note() -> dict[str, Any]:
-    """Host, process and time, as a lock has them."""
+    """Host, process and time, as noted next to a lock."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
 def holder(folder: Path, lock: str = LOCK, note: str = HOLDER) -> dict[str, Any] | None:
-    """What the process that holds a folder noted (see `locked`); None where nobody does, also after a kill.
+    """What the process that holds a folder noted (see `locked`); None if no process does, also after a kill.
 
-    Where a file system has no locks: what was noted last.
+    On a file system without locks, the last note.
     """
     if lock == LOCK and leases.held(folder):
         return noted(folder / note)
     try:
         handle = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # no lock, hence no holder; or a link, which is none
+    except OSError:  # no lock file, hence no holder; or a link, which is not a lock
         return None
     with os.fdopen(handle, "rb") as file:
         try:
@@ -369,7 +369,7 @@ def mark(results: Path, experiment: str, folder: str, overrides: Sequence[str]) 
 
 
 def kind_of(path: Path) -> str:
-    """What stands at a path, in words."""
+    """What kind of file a path is, in words."""
     mode = path.lstat().st_mode
     kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISREG, "a file"))
     return next((name for test, name in kinds if test(mode)), "a device or a socket")

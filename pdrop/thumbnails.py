@@ -1,9 +1,9 @@
-"""Small pictures of a task's first samples, kept in a store: what stayed of them can be shown without the data set.
+"""Small pictures of a task's first samples, kept in a store: overlays of kept tokens need no data set.
 
     results/pictures/<task>-<data hash>.zip       one member <doc_id>-<n>.jpg for each picture of a document
 
 The hash is that of the task's documents in a record (`TaskResult.data_hash`): runs that were asked the same share the
-file, and what was asked of other data has another. They follow from the documents and are no part of a run's identity;
+file, and other data has another. Thumbnails follow from the documents and are no part of a run's identity;
 a run's folder outside of a store (not below `runs/`) holds its own `pictures/`. The embedded tasks' pictures are in the
 package and are not kept again; nor are frames of videos, of which each run shows its own.
 """
@@ -33,7 +33,7 @@ MEMBER = re.compile(r"(\d{1,9})-(\d{1,3})\.jpg")
 
 
 def place(folder: Path, task: str, data_hash: str) -> Path:
-    """Where the pictures of a task of a run lie.
+    """The file of the pictures of a run's task.
 
     Args:
         folder: The run's.
@@ -52,10 +52,10 @@ def keep(folder: Path, task: str, data_hash: str, documents: Mapping[int, Callab
         folder: The run's.
         task: The task.
         data_hash: Of its documents.
-        documents: By doc_id what gives a document's pictures (see pdrop.evaluation.answers.Question).
+        documents: doc_id -> function that returns the document's pictures (see pdrop.evaluation.answers.Question).
 
     Returns:
-        The file; None where there is nothing to keep.
+        The file; None if there is nothing to keep.
 
     Raises:
         OSError: If it cannot be written.
@@ -81,7 +81,7 @@ def keep(folder: Path, task: str, data_hash: str, documents: Mapping[int, Callab
 
 
 def small(picture: Image.Image) -> bytes:
-    """A picture as a JPEG of at most `LARGEST` bytes, as sharp as that allows."""
+    """A picture as a JPEG of at most `LARGEST` bytes, in the best quality that fits."""
     shown = as_shown(picture)
     shown.thumbnail((SIDE, SIDE))
     while True:
@@ -94,8 +94,7 @@ def small(picture: Image.Image) -> bytes:
 
 
 def read(folder: Path, task: str, data_hash: str) -> dict[str, list[bytes]]:
-    """The pictures that are kept of a run's task, JPEG files by doc_id; none where there are none, or of another data
-    set.
+    """The pictures kept for a run's task, JPEG files by doc_id; empty if there are none for this data.
 
     Raises:
         ValueError: If the file is damaged, or holds something else.

@@ -3,25 +3,25 @@
     with attach(model, PyramidDrop(), pyramid(num_layers=32)) as trace:
         model.generate(**inputs)
 
-Removal is real: after a boundary every layer computes on fewer rows and caches fewer keys. After the last layer the
+Removal is physical: after a boundary every layer computes on fewer rows and caches fewer keys. After the last layer the
 rows go back to their places (zeros where tokens were dropped), so labels, `logits_to_keep`, losses and `generate` see
-the shapes they always saw. After the block the model is as it was, to the bit and to the hook.
+the usual shapes. After the block the model is exactly as it was, hooks included.
 
-Where the official codes are silent:
-- a query token is never dropped, even if it is visual (a prompt that ends in its image): its logits are needed. It
-  counts among those kept;
-- without labels, the query is the last token; with `logits_to_keep=k`, the k-th from the end, if only text follows:
-  there speculative and prompt-lookup decoding hand in a prompt together with guesses of its continuation;
+Cases that the official codes do not cover:
+- a query token is never dropped, even if it is visual (a prompt that ends in its image), because its logits are needed.
+  It counts as kept;
+- without labels, the query is the last token; with `logits_to_keep=k` it is the k-th from the end, if only text
+  follows: speculative and prompt-lookup decoding pass a prompt together with guesses of its continuation;
 - in training, rows without an image or without an answer are not dropped at all;
-- a cache that was filled under one schedule goes on under that schedule only;
-- only ids that come with pixels, or features made of them, are visual: ids alone (quoted, generated, in a draft) are
-  text. The trace tells of the last prompt; drafts and guidance's unconditional prompt do not overwrite it;
-- threads may call an attached model at once; a block that ends lets running forwards end, and a `generate` that goes on
-  in another thread raises a RuntimeError in its next forward;
-- merged tokens stand after the last visual token that could go, also where that was another image's: no text sees
-  what was made from later tokens. After the last layer they are at the place of their centre;
-- images that come in a later turn are ranked among themselves; those already cached are left alone;
-- `generate(use_cache=False)` ranks again at each step, by the newest token.
+- a cache that was filled under one schedule can only be continued under that schedule;
+- only ids that come with pixels, or with features made of them, are visual: ids alone (quoted, generated, in a draft)
+  are text. The trace reports the last prompt; drafts and guidance's unconditional prompt do not overwrite it;
+- threads may call an attached model at the same time; the end of the block waits for running forwards, and a `generate`
+  that continues in another thread raises a RuntimeError in its next forward;
+- merged tokens are placed after the last visual token that could go, even if it was another image's, so that no text
+  sees what was made from later tokens. After the last layer they are at the place of their centre;
+- images that come in a later turn are ranked among themselves; cached images are left unchanged;
+- `generate(use_cache=False)` ranks again at each step, with the newest token as the query.
 """
 
 from typing import Any
@@ -41,12 +41,12 @@ def attach(model: nn.Module, method: Method | None, schedule: Schedule, *, token
 
     Args:
         model: A decoder-only vision-language model of transformers, or a PEFT, DDP or FSDP wrapping of one.
-        method: Ranks the visual tokens. None goes with an empty schedule: nothing is dropped, the trace is kept.
+        method: Ranks the visual tokens. None with an empty schedule: nothing is dropped, the trace is still written.
         schedule: Where and how many.
-        tokenizer: The prompts' own, for methods that read the question's text (CDPruner).
+        tokenizer: The prompts' tokenizer, for methods that read the question's text (CDPruner).
 
     Raises:
-        ValueError: If the model, the method and the schedule do not go together.
+        ValueError: If the model, the method and the schedule do not fit together.
         RuntimeError: On entering, if something is attached to the model already.
     """
     if not isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary embeddings of the positions 0, 1, 2, ..., made once: a decoding step takes its rows instead of making them."""
+"""Rotary embeddings of the positions 0, 1, 2, ..., computed once: a decoding step looks up its rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pdrop.engine.architecture import Rotary
 
-LEAST = 512  # positions that a table is made for
-BY_LENGTH = ("dynamic", "longrope")  # these angles change with the longest position there is
+LEAST = 512  # positions of the smallest table
+BY_LENGTH = ("dynamic", "longrope")  # these angles change with the longest position
 
 
 class Angles:
-    """(cos, sin) of a decoder's rotary embeddings at given positions, bit for bit what the decoder makes of them."""
+    """(cos, sin) of a decoder's rotary embeddings at given positions, bit for bit as the decoder computes them."""
 
     def __init__(self, rotary_emb: Any):
         self.make = rotary_emb
@@ -23,7 +23,7 @@ class Angles:
         self.tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def table(self, hidden: Tensor, length: int) -> Tensor:
-        """cos and sin of at least `length` positions, [2, length or more, d], as of `hidden`'s device and dtype."""
+        """cos and sin of at least `length` positions, [2, length or more, d], for `hidden`'s device and dtype."""
         kind = (hidden.device, hidden.dtype)
         if kind not in self.tables or self.tables[kind].shape[1] < length:
             longer = 1 << (max(length, LEAST) - 1).bit_length()

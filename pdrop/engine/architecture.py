@@ -1,8 +1,8 @@
-"""What the engine needs to know of a model, read off its structure: no list of model names.
+"""What the engine needs to know about a model, read from its structure, without a list of model names.
 
-Supported is any decoder-only vision-language model of transformers whose decoder is a stack of `layers`, each called
+Any decoder-only vision-language model of transformers is supported whose decoder is a stack of `layers`, each called
 with ready `position_embeddings` and holding a `self_attn` of `q_proj` and `k_proj`, under a causal mask. Everything
-else is refused with the reason.
+else is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_architecture(model: nn.Module) -> Architecture:
 
 
 def check_layer(layer: nn.Module, number: int, decoder: str) -> None:
-    """Refuse a decoder layer whose attention cannot be ranked by, or whose inputs cannot be shortened.
+    """Refuse a decoder layer whose attention rows cannot be computed, or whose inputs cannot be shortened.
 
     Raises:
         ValueError: Naming what the layer lacks.
@@ -94,11 +94,11 @@ def check_layer(layer: nn.Module, number: int, decoder: str) -> None:
 
 
 def check_fit(architecture: Architecture, model: nn.Module, method: Method | None, schedule: Schedule) -> None:
-    """Refuse what cannot be attached together.
+    """Refuse a model, method and schedule that cannot be attached together.
 
     Raises:
-        ValueError: If boundaries lie outside the decoder, positions are undefined, there is no method to rank, or a
-            compiled module would skip the hooks without a word.
+        ValueError: If boundaries are outside the decoder, positions are undefined, there is no method to rank, or a
+            compiled module would silently skip the hooks.
     """
     decoder = architecture.decoder
     schedule.check(len(architecture.layers))

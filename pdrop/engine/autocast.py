@@ -1,4 +1,4 @@
-"""Ranking and merging are float32 also where the model runs under autocast; the model's own parts run as it does."""
+"""Ranking and merging are float32 even if the model runs under autocast; the model's own modules run as it does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 def off(states: Tensor) -> AbstractContextManager[object]:
-    """A block without autocast on the device of `states`."""
+    """A context without autocast on the device of `states`."""
     kind = states.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def as_here(states: Tensor, function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """`function` under the autocast of this moment, wherever it is called: for what the model itself computes."""
+    """`function` under the autocast that is active now, wherever it is called: for the model's own modules."""
     kind = states.device.type
     if not torch.is_autocast_enabled(kind):
         return function

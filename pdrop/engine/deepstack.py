@@ -1,7 +1,7 @@
 """Qwen3-VL's decoder adds visual features after its first layers, at places of the full sequence (arXiv 2406.04334).
 
-Once tokens have been dropped those places are gone. So the engine keeps the features back from the decoder and adds
-them itself, at the tokens that are left.
+Once tokens have been dropped those places no longer exist. So the engine withholds the features from the decoder and
+adds them itself, at the tokens that are left.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def take_over(run: Forward, first_boundary: int, kwargs: dict[str, Any]) -> bool
         flat = feature.new_zeros(where.numel(), feature.shape[-1])
         if len(places) == len(feature):
             flat = flat.index_copy(0, places.to(flat.device), feature)
-        else:  # ids that are text here, for want of pixels
+        else:  # ids that are text here because no pixels came with them
             flat[where.to(flat.device).flatten()] = feature
         run.deepstack.append(flat.view(*where.shape, -1))
     return True
 
 
 def shorten(run: Forward, rows: Tensor, weights: Tensor | None = None) -> None:
-    """At a boundary: the features of those left, [B, T', D].
+    """At a boundary: the features of the tokens left, [B, T', D].
 
     Args:
-        rows: Which of the T (+ M) tokens they were, [B, T'].
-        weights: What each of M merged tokens was made of, [B, M, T]; its features are mixed alike.
+        rows: Which of the T (+ M) tokens are left, [B, T'].
+        weights: What each of M merged tokens was made of, [B, M, T]; its features are mixed with the same weights.
     """
     if run.deepstack is None:
         return

@@ -1,9 +1,8 @@
-"""Dropping before layer 0: what the rest of transformers must not notice.
+"""Dropping before layer 0: hides it from the rest of transformers.
 
-`generate`, position ids and rotary deltas ask a cache how long the prompt is, and the cache asks its first layer. Where
-tokens went before that layer it holds fewer keys than the prompt has tokens. So the first layer of such a cache
-is one that knows how many are missing: it still answers with the prompt's length, and masks are made for the keys that
-are there.
+`generate`, position ids and rotary deltas ask a cache for the prompt's length, and the cache asks its first layer. If
+tokens were dropped before that layer, it holds fewer keys than the prompt has tokens. So the first layer of such a
+cache knows how many are missing: it still reports the prompt's length, while masks are made for the keys that it holds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def returned_cache(output: Any) -> Any:
 
 
 class EarlyLayer(DynamicLayer):
-    """The first layer of a cache whose prompts lost `gone` places before it."""
+    """The first layer of a cache whose prompts lost `gone` places before layer 0."""
 
     gone = 0
 
@@ -37,7 +36,7 @@ class EarlyLayer(DynamicLayer):
         return int(super().get_seq_length())
 
     def get_seq_length(self) -> int:
-        """Tokens of the prompts and of what was generated, those that went included."""
+        """Tokens of the prompt and of what was generated, dropped ones included."""
         return self.held + self.gone
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -51,7 +50,7 @@ class EarlyLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class Keys:
-    """What a mask is made for: so many keys, of which the queries are the last."""
+    """Stands in for a cache when a mask is made: so many keys, of which the queries are the last."""
 
     past: int
     is_compileable = False

@@ -1,12 +1,12 @@
 """The only code that registers hooks.
 
-A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decoder layers do the rest: the one of a
-boundary layer ranks the visual tokens and gathers the rows that stay, those after it hand each layer the rotary
+A pre-hook on the vision-language model reads the prompt. Pre-hooks on the decoder layers do the rest: that of a
+boundary layer ranks the visual tokens and gathers the rows that stay, those after it give each layer the rotary
 embeddings and the mask of the shorter sequence. A hook on the last layer puts the rows back where they came from.
 
-Reading the prompt synchronises with the device once per prefill and never in a decoding step: from there on all lengths
-are Python integers. What later forwards must know of the shortened keys lives on the cache itself, so it follows deep
-copies, beams, crops and several caches in flight. What is known of a forward while it runs belongs to its thread.
+Reading the prompt synchronises with the device once per prefill and never in a decoding step: afterwards all lengths
+are Python integers. What later forwards must know about the shortened keys is stored on the cache itself, so it follows
+deep copies, beams, crops and several caches in use. The state of a running forward belongs to its thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule
 
-ENTERING = threading.Lock()  # of two threads that attach at once the second is refused
+ENTERING = threading.Lock()  # if two threads attach at the same time the second is refused
 
 
 class Attachment:
@@ -58,7 +58,7 @@ class Attachment:
         # which boundary's ranking is observed on the input of which layer
         self.observed = {stage.layer + self.method.at(stage).observe for stage in schedule}
         self.begins = type(self.method).begin is not Method.begin  # most methods need no hook on the first layer
-        self.acts = self.observed | {stage.layer for stage in schedule} | {0}  # elsewhere a layer is but handed things
+        self.acts = self.observed | {stage.layer for stage in schedule} | {0}  # others only get mask and positions
         self.studies = bool(schedule) and all(stage.keep == 1 for stage in schedule)  # ranks without dropping
         self.tower = reader(self.architecture.vlm, self.method) if schedule else None
         self.trace = Trace(len(self.architecture.layers), len(schedule))
@@ -68,17 +68,17 @@ class Attachment:
         self.handles: list[Any] = []
         self.layer_hooks = LayerHooks((), ())
         vlm: Any = self.architecture.vlm
-        # the inner model too: a wrapper may call it, or .forward, and pass the outer one's hooks by
+        # the inner model too: a wrapper may call it, or .forward, and bypass the outer model's hooks
         self.hooked: list[nn.Module] = list({id(m): m for m in (vlm, getattr(vlm, "model", vlm))}.values())
 
     @property
     def run(self) -> Forward | None:
-        """What is known about the forward that runs in this thread, if it has anything to do here."""
+        """The state of the forward that runs in this thread, if the engine has anything to do in it."""
         return self.current.run
 
     @property
     def prefill(self) -> Prefill:
-        """What is written of it, where it brought visual tokens."""
+        """The record of this thread's forward, if it brought visual tokens."""
         assert self.current.prefill is not None
         return self.current.prefill
 
@@ -117,7 +117,7 @@ class Attachment:
             self.handles.append(handle or module.register_forward_hook(hook))
 
     def around_layers(self) -> Iterator[Callable[[], RemovableHandle]]:
-        """Each registers one of the hooks on the decoder and its layers."""
+        """Functions that each register one hook on the decoder and its layers."""
         decoder, layers, first = self.architecture.decoder, self.architecture.layers, min(self.observed)
         adds = "deepstack_visual_embeds" in inspect.signature(type(decoder).forward).parameters
         if adds:
@@ -125,7 +125,7 @@ class Attachment:
         for number, layer in enumerate(layers):
             if number >= first or (number == 0 and (self.begins or self.studies)):
                 yield partial(layer.register_forward_pre_hook, partial(self.enter, number), with_kwargs=True)
-            # before other hooks: FSDP's takes the layer's weights away. The one registered last runs first
+            # before other hooks: FSDP's frees the layer's weights. The hook registered last runs first
             if number + 1 in self.boundaries and self.method.at(self.boundaries[number + 1]).observe < 0:
                 watch = partial(self.watch, number)
                 yield partial(layer.register_forward_hook, watch, with_kwargs=True, prepend=True)
@@ -201,11 +201,11 @@ class Attachment:
             self.current.run = run
 
     def read(self, given: dict[str, Any], mask: Tensor | None) -> Prompts:
-        """What came in; if it is a prompt, as against a draft or later text on a cache, its prefill begins."""
+        """Read the input; if it is a prompt, not a draft or later text on a cache, its prefill begins."""
         ids, cache = given["input_ids"], early.cache_of(given)
         new = None if mask is None else mask[:, -ids.shape[1] :]
         visual = partial(visual_tokens, given=given, config=self.architecture.vlm.config)
-        # positions tell packed rows only where neither a mask nor a cache says what they are
+        # positions show packed rows only if neither a mask nor a cache says what they are
         positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
         asked = given.get("logits_to_keep")
         asked = asked if isinstance(asked, int) else 0
@@ -234,7 +234,7 @@ class Attachment:
             )
 
     def plain(self, past: Past, mask: Any) -> bool:
-        """Whether a decoding step's own masks and positions, made for the cache of layer 0, do for every layer."""
+        """Whether a decoding step's own mask and positions, made for the cache of layer 0, are right for all layers."""
         two_dimensional = mask is None or getattr(mask, "ndim", 0) == 2
         whole = not past.padded and all(keys is None for keys in past.whole.values())
         return whole and self.causal_kernel and two_dimensional and self.method.positions == "original"
@@ -260,7 +260,7 @@ class Attachment:
     # ---------------------------------------------------------------- around a layer
 
     def enter(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What goes into decoder layer `number`: shortened at a boundary; after one, with its mask and positions."""
+        """The input of decoder layer `number`: shortened at a boundary; later, with the stage's mask and positions."""
         run = self.current.run
         if run is None:
             return None
@@ -283,13 +283,13 @@ class Attachment:
                 run.handed = {
                     "position_embeddings": self.rotary(run, hidden, given),
                     "attention_mask": self.mask(run, number, hidden, cache),
-                    # only flash attention reads these, and takes gaps for the seams of packed sequences
+                    # only flash attention reads these, and mistakes gaps for the ends of packed sequences
                     "position_ids": None,
                 }
         return (hidden, *args[1:]), kwargs | run.handed
 
     def watch(self, number: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Rank by a layer that has just run: its keys lie in the cache, and need not be computed again."""
+        """Rank by a layer that has just run: its keys are in the cache, and need not be computed again."""
         run = self.run
         if run is None or run.prompts is None:
             return
@@ -366,10 +366,10 @@ class Attachment:
         return made
 
     def mask(self, run: Forward, number: int, hidden: Tensor, cache: Any) -> Any:
-        """The attention mask of the current stage, in the form that the model's attention backend wants."""
+        """The attention mask of the current stage, in the form that the model's attention backend expects."""
         grows, kind = not getattr(cache, "is_compileable", False), self.architecture.decoder.config._attn_implementation
         if run.prompts is None and hidden.shape[1] == 1 and grows:
-            # what create_causal_mask would find out, in every stage of every decoding step, by asking the device
+            # create_causal_mask would find this out by waiting for the device, in every stage of every decoding step
             if run.whole is None and (self.causal_kernel or kind == "eager"):
                 return None
             if run.whole is not None and self.causal_kernel:
@@ -379,10 +379,10 @@ class Attachment:
                 return torch.where(run.whole[:, None, None], hidden.new_zeros(()), lowest)
         whole = run.whole
         if run.prompts is not None and run.dropped and not run.past:
-            whole = None  # what is left of each row comes first: causality alone hides what it is filled up with
+            whole = None  # tokens come first in each row: causality alone hides the padding after them
             if grows and self.causal_kernel:
                 return None
-        # before layer 0 the cache counts what went, the mask must not
+        # a cache cut before layer 0 counts dropped tokens, the mask must not
         keys: Any = cache if number or cache is None else early.Keys(run.past)
         # by position: transformers 5.24 calls the cache by another name
         return create_causal_mask(self.architecture.decoder.config, hidden, whole, keys, layer_idx=number)
@@ -398,18 +398,18 @@ class Attachment:
     # ---------------------------------------------------------------- visual features added after the first layers
 
     def take_deepstack(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Where tokens are dropped before the layers that add features, the decoder is not given these."""
+        """If tokens are dropped before layers that add features, withhold the features from the decoder."""
         if self.run is None or not deepstack.take_over(self.run, min(self.observed), kwargs):
             return None
         return args, kwargs | {"deepstack_visual_embeds": None}
 
     def add_deepstack(self, number: int, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """And this adds them instead, after layer `number`."""
+        """Add the withheld features after layer `number`."""
         return None if self.run is None else deepstack.add(self.run, number, output)
 
 
 def not_compiled(model: nn.Module, config: Any) -> Any:
-    """What an attached model gives in place of its compiled call."""
+    """Replaces an attached model's compiled call: `generate` gets the plain one."""
     return model.__call__
 
 
@@ -423,19 +423,19 @@ def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
 
 @contextmanager
 def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """A block in which the decoder's attention is not given position ids, where it is flash. For timing both sides.
+    """A block in which flash attention in the decoder gets no position ids. Used for both sides of a timing.
 
-    Given them, transformers' flash attention finds out in each layer of a prefill of one prompt whether its rows are
-    packed sequences, and waits for the device. Layers after a boundary are given none, so that dropping would gain the
-    unpruned model's waits, 24 to 30 of them. Rotary embeddings, which are made before the layers, stay. Where the
-    caller has position ids of its own nothing changes.
+    With position ids, transformers' flash attention checks in each layer of a one-prompt prefill whether its rows are
+    packed sequences, which waits for the device. Layers after a boundary get none, so dropping would appear faster by
+    the unpruned model's 24 to 30 waits. Rotary embeddings, which are made before the layers, are unchanged. If the
+    caller passes position ids of its own, nothing changes.
     """
     architecture = read_architecture(model)
     kind = str(architecture.decoder.config._attn_implementation or "")
     if "flash" not in kind or inputs.get("position_ids") is not None:
         yield
         return
-    # not on the layers: an attachment's own hooks, which rest in a plain step, must find themselves alone there
+    # not on the layers: an attachment takes its hooks off in a plain step only if no other hooks are there
     attentions: list[Any] = [layer.self_attn for layer in architecture.layers]
     handles = [attention.register_forward_pre_hook(without_ids, with_kwargs=True) for attention in attentions]
     try:
@@ -446,5 +446,5 @@ def rows_not_packed(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Non
 
 
 def without_ids(attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What goes into a layer's attention, without position ids."""
+    """The input of a layer's attention, without position ids."""
     return args, kwargs | {"position_ids": None}

@@ -1,4 +1,4 @@
-"""Hooks on the layers are there while a forward has something to do: in a plain decoding step they would only cost."""
+"""Hooks on the layers, registered only while a forward needs them: in a plain decoding step they only cost time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class LayerHooks:
-    """Hooks that can be taken off and put back on. Whoever calls sees to it that one thread does so at a time."""
+    """Hooks that can be removed and registered again. Not thread-safe: callers must hold a lock."""
 
     def __init__(self, modules: Sequence[nn.Module], registers: Sequence[Callable[[], RemovableHandle]]):
         self.modules, self.registers = modules, registers
@@ -21,16 +21,16 @@ class LayerHooks:
         return bool(self.handles)
 
     def on(self) -> None:
-        """There from the next call of a layer on."""
+        """Register the hooks; they run from the next call of a layer on."""
         self.handles = self.handles or [register() for register in self.registers]
 
     def off(self) -> None:
-        """Without them a layer is called at once."""
+        """Remove the hooks, so that torch takes its fast path for a layer without hooks."""
         for handle in self.handles:
             handle.remove()
         self.handles = []
 
     def alone(self) -> bool:
-        """Whether no hook of others is among them, whose turn would change if these came back after it."""
+        """Whether no other hooks are registered; their order would change if these were registered again after them."""
         tables: Any = [table for m in self.modules for table in (m._forward_pre_hooks, m._forward_hooks)]
         return sum(map(len, tables)) == len(self.handles)

@@ -1,8 +1,8 @@
 """Vision towers that end in a merger: several patches, a square of them, make one token (Qwen2-VL and its successors).
 
-Read are towers `visual` of `blocks` with `norm1` and `attn.qkv`, and a `merger`, over pictures of any size in one row
-of patches. Where layers attend in windows the patches stand window by window, and the tokens are put back into the
-picture's order after the merger; what is said here of tokens is in the picture's order.
+Supported are towers `visual` of `blocks` with `norm1` and `attn.qkv`, and a `merger`, over pictures of any size in one
+row of patches. If layers attend in windows, the patches are ordered window by window, and the tokens are put back into
+the picture's order after the merger; tokens here are in the picture's order.
 
 Shapes: N patches of a run, m of them per token, P pictures and frames of videos, R tokens of the largest.
 """
@@ -34,14 +34,14 @@ from pdrop.methods.base import Method
 from pdrop.methods.tower import Tower
 from pdrop.methods.transfer import moved, read_back
 
-ASKED = 256  # rows of attention that are computed at once: all rows of a large picture ask
+ASKED = 256  # rows of attention that are computed at once: a large picture has too many
 
 
 def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
-    """What reads the vision tower of a model for a method; None: it does not look.
+    """The reader of a model's vision tower for a method; None if the method does not read the tower.
 
     Raises:
-        UnknownTower: If the tower cannot be read; NoRuleForTower: if the method says nothing of towers of its kind.
+        UnknownTower: If the tower cannot be read; NoRuleForTower: if the method has no rule for such towers.
     """
     looks, kind = method.looks_at(), type(method).__name__
     if looks is None:
@@ -62,7 +62,7 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
 
 
 class MergingTowerReader(RunsOfTheTower):
-    """Tells which tokens a tower with a merger made of which patches, and what was attended to."""
+    """Reads a tower with a merger: which patches each token was made of, and the attention to them."""
 
     def __init__(self, vlm: Any, tower: Any, method: str, layers: tuple[int, ...]):
         super().__init__(vlm)
@@ -78,7 +78,7 @@ class MergingTowerReader(RunsOfTheTower):
         self.merges = int(tower.spatial_merge_size) ** 2
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
-        """With what the tower is called with."""
+        """As the base class, and a hook that keeps the tower's arguments."""
         return [(self.tower, "before", self._called), *super().hooks()]
 
     def _called(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class MergingTowerReader(RunsOfTheTower):
         super()._done(tower, args, output)
 
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
-        """What the tower made of the pictures of a forward: see `TowerReader.of`."""
+        """The tower's states and attention for the pictures of a forward: see `TowerReader.of`."""
         kinds = [kind for kind in ("image", "video") if self._brought(given, kind)]
         if len(kinds) > 1:
             raise self.unknown("images and videos come in one call: give them to the model in calls of their own")
@@ -127,22 +127,23 @@ class MergingTowerReader(RunsOfTheTower):
 
 
 def no_class_token(layer: int) -> Tensor:
-    """Its query is asked for, and there is none.
+    """Stands in for the class token's query, which these towers lack.
 
     Raises:
-        ValueError: Saying so.
+        ValueError: Always.
     """
     raise ValueError("this vision tower has no class token, whose query is asked for")
 
 
 class TowerRun:
-    """One run of the tower: what it saw, and in which order.
+    """One run of the tower: its pictures, and the order of its patches.
 
     Attributes:
         made: The tokens, in the order of the pictures, [N / m, D].
         sizes: Tokens of each picture or frame.
-        longest: The most of these.
-        bounds: Of each layer that is kept, where the patches begin that see each other, and the end of the last ones.
+        longest: The largest of these.
+        bounds: For each layer that is kept, where each group of patches that attend to each other begins, and the end
+            of the last group.
     """
 
     def __init__(self, seen: Seen, tower: Any, merges: int):
@@ -159,7 +160,7 @@ class TowerRun:
 
     @property
     def entries(self) -> Iterator[Tensor]:
-        """Of each picture or video, the row of each of its tokens, counted through all P * R."""
+        """For each picture or video, the row of each of its tokens, counted through all P * R."""
         frame = 0
         for frames, height, width in self.grids:
             tokens = torch.arange(height * width // self.merges)
@@ -168,7 +169,7 @@ class TowerRun:
 
     @functools.cached_property
     def order(self) -> Tensor | None:
-        """Where each token of the picture stands window by window, [N / m]; None: at its own place."""
+        """Each token's place in the order of the windows, [N / m]; None: the same order."""
         called, tower = self.seen.called[-1], self.tower
         if not hasattr(tower, "window_size"):
             return None
@@ -181,13 +182,13 @@ class TowerRun:
         return moved(index.argsort(), self.made.device)
 
     def padded(self, values: Tensor, dim: int) -> Tensor:
-        """Values of the tokens along `dim` [.., N / m, ..] by picture, filled up with zeros: [P, .., R, ..]."""
+        """Values of the tokens along `dim` [.., N / m, ..] by picture, padded with zeros: [P, .., R, ..]."""
         parts = [part.movedim(dim, 0) for part in values.split(self.sizes, dim)]
         return pad_sequence(parts, batch_first=True).movedim(1, dim + 1)
 
 
 class LookedMerging:
-    """Attention of one layer, as far as it is asked for, each part once."""
+    """Attention of one layer; each part is computed once, when asked for."""
 
     def __init__(self, run: TowerRun, layer: Any, number: int):
         self.run, self.layer, self.number = run, layer, number
@@ -199,7 +200,7 @@ class LookedMerging:
         if states is None or called is None:
             raise ValueError("this layer of the vision tower is not kept: name it in the method's merged_tower_layers")
         attention: Any = self.layer.attn
-        # under autocast states are in half precision, and ranking is not
+        # under autocast states are in half precision; ranking is in float32
         normed = self.layer.norm1(states.to(self.layer.norm1.weight.dtype))
         query, key, _ = attention.qkv(normed).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
@@ -212,7 +213,7 @@ class LookedMerging:
         return self.run.padded(self.in_place(self.rotated[1].unflatten(1, (-1, self.run.merges)).mean(2)), 1)
 
     def in_place(self, values: Tensor) -> Tensor:
-        """Of tokens window by window [heads, N / m, ...] to the picture's order."""
+        """Values of tokens in the order of the windows [heads, N / m, ...], put into the picture's order."""
         return values if self.run.order is None else values[:, self.run.order]
 
     @functools.cached_property
@@ -225,7 +226,7 @@ class LookedMerging:
     def rows(self) -> Tensor:
         """Attention that each token's patches get, mean over all rows of its picture, [P, heads, R] float32."""
         queries, keys = self.rotated
-        wide = torch.promote_types(keys.dtype, torch.float32)  # half precision ties by the dozen
+        wide = torch.promote_types(keys.dtype, torch.float32)  # in half precision dozens of tokens tie
         bounds = self.run.bounds[self.number]
         parts = [
             received(queries[:, first:end].to(wide), keys[:, first:end].to(wide), self.layer.attn.scaling)
@@ -237,7 +238,7 @@ class LookedMerging:
 
 
 def received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention that each key gets of all queries together, [heads, n, head size] each -> [heads, n]."""
+    """Attention that each key gets from all queries together, [heads, n, head size] each -> [heads, n]."""
     found = torch.zeros(keys.shape[:2], dtype=keys.dtype, device=keys.device)
     for some in queries.split(ASKED, 1):
         found += ((some * scale) @ keys.transpose(1, 2)).softmax(-1).sum(1)

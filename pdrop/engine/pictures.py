@@ -1,17 +1,16 @@
-"""Where the visual tokens of a forward lie in its pictures, and what of these goes through the vision tower.
+"""Where the visual tokens of a forward are in its pictures, and what goes through the vision tower.
 
-The one reader of it: methods that thin out a grid, overlays and FLOPs all see what is read here from what the model is
-given.
+Methods that thin out a grid, overlays and FLOPs all use what is read here from the model's inputs.
 
-The layouts of processors are few, and are known from the inputs and their sizes, not from the kind of model:
+Processors have few layouts, which are recognised by the inputs and their sizes, not by the kind of model:
 
-    image_grid_thw, video_grid_thw [n, 3]     frames, height and width in patches, some of which make one token
+    image_grid_thw, video_grid_thw [n, 3]     frames, height and width in patches, several of which make one token
     image_sizes with pinpoints                a small picture, then the tiles joined, cut to size, a newline per row
     image_sizes without                       height and width in pixels
     pixel_values, pixel_values_videos         crops or frames of a fixed size, each a square, perhaps a class token
 
-`generate` runs the tower before the model, and hands over features alone. There the number of features of each picture
-is known, and rows are known from three-dimensional position ids, by newline features, or by being square.
+`generate` runs the tower before the model, and passes only the features. Then the number of features of each picture
+is known, and its rows follow from three-dimensional position ids, from newline features, or from a square shape.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class SeenPicture:
 
     Attributes:
         tokens: How many it became.
-        grids: Where they lie; numbered from the picture's first token, or from the prompt's once it has a prompt. None:
-            position ids tell.
-        tower: What of it goes through the tower: a number of crops or frames (towers of a fixed size), or (frames,
+        grids: Their grids; numbered from the picture's first token, or from the prompt's once the prompt is known.
+            None: to be read from position ids.
+        tower: What goes through the tower for it: a number of crops or frames (towers of a fixed size), or (frames,
             height, width) in patches.
     """
 
@@ -55,7 +54,7 @@ class SeenPicture:
 
 
 def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[list[TokenGrid]]:
-    """The grids of each prompt, in the order of its visual tokens. As `read_pictures`."""
+    """The grids of each prompt, in the order of its visual tokens. Arguments and errors: see `read_pictures`."""
     rows = read_pictures(vlm, given, prompts.host.ids, prompts.host.visual)
     return [[grid for picture in row for grid in picture.grids or ()] for row in rows]
 
@@ -65,7 +64,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
 
     Args:
         vlm: The model.
-        given: What it was or would be called with.
+        given: The arguments of its forward.
         ids: Input ids of the prompts, [B, L].
         visual: Which are visual tokens, [B, L] bool.
 
@@ -77,7 +76,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
     videos = [
         name for named in (given, encoded(given)) for name in named if "video" in name and named[name] is not None
     ]
-    kinds: list[list[bool]]  # of each prompt's visual tokens: part of a video?
+    kinds: list[list[bool]]  # whether each of a prompt's visual tokens is part of a video
     if videos and isinstance(video_id, int):
         kinds = [(row == video_id)[places].tolist() for row, places in zip(ids, visual)]
     else:
@@ -105,7 +104,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
 
 
 def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
-    """The grids, so many tokens further on."""
+    """The grids, shifted by so many tokens."""
     return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 
@@ -115,7 +114,7 @@ def unknown(vlm: Any, why: str) -> UnknownLayout:
 
 
 def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> Iterator[SeenPicture]:
-    """The images (or videos) of a forward, in order; `tokens` is what they make together."""
+    """The images (or videos) of a forward, in order; `tokens` is their number of tokens together."""
     made = encoded(given).get("video" if video else "image")
     if made is not None:
         yield from features(vlm, given, made, video)
@@ -143,7 +142,7 @@ def pictures(vlm: Any, given: Mapping[str, Any], video: bool, tokens: int) -> It
 
 
 def frames_of(count: int, height: int, width: int, merge: int) -> SeenPicture:
-    """So many frames of one size in patches, of which a square of merge x merge makes a token, without newlines."""
+    """Frames of one size in patches, of which a square of merge x merge makes a token, without newlines."""
     rows, columns = height // merge, width // merge
     size = rows * columns
     grids = [TokenGrid(frame * size, rows, columns, columns) for frame in range(count)]
@@ -151,16 +150,15 @@ def frames_of(count: int, height: int, width: int, merge: int) -> SeenPicture:
 
 
 def single_images(given: Mapping[str, Any], images: int) -> list[bool]:
-    """Of each image, whether it may be tiled: models that count images leave those whole that share a prompt."""
+    """For each image, whether it may be tiled: models that count images do not tile images that share a prompt."""
     counts = given.get("batch_num_images")
     return [True] * images if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
 
 
 def tiled(inner: Any, size: Sequence[int], tiles: bool) -> SeenPicture:
-    """An image of `size` (height, width) that is seen small, and in tiles.
+    """An image of `size` (height, width) that is seen as a small picture and in tiles.
 
-    The model itself is asked to pack features that are but zeros, with ones for newlines: where these come out tells
-    the rows.
+    The model itself packs features of zeros, with ones for newlines: the places of the ones show the rows.
     """
     patches = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
     count = tiles_of(inner, size, tiles)
@@ -178,7 +176,7 @@ def tiles_of(inner: Any, size: Sequence[int], tiled: bool) -> int:
 
 
 def pack(inner: Any, values: Tensor, size: Sequence[int], newline: float) -> Tensor:
-    """What the model makes of one value per patch, [tiles, patches], and of newlines: one value per token."""
+    """The model's packing of one value per patch, [tiles, patches], and of newlines: one value per token."""
     takes = inspect.signature(inner.pack_image_features).parameters
     names = ("vision_feature_select_strategy", "vision_aspect_ratio")
     more = {name: getattr(inner.config, name) for name in names if name in takes and hasattr(inner.config, name)}
@@ -195,17 +193,18 @@ def newlines(inner: Any, features: Sequence[Tensor]) -> dict[int, Tensor]:
 
 
 def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
-    """A small square picture of `patches` rows, and rows of a large one that end in newlines (or one newline).
+    """The grids of a small square picture of `patches` rows and of a large one whose rows end in newlines (or that has
+    one newline).
 
     Args:
-        newline: Which tokens are, [tokens] bool.
+        newline: Which tokens are newlines, [tokens] bool.
         patches: Rows and columns of the small picture.
     """
     ends, small = newline.nonzero()[:, 0].tolist(), patches * patches
     grids = [TokenGrid(0, patches, patches, patches)]
     if len(newline) > small + 1:
         stride, height = ends[0] - small + 1, len(ends)
-        # of a picture so narrow that all its columns are padding, the newlines are left
+        # if a picture is so narrow that all its columns are padding, only newlines are left
         grids += [TokenGrid(small, height, stride - 1, stride)] if stride > 1 else []
         grids.append(TokenGrid(ends[0], height, 1, stride))
     elif ends:
@@ -214,7 +213,7 @@ def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
 
 
 def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> Iterator[SeenPicture]:
-    """The pictures of features that the tower has made already: `encoding.pooler_output` has one entry each."""
+    """The pictures of features that the tower has already made: `encoding.pooler_output` has an entry for each."""
     if getattr(encoding, "last_hidden_state", None) is None:
         raise unknown(vlm, "the features come without a last_hidden_state, which tells crops and frames")
     made, inner = encoding.pooler_output, getattr(vlm, "model", vlm)
@@ -256,21 +255,21 @@ def numbered(positions: Tensor) -> list[TokenGrid]:
 
 
 def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[SeenPicture]:
-    """Crops, or videos of frames, all of one size.
+    """Pictures of crops, or videos of frames, all of one size.
 
     Args:
         vlm: The model.
-        pixels: [..., channels, height, width], of videos [videos, frames, channels, height, width].
+        pixels: [..., channels, height, width], for videos [videos, frames, channels, height, width].
         video: Whether they are videos.
-        tokens: What all of them make together.
+        tokens: Their number of tokens together.
 
     Raises:
-        ValueError: If that does not come out even, or a frame is not a square.
+        ValueError: If the tokens do not divide evenly, or a frame is not a square.
     """
     frames = pixels.shape[1] if video else 1
     lead = pixels.shape[: 1 if video else -3]
     filled = pixels.reshape(math.prod(lead), -1)
-    # rows of zeros fill up a batch whose prompts have different numbers of images
+    # rows of zeros pad a batch whose prompts have different numbers of images
     count = int((filled != 0).any(1).sum()) if len(lead) > 1 else len(filled)
     each, rest = divmod(tokens, count) if count else (0, 1)
     if rest:
@@ -279,10 +278,10 @@ def fixed(vlm: Any, pixels: Tensor, video: bool, tokens: int) -> Sequence[SeenPi
 
 
 def framed(vlm: Any, tokens: int, frames: int) -> SeenPicture:
-    """A picture of square frames, each perhaps with a class token in front, and perhaps a newline after them all.
+    """A picture of square frames, each perhaps with a class token before it, and perhaps one newline after all.
 
     Raises:
-        ValueError: If they are not squares.
+        ValueError: If the frames are not squares.
     """
     tail = int(frames > 1 and tokens % frames == 1)
     per, rest = divmod(tokens - tail, frames)

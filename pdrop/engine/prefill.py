@@ -1,6 +1,6 @@
-"""One prefill: what a forward that brought prompts did, in lists that a reader can print.
+"""One prefill: what a forward that brought prompts did, as lists that can be printed.
 
-Tensors stay on their device until they are looked at, so noting them costs a forward nothing.
+Tensors stay on their device until they are read, so recording them costs a forward nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Ranked:
     scores: Tensor  # [B, T] float32, of the tokens before it
     before: Alive
     after: Alive
-    names: Tensor | None  # [B, T] names before it (see Alive.names), where something was merged here or before
+    names: Tensor | None  # [B, T] names before it (see Alive.names), if anything was merged here or earlier
     centres: Tensor | None = None  # [B, M] and
     weights: Tensor | None = None  # [B, M, T]: see pdrop.methods.base.Merged
     moved: bool = False
 
     @property
     def made(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What tells of tokens that were made there: names, centres and weights. None: none were."""
+        """Names, centres and weights of the tokens made at this boundary; None if none were."""
         if self.names is None or self.centres is None or self.weights is None:
             return None
         return self.names, self.centres, self.weights
@@ -39,15 +39,15 @@ class Ranked:
 
 @dataclass(frozen=True)
 class MergedToken:
-    """A token that was made of others at a boundary.
+    """A token that was merged from others at a boundary.
 
     Attributes:
         number: Index of the merged token in its prompt, from 0.
         centre: The visual token whose place it took.
         sources: What it was made of: {visual token: weight}.
-        moved: It is the one token that it was made of, standing elsewhere.
+        moved: Whether it is a single original token at another place.
 
-    Visual tokens are named as in `Trace.order`: original ones by their index, merged token m by -1 - m.
+    Visual tokens are numbered as in `Trace.order`: original ones by their index, merged token m by -1 - m.
     """
 
     number: int
@@ -58,7 +58,7 @@ class MergedToken:
 
 @dataclass(repr=False)
 class Prefill:
-    """What one forward did with the prompts it brought, written while it runs: see `Trace` for what is read of it.
+    """What one forward did with the prompts it brought, written while it runs; `Trace` describes its attributes.
 
     Attributes:
         visual: Visual tokens of each prompt, a list over the batch.
@@ -76,7 +76,7 @@ class Prefill:
     visual_lengths: dict[int, list[int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """A line for each of the first prompts: tokens that enter the layers where their number changes."""
+        """A line for each of the first prompts: the number of tokens at each layer where it changes."""
         lines = []
         for row, visual in enumerate(self.visual[:SHOWN]):
             changes = sorted(layer for layer in self.lengths if row < len(self.lengths[layer]))
@@ -92,12 +92,12 @@ class Prefill:
         return "\n".join(lines) or "  no prompt"
 
     def start(self, visual: list[int], lengths: list[int], numbers: Tensor) -> None:
-        """The prompts have come in."""
+        """Record the prompts."""
         self.visual, self.numbers = list(visual), numbers
         self.lengths, self.visual_lengths = {0: list(lengths)}, {0: list(visual)}
 
     def boundary(self, layer: int, lengths: list[int], visual: list[int], ranked: Ranked) -> None:
-        """A boundary has been passed: from `layer` on each row has that many tokens."""
+        """Record a boundary: from `layer` on each row has that many tokens."""
         self.lengths[layer], self.visual_lengths[layer] = list(lengths), list(visual)
         self.ranked.append(ranked)
 
@@ -111,7 +111,7 @@ class Prefill:
     def kept(self) -> list[list[Tensor]]:
         """Per boundary, per prompt: ORIGINAL visual indices that stay, ascending LongTensor on the CPU.
 
-        A made token that is one original token, moved, is that token.
+        A made token that is a moved original token counts as that token.
         """
         moved: list[dict[int, int]] = [{} for _ in self.visual]
         boundaries = []

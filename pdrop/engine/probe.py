@@ -1,13 +1,13 @@
-"""Are the attention rows that methods rank by the layer's own? Tried out at attach, on a small twin of the decoder.
+"""Checks at attach, on a small twin of the decoder, that the attention rows for ranking equal the layers' own.
 
 The engine computes rows of attention by itself (pdrop/engine/ranking.py): projections, norms, rotary positions,
-scaling, softmax. Layers differ: some do not turn by positions at all (SmolLM3's every fourth), some turn a part of each
-head (Phi, StableLM), some see both ways or bias their logits. So a twin of the same class with the same number of
-layers, a few heads wide and with random weights, runs six tokens with transformers' eager attention, and each
-layer's weights are compared with the rows. What differs is refused.
+scaling, softmax. Layers differ: some do not rotate by position at all (every fourth of SmolLM3), some rotate a part of
+each head (Phi, StableLM), some are not causal or bias their logits. So a twin of the same class with the same number of
+layers, a few heads wide and with random weights, runs six tokens with transformers' eager attention, and each layer's
+weights are compared with the rows. A decoder that differs is refused.
 
-The twin knows the class and the configuration alone: the model, its weights (sharded, quantised, wherever they are),
-its hooks and the random state stay as they are. What was found is remembered: a second attachment costs nothing.
+The twin only uses the class and the configuration: the model, its weights (sharded, quantised, on any device), its
+hooks and the random state are not touched. The result is cached, so a second attachment costs nothing.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from pdrop.engine.ranking import attention_rows
 from pdrop.engine.state import Turns
 
 TOKENS = 6
-CLOSE = 1e-4  # the two are computed in float32 from the same states; a gentle cap of the logits alone makes it 1e-3
+CLOSE = 1e-4  # both are float32, from the same states; even a gentle cap of the logits makes a difference of 1e-3
 FOUND: dict[tuple[type, str], tuple[tuple[Turns, ...], list[type]]] = {}
 GUARD = threading.Lock()
 
 
 def probe(decoder: Any, layers: Sequence[nn.Module]) -> tuple[Turns, ...]:
-    """What each layer turns by its rotary positions, such that rows of attention are the layer's own.
+    """The part of each head that each layer rotates, with which the computed attention rows equal the layer's own.
 
     Raises:
-        ValueError: If there is no such thing for a layer, or a twin cannot be tried out.
+        ValueError: If no choice fits a layer, or a twin cannot be run.
     """
     decoder = getattr(decoder, "_fsdp_wrapped_module", decoder)
     key = type(decoder), decoder.config.to_json_string(use_diff=False)
     with GUARD:
         if key not in FOUND:
-            # in a thread of its own: no autocast, inference mode, default device or counter of the caller's holds there
+            # in a separate thread, where the caller's autocast, inference mode, default device and counters do not
+            # apply
             with ThreadPoolExecutor(1) as pool:
                 FOUND[key] = pool.submit(try_out, decoder).result()
         found, kinds = FOUND[key]
@@ -52,13 +53,13 @@ def probe(decoder: Any, layers: Sequence[nn.Module]) -> tuple[Turns, ...]:
 
 
 def unsupported(decoder: Any, why: str) -> ValueError:
-    """The error of a decoder that cannot be ranked by."""
+    """The error for a decoder whose attention rows cannot be computed."""
     return ValueError(f"visual tokens cannot be ranked by the attention of {type(decoder).__name__}: {why}")
 
 
 @torch.no_grad()
 def try_out(decoder: Any) -> tuple[tuple[Turns, ...], list[type]]:
-    """What each layer of a twin turns, and the classes of the layers' attention.
+    """What each layer of a twin rotates, and the classes of the layers' attention.
 
     Raises:
         ValueError: As `probe`.
@@ -67,7 +68,7 @@ def try_out(decoder: Any) -> tuple[tuple[Turns, ...], list[type]]:
         with torch.random.fork_rng(devices=[]):
             twin = twin_of(decoder)
         seen = watched(twin)
-    except Exception as error:  # whatever a model's own code does with a small configuration
+    except Exception as error:  # a model's own code may raise anything for a small configuration
         raise unsupported(decoder, f"a small one cannot be tried out ({type(error).__name__}: {error})") from error
     try:
         alike = all(torch.equal(own, again) for (*_, own), (*_, again) in zip(seen, watched(twin, told=False)))
@@ -110,15 +111,15 @@ def twin_of(decoder: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     for parameter in twin.parameters():
         parameter.uniform_(-1, 1, generator=generator)
-        # wide enough that attention is far from even; norms and biases away from what they begin with
+        # wide enough that attention is far from uniform; norms and biases away from their initial values
         parameter.mul_(4 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.5).add_(parameter.ndim == 1)
     return twin
 
 
 def watched(twin: Any, told: bool = True) -> list[tuple[nn.Module, Tensor, tuple[Tensor, Tensor], Tensor]]:
-    """Of each layer of a forward: itself, its input [1, T, D], (cos, sin), its attention [1, heads, T, T].
+    """For each layer of a forward: the layer, its input [1, T, D], (cos, sin), its attention [1, heads, T, T].
 
-    Without being `told`, layers get no position_ids, as after a drop.
+    With `told` false, layers get no position_ids, as after a drop.
     """
     seen, weights, handles = [], [], []
 
@@ -133,7 +134,7 @@ def watched(twin: Any, told: bool = True) -> list[tuple[nn.Module, Tensor, tuple
         handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(layer.self_attn.register_forward_hook(attended))
     states = torch.randn(1, TOKENS, twin.config.hidden_size, generator=torch.Generator().manual_seed(1))
-    # near and far, for what scales by position; the mask says that they are one prompt, not several packed ones
+    # positions near and far, for layers that scale by position; the mask says that they are one prompt, not packed
     last = getattr(twin.config, "max_position_embeddings", None) or 4096
     places = torch.tensor([[0, 1, 2, last // 3, last // 2, last - 1]])
     try:
@@ -145,10 +146,10 @@ def watched(twin: Any, told: bool = True) -> list[tuple[nn.Module, Tensor, tuple
 
 
 def difference(layer: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], own: Tensor, turns: Turns) -> float:
-    """The largest difference between the rows and the layer's own attention; infinite where rows cannot be made."""
+    """The largest difference between the rows and the layer's own attention; infinite if rows cannot be computed."""
     everyone = torch.ones(1, TOKENS, dtype=torch.bool)
     try:
         rows = attention_rows(layer, states, rotary, everyone, everyone, TOKENS, turns=turns).probabilities
         return float((rows - own).abs().max())
-    except (RuntimeError, TypeError, ValueError, IndexError):  # shapes that do not fit this way
+    except (RuntimeError, TypeError, ValueError, IndexError):  # the shapes do not fit this choice
         return float("inf")

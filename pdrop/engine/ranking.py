@@ -1,6 +1,6 @@
-"""A method at a layer: what it gets to see, the attention rows it may ask for, and what its scores do.
+"""A method at a layer: its view, the attention rows it may ask for, and the cut by its scores.
 
-Shapes: B prompts, T tokens alive, Q asking tokens, D hidden size.
+Shapes: B prompts, T tokens alive, Q attention rows, D hidden size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def view(
     keys: Tensor | None = None,
     output: Tensor | None = None,
 ) -> View:
-    """The input of layer `number`, hidden [B, T, D], as a method sees it that ranks for `stage`.
+    """The view of layer `number`'s input, hidden [B, T, D], for a method that ranks for `stage`.
 
-    `keys` [B, kv heads, T, head size] and `output` [B, T, D] are the layer's own, where it has run already.
+    `keys` [B, kv heads, T, head size] and `output` [B, T, D] are the layer's own, if it has already run.
     """
     prompts, alive = run.prompts, run.alive
     assert prompts is not None and alive is not None
@@ -92,7 +92,7 @@ def view(
 
 
 def with_plan(run: Forward, method: Method, seen: View) -> View:
-    """The view with the numbers that are to stay, for methods that choose a set."""
+    """The view with the planned numbers that stay, for methods that choose a set."""
     if seen.stage is None or seen.stage.adaptive:
         return seen
     assert run.prompts is not None
@@ -100,20 +100,20 @@ def with_plan(run: Forward, method: Method, seen: View) -> View:
 
 
 def layer_keys(layer: nn.Module, hidden: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
-    """The keys of `layer`, rotated, [B, kv heads, T, head size], where no cache keeps them."""
+    """The keys of `layer`, rotated, [B, kv heads, T, head size], computed because no cache holds them."""
     norm: Any = layer.input_layernorm
     return projected(layer, "k", norm(hidden), rotary, turns)
 
 
 def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> tuple[Tensor, Ranked]:
-    """Keep the tokens that stay, and merge some that go; notes in `run` who is left.
+    """Keep the tokens that stay, and merge some that go; records in `run` which are left.
 
     Args:
         seen: The boundary layer's input, T tokens.
-        ranked: Their scores, [B, T], or a ranking.
+        ranked: Their scores, [B, T], or a `Ranking`.
 
     Returns:
-        Hidden states of those left, [B, T', D], and what the trace keeps of it.
+        Hidden states of the tokens left, [B, T', D], and the boundary's record for the trace.
     """
     prompts, alive, hidden = run.prompts, run.alive, seen.hidden
     assert prompts is not None and alive is not None
@@ -149,7 +149,7 @@ def cut(run: Forward, method: Method, seen: View, ranked: Tensor | Ranking) -> t
 
 
 def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranking | None) -> list[tuple[int, int]]:
-    """Of each prompt, how many visual tokens stay and how many are made: the method's plan within what is possible.
+    """For each prompt, how many visual tokens stay and how many are made: the method's plan within what is possible.
 
     Query tokens stay; prompts that may lose nothing keep everything.
 
@@ -177,9 +177,9 @@ def planned(prompts: Prompts, method: Method, seen: View, ranked: Tensor | Ranki
 
 
 def cached_keys(cache: Any, number: int, new: int) -> Tensor | None:
-    """The keys that layer `number` has just cached for `new` tokens; None where the cache keeps them in other ways.
+    """The keys that layer `number` has just cached for `new` tokens; None if the cache stores them in another form.
 
-    An offloaded cache has sent them away by then.
+    An offloaded cache has moved them to the host by then.
     """
     layers = () if getattr(cache, "offloading", False) else getattr(cache, "layers", ())
     if number >= len(layers) or type(layers[number]) is not DynamicLayer:
@@ -199,31 +199,30 @@ def attention_rows(
     keys: Tensor | None = None,
     turns: Turns = "all",
 ) -> AttentionRows:
-    """What the asking tokens attend to in `layer`.
+    """Rows of the attention in `layer`.
 
-    Costs the layer's query projection over `most` tokens and, where it has not run yet, its key projection over all of
-    them; the layer's modules are called as modules, so sharding and adapters see them.
+    Costs the layer's query projection over `most` tokens and, if the layer has not run yet, its key projection over all
+    tokens; the layer's modules are called as modules, so sharding and adapters work.
 
     Args:
-        hidden: What enters the layer, [B, T, D].
-        rotary: (cos, sin), each [B or 1, T, head size or the part of it that is turned].
+        hidden: The layer's input, [B, T, D].
+        rotary: (cos, sin), each [B or 1, T, head size or the rotated part of it].
         valid: Which are tokens, not padding, [B, T] bool.
-        asking: Which tokens ask, [B, T] bool; None: all at the places `most`.
-        most: The most tokens of a prompt that ask, or more; or the places outside of which none does, where there is no
-            padding.
-        keys: The layer's own keys of these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
-        turns: What of each head the layer turns: see pdrop.engine.probe.
+        asking: Tokens whose rows are computed, [B, T] bool; None: all at the places `most`.
+        most: An upper bound on the rows of a prompt; or, without padding, a range of places that contains them.
+        keys: The layer's own keys for these tokens, rotated, [B, kv heads, T, head size]; None: to be computed.
+        turns: The part of each head that the layer rotates: see pdrop.engine.probe.
     """
     attention: Any = layer.self_attn
     cos, sin = rotary
     if isinstance(most, range):
         asked = partial(at_places, places=most)
-    else:  # [B, Q] where they are; non-asking rows weigh nothing
+    else:  # [B, Q] places of the rows; rows not asked for have no weight
         assert asking is not None
         at = asking.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         asked = partial(take, index=at)
     asks = (asked(cos), asked(sin))
-    norm: Any = layer.input_layernorm  # of each token alone: those that ask suffice where the keys are there
+    norm: Any = layer.input_layernorm  # with keys given, only query rows need it
     if keys is None:
         hidden = norm(hidden)
         q, k = projected(layer, "q", asked(hidden), asks, turns), projected(layer, "k", hidden, rotary, turns)
@@ -263,7 +262,7 @@ def at_places(x: Tensor, places: range) -> Tensor:
 
 
 def rotate(layer: nn.Module, x: Tensor, rotary: Rotary, turns: Turns) -> Tensor:
-    """[B, heads, T, head size], as the layer turns it."""
+    """Heads rotated as the layer does it, [B, heads, T, head size]."""
     if turns == "nothing":
         return x
     rope: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
@@ -279,10 +278,10 @@ def projected(layer: nn.Module, name: str, x: Tensor, rotary: Rotary, turns: Tur
     x = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     x = (norm(x) if norm is not None else x).transpose(1, 2)
-    norm = getattr(attention, f"{name}_layernorm", None)  # head by head, where there is one
+    norm = getattr(attention, f"{name}_layernorm", None)  # for each head, if there is one
     return rotate(layer, norm(x) if norm is not None else x, rotary, turns)
 
 
 def floats(rotary: Rotary) -> Rotary:
-    """In float32: differences of rotations near zero are divided by."""
+    """In float32, since SparseVLM+ divides by differences of rotations near zero."""
     return rotary[0].float(), rotary[1].float()

@@ -1,4 +1,4 @@
-"""The tokens of a forward while they get fewer: pure tensor code, no model.
+"""The tokens of a forward as they are dropped: pure tensor code, no model.
 
 Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size.
 """
@@ -28,7 +28,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Marks:
-    """What came in, on the host: each [B, L]."""
+    """Marks of the input tokens, on the host: each [B, L]."""
 
     ids: Tensor
     valid: Tensor  # token, or padding?
@@ -37,12 +37,12 @@ class Marks:
 
     @property
     def numbers(self) -> Tensor:
-        """At a visual token, its number among its prompt's, from 0."""
+        """For a visual token, its number among its prompt's, from 0."""
         return self.visual.cumsum(1) - 1
 
 
 def block_of(marks: Marks) -> Block | None:
-    """Where the visual tokens of all prompts are; None: not in one block at the same places, or there is padding."""
+    """The one block of all prompts' visual tokens; None if they are not at the same places, or there is padding."""
     visual, query = marks.visual[0], marks.query[0].nonzero()[:, 0].tolist()
     if not marks.valid.all() or len(query) != 1 or not visual.any():
         return None
@@ -55,13 +55,13 @@ def block_of(marks: Marks) -> Block | None:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What came in: the padded prompts of one forward, and what they count to."""
+    """The padded prompts of one forward, and their counts."""
 
     ids: Tensor  # [B, L]
     valid: Tensor  # [B, L] token, or padding?
     visual: Tensor  # [B, L] visual token?
     query: Tensor  # [B, L] query token?
-    host: Marks  # the same, known without asking the device
+    host: Marks  # the same on the host, read without waiting for the device
     visual_counts: list[int]  # per row
     protected_counts: list[int]  # per row: visual tokens that are queries themselves and cannot go
     lengths: list[int]  # per row: tokens without padding
@@ -73,17 +73,18 @@ class Prompts:
         return min(self.lengths) < self.ids.shape[1]
 
     def draw(self, seed: int, layer: int, samples: list[str] | None = None) -> Tensor:
-        """Uniform numbers for each place, [B, L] float32 on the CPU, drawn from each row's own ids up to its query.
+        """Uniform numbers for each place, [B, L] float32 on the CPU, seeded by each row's own ids up to its query.
 
-        All visual tokens have one id: two pictures under one question draw alike unless `samples` names them.
+        All visual tokens have the same id: two pictures with the same question draw the same unless `samples` names
+        them.
 
         Args:
             seed: The run's.
-            layer: Each boundary draws anew.
-            samples: A name for each prompt; where the batch holds several copies of each (beams), they share it.
+            layer: The layer, so that each boundary has its own draw.
+            samples: A name for each prompt; copies of a prompt in the batch (beams) share it.
 
         Raises:
-            ValueError: If the names do not fit the batch.
+            ValueError: If the number of names does not fit the batch.
         """
         if samples is not None and (not samples or len(self.ids) % len(samples)):
             raise ValueError(f"trace.samples names {len(samples)} prompts, but the batch has {len(self.ids)}")
@@ -93,7 +94,7 @@ class Prompts:
             places = valid.nonzero()[:, 0]
             end = int(query.nonzero()[-1]) if bool(query.any()) else ids.shape[0]
             own = ids[places[places <= end]].tolist()
-            # a number for each place of the unpadded row: what follows the query must not shift those before it
+            # a number for each place of the unpadded row: tokens after the query must not shift those before it
             name = samples[row // copies] if samples else None
             state = zlib.crc32(repr((seed, layer, name, own)).encode())
             generator = torch.Generator().manual_seed(state)
@@ -116,8 +117,8 @@ def read_prompts(
         mask: [B, L], 0: padding. None: there is none.
         visual_of: Which of the ids are visual tokens, [B, L] -> [B, L] bool.
         labels: [B, L], -100 = no label; the query tokens are then those before each answer.
-        position_ids: As handed to the model.
-        logits_to_keep: Logits are asked of the last so many tokens; without labels the first of them is the query.
+        position_ids: As passed to the model.
+        logits_to_keep: Logits are asked for this many last tokens; without labels the first of them is the query.
 
     Raises:
         ValueError: If the rows are packed sequences.
@@ -154,9 +155,9 @@ def read_prompts(
 
 @dataclass(frozen=True)
 class Alive:
-    """The tokens that are left. Of each row those come first, in order; shorter rows are filled up on the right."""
+    """The tokens that are left. They come first in each row, in order; shorter rows are padded on the right."""
 
-    index: Tensor  # [B, T] place in the padded prompt; of a merged token, its centre's
+    index: Tensor  # [B, T] place in the padded prompt; for a merged token, its centre's
     valid: Tensor  # [B, T] token, or padding / filler?
     visual: Tensor  # [B, T] visual?
     query: Tensor  # [B, T] query?
@@ -165,9 +166,9 @@ class Alive:
     # [B, T] a visual token's name: its number among the prompt's original ones, or -1 - m for the m-th token that was
     # merged since. None: nothing has been merged
     names: Tensor | None = None
-    made: list[int] = field(default_factory=list)  # per row: tokens merged so far, those that went again included
+    made: list[int] = field(default_factory=list)  # per row: tokens merged so far, also those dropped since
     pinned: bool = False  # are any visual tokens queries themselves?
-    block: Block | None = None  # where the visual tokens are, if that is known without asking the device
+    block: Block | None = None  # where the visual tokens are, if that is known without waiting for the device
 
     @classmethod
     def all_of(cls, prompts: Prompts) -> Alive:
@@ -179,7 +180,7 @@ class Alive:
 
     @property
     def candidates(self) -> Tensor:
-        """[B, T] visual tokens that may go: not those whose own logits are needed."""
+        """[B, T] visual tokens that may be dropped: not query tokens, whose logits are needed."""
         return self.visual & ~self.query if self.pinned else self.visual
 
     @property
@@ -199,7 +200,7 @@ class Alive:
             states = states.masked_fill(~self.valid[..., None], 0)  # fillers differ from backend to backend
         places = self.index
         if self.ragged and self.names is not None:
-            # a merged token took the place of one that went, which may be a filler's too: these go out of the way
+            # fillers go past the end: their places may be those of dropped tokens that merged tokens took
             places = places.masked_fill(~self.valid, length)
             whole = states.new_zeros(len(states), length + 1, states.shape[2])
             return whole.scatter(1, places[..., None].expand_as(states), states)[:, :length]
@@ -207,11 +208,11 @@ class Alive:
         return whole.scatter(1, places[..., None].expand_as(states), states)
 
     def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
-        """Which tokens stay, [B, T] bool: text, and of each row the `keep` visual tokens with the highest scores.
+        """Which tokens stay, [B, T] bool: text, and in each row the `keep` visual tokens with the highest scores.
 
         Args:
-            scores: [B, T]; equal scores are broken by place, the earlier token stays.
-            keep: Per row, protected ones among them.
+            scores: [B, T]; of equal scores the earlier token stays.
+            keep: Per row, protected tokens included.
         """
         candidates = self.candidates
         order = scores.masked_fill(~candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
@@ -232,11 +233,11 @@ class Alive:
     def shorten_block(
         self, inside: Tensor, centres: Tensor | None = None, named: Tensor | None = None
     ) -> tuple[Alive, Tensor]:
-        """As `shorten`, where of the block those stay that `inside` [B, keep] names; and made tokens after them.
+        """As `shorten`, for a block in which the tokens `inside` [B, keep] stay, followed by the made tokens.
 
         Args:
-            inside: Which of the T rows they are, in order.
-            centres: [B, M] which of them the made tokens take the place of, as many of each prompt.
+            inside: Which of the T rows stay, in order.
+            centres: [B, M] which of the T rows the made tokens take the place of, equally many for each prompt.
             named: [B, T] the names so far.
         """
         assert self.block is not None
@@ -252,7 +253,7 @@ class Alive:
             made = [(made[0] if made else 0) + most] * batch
         alive = Alive(
             index=take(index, rows),
-            # all are tokens, and the query comes after the block: their marks look like the end of those before
+            # all are tokens, and the query comes after the block, so the marks equal the end of the marks before
             valid=self.valid[:, going:],
             visual=torch.cat([self.visual[:, : block.stop], self.visual[:, self.block.stop :]], 1),
             query=self.query[:, going:],

@@ -1,4 +1,4 @@
-"""What is remembered: while a forward runs, and on a cache between forwards.
+"""State: of a running forward, and on a cache between forwards.
 
 Shapes: B prompts, T tokens alive in the current stage.
 """
@@ -20,13 +20,13 @@ from pdrop.methods.tower import Tower
 from pdrop.methods.transfer import moved
 from pdrop.schedule import Schedule
 
-# what of each query and key head a layer turns by its rotary positions: all that its module's function turns, the first
+# the part of each query and key head that a layer rotates: all that its module's function rotates, the first
 # part alone (as far as the angles reach), nothing
 Turns = Literal["all", "part", "nothing"]
 
 
 def no_tower() -> Tower:
-    """Where the method has not said that it looks.
+    """Stands in for the tower's reader if the method does not declare `tower_layers`.
 
     Raises:
         ValueError: Always.
@@ -35,7 +35,7 @@ def no_tower() -> Tower:
 
 
 def no_texts(ids: Tensor, mask: Tensor) -> list[str]:
-    """Where no tokenizer was given.
+    """Stands in for the prompts' text if no tokenizer was given.
 
     Raises:
         ValueError: Always.
@@ -43,24 +43,24 @@ def no_texts(ids: Tensor, mask: Tensor) -> list[str]:
     raise ValueError("this method reads the question's text: attach(model, method, schedule, tokenizer=TOKENIZER)")
 
 
-AHEAD = 256  # decoding steps whose keys are noted beforehand
+AHEAD = 256  # decoding steps for which a key mask is allocated in advance
 
 
 @dataclass(frozen=True)
 class KeyMask:
-    """Which keys that a stage caches are tokens, as against padding and fillers. Of those to come, all are."""
+    """Which cached keys of a stage are tokens, not padding or fillers. All later keys are tokens."""
 
     tokens: Tensor  # [B, N] bool, True from `length` on
     length: int
 
     @classmethod
     def of(cls, tokens: Tensor) -> KeyMask:
-        """Of the keys so far, [B, n] bool."""
+        """The mask of the keys so far, [B, n] bool."""
         ahead = tokens.new_ones(len(tokens), AHEAD)
         return cls(torch.cat([tokens, ahead], 1), tokens.shape[1])
 
     def reaching(self, keys: int) -> KeyMask:
-        """With an entry for each of so many keys."""
+        """The same with an entry for each of `keys` keys."""
         if keys <= self.tokens.shape[1]:
             return self
         return replace(self, tokens=torch.cat([self.tokens, torch.ones_like(self.tokens[:, :1]).repeat(1, keys)], 1))
@@ -76,7 +76,7 @@ class KeyMask:
 
 @dataclass(frozen=True)
 class Past:
-    """What a cache that a pruned forward filled remembers of it."""
+    """What a cache filled by a pruned forward remembers about it."""
 
     schedule: Schedule
     positions: str  # as of pdrop.methods.base.Method
@@ -84,7 +84,7 @@ class Past:
     padded: bool  # was there padding among the tokens that came in?
 
     def check(self, schedule: Schedule, positions: str) -> None:
-        """Refuse to go on in another way.
+        """Refuse to continue under another schedule or other positions.
 
         Raises:
             ValueError: Naming both.
@@ -97,33 +97,33 @@ class Past:
 
 @dataclass
 class Forward:
-    """What is known about one forward of the model while it runs."""
+    """The state of one running forward of the model."""
 
-    prompts: Prompts | None  # None: nothing to drop came in
+    prompts: Prompts | None  # None: the input has nothing to drop
     alive: Alive | None
-    mask: Tensor | None  # [B, past + new] attention mask as handed to the model
+    mask: Tensor | None  # [B, past + new] attention mask as passed to the model
     padded: bool  # is there padding among the new tokens that came in?
     turns: Sequence[Turns]  # per layer: see pdrop.engine.probe
-    samples: list[str] | None = None  # names of the prompts, mixed into what is drawn for them
-    study: bool = False  # is the attention of the query tokens to be noted?
+    samples: list[str] | None = None  # names of the prompts, mixed into the seeds of their draws
+    study: bool = False  # is the attention of the query tokens to be recorded?
     dropped: bool = False  # has this forward dropped anything yet?
     staged: bool = False  # has anything been dropped before the current layer, in this forward or an earlier one?
     past: int = 0  # keys that the current stage has cached
     whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
     fillers: Tensor | None = None  # [B, 1] in a decoding step, how many of them are not
-    handed: dict[str, Any] = field(default_factory=dict)  # what each layer of the current stage is given instead
+    handed: dict[str, Any] = field(default_factory=dict)  # arguments that replace each layer's in the current stage
     begun: Any = None  # what the method's `begin` returned
-    pending: Tensor | Ranking | None = None  # [B, T] scores observed before the boundary to come
-    deepstack: list[Tensor] | None = None  # [B, T, D] each: what is added after the first layers
+    pending: Tensor | Ranking | None = None  # [B, T] scores for the next boundary, observed in the layer before it
+    deepstack: list[Tensor] | None = None  # [B, T, D] each: features to be added after the first layers
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
-    norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's last normalisation
-    tower: Callable[[], Tower] = no_tower  # what the vision tower made of the pictures
+    norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's final normalisation
+    tower: Callable[[], Tower] = no_tower  # reads the vision tower
     texts: Callable[[Tensor, Tensor], list[str]] = no_texts  # ids [B, T] under a mask as text
-    layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens lie in their pictures
-    grids: list[list[TokenGrid]] | None = None  # as it was read
+    layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens are in their pictures
+    grids: list[list[TokenGrid]] | None = None  # the result of `layout`
 
     def images(self) -> list[list[TokenGrid]]:
-        """Where the original visual tokens of each prompt lie, read once, if a method asks."""
+        """The grids of each prompt's original visual tokens, read once, if a method asks for them."""
         if self.grids is None:
             assert self.layout is not None
             self.grids = self.layout()

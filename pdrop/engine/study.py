@@ -1,10 +1,10 @@
-"""What the query tokens attend to, layer by layer, where a schedule drops nothing: the study of attention.
+"""The query tokens' attention in each layer, under a schedule that drops nothing.
 
-A schedule whose boundaries all keep everything ranks without dropping, so the forward is the unattached model's to the
-bit and every layer can be looked at. Only the query tokens' rows are computed (pdrop/engine/ranking.py), in float32,
-whatever the attention backend. Nothing is noted unless the caller sets `Trace.study`.
+A schedule whose boundaries all keep everything ranks without dropping, so the forward equals the unattached model's bit
+for bit, and every layer can be studied. Only the query tokens' rows are computed (pdrop/engine/ranking.py), in float32,
+with any attention backend. Nothing is recorded unless the caller sets `Trace.study`.
 
-Shapes: B prompts, H heads, T tokens, Q asking tokens.
+Shapes: B prompts, H heads, T tokens, Q query tokens.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class LayerAttention:
     Attributes:
         layer: The layer, 0-based.
         mass: Share of each head's attention that goes to visual tokens, [H], 0..1.
-        entropy: Of each head's attention among the visual tokens, over log of their number, [H]: 1 = spread evenly,
-            0 = one token has it all.
-        top: Share of each head's visual attention that the best attended tenth of the visual tokens gets, [H].
+        entropy: Entropy of each head's attention among the visual tokens, divided by the log of their number, [H]: 1 =
+            spread evenly, 0 = all on one token.
+        top: Share of each head's visual attention that goes to the most attended tenth of the visual tokens, [H].
         weights: Attention of each visual token, mean over the heads, [visual tokens] float32, on the CPU.
     """
 
@@ -44,7 +44,7 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class Noted:
-    """The same of a batch, on its device: `figures` [3, B, H] (mass, entropy, top), weights and visual [B, T]."""
+    """The same for a batch, on its device: `figures` [3, B, H] (mass, entropy, top), weights and visual [B, T]."""
 
     layer: int
     figures: Tensor
@@ -53,7 +53,7 @@ class Noted:
 
 
 def rows_of(layers: Sequence[Noted]) -> list[list[LayerAttention]]:
-    """Per layer, the numbers for each prompt: read from the device at once."""
+    """Per layer, the numbers for each prompt, read from the device in one copy."""
     read = iter(read_back(x for noted in layers for x in (noted.figures, noted.weights, noted.visual)))
     found = []
     for noted in layers:

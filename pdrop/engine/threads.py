@@ -1,7 +1,7 @@
-"""Forwards of several threads on one attached model: each has a state of its own, and none outlives its `with` block.
+"""Forwards of several threads on one attached model: each has its own state, and none outlives the `with` block.
 
-A block that ends lets forwards that are running end first. A thread that was in the middle of `generate` would then go
-on without dropping, on a cache whose keys were dropped: its next forward is refused instead.
+At its end the block waits for running forwards. A thread in the middle of `generate` would then continue without
+dropping, on a cache from which keys were dropped: its next forward is refused instead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Running(threading.local):
     """The forward that runs in this thread.
 
     Attributes:
-        owner: The outermost hooked module that is being called.
-        entered: Whether that has called the hooked module inside it.
-        run: What is known about the forward, if it has anything to drop or follows one that had.
-        prefill: What is written of it, if it brought prompts.
+        owner: The outermost hooked module whose call is running.
+        entered: Whether it has called the hooked module inside it.
+        run: The forward's state, if it has anything to drop or follows a forward that had.
+        prefill: The forward's record, if it brought prompts.
     """
 
     owner: nn.Module | None = None
@@ -32,9 +32,9 @@ class Running(threading.local):
     prefill: Prefill | None = None
 
     def opens(self, module: nn.Module, outermost: bool) -> bool:
-        """Whether a call of this module is a forward of its own, as against a part of the one that runs.
+        """Whether a call of this module is a new forward, not a part of the running one.
 
-        A forward that was interrupted (Ctrl-C) never ended: a call that cannot be part of it is a new one.
+        An interrupted forward (Ctrl-C) never ends: a call that cannot be part of it is a new forward.
         """
         if self.owner is None or outermost or self.owner is module or self.entered:
             return True
@@ -42,7 +42,7 @@ class Running(threading.local):
         return False
 
     def clear(self) -> None:
-        """Forgets the forward, which has ended."""
+        """Forget the forward, which has ended."""
         self.owner, self.entered, self.run, self.prefill = None, False, None, None
 
 
@@ -50,9 +50,9 @@ class Threads:
     """Which threads use an attachment."""
 
     def __init__(self, words: str):
-        self.words = words  # of an error in a forward that comes too late
+        self.words = words  # the message for a forward that comes too late
         self.change = threading.Condition()
-        self.busy: set[int] = set()  # in a forward
+        self.busy: set[int] = set()  # threads that are in a forward
         self.ended = False
 
     def enter(self) -> None:
@@ -74,28 +74,28 @@ class Threads:
                 self.change.notify_all()
 
     def end(self) -> None:
-        """The block ends: no forward may begin any more, and those that run in other threads end first."""
+        """End the block: no forward may begin any more, and running forwards of other threads are waited for."""
         with self.change:
             self.ended = True
             self.busy.discard(threading.get_ident())
             while (
                 self.busy and self.busy & running(FORWARD).keys()
-            ):  # a thread that was killed in its forward is not waited for
+            ):  # a thread that died in its forward is not waited for
                 self.change.wait(0.05)
 
 
 class Ended:
-    """Refuses the next forward of threads whose `generate` has outlived the block that it began in, then is gone."""
+    """Refuses the next forward of threads whose `generate` has outlived its block, then removes itself."""
 
     def __init__(self, modules: list[nn.Module], generating: dict[int, int], words: str):
         self.model, self.generating, self.words = modules[0], generating, words
-        self.handles: list[Any] = []  # of `refuse`, in front of each of them: pdrop/engine/hooks.py registers it
+        self.handles: list[Any] = []  # of `refuse`, registered by pdrop/engine/hooks.py
 
     def refuse(self, module: nn.Module, args: Any) -> None:
         """Before a forward of any thread.
 
         Raises:
-            RuntimeError: If it is one of those.
+            RuntimeError: If the thread is one of these.
         """
         now, own = running(GENERATE, self.model), threading.get_ident()
         self.generating = {thread: call for thread, call in self.generating.items() if now.get(thread) == call}

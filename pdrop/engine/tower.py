@@ -1,13 +1,13 @@
-"""The vision tower, for methods that look at it: what is kept of its run, and which of its rows became which token.
+"""The vision tower, for methods that read it: what is kept of its run, and which of its rows became which token.
 
-Where a method declares that it looks (`Method.tower_layers`), pre-hooks keep the input of the layers it names and of
-the layer whose input is projected, one tensor each, and nothing runs twice: attention rows and keys are computed from
-these on demand, with the layers' own modules, so the tower stays on any attention backend. `generate` runs the tower
-before the model; what was kept then hangs on the tower's output and goes with it.
+If a method declares `Method.tower_layers`, pre-hooks keep the input of these layers and of the layer whose input is
+projected, one tensor each, and nothing runs twice: attention rows and keys are computed from these on demand, with the
+layers' own modules, so the tower may use any attention backend. `generate` runs the tower before the model; what was
+kept is then tied to the tower's output and freed with it.
 
-Read are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) whose every row becomes
-one token after a `multi_modal_projector`, with newlines and cut padding between them or without; pictures and videos
-may have a tower each (Video-LLaVA). Towers that end in a merger are in pdrop/engine/merging_tower.py. Shapes: P
+Supported are towers of layers with `layer_norm1`, `self_attn.q_proj` and `k_proj` (CLIP, SigLIP) in which each row
+becomes one token after a `multi_modal_projector`, with or without newlines and cut padding; pictures and videos may
+have separate towers (Video-LLaVA). Towers that end in a merger are in pdrop/engine/merging_tower.py. Shapes: P
 pictures, tiles, crops and frames, R rows of each, d the tower's width.
 """
 
@@ -35,7 +35,7 @@ class UnknownTower(ValueError):
 
 
 class NoRuleForTower(UnknownTower):
-    """A vision tower of a kind that the method says nothing of."""
+    """A kind of vision tower that the method has no rule for."""
 
 
 @dataclass
@@ -43,9 +43,9 @@ class Seen:
     """What was kept of one run of the tower.
 
     Attributes:
-        inputs: Of its layers, by number, [P, R, d]; the last one's output under the number after it.
-        called: What each of these layers was called with by name, and the tower itself, under -1.
-        made: The tokens that it made, [tokens, D], where it ends in a merger.
+        inputs: Inputs of its layers, by number, [P, R, d]; the last layer's output under the number after it.
+        called: Keyword arguments of each of these layers, and of the tower itself under -1.
+        made: The tokens that it made, [tokens, D], if it ends in a merger.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Seen:
 
 
 class RunsOfTheTower:
-    """Keeps what a method looks at of each run of the tower, thread by thread, until the forward that uses it is over.
+    """Keeps what a method reads of each run of the tower, per thread, until the forward that uses it ends.
 
     Attributes:
         tower: The tower.
         layers: Its layers.
-        read: Numbers of those whose input is kept.
+        read: Numbers of the layers whose input is kept.
     """
 
     tower: nn.Module
@@ -71,7 +71,7 @@ class RunsOfTheTower:
         self.now = threading.local()
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
-        """What is to be hooked: module, "before" or "after" it runs, and with what."""
+        """The hooks to register: module, "before" or "after" it runs, and the hook."""
         entering = [(self.layers[number], "before", self._entering(number)) for number in self.read]
         return [*entering, (self.tower, "after", self._done)]
 
@@ -83,35 +83,35 @@ class RunsOfTheTower:
         return keep
 
     def _running(self) -> Seen:
-        """What is kept of the run of the moment, in this thread."""
+        """What is kept of the current run in this thread."""
         if getattr(self.now, "seen", None) is None:
             self.now.seen = Seen()
         seen: Seen = self.now.seen
         return seen
 
     def _done(self, tower: nn.Module, args: Any, output: Any) -> None:
-        """The tower has run: what was kept is that output's from here on."""
+        """The tower has run: tie what was kept to its output."""
         self.now.latest, self.now.seen = self._running(), None
         output._pdrop_tower = self.now.latest
 
     def close(self) -> None:
-        """A forward is over."""
+        """A forward has ended."""
         self.now.latest = self.now.seen = None
 
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
-        """What the tower made of the pictures of a forward.
+        """The tower's states and attention for the pictures of a forward.
 
         Args:
-            given: What the model was called with.
+            given: The arguments of the model's forward.
             prompts: Its prompts.
 
         Raises:
-            UnknownTower: If it did not run while this was attached, or its rows are not the tokens.
+            UnknownTower: If it did not run while this was attached, or its rows cannot be matched with the tokens.
         """
         raise NotImplementedError
 
     def seen(self, made: Any) -> Seen:
-        """What was kept of the run that made these features; of the latest one, where the forward itself ran it.
+        """What was kept of the run that made these features; of the latest run, if the forward itself ran the tower.
 
         Raises:
             UnknownTower: If it did not run while this was attached.
@@ -123,21 +123,21 @@ class RunsOfTheTower:
         return found
 
     def unknown(self, why: str) -> UnknownTower:
-        """The error of a forward whose rows cannot be identified."""
+        """The error for a forward whose tower rows cannot be identified."""
         return UnknownTower(
             f"what the vision tower of {type(self.vlm).__name__} made of these pictures is not known: {why}"
         )
 
 
 class TowerReader(RunsOfTheTower):
-    """Finds a tower whose every row becomes one token, and tells which.
+    """Reads a tower in which each row becomes one token, and finds which token.
 
     Args:
         vlm: The model.
-        method: Whose.
-        layers: Which are read.
-        tower_name: What the model calls it.
-        cut: Whether its first row is not projected; None: as the model's config has it.
+        method: The method that reads the tower.
+        layers: Numbers of the layers that are read.
+        tower_name: The tower's attribute name in the model.
+        cut: Whether its first row is not projected; None: as in the model's config.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class TowerReader(RunsOfTheTower):
             raise UnknownTower(refused + f"several of its layers are projected together ({taken})")
         if outside := [n for n in layers if not -count <= n < count]:
             raise UnknownTower(refused + f"it has {count} layers, and layers {list(outside)} are asked for")
-        # the states numbered k of count + 1 are what enters layer k; those after the last layer are its output
+        # state k of count + 1 is the input of layer k; the last state is the last layer's output
         self.projected = taken % (count + 1)
         self.read = sorted({n % count for n in layers} | {self.projected} - {count})
         vision = config.vision_config
@@ -189,7 +189,7 @@ class TowerReader(RunsOfTheTower):
         self.side = vision.image_size // vision.patch_size
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
-        """With the output of the last layer, where that is projected."""
+        """As the base class, and a hook that keeps the last layer's output if that is projected."""
         last = self.projected == len(self.layers)
         left: list[tuple[nn.Module, str, Callable[..., None]]] = [(self.layers[-1], "after", self._left)]
         return [*(left if last else []), *super().hooks()]
@@ -215,7 +215,7 @@ class TowerReader(RunsOfTheTower):
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
         visual = prompts.host.visual
-        if self.first < self.classes:  # class tokens that the language model is shown
+        if self.first < self.classes:  # class tokens that reach the language model
             entries = [rows.masked_fill(rows % states.shape[1] < self.classes, -1) for rows in entries]
         source[visual] = torch.cat([*entries, torch.empty(0, dtype=torch.long)])
         places = [row.nonzero()[:, 0] for row in visual]
@@ -235,12 +235,12 @@ class TowerReader(RunsOfTheTower):
         )
 
     def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor) -> list[Tensor]:
-        """Of each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
+        """For each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
         per = states.shape[1] - self.first
         packs = hasattr(self.inner, "pack_image_features")
         if made is not None:
             known: dict[int, Tensor] = {}
-            tiles, ones = 0, list(made.pooler_output)  # a tensor's parts are new ones each time
+            tiles, ones = 0, list(made.pooler_output)  # indexing a tensor makes new objects each time
             ends = newlines(self.inner, ones) if packs else {}
             for one in ones:
                 if id(one) not in known:  # copies for beams are the same tensors
@@ -264,13 +264,13 @@ class TowerReader(RunsOfTheTower):
         return [self._rows(torch.arange(per), per, tile) for tile in range(len(states))]
 
     def _rows(self, numbers: Tensor, per: int, tiles: int) -> Tensor:
-        """Numbers of patches (tile by tile, `per` each; -1: newline) as rows of the tower, after so many tiles."""
+        """Patch numbers (`per` for each tile; -1: newline) as rows of the tower, after the rows of `tiles` tiles."""
         tile, patch = numbers.clamp(min=0) // per, numbers.clamp(min=0) % per
         rows = (tiles + tile) * (per + self.first) + self.first + patch
         return rows.masked_fill(numbers < 0, -1)
 
     def _packed(self, size: list[int], per: int, tiled: bool) -> tuple[Tensor, int]:
-        """The patch of each token of a picture, and its tiles: the model itself is asked to pack numbers."""
+        """The patch of each token of a picture, and its tiles, found by letting the model itself pack numbers."""
         count = tiles_of(self.inner, size, tiled)
         numbers = torch.arange(count * per, dtype=torch.float64).view(count, per)
         found = pack(self.inner, numbers, size, newline=-1)
@@ -279,10 +279,10 @@ class TowerReader(RunsOfTheTower):
         return found.long(), count
 
     def _of_feature(self, one: Tensor, newline: Tensor) -> tuple[Tensor, int]:
-        """The patch of each token of a picture whose features [tokens, D] are all that is known, and its tiles.
+        """The patch of each token of a picture of which only the features [tokens, D] are known, and its tiles.
 
-        Newlines (`newline` [tokens] bool, on the host) tell the rows of the joined picture, and these the smallest grid
-        of tiles it can have been cut from. Of another length than the features where they do not.
+        Newlines (`newline` [tokens] bool, on the host) give the rows of the joined picture, and these the smallest grid
+        of tiles that it can have been cut from. If there is none, the result has another length than the features.
         """
         vision, ends = self.inner.config.vision_config, newline.nonzero()[:, 0].tolist()
         side, small = self.side, self.side**2
@@ -308,7 +308,7 @@ class TowerReader(RunsOfTheTower):
 
 
 class TowersApart(RunsOfTheTower):
-    """Pictures have one tower and videos another (Video-LLaVA); class tokens of frames are projected."""
+    """Reads separate towers for pictures and videos (Video-LLaVA); class tokens of frames are projected."""
 
     def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
         super().__init__(vlm)
@@ -337,12 +337,12 @@ def whole(tokens: int, per: int) -> tuple[Tensor, int]:
 
 
 def grouped(entries: Sequence[Tensor], places: list[Tensor], sizes: Sequence[int], rows: int) -> list[list[list[Tile]]]:
-    """The pictures of each prompt with their tiles.
+    """The tiles of each prompt's pictures.
 
     Args:
-        entries: Of each picture, the row of each of its tokens, [tokens]; -1: none.
-        places: Of each prompt, where its visual tokens stand.
-        sizes: Of each tile, how many rows are its own.
+        entries: For each picture, the row of each of its tokens, [tokens]; -1: none.
+        places: For each prompt, the places of its visual tokens.
+        sizes: For each tile, how many rows are its own.
         rows: From a tile's first row to the next one's.
     """
     found, left = [], list(entries)
@@ -361,7 +361,7 @@ def grouped(entries: Sequence[Tensor], places: list[Tensor], sizes: Sequence[int
 
 
 class Looked:
-    """Attention of one layer of the tower, as far as it is asked for, each part once. `states` [P, R, d] entered it."""
+    """Attention of one tower layer with input `states` [P, R, d]; each part is computed once, when asked for."""
 
     def __init__(self, layer: nn.Module, states: Tensor | None, classes: int):
         self.attention: Any = layer.self_attn
@@ -370,7 +370,7 @@ class Looked:
 
     @functools.cached_property
     def normed(self) -> Tensor:
-        """What queries and keys are made of, [P, R, d]."""
+        """The input of the query and key projections, [P, R, d]."""
         if self.states is None:
             raise ValueError("this layer of the vision tower is not kept: name it in the method's tower_layers")
         states: Tensor = self.norm(self.states)
@@ -388,7 +388,7 @@ class Looked:
 
     @functools.cached_property
     def asking(self) -> Tensor:
-        """The class token's query, or all rows' where there is none, [P, heads, 1 or R, head size]."""
+        """The class token's query, or all rows' queries if there is none, [P, heads, 1 or R, head size]."""
         return self.heads(self.attention.q_proj(self.normed[:, :1] if self.classes else self.normed))
 
     @functools.cached_property
@@ -399,8 +399,8 @@ class Looked:
     @functools.cached_property
     @torch.no_grad()
     def rows(self) -> Tensor:
-        """What they attend to, the mean over those that ask, [P, heads, R] float32."""
-        wide = torch.promote_types(self.keys.dtype, torch.float32)  # half precision ties by the dozen
+        """Their attention, the mean over these queries, [P, heads, R] float32."""
+        wide = torch.promote_types(self.keys.dtype, torch.float32)  # in half precision dozens of tokens tie
         logits = (self.asking.to(wide) * self.attention.scale) @ self.keys.to(wide).transpose(-1, -2)
         rows: Tensor = logits.softmax(-1).mean(2).float()
         return rows

@@ -1,7 +1,7 @@
-"""What an attachment has done: the prefills that it has seen, of which the last can be read.
+"""What an attachment has done: reports the last prefill.
 
-Each forward writes a `Prefill` of its own, which is shown once the forward has ended well: a forward that fails, or
-one that runs in another thread, leaves what is read of the last one as it is.
+Each forward writes its own `Prefill`, which is shown once the forward has succeeded: a forward that fails, or runs in
+another thread, does not change what is being read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pdrop.engine.study import LayerAttention
 
 
 class Here(threading.local):
-    """What a thread has set and seen of a trace."""
+    """What a thread has set on a trace, and its last prefill."""
 
     last: Prefill | None = None
     samples: list[str] | None = None
@@ -28,8 +28,9 @@ class Trace:
     """Report of the last prefill: the last forward that brought images, or began a cache with text alone.
 
     Decoding steps, drafts of speculative decoding, later text on a cache and the unconditional prompt of
-    classifier-free guidance are none. The thread that attached reads the last prefill of all; another thread reads its
-    own last one, if it has made any. Who reads several attributes while other threads go on reads them from one `last`.
+    classifier-free guidance are not prefills. The thread that attached reads the last prefill of all threads; another
+    thread reads its own last one, if it has any. To read several attributes while other threads continue, take `last`
+    once.
 
     Attributes:
         prefills: Number of prefills seen since attaching, by all threads.
@@ -47,23 +48,23 @@ class Trace:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __repr__(self) -> str:
-        """A few lines: prompts, and tokens per layer (all layers are in `tokens`, what stays in `kept`)."""
+        """A few lines: prompts, and tokens per layer (all layers are in `tokens`, the kept indices in `kept`)."""
         seen = f"{self.prefills} prefill{'' if self.prefills == 1 else 's'} of {self.num_layers} layers seen"
         return f"Trace: {seen}\n{self.last}" if self.prefills else f"Trace: {seen}"
 
     def begin(self) -> Prefill:
-        """A prefill to be written."""
+        """A new, empty prefill."""
         return Prefill(self.num_layers, self.num_boundaries)
 
     def show(self, prefill: Prefill) -> None:
-        """A prefill has ended: the trace shows it from now on."""
+        """Show a prefill that has ended."""
         with self._lock:
             self.prefills += 1
             self._last = self._here.last = prefill
 
     @property
     def last(self) -> Prefill:
-        """The prefill that is reported, with the attributes below: it stays as it is when others follow."""
+        """The prefill that is reported, with the attributes below; later prefills do not change it."""
         own = None if threading.get_ident() == self.home else self._here.last
         return own or self._last or self.begin()
 
@@ -71,10 +72,10 @@ class Trace:
 
     @property
     def samples(self) -> list[str] | None:
-        """A name for each prompt of the forwards to come, mixed into the seeds of what is drawn for them.
+        """A name for each prompt of later forwards, mixed into the seeds of their random draws.
 
-        Without it two pictures under one question lose the same random tokens, for all image tokens have one id. What
-        another thread than the attaching one sets holds for its own forwards.
+        Without names, two pictures with the same question lose the same random tokens, since all image tokens have the
+        same id. A thread other than the attaching one sets them for its own forwards only.
         """
         return self._samples if self._here.samples is None else self._here.samples
 
@@ -87,7 +88,7 @@ class Trace:
 
     @property
     def study(self) -> bool:
-        """Whether `attention` is to be noted, if the schedule drops nothing. Threads as for `samples`."""
+        """Whether to record `attention`, if the schedule drops nothing. Threads as for `samples`."""
         return self._study if self._here.study is None else self._here.study
 
     @study.setter
@@ -106,7 +107,7 @@ class Trace:
 
     @property
     def attention(self) -> list[list[LayerAttention]]:
-        """Per prompt, per layer: what its query tokens attend to. Layer 0 and the boundaries' layers.
+        """Per prompt, per layer: its query tokens' attention, in layer 0 and the boundaries' layers.
 
         Empty lists unless `study` was set and every boundary of the schedule keeps everything.
         """
@@ -123,7 +124,7 @@ class Trace:
 
     @property
     def order(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU.
+        """Per boundary, per prompt: all visual tokens after it in their order, LongTensor on the CPU.
 
         Original ones by their index, and -1 - m for the m-th token that was merged for this prompt.
         """
@@ -136,7 +137,7 @@ class Trace:
 
     @property
     def scores(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: score of each visual token that was ranked there, in the order they stood in."""
+        """Per boundary, per prompt: the score of each visual token ranked there, in their order before the boundary."""
         return self.last.scores
 
     @property

@@ -1,15 +1,15 @@
 """What a method is: it ranks the visual tokens of a prompt, and knows nothing of models.
 
 A method is one small class with one function, `score`. It works on a `View`: what the engine shows of the tokens
-alive at one layer. Where and how many tokens go is the schedule's business (pdrop/schedule.py), removing them is the
-engine's (pdrop/engine). A new method is a file beside this one and a YAML in conf/method/; nothing else is touched.
+alive at one layer. The schedule says where and how many tokens go (pdrop/schedule.py); removing them is the
+engine's work (pdrop/engine). A new method is a file in this folder and a YAML in conf/method/; nothing else is touched.
 
-A method that also merges says how many tokens it makes of those that go (`merges`) and makes them (`merge`). One that
-must see the prompt before the first layer looks at it in `begin`. One that counts by the picture's grid, or by what it
-sees, says so in `plan`, or returns a `Ranking`. Methods are frozen: what a forward has to remember is what `begin`
-returns, and belongs to that forward.
+A method that also merges says how many tokens it makes of those that go (`merges`) and makes them (`merge`). A method
+that must see the prompt before the first layer has `begin`. If the number of tokens depends on the picture's grid, the
+method overrides `plan`; if it depends on the scores, `score` returns a `Ranking`. Methods are frozen: what has to be
+remembered during a forward is returned by `begin`, and belongs to that forward.
 
-What it sees is in pdrop/methods/view.py; of the vision tower, if it says that it looks, in pdrop/methods/tower.py.
+What a method sees is in pdrop/methods/view.py, and for the vision tower, if it reads that, in pdrop/methods/tower.py.
 Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), M merged tokens, D
 hidden size.
 """
@@ -42,15 +42,15 @@ class Method:
             layer's input, as methods do that read the attention of a layer that has already run. Methods that rank by
             attention have it as a field: re-implementations differ in it.
         ranks_by_attention: Whether `score` asks for attention rows (the cost model counts them).
-        pixels: Share of a picture's pixels that the processor is shown.
-        adaptive: Whether it finds the numbers of adaptive stages.
+        pixels: Share of a picture's pixels that the processor is given.
+        adaptive: Whether it can find the number of tokens at adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
         tower_layers: Layers of the vision tower whose attention or keys it reads in `view.tower`, counted from 0 or,
-            negative, from the end; () where states alone are read. None: it does not look at the tower, and nothing of
-            it is kept.
-        merged_tower_layers: The same of a tower that makes one token of several patches (Qwen's). None: its authors
-            have no rule for these, and they are refused.
-        class_token: Whether it cannot do without the tower's class token, which SigLIP's and Qwen's have not.
+            negative, from the end; () if it only reads states. None: it does not look at the tower, and nothing of it
+            is kept.
+        merged_tower_layers: The same for a tower that makes one token of several patches (Qwen's). None: its authors
+            have no rule for such towers, which are refused.
+        class_token: Whether it needs the tower's class token, which SigLIP's and Qwen's towers lack.
     """
 
     positions: Positions = field(default="original", kw_only=True)
@@ -71,11 +71,11 @@ class Method:
 
     @property
     def parts(self) -> list[Method]:
-        """The method, and those it is made with: a random twin has its numbers from another."""
+        """The method, and those that it uses: a random twin takes its numbers of tokens from another."""
         return [self, *(value for value in vars(self).values() if isinstance(value, Method))]
 
     def arguments(self) -> dict[str, Any]:
-        """Everything but the positions that can change what it does, as plain values: part of a run's identity."""
+        """All parameters that change what it does, except `positions`, as plain values: part of a run's identity."""
         found: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -100,15 +100,15 @@ class Method:
             raise ValueError(f"{name} does not find its own numbers of tokens: give it fractions, not {schedule}")
 
     def at(self, stage: Stage) -> Method:
-        """Whose boundary a stage is, where a method is made of several."""
+        """The method that ranks at a stage, for a method made of several."""
         return self
 
     def looks_at(self) -> tuple[int, ...] | None:
-        """`tower_layers`; of a random twin, what its numbers need."""
+        """`tower_layers`; for a random twin, what its numbers of tokens need."""
         return self.tower_layers
 
     def looks_at_merged(self) -> tuple[int, ...] | None:
-        """`merged_tower_layers`; of a random twin, what its numbers need."""
+        """`merged_tower_layers`; for a random twin, what its numbers of tokens need."""
         return self.merged_tower_layers
 
     # ------------------------------------------------------------------ how many
@@ -122,11 +122,11 @@ class Method:
         return min(now, self.count(stage, visual))
 
     def merges(self, going: int) -> int:
-        """How many tokens are made of `going` ones that go, at least 1 each. 0: this method only drops."""
+        """How many tokens are made of `going` dropped ones, each of at least one. 0: this method only drops."""
         return 0
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """Of each prompt, how many of its visual tokens stay as they are, and how many are made of those that go.
+        """For each prompt, how many of its visual tokens stay as they are, and how many are made of those that go.
 
         Args:
             view: The input of the boundary's layer.
@@ -139,7 +139,7 @@ class Method:
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         """Visual tokens that enter each layer, merged ones included, for a prompt of `visual` ones.
 
-        Where the numbers depend on the picture's grid, the prompt is taken for one square picture.
+        If the numbers depend on the picture's grid, one square picture is assumed.
 
         Raises:
             ValueError: If a stage is adaptive.
@@ -154,9 +154,9 @@ class Method:
         return entering
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
-        """Visual tokens that enter each layer: `tokens_per_layer` for a prompt of which more is known than its number.
+        """Visual tokens that enter each layer: `tokens_per_layer` for a prompt whose pictures may be known too.
 
-        Where that number is a mean, the nearest whole number is counted, and scaled. See `PromptSize.under`.
+        If `prompt.visual` is a mean, the nearest whole number is used and the result scaled. See `PromptSize.under`.
         """
         whole = round(prompt.visual)
         counts = self.tokens_per_layer(schedule, whole, num_layers)
@@ -168,62 +168,62 @@ class Method:
 
     @property
     def priced_as(self) -> Method:
-        """The method whose cost a budget is spent on: itself; of a random twin the one it is compared with."""
+        """The method whose cost counts in a budget: itself; for a random twin, the method it is compared with."""
         return self
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """The method's own schedule at a ratio, as its file in conf/method/ has it: what `pdrop.solve` turns.
+        """The method's own schedule at a ratio, as in its file in conf/method/: `pdrop.solve` searches the ratio.
 
         Args:
-            ratio: What the command line's dial `ratio` says.
+            ratio: The command line's `ratio`.
             num_layers: Layers of the decoder.
-            layers: Boundaries, where they are not the method's own.
+            layers: Boundaries, if not the method's own.
 
         Raises:
-            ValueError: If the method has none.
+            ValueError: If the method has no such schedule.
         """
         raise ValueError(f"{type(self).__name__} has no schedule of its own: give solve(dial=...)")
 
     # ------------------------------------------------------------------ which
 
     def begin(self, view: View) -> Any:
-        """Look at what enters layer 0, once a prefill. What is returned is `begun` in every later view."""
+        """Look at the input of layer 0, once per prefill. The returned value is `begun` in every later view."""
         return None
 
     def score(self, view: View) -> Tensor | Ranking:
-        """Rank the tokens: [B, T] float32, higher = stays. Entries at other than visual tokens are ignored.
+        """Rank the tokens: [B, T] float32, higher = stays. Entries of other than visual tokens are ignored.
 
-        Equal scores are broken by place: the earlier token stays. At adaptive stages a `Ranking` says how many do.
+        Of equal scores the earlier token's wins. At adaptive stages return a `Ranking`, which says how many stay.
         """
         raise NotImplementedError(f"{type(self).__name__} must define score(view)")
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """Make as many tokens as planned of those of each prompt that go. Called if any prompt makes one.
+        """Make the planned number of tokens of each prompt's dropped ones. Called if any prompt makes one.
 
-        They will stand after the prompt's last visual token and before the text that follows it, or where
-        `Merged.after` says, count as visual, and can be dropped or merged again.
+        The engine places them after the prompt's last visual token and before the text that follows it, or as
+        `Merged.after` says. They count as visual, and can be dropped or merged again.
 
         Args:
-            view: The input of the boundary's layer: the same tokens as when they were ranked, also where the method
-                observes the layer in front.
+            view: The input of the boundary's layer: the same tokens as when they were ranked, also if the method
+                observes the layer before.
             scores: [B, T], as `score` gave them.
             goes: Which tokens go, [B, T] bool.
-            going: How many of each prompt.
+            going: How many go, for each prompt.
         """
         raise NotImplementedError(f"{type(self).__name__} must define merge(view, scores, goes, going)")
 
     # ------------------------------------------------------------------ what it costs
 
     def query_rows(self, text_tokens: float) -> float:
-        """How many rows of attention a prompt with so much text asks for at a boundary."""
+        """How many rows of attention are computed at a boundary for a prompt with so many text tokens."""
         return 1
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
-        """Multiply-adds of the method's own matrix products, besides the attention rows. Arguments: see `selection`."""
+        """Multiply-adds of the method's own matrix products, without the attention rows. Arguments: see `selection`."""
         return 0.0
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """What choosing tokens takes in one prefill: the one place where it is put together.
+        """What choosing tokens costs in one prefill.
 
         Args:
             schedule: Where tokens go.

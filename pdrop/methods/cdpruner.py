@@ -1,15 +1,15 @@
-"""CDPruner: unlike each other, and what the question is about (arXiv 2506.10967, "Beyond Attention or Similarity:
+"""CDPruner: tokens unlike each other and relevant to the question (arXiv 2506.10967, "Beyond Attention or Similarity:
 Maximizing Conditional Diversity for Token Pruning in MLLMs"; its code, Theia-4869/CDPruner at 9541616).
 
-A determinantal point process over the tokens of each picture: kernel r_i S_ij r_j, S the cosines of what enters the
-language model, r how relevant each is to the question; greedily, always the token with the largest conditional
-variance. Relevance is CLIP's: the tower's patches through CLIP's own last norm and projection, made for its class
-token, against CLIP's text embedding of the question, MINUS the cosine (patches are least like the text where they
-matter), scaled to 0..1 over all pictures and tiles of the prompt.
+A determinantal point process over the tokens of each picture, with kernel r_i S_ij r_j: S the cosines of the language
+model's input, r each token's relevance to the question. Tokens are chosen greedily, always the one with the largest
+conditional variance. Relevance is CLIP's: MINUS the cosine between the tower's patches (after CLIP's own last norm and
+projection, which are made for its class token) and CLIP's text embedding of the question; the published code takes
+patches to matter where they are least like the text. It is scaled to 0..1 over all pictures and tiles of the prompt.
 
-That needs weights which no LLaVA checkpoint has, CLIP's text tower and projections: `clip` is a folder with the whole
-CLIP that the model's tower was made from. The question is the prompt's text after its last picture, less what
-`leave_out` names; attach(..., tokenizer=) reads it. pdrop.methods.cdpruner_embeddings is the stand-in that needs
+That needs weights that no LLaVA checkpoint has, CLIP's text tower and projections: `clip` is a folder with the whole
+CLIP that the model's tower was made from. The question is the prompt's text after its last picture, without what
+`leave_out` names; attach(..., tokenizer=) decodes it. pdrop.methods.cdpruner_embeddings is a substitute that needs
 neither.
 
 As in the published code, a question longer than CLIP's 77 tokens is cut into segments whose embeddings' relevances are
@@ -20,8 +20,8 @@ Where this differs from the published code:
 - relevance is scaled within each prompt; that code scales over the whole batch, so that prompts change each other's
   tokens;
 - a relevance that is the same everywhere is 1; that code divides by zero;
-- tokens are chosen once each, also where the kernel's rank is exhausted; several pictures work; that code raises;
-- a number at or above what there is keeps everything; newlines go.
+- no token is chosen twice, also when the kernel's rank is exhausted; several pictures work, where that code raises;
+- a number at or above the number of tokens keeps everything; newlines go.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ LEAVE_OUT = ("Answer the question using a single word or phrase.", "ASSISTANT:",
 
 @dataclass(frozen=True)
 class Diverse(InFront):
-    """Conditional diversity, whatever relevance is."""
+    """Conditional diversity; subclasses define the relevance."""
 
     def score(self, view: View) -> Tensor:
-        """Of the chosen ones, how many were left in their tile when each was chosen; 0 for others. [B, T]."""
+        """For chosen tokens, how many of their tile's were still to choose at their turn; 0 for others. [B, T]."""
         import torch
 
         scores = torch.zeros(view.index.shape, device=view.index.device)
@@ -83,7 +83,7 @@ class CDPruner(Diverse):
 
     Attributes:
         clip: A folder with a CLIP checkpoint and its tokenizer, the one that the model's vision tower was made from.
-        leave_out: What is not part of the question.
+        leave_out: Text that is not part of the question.
     """
 
     clip: str | None = None
@@ -102,12 +102,12 @@ class CDPruner(Diverse):
             raise ValueError(f"clip is a folder with a CLIP checkpoint, and {self.clip!r} has no config.json")
 
     def arguments(self) -> dict[str, Any]:
-        """What the folder holds in place of its path, which says nothing."""
+        """The fingerprint of the folder's content in place of its path, which does not identify it."""
         assert self.clip is not None
         return super().arguments() | {"clip": fingerprint(self.clip)}
 
     def relevance(self, view: View, row: int, places: Tensor) -> Tensor:
-        """Minus the mean cosine of the patches to the question's segments, as CLIP sees both."""
+        """Minus the mean cosine of the patches to the question's segments, in CLIP's shared space."""
         import torch
 
         assert self.clip is not None
@@ -156,7 +156,7 @@ class Clip:
     @classmethod
     @functools.cache
     def load(cls, folder: str, device: str) -> Clip:
-        """From a folder; kept for the process.
+        """Load from a folder; cached for the process.
 
         Raises:
             OSError: If the folder holds no such checkpoint.
@@ -171,7 +171,7 @@ class Clip:
 
     @property
     def width(self) -> int:
-        """Of its vision tower."""
+        """The width of its vision tower."""
         return int(self.model.config.vision_config.hidden_size)
 
     def image(self, states: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class Clip:
         return projected
 
     def text(self, question: str) -> Tensor:
-        """[segments, shared width]: of each segment as long as CLIP reads, the embedding at its largest id."""
+        """[segments, shared width]: of each segment of CLIP's length, the embedding at its largest id."""
         import torch
 
         longest = self.model.config.text_config.max_position_embeddings
@@ -213,14 +213,14 @@ def fingerprint(folder: str) -> str:
 
 
 def scaled(relevance: Tensor) -> Tensor:
-    """To 0..1 over a prompt: the least relevant token has about a millionth, and is taken last."""
+    """Relevance scaled to 0..1 over a prompt: the least relevant token has about 1e-6, and is taken last."""
     low, high = relevance.min(), relevance.max()
     flat = (high - low) <= 0
     return ((relevance - low + 1e-6) / (high - low).masked_fill(flat, 1e-6)).masked_fill(flat, 1.0)
 
 
 def likeliest(kernel: Tensor, count: int) -> Tensor:
-    """Greedy maximum a posteriori of a determinantal point process, in its turns (Chen et al., arXiv 1709.05135).
+    """Greedy MAP inference of a determinantal point process (Chen et al., arXiv 1709.05135), in the order of choice.
 
     Args:
         kernel: [N, N] float32.
@@ -232,13 +232,13 @@ def likeliest(kernel: Tensor, count: int) -> Tensor:
     factors, least = kernel.new_zeros(count, len(kernel)), variance.max() * torch.finfo(kernel.dtype).eps ** 2
     turns: list[Tensor] = []
     for number in range(count):
-        own, best = variance.max(0, keepdim=True)  # [1], for a number's value would be asked of the device
+        own, best = variance.max(0, keepdim=True)  # [1]: reading a number would wait for the device
         turns.append(best)
         if number + 1 == count:
             break
-        variance.index_fill_(0, best, -torch.inf)  # what is taken is not taken again
+        variance.index_fill_(0, best, -torch.inf)  # never taken again
         known = factors[:number].T @ factors[:number].index_select(1, best)  # [N, 1]
-        # nothing is left but rounding where the kernel's rank is exhausted: such a token says nothing of others
+        # when the kernel's rank is exhausted only rounding is left: such a token must not change the others
         says = own > least
         row = kernel.index_select(0, best)[0]
         factors[number] = (row - known[:, 0]) * says / own.clamp(min=least).sqrt()

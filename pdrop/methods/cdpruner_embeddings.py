@@ -2,9 +2,9 @@
 
 No code of CDPruner's authors does that. OpenVINO GenAI's port does (openvino.genai,
 src/cpp/src/visual_language/cdpruner at 335d37e), for models whose tower is no CLIP: the mean over the question's tokens
-of the cosine between what stands for the picture and what stands for the text at the language model's input; for LLaVA
-it has minus the mean. Everything else is CDPruner (pdrop/methods/cdpruner.py). A name of its own, since its numbers are
-not CDPruner's.
+of the cosine between visual and text tokens at the language model's input; for LLaVA it takes minus the mean.
+Everything else is CDPruner (pdrop/methods/cdpruner.py). It has a name of its own because its numbers are not
+CDPruner's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CDPrunerEmbeddings(Diverse):
     """Conditional diversity by the embeddings of the question; without a question, diversity alone.
 
     Attributes:
-        negative: Minus the cosine, as that port has it for models with CLIP's tower.
+        negative: Whether to take minus the cosine, as that port does for models with CLIP's tower.
     """
 
     negative: bool = False

@@ -1,7 +1,7 @@
 """Two methods, one after the other: one before the decoder and one inside it (VisionZip, then PyramidDrop).
 
-The stage at boundary 0 is the first one's, all others are the second one's. Fractions are of the prompt's ORIGINAL
-visual tokens for both; tokens that the first one made can be dropped or merged by the second.
+The first method ranks at boundary 0, the second at all other boundaries. Fractions are of the prompt's ORIGINAL
+visual tokens for both; tokens that the first merged can be dropped or merged by the second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Composed(Method):
-    """`front` at boundary 0, `inside` at all others. Positions are this one's; theirs are not asked.
+    """`front` at boundary 0, `inside` at all others. `positions` is this method's; theirs are ignored.
 
     Attributes:
         front: A method that ranks without the decoder's attention.
@@ -46,11 +46,11 @@ class Composed(Method):
     # ------------------------------------------------------------------ who has which boundary
 
     def at(self, stage: Stage) -> Method:
-        """Whose boundary a stage is."""
+        """The part that ranks at a stage."""
         return self.inside if stage.layer else self.front
 
     def looks_at(self) -> tuple[int, ...] | None:
-        """The first one's look at the vision tower."""
+        """`tower_layers` of the first part."""
         return self.front.looks_at()
 
     def looks_at_merged(self) -> tuple[int, ...] | None:
@@ -58,12 +58,12 @@ class Composed(Method):
 
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
-        """Whether the second one finds its numbers."""
+        """Whether the second part finds its numbers."""
         return self.inside.adaptive
 
     @property
     def ranks_by_attention(self) -> bool:  # type: ignore[override]
-        """Whether the second one asks for attention rows."""
+        """Whether the second part reads attention rows."""
         return self.inside.ranks_by_attention
 
     def check(self, schedule: Schedule) -> None:
@@ -91,13 +91,13 @@ class Composed(Method):
         return self.at(view.stage).plan(view, visual)
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """What the first one leaves, and the second one makes of that."""
+        """What the first part leaves, and what the second part leaves of that."""
         front, inside = halves(schedule.check(num_layers))
         now = self.front.tokens_per_layer(front, visual, num_layers)[0]
         return self.left_inside(inside, visual, now, num_layers)
 
     def left_inside(self, schedule: Schedule, visual: int, now: int, num_layers: int) -> list[int]:
-        """What enters each layer where `now` of `visual` tokens enter the first one."""
+        """Visual tokens that enter each layer if `now` of `visual` enter layer 0."""
         entering, by_layer = [], {stage.layer: stage for stage in schedule}
         for layer in range(num_layers):
             if layer in by_layer:
@@ -107,21 +107,21 @@ class Composed(Method):
         return entering
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
-        """The same of a prompt with tiles."""
+        """As `tokens_per_layer`, for a prompt whose tiles may be known."""
         front, inside = halves(schedule.check(num_layers))
         now = self.front.entering(front, prompt, num_layers)[0]
         whole = [float(n) for n in self.left_inside(inside, round(prompt.visual), round(now), num_layers)]
         return whole if round(now) == now else [n * now / max(1, round(now)) for n in whole]
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """`ratio` in front; inside, the second one's own schedule at 0.5, of what is left."""
+        """`ratio` at boundary 0; inside, the second part's own schedule at 0.5, of what is left."""
         inside = self.inside.dial(0.5, num_layers, None if layers is None else [n for n in layers if n])
         return after_front(ratio, inside)
 
     # ------------------------------------------------------------------ which
 
     def begin(self, view: View) -> Any:
-        """The second one's look at the prompt."""
+        """`begin` of the second part."""
         return self.inside.begin(view)
 
     def score(self, view: View) -> Tensor | Ranking:
@@ -135,7 +135,7 @@ class Composed(Method):
     # ------------------------------------------------------------------ what it costs
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """What the two parts' selections cost together."""
+        """The sum of both parts' selection costs."""
         front, inside = halves(schedule)
         if not schedule or not prompt.visual:
             return SelectionCost()

@@ -1,20 +1,21 @@
-"""DART: keep what is least like a few pivots (arXiv 2502.11494, "Stop Looking for Important Tokens in Multimodal
+"""DART: keep the tokens least like a few pivots (arXiv 2502.11494, "Stop Looking for Important Tokens in Multimodal
 Language Models: Duplication Matters More"; its code as ZichenWen1/DART published it, read in Chenfei-Liao/VTC-Bench at
 983e443).
 
 Pivots have the longest keys (L1, with their rotary positions) in the layer before the boundary: some visual
 tokens, and some text tokens after the last picture, which only choose. Each in turn takes equally many of the visual
-tokens that are left: those least like it, by the cosine of what enters the boundary after the decoder's LAST
-normalisation. The visual pivots stay as well. So of a number b there stay 4 + 8 * (b // 8): 196, 132 and 68 of the
-counts 192, 128 and 64 that the published scripts give, and 188, 124 and 60 of 576 by their ratios 0.667, 0.778 and
+tokens that are left: those least like it, by the cosine of the boundary's input after the decoder's LAST
+normalisation. The visual pivots stay as well. So for a number b, 4 + 8 * (b // 8) stay: 196, 132 and 68 for the
+counts 192, 128 and 64 of the published scripts, and 188, 124 and 60 of 576 for their ratios 0.667, 0.778 and
 0.889.
 
-The pivots' turn is that of the published code, which walks a Python set of their places in the prompt: it decides up to
-eight of 196 tokens, and a picture that stands seven places further on keeps others.
+The pivots' order is that of the published code, which iterates over a Python set of their places in the prompt: it
+decides up to eight of 196 tokens, and the same picture seven places further on keeps other tokens.
 
 Where this differs from the published code:
-- all pictures of a prompt are one set; that code knows one picture, and takes a second one for text;
-- with fewer pivots than asked for, each takes more; that code raises without four text tokens after the picture;
+- all pictures of a prompt are one set; that code knows one picture, and treats a second one as text;
+- if there are fewer pivots than asked for, each takes more; that code raises without four text tokens after the
+  picture;
 - batches and padding; that code asserts a batch of one.
 """
 
@@ -38,8 +39,8 @@ class DART(Method):
     """Visual tokens least like the pivots, and the visual pivots.
 
     Attributes:
-        image_pivots: How many of the visual tokens.
-        text_pivots: How many of the others.
+        image_pivots: Number of visual pivots.
+        text_pivots: Number of text pivots.
     """
 
     image_pivots: int = 4
@@ -58,7 +59,7 @@ class DART(Method):
             raise ValueError("DART needs a pivot: image_pivots or text_pivots from 1 on")
 
     def count(self, stage: Stage, visual: int) -> int:
-        """The visual pivots, and as many for each pivot as fit into the number; all of them at keep 1."""
+        """The visual pivots, and equally many tokens per pivot up to the stage's number; everything at keep 1."""
         if stage.keep == 1:
             return visual
         pivots = self.image_pivots + self.text_pivots
@@ -95,7 +96,7 @@ class DART(Method):
             numbers = {place: number for number, place in enumerate(named[row][: len(pivots)].tolist())}
             wanted = stays - pinned - len(own)
             each = -(-wanted // max(1, len(pivots)))
-            # a set of a list: made of anything else it can have another order
+            # a set made from a list: made from anything else it can have another order
             for turn, place in enumerate(set(list(numbers))):
                 take = min(each, wanted)
                 mine = like[:, numbers[place]].argsort(stable=True)[:take]
@@ -106,7 +107,7 @@ class DART(Method):
         return scores
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
-        """Likeness of the visual tokens to the pivots."""
+        """Cosines of the visual tokens to the pivots."""
         (layer,) = schedule.layers
         before, after = (prompt.visual, *prompt.visual_per_layer)[layer : layer + 2]
         if after >= before:

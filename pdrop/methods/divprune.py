@@ -1,15 +1,16 @@
 """DivPrune: keep the tokens that are least alike (arXiv 2503.02175, "DivPrune: Diversity-based Visual Token Pruning for
 Large Multimodal Models", section 3.2; its code, vbdi/divprune at 799e2d9).
 
-The max-min diversity problem, greedily: the first token is the one whose nearest other is farthest, then always the one
-whose nearest chosen one is farthest, in cosines of what enters the language model. Equal distances: the earlier token.
+The max-min diversity problem, solved greedily: first the token whose nearest neighbour is farthest, then always the
+token whose nearest chosen token is farthest, by cosines of the language model's input. Of equal distances the earlier
+token.
 
 Where this differs from the published code:
-- all visual tokens of a prompt are ranked together, whatever pictures they are of; that code thins out the first alone;
-- each prompt of a batch by its own tokens; that code cuts the first prompt's places out of all;
+- all visual tokens of a prompt are ranked together, across pictures; that code prunes the first picture only;
+- each prompt of a batch is ranked by its own tokens; that code cuts the first prompt's places out of all;
 - cosines in float32, that code's in the model's dtype;
 - nothing at keep 0, everything at keep 1; a prompt of one token is not an error.
-As there, newlines of tiled pictures are tokens like others. They are all alike, and so one of them stays.
+As there, newlines of tiled pictures are tokens like others. They are all alike, so one of them stays.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class DivPrune(Method):
         return super().count(stage, visual) if stage.keep is None else round(visual * stage.keep)
 
     def score(self, view: View) -> Tensor:
-        """Of the chosen ones, how many were left when each was chosen; 0 for others. [B, T]."""
+        """For chosen tokens, how many were still to choose at their turn; 0 for others. [B, T]."""
         import torch
 
         assert view.stays is not None
@@ -51,7 +52,7 @@ class DivPrune(Method):
         return scores
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
-        """Cosines of all with all, where some go."""
+        """Cosines of all pairs, if any token goes."""
         return prompt.visual**2 * sizes.hidden if min(prompt.visual_per_layer) < prompt.visual else 0.0
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
@@ -67,10 +68,10 @@ def diverse(states: Tensor, count: int) -> Tensor:
     if count < 1:
         return states.new_zeros(0, dtype=torch.long)
     apart = 1 - states @ states.T
-    # the nearest of each is itself, to rounding; the second nearest is another one
+    # the nearest of each is itself, to rounding; the second nearest is another token
     nearest = apart.topk(min(2, len(apart)), 0, largest=False).values[-1]
-    turns = [nearest.argmax(0, keepdim=True)]  # [1], for a number's value would be asked of the device
-    apart.fill_diagonal_(-torch.inf)  # what is chosen is never the farthest again
+    turns = [nearest.argmax(0, keepdim=True)]  # [1]: reading a number would wait for the device
+    apart.fill_diagonal_(-torch.inf)  # a chosen token is never the farthest again
     nearest = apart.index_select(0, turns[0])[0]
     for _ in range(count - 1):
         turns.append(nearest.argmax(0, keepdim=True))

@@ -1,8 +1,8 @@
 """Downsample: the picture is made smaller before the processor sees it, no token is dropped (Liao et al., VTC-Bench).
 
 Each side shrinks by the square root of `pixels`, bicubic: 0.25 is VTC-Bench's D = 2. Towers that take pictures of any
-size (Qwen) then make fewer visual tokens; towers of a fixed size are fed by a processor that scales the picture up
-again, so tokens and cost stay as they are and detail alone is lost. Either way it is the control for "did this question
+size (Qwen) then make fewer visual tokens; for towers of a fixed size the processor scales the picture up
+again, so tokens and cost stay as they are and only detail is lost. Either way it is the control for "did this question
 need the detail?" (python -m analysis hard NAME --control downsample). Keep, FLOPs and KV in tables are ratios to the
 smaller picture's own tokens; their absolute numbers are what was computed. Nothing is timed.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Downsample(Method):
-    """Ranks nothing: for a schedule that keeps everything.
+    """Ranks nothing; for a schedule that keeps everything.
 
     Attributes:
         pixels: Share of the picture's pixels that are left.

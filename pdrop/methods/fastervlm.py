@@ -1,15 +1,15 @@
-"""FasterVLM: keep what the vision tower's class token attends to (arXiv 2412.01818v1, "[CLS] Attention is All You Need
+"""FasterVLM: keep what the tower's class token attends to most (arXiv 2412.01818v1, "[CLS] Attention is All You Need
 for Training-Free Visual Token Pruning"; its code, Theia-4869/FasterVLM at f5d5f12).
 
 The mean over heads of the class token's row in the tower's last layer but one, the one whose output LLaVA projects.
 
 Where this differs from the published code:
-- the row is computed in float32 for this alone; that code runs the whole tower with full attention maps, and in half
-  precision ties by the dozen;
-- a budget above what there is keeps everything; that code raises;
+- only this row is computed, in float32; that code runs the whole tower with full attention maps, and in half
+  precision it has dozens of ties;
+- a budget above the number of tokens keeps everything; that code raises;
 - tiled pictures are seen as the model packs them: padding has been cut away, newlines go. That code forces pictures of
-  2 x 2 tiles that are neither cut nor have newlines: so are the numbers published for LLaVA-NeXT.
-Without a class token (SigLIP) it is the mean over all asking rows.
+  2 x 2 tiles that are neither cut nor have newlines, and the numbers published for LLaVA-NeXT are of such pictures.
+Without a class token (SigLIP) it is the mean over all query rows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 Tokens After Layer 2", section 3).
 
 Layers 0..K-1 see everything; what enters layer K is chosen by the attention that the last token pays in layer K-1.
-The paper's text averages over all asking tokens, its code takes the last one's row; the code is done here, in the
+The paper's text averages over all query rows, its code takes the last token's row; this follows the code, in the
 variant that prunes once, at prefill, and keeps the original positions.
 """
 
@@ -24,7 +24,7 @@ class FastV(Method):
     """Attention from the query tokens in layer K-1; keeps round(n * keep) tokens, halves to even as Python rounds.
 
     Attributes:
-        several: True: its ranking at each boundary of any schedule, which is a method of one's own.
+        several: True: apply its ranking at each boundary of any schedule, which is no longer the published method.
     """
 
     observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
@@ -44,7 +44,7 @@ class FastV(Method):
         return view.attention()
 
     def check(self, schedule: Schedule) -> None:
-        """As `Method.check`; with what else there is to do about several boundaries."""
+        """As `Method.check`; for several boundaries the message also names `several`."""
         if self.one_boundary and len(schedule) > 1:
             raise ValueError(
                 f"FastV prunes once: give it one boundary (layers=[2]), not {schedule}; its ranking at several of them "

@@ -1,17 +1,17 @@
-"""FEATHER: attention without positions, and a coarse grid beside it (arXiv 2412.13180, "Feather the Throttle:
+"""FEATHER: attention without positions, and a coarse grid in addition (arXiv 2412.13180, "Feather the Throttle:
 Revisiting Visual Token Pruning for Vision-Language Model Acceleration"; its code, markendo/FEATHER at c2a09b2).
 
-The last token's attention in the layer before the boundary, its queries and keys not turned by their positions,
-with softmax over the visual keys alone, mean over heads. At the first boundary every `stride`-th row and column of the
-picture stays as well; later ones rank alone. Layers keep their positions, the ranking alone has none.
+The last token's attention in the layer before the boundary, its queries and keys without rotary positions, with softmax
+over the visual keys only, mean over heads. At the first boundary every `stride`-th row and column of the picture stays
+as well; later boundaries only rank. The layers keep their positions, only the ranking has none.
 
-A schedule's numbers count the grid's tokens in: of 270 the grid's 81 of 27 x 27 stay and the best 189 of the others,
-which is what the published union of 270 is. Adaptive stages have the published rule: the best int(n * (1 - reduction))
+A schedule's numbers include the grid's tokens: of 270, the grid's 81 of 27 x 27 stay and the best 189 of the others,
+as in the published union of 270. Adaptive stages follow the published rule: the best int(n * (1 - reduction))
 and the grid, their overlap counted once, then int(left * (1 - reduction) ** 2) of what is left; without a grid every
 boundary keeps int(left * (1 - reduction)).
 
-rotated=True, stride=0 is that repository's own "FastV" baseline, which is not FastV: softmax over the visual keys alone
-weighs heads otherwise. Where this differs from the published code: pictures of any shape, several of them, batches;
+rotated=True, stride=0 is that repository's own "FastV" baseline, which is not FastV: softmax over the visual keys only
+weighs heads differently. Where this differs from the published code: pictures of any shape, several of them, batches;
 that code knows one square picture after the first token.
 """
 
@@ -35,8 +35,8 @@ class FEATHER(Method):
     """Attention of the query token over the visual tokens, without positions; and at the first boundary a grid.
 
     Attributes:
-        stride: Every so many rows and columns stay at the first boundary; 0: none.
-        reduction: At adaptive stages, the share that the ranking lets go.
+        stride: Every `stride`-th row and column stays at the first boundary; 0: none.
+        reduction: At adaptive stages, the share that the ranking drops.
         rotated: Whether the ranking has the rotary positions.
         observe: -1: the layer before the boundary, 0: the layer at it.
     """
@@ -82,7 +82,7 @@ class FEATHER(Method):
         return Ranking(scores, torch.tensor(stays))
 
     def grid(self, view: View, row: int) -> list[int]:
-        """Numbers of the visual tokens that stand in every `stride`-th row and column."""
+        """Numbers of the visual tokens in every `stride`-th row and column."""
         return [
             grid.token(down, across)
             for grid in view.images[row]
@@ -91,7 +91,7 @@ class FEATHER(Method):
         ]
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """A row at each boundary, and without rotary positions the keys anew."""
+        """One row at each boundary; without rotary positions the keys are computed again."""
         return SelectionCost(boundaries=schedule.layers, keys_cached=self.observe < 0 and self.rotated)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
@@ -101,14 +101,14 @@ class FEATHER(Method):
 def feather(
     num_layers: int, ratio: float = 0.377, layers: Sequence[int] | None = None, adaptive: bool = False
 ) -> Schedule:
-    """Boundaries 8 and 16 of 32 layers (in proportion for other depths): `ratio`, and 9 % of that.
+    """Boundaries 8 and 16 of 32 layers (in proportion for other depths), which keep `ratio` and 9 % of that.
 
     Args:
         num_layers: Layers of the decoder.
-        ratio: Share that stays at the first boundary, the grid counted in. The published setting, reduction=0.7 with
+        ratio: Share that stays at the first boundary, the grid included. The published setting, reduction=0.7 with
             stride=3, has 0.377 on average.
         layers: Other boundaries.
-        adaptive: The published rule, which counts the grid and the ranking's overlap: `ratio` has no say.
+        adaptive: The published rule, which counts the overlap of grid and ranking once: `ratio` is ignored.
 
     Raises:
         ValueError: If the ratio is not a fraction, or the boundaries do not fit the layers.

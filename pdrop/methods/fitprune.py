@@ -1,17 +1,17 @@
 """FitPrune: attention from the picture times attention from the question (arXiv 2409.10197, "Fit and Prune: Fast and
 Training-free Visual Token Pruning for Multi-modal Large Language Models"; its code, ywh187/FitPrune at d28e418).
 
-In the layer before the boundary, the largest head's attention: what each visual token gets from the visual tokens,
-on average, times what it gets from the text after the last picture, in sum. Those with the smallest product go. The
-published code cuts inside that layer, after its attention; since the rest of a layer looks at each token alone, that is
-a cut on the next layer's input. Nearly every layer is a boundary; how many go at each is a table, made by fitting the
-attention that is removed (`pdrop.runs.calibration.fitprune`).
+In the layer before the boundary, the maximum over heads of the attention: the mean that each visual token gets from the
+visual tokens, times the sum that it gets from the text after the last picture. Tokens with the smallest product go. The
+published code cuts inside that layer, after its attention; since the rest of a layer treats each token separately, that
+equals a cut on the next layer's input. Nearly every layer is a boundary; a table says how many go at each, made by
+fitting the attention that is removed (`pdrop.runs.calibration.fitprune`).
 
 Where this differs from the published code:
-- without text after the picture the question's last token asks; that code multiplies by zero;
+- without text after the picture the prompt's query token is used; that code multiplies by zero;
 - all pictures of a prompt are one set, and each prompt of a batch has its own; that code takes a batch of one, one
   picture;
-- shares are of the original number and rounded to the nearest whole one, so that a share of 576 is its count again.
+- shares are of the original number, rounded to the nearest integer, so that count/576 of 576 gives the count again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitPrune(Method):
-    """The largest head's attention from the picture and from the question.
+    """Maximum over heads of the attention from the picture and from the question.
 
     Attributes:
         observe: -1: in the layer before the boundary, 0: in the layer at it.
@@ -51,7 +51,7 @@ class FitPrune(Method):
         return own * question * (view.question() | view.query).sum(1, keepdim=True)
 
     def attention(self, view: View) -> tuple[Tensor, Tensor]:
-        """The largest head's attention from the picture and from the question, means over the rows, [B, T] each."""
+        """Maximum over heads of the attention from picture and question, means over the rows, [B, T] each."""
         if (block := view.block) is not None:  # all rows in their order
             rows = view.attention_rows(view.valid, range(view.index.shape[1]))
             largest = rows.probabilities.amax(1)  # [B, T, T]
@@ -79,5 +79,5 @@ class FitPrune(Method):
         return SelectionCost(macs=macs if prompt.visual else 0.0)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """The published tables, and what lies between them."""
+        """The published tables, interpolated."""
         return fitprune(num_layers, ratio, layers=layers)

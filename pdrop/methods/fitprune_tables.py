@@ -1,4 +1,4 @@
-"""FitPrune's published tables of what goes in each layer, and what lies between them.
+"""FitPrune's published tables of how many tokens go in each layer, and their interpolation.
 
 fitprune(num_layers=32, reduction=60)       # Schedule('1:562t 2:529t 3:440t ...')
 """
@@ -33,15 +33,15 @@ def fitprune(
     reduction: int | None = None,
     layers: Sequence[int] | None = None,
 ) -> Schedule:
-    """FitPrune's published tables, by their name or by a ratio between them.
+    """FitPrune's published tables, by name or interpolated to a ratio.
 
-    Its code cuts inside a layer, which is the boundary before the next. Other depths have the tables in
-    proportion.
+    Its code cuts inside a layer, which equals the boundary before the next. Other depths use the tables in proportion.
 
     Args:
         num_layers: Layers of the decoder.
-        ratio: 1 - the share of FLOPs that goes: the tables, and shares of 576 in a straight line between two of them.
-        reduction: A table by its name instead, 10 to 90: counts, whatever the prompt has. Wins over `ratio`.
+        ratio: 1 - the share of FLOPs removed: a table, or shares of 576 interpolated linearly between two.
+        reduction: A table by its name instead, 10 to 90: counts, whatever the prompt's size. Takes precedence over
+            `ratio`.
         layers: Other boundaries.
 
     Raises:

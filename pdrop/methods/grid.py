@@ -1,8 +1,8 @@
 """The two controls that thin out the picture's grid without looking at it: `Uniform` picks, `Pool` averages.
 
-Both make of a grid of h x w tokens one of round(h sqrt(keep)) x round(w sqrt(keep)), so at one `keep` they have equally
+Both reduce a grid of h x w tokens to round(h sqrt(keep)) x round(w sqrt(keep)), so at the same `keep` they have equally
 many tokens: 24 x 24 at 0.25 gives 12 x 12. Every picture, tile and frame of a prompt has its own grid and so its own
-share; newline tokens are thinned out with their rows. Made for the language model's input (boundary 0), where Wen et
+share; newline tokens are thinned out with their rows. Meant for the language model's input (boundary 0), where Wen et
 al. found pooling ahead of rankings by attention (arXiv 2502.11501); deeper boundaries work as well.
 
 A prompt that ends in its image is refused: its last token must stay, and no grid is left.
@@ -37,7 +37,7 @@ class Gridded(Method):
         return reduced_count(square(visual), share(stage, visual))
 
     def counts(self, view: View, visual: Sequence[int]) -> list[int]:
-        """Tokens of the reduced grids of each prompt; all of them where nothing goes.
+        """Tokens of the reduced grids of each prompt; all tokens if nothing goes.
 
         Raises:
             ValueError: If a prompt ends in its image.
@@ -48,7 +48,7 @@ class Gridded(Method):
         return [n if keep >= 1 else reduced_count(grids, keep) for n, grids, keep in zip(visual, view.images, shares)]
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
-        """Every crop and frame has its share, where their grids are known."""
+        """Each crop and frame has its own share if the grids are known."""
         if not prompt.grids:
             return super().entering(schedule, prompt, num_layers)
         grids, left = (
@@ -88,10 +88,10 @@ class Uniform(Gridded):
 
 @dataclass(frozen=True)
 class Pool(Gridded):
-    """The mean of each block of the grid stands where the block's last token stood."""
+    """The mean of each block of the grid, at the place of the block's last token."""
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """None stays as it is; of all together as many are made as the reduced grids have."""
+        """None stays as it is; as many are made as the reduced grids have tokens."""
         return [(n, 0) if made == n else (0, made) for n, made in zip(visual, self.counts(view, visual))]
 
     def score(self, view: View) -> Tensor:
@@ -130,7 +130,7 @@ class Pool(Gridded):
 
 
 def share(stage: Stage | None, visual: int) -> float:
-    """The share of a prompt's visual tokens that a stage lets stay."""
+    """The share of a prompt's visual tokens that stays from a stage on."""
     assert stage is not None
     if stage.keep is not None:
         return stage.keep
@@ -138,7 +138,7 @@ def share(stage: Stage | None, visual: int) -> float:
 
 
 def middle(numbers: range) -> int:
-    """The one in the middle, of an even number of them the second of the two."""
+    """The middle number; for an even count, the second of the two in the middle."""
     return numbers[len(numbers) // 2]
 
 

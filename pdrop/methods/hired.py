@@ -1,19 +1,19 @@
 """HiRED: the class token's attention, with a budget for every tile (arXiv 2408.10945, "HiRED: Attention-Guided Token
 Dropping for Efficient Inference of High-Resolution Vision-Language Models"; its code, hasanar1f/HiRED at 502d6dd).
 
-Of a tiled picture the small picture gets int(number * alpha). The rest is shared among the tiles by where the small
-picture's class token looks in the FIRST layer of the tower: of its int(n (1 - alpha)) most attended patches, how many
-are each tile's. In every tile, and in the small picture, stay the patches with the most attention in the last layer but
-one (sum over heads). A picture of one tile is thinned out by that attention alone.
+In a tiled picture the small picture gets int(number * alpha). The rest is shared among the tiles by what the small
+picture's class token attends to in the FIRST layer of the tower: by how many of its int(n (1 - alpha)) most attended
+patches belong to each tile. In every tile, and in the small picture, the patches with the most attention in the last
+layer but one (sum over heads) stay. A picture of one tile is pruned by that attention alone.
 
-A tile's patches are those of its run of the small picture's FLAT row, as published: for 2 x 2 tiles the first one is
-given what the top quarter of the picture deserves, six full rows, not the top left quadrant. shares="quadrants" is what
-was meant.
+As published, a tile's patches are a contiguous run of the small picture's FLATTENED patches: for 2 x 2 tiles the first
+tile is given the share of the top quarter of the picture, six full rows, not of the top left quadrant.
+shares="quadrants" is what was meant.
 
 Where this differs from the published code:
-- tiles are where they are; that code reads rows for columns and joins every grid that is not square transposed;
-- padding that was cut away is not a candidate; that code chooses first and then loses what it chose in the bars;
-- whole shares are rounded down and the rest is lost, as there (28 of 30, say), but what a tile does not have is too.
+- tiles have their true places; that code takes rows for columns and so transposes every grid that is not square;
+- padding that was cut away is not a candidate; that code chooses first and then loses what it chose in the padding;
+- shares are rounded down and the remainder is lost, as there (28 of 30, say), and so is a tile's share above its size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HiRED(InFront):
 
     Attributes:
         alpha: Share of the number that the small picture gets.
-        shares: Which patches of the small picture speak for a tile: "flat" runs, or "quadrants".
+        shares: Which patches of the small picture count for a tile: "flat" runs, or "quadrants".
     """
 
     alpha: float = 0.5
@@ -55,7 +55,7 @@ class HiRED(InFront):
             raise ValueError(f"shares is one of {', '.join(get_args(Shares))}, not {self.shares!r}")
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """What the tiles are given, of what they have."""
+        """The tiles' shares, each at most the tile's tokens."""
         found = []
         for row, original in enumerate(visual):
             pictures = list(self.pictures(view, row))
@@ -85,7 +85,7 @@ class HiRED(InFront):
             yield tile, min(int(share), patches)
 
     def parts_of(self, best: Tensor, view: View, picture: list[Tile]) -> list[Tensor]:
-        """The patches of the small picture that speak for each tile, [patches] cut up."""
+        """The patches of the small picture that count for each tile, [patches] split by tile."""
         tiles = len(picture) - 1
         if self.shares == "flat":
             return list(best.split([(len(best) * (n + 1)) // tiles - (len(best) * n) // tiles for n in range(tiles)]))
@@ -99,7 +99,7 @@ class HiRED(InFront):
         ]
 
     def score(self, view: View) -> Tensor:
-        """Sum over heads of the class token's attention, [B, T]; much more for what is chosen of a tiled picture."""
+        """Sum over heads of the class token's attention, [B, T]; raised for the chosen tokens of a tiled picture."""
         scores = view.tower.of(view.index, view.tower.rows(-2).sum(1))
         raised = scores.clone()
         for row in range(len(view.originals)):
@@ -114,14 +114,14 @@ class HiRED(InFront):
         return raised
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """A row of the last layer but one, of the first as well where a picture has tiles."""
+        """A row of the last layer but one, and one of the first layer if a picture has tiles."""
         tiles = prompt.images if isinstance(prompt.images, int) else 1
         thinned = min(prompt.visual_per_layer, default=0) < prompt.visual
         return SelectionCost(tower_rows=self.rows_of(schedule, prompt, sizes, 2 if tiles > 1 and thinned else 1))
 
 
 def rows_of_tiles(picture: list[Tile]) -> int:
-    """How many rows the tiles of a picture stand in: tiles beside each other share the places of a row of tokens."""
+    """How many rows of tiles a picture has: tiles next to each other interleave their places in each row of tokens."""
     tiles, rows, end = picture[1:], 1, -1
     for tile in tiles:
         if end >= 0 and tile.places and tile.places[0] > end:

@@ -1,31 +1,32 @@
 """HoloV: the class token's attention, with a budget for each strip of the picture (arXiv 2510.02912, "Don't Just Chase
 Highlighted Tokens: Revisiting Visual Holistic Context Retention"; its code, obananas/HoloV at 1d2e65e).
 
-A picture's tokens in order are cut into `crops` runs ("spatial crops", but 36 of 576 are one and a half rows of 24).
+A picture's tokens, in order, are cut into `crops` runs ("spatial crops", but 36 of 576 are one and a half rows of 24).
 Each run is given a share of the budget by its mean attention (mean over heads of the class token's row, last tower
-layer but one), whole numbers, the largest shares getting what is left over, one each. Of a run stay those with the most
-attention, the most attended FIRST; of a run that stays whole, all in order. Positions are renumbered in that order.
+layer but one), in whole numbers; the remainder goes to the largest shares, one token each. In a run the tokens with the
+most attention stay, the most attended FIRST; a run that stays whole keeps its order. Positions are renumbered in that
+order.
 
 The paper chooses inside a crop by attention and a diversity term. In the published code that term is rescaled to the
 attention's own mean and averaged away: other features choose the same tokens. So features are not read here.
 
-overflow="zeros" is the published code: a run that is given more than it has keeps all, and the surplus becomes ZERO
-VECTORS after the picture's last token, which the language model then reads; never of 64 of 576, often of 288.
-"redistribute" hands the surplus on to the runs with room, by their share, one each and round by round, as the paper
-says and as RESTORE (cvlab-yonsei/RESTORE at 9b27e68) re-ran it. The paper's crops for 64, 128 and 192 tokens are 16, 8
-and 5; the code has 16.
+overflow="zeros" is the published code: a run given more than it has keeps all its tokens, and the surplus becomes ZERO
+VECTORS after the picture's last token, which the language model then reads; never at 64 of 576, often at 288.
+"redistribute" gives the surplus to the runs with room, by their share, one each per round, as the paper says and as
+RESTORE (cvlab-yonsei/RESTORE at 9b27e68) re-ran it. The paper's crops for 64, 128 and 192 tokens are 16, 8 and 5; the
+code has 16.
 
 Where this differs from the published code:
-- of several pictures each has its share and its own crops; that code raises;
-- a budget at or above what there is keeps everything in order; newlines go.
+- with several pictures each has its share and its own crops; that code raises;
+- a budget at or above the number of tokens keeps everything in order; newlines go.
 
-For Qwen2.5-VL the code takes the tower's last layer, the mean over all rows, and of a token the mean over its four
-patches; crops are there max(1, int(1024 / 576 * tokens / number that stays)): 5, 8 and 16 at 33.3, 22.2 and 11.1 %, to
-be given here. Its attention stays in the order of the tower's windows while the tokens are back in the picture's, so
-that it ranks tokens by others' attention (of 640 x 480, 51 of 391 by their own), and its picture begins one token
-early, at the mark before it. Here each token has its own attention, and marks stay. It keeps positions of the tokens
-that stay, here positions="original"; a vector of zeros has the position of a token that went,
-there the picture's last.
+For Qwen2.5-VL the code takes the tower's last layer, the mean over all rows, and for a token the mean over its four
+patches; its crops are max(1, int(1024 / 576 * tokens / number that stays)): 5, 8 and 16 at 33.3, 22.2 and 11.1 %, to be
+set as `crops` here. That code leaves the attention in the order of the tower's windows although the tokens are back in
+the picture's order, so it ranks tokens by others' attention (at 640 x 480, only 51 of 391 by their own), and its
+picture begins one token early, at the vision mark. Here each token has its own attention, and marks stay. That code
+keeps the positions of the tokens that stay, here positions="original"; a vector of zeros has the position of a token
+that went, in that code the picture's last one.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ FLAT = 1.09  # what the diversity term makes of a run's mean attention: 1 + alph
 
 @dataclass(frozen=True)
 class HoloV(InFront):
-    """Attention of the tower's class token, run by run. Every token that stays is one that is made: they change order.
+    """Attention of the tower's class token, run by run. All tokens that stay count as made, since their order changes.
 
     Attributes:
         crops: Runs that a picture is cut into.
-        overflow: What becomes of a run's surplus: "zeros" or "redistribute".
+        overflow: What happens to a run's surplus: "zeros" or "redistribute".
     """
 
     crops: int = 16
@@ -72,14 +73,14 @@ class HoloV(InFront):
             raise ValueError(f"overflow is one of {', '.join(get_args(Overflow))}, not {self.overflow!r}")
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """None as it stands, unless all do."""
+        """0 unless all stay: every other token that stays is a made one."""
         return now if self.count(stage, visual) >= visual else 0
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """All that end in a prompt are made."""
+        """All tokens that a prompt ends with are made, unless nothing goes."""
         found = []
         for row, original in enumerate(visual):
             pictures = list(self.pictures(view, row))
@@ -121,11 +122,11 @@ def size_of(picture: Sequence[Tile]) -> int:
 
 
 def arranged(attention: Tensor, crops: int, count: int, overflow: Overflow) -> list[int]:
-    """Which of a picture's tokens stay, in their new order; ZERO: a vector of zeros.
+    """Which of a picture's tokens stay, in their new order; ZERO stands for a vector of zeros.
 
     Args:
         attention: [N] float32.
-        crops: Runs that it is cut into.
+        crops: Runs that the picture is cut into.
         count: How many stay, at most N.
         overflow: As `HoloV.overflow`.
     """

@@ -1,9 +1,10 @@
-"""What methods before the decoder share: one cut at boundary 0, renumbered positions, one budget for every tile.
+"""What methods that cut before the decoder share: boundary 0, renumbered positions, one budget for every tile.
 
-The schedule's number is the prompt's. Every picture, tile and crop of it gets a whole share of that, rounded down, by
-what it has in the tower: the same number each where all are of one size, as in the published codes, where 640, 320 and
-160 "tokens" of LLaVA-NeXT are 128, 64 and 32 for each of five tiles. What a tile does not have, since padding was cut
-away, is not handed on. Newline tokens go, which none of these codes has; nothing does where all tokens are to stay.
+The schedule's number is for the whole prompt. Every picture, tile and crop gets a share of it, rounded down, in
+proportion to its rows in the tower: the same number each if all have one size, as in the published codes, where 640,
+320 and 160 "tokens" of LLaVA-NeXT are 128, 64 and 32 for each of five tiles. If a tile has fewer tokens than its share
+because padding was cut away, the surplus is not passed on. Newline tokens, which none of these codes has, go; nothing
+goes if all tokens are to stay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InFront(Method):
-    """A method of one boundary that ranks by what the vision tower made of each tile."""
+    """A method with one boundary that ranks by the vision tower's attention or states for each tile."""
 
     positions: Positions = field(default="compact", kw_only=True)
     ranks_by_attention: ClassVar[bool] = False
@@ -34,18 +35,18 @@ class InFront(Method):
     # ------------------------------------------------------------------ how many
 
     def divided(self, stage: Stage, visual: int, tiles: Sequence[int]) -> list[int] | None:
-        """How many tokens of each tile stay, made ones included; None where nothing goes.
+        """How many tokens of each tile stay, made ones included; None if nothing goes.
 
         Args:
-            stage: What is opened.
-            visual: The prompt's tokens.
+            stage: The stage that begins at the boundary.
+            visual: The prompt's visual tokens.
             tiles: Rows of the tower of each tile, or of each picture.
         """
         whole = self.count(stage, visual)
         return None if whole >= visual else [whole * rows // sum(tiles) for rows in tiles]
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """Each tile's share, of what it has."""
+        """Each tile's share, at most what it has."""
         assert view.stage is not None
         found = []
         for row, original in enumerate(visual):
@@ -56,7 +57,7 @@ class InFront(Method):
         return found
 
     def made(self, view: View, row: int, each: list[int]) -> tuple[int, int]:
-        """Of a prompt's tiles that end with so many tokens each: how many stay as they are, how many are made."""
+        """For a prompt whose tiles end with `each` tokens: how many stay as they are, how many are made."""
         return sum(each), 0
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
@@ -77,10 +78,10 @@ class InFront(Method):
     # ------------------------------------------------------------------ which
 
     def chosen(self, view: View, least: int = 2) -> Iterator[tuple[int, Tile, Tensor, int]]:
-        """Of every tile that loses tokens: its prompt, the tile, its candidates' places [n], and its share.
+        """For every tile that loses tokens: its prompt, the tile, its candidates' places [n], and its share.
 
         Args:
-            least: Of prompts with at least so many tiles.
+            least: Only in prompts with at least so many tiles.
         """
 
         assert view.stage is not None
@@ -119,7 +120,7 @@ class InFront(Method):
     # ------------------------------------------------------------------ what it costs
 
     def rows_of(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes, layers: int = 1) -> tuple[float, ...]:
-        """Rows of attention in so many layers of the tower: the class token's, or all where there is none."""
+        """Rows of attention in so many layers of the tower: the class token's, or all if there is none."""
         if not schedule or not prompt.visual:
             return ()
         frames = sizes.tower.frames(prompt.visual, prompt.images)
@@ -134,10 +135,10 @@ def tiles_of(view: View, row: int) -> list[Tile]:
 
 @dataclass(frozen=True)
 class Made:
-    """Tokens that a prompt is given: states [m, D], their centres' places [m], what they are made of [m, T].
+    """Tokens made for a prompt: states [m, D], places of their centres [m], weights of what they are made of [m, T].
 
     Attributes:
-        place: Which token they stand after, -1: before the prompt; or one for each, [m].
+        place: The token that they follow, -1: before the prompt; or one for each, [m].
     """
 
     states: Tensor
@@ -146,12 +147,12 @@ class Made:
     place: int | Tensor = -1
 
     def after(self, place: int | Tensor) -> Made:
-        """Standing after a place."""
+        """The same tokens, to follow `place`."""
         return replace(self, place=place)
 
 
 def together(view: View, made: Sequence[Sequence[Made]]) -> Merged:
-    """What is made for each prompt, in order, as one."""
+    """The tokens made for each prompt, in order, as one `Merged`."""
     import torch
 
     (batch, width, size), device = view.hidden.shape, view.index.device

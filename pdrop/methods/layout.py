@@ -1,4 +1,4 @@
-"""Where a prompt's visual tokens lie in its pictures: what methods need that thin out a grid, or share by image."""
+"""Where a prompt's visual tokens are in its pictures, for methods that thin out a grid or have shares per image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class TokenGrid:
         first: The number of its first token among the prompt's visual ones.
         height: Rows.
         width: Columns.
-        stride: From a row's first token to the next row's; more than `width` where something stands between the rows.
+        stride: From a row's first token to the next row's; more than `width` if there are other tokens between the
+            rows.
     """
 
     first: int
@@ -35,11 +36,11 @@ class TokenGrid:
         """Rows and columns of the smaller grid that has about `keep` as many tokens and the same proportions.
 
         Each side shrinks by the square root of `keep`, to the nearest whole number from 1 on; a side of one stays.
-        Nothing is left for `keep` = 0.
+        `keep` = 0 leaves nothing.
         """
         if keep <= 0 or not self.height * self.width:
             return 0, 0
-        # a column shrinks with the rows beside it
+        # a column of newlines shrinks with the picture's rows
         return smaller(self.height, keep), smaller(self.width, keep)
 
     def blocks(self, keep: float) -> Iterator[tuple[range, range]]:
@@ -59,12 +60,12 @@ def smaller(side: int, keep: float) -> int:
 
 
 def span(number: int, parts: int, whole: int) -> range:
-    """The `number`-th of `parts` ranges that cover 0..whole-1 evenly: floor to ceiling, as adaptive pooling has it."""
+    """The `number`-th of `parts` ranges that cover 0..whole-1 evenly: floor to ceiling, as in adaptive pooling."""
     return range(number * whole // parts, -((number + 1) * whole // -parts))
 
 
 def square(visual: int) -> list[TokenGrid]:
-    """One picture of so many tokens, where nothing else is known: a square if there is one, otherwise one row."""
+    """One picture of so many tokens if nothing else is known: a square if the number is one, otherwise a single row."""
     side = math.isqrt(visual)
     if side * side == visual:
         return [TokenGrid(0, side, side, side)] if visual else []

@@ -1,7 +1,7 @@
 """No image: every visual token goes before the decoder. The floor of a benchmark: what the text alone scores.
 
 With "compact" positions the model computes exactly what it would for the prompt without its image tokens; whatever
-stands around them in the template (Qwen's vision marks) stays. The vision tower runs all the same, and is counted.
+surrounds them in the template (Qwen's vision marks) stays. The vision tower still runs, and is counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoImage(Method):
-    """Ranks nothing: for a schedule that keeps nothing."""
+    """Ranks nothing; for a schedule that keeps nothing."""
 
     positions: Positions = field(default="compact", kw_only=True)
     ranks_by_attention: ClassVar[bool] = False

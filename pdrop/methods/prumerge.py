@@ -1,27 +1,26 @@
-"""PruMerge and PruMerge+: what stands out to the class token, and what is like it added (arXiv 2403.15388,
+"""PruMerge and PruMerge+: outliers of the class token's attention, with similar tokens merged in (arXiv 2403.15388,
 "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"; its code, 42Shawn/LLaVA-PruMerge at
 097c041).
 
 "Attention" is the class token's query against all keys of the tower's LAST layer, whose output LLaVA does not read,
-with all heads as one vector, over the square root of its width. Chosen are the tokens with the most of it. Each is
-given, before the projector, the sum of its `neighbours` most alike tokens (cosine of keys, chosen ones among
-them), weighted by their attention: little is added, the weights are of the order of 1 / tokens. One more token is the
-attention-weighted sum of all that were not chosen. They stand in order of attention, the extra one last, and positions
-are renumbered.
+with all heads as one vector, over the square root of its width. The tokens with the most attention are chosen. Each is
+given, before the projector, the sum of its `neighbours` most similar tokens (by cosine of keys, chosen ones included),
+weighted by their attention: this adds little, since the weights are of the order of 1 / tokens. One extra token is the
+attention-weighted sum of all that were not chosen. The tokens are in order of attention, the extra one last, and
+positions are renumbered.
 
-How many: at adaptive stages, as published, the outliers of the attention, above the third quartile by 1.5 interquartile
-ranges; a schedule's number is all that stays, the extra token among them (73 for the training's 72 = 576 / 8).
-PruMerge+ adds tokens in even steps: at adaptive stages every int(int(1 / share of outliers) / 3)-th, otherwise as many
-as are chosen by attention. The published scores are of checkpoints that were tuned with it.
+How many: at adaptive stages, as published, the outliers of the attention, those above the third quartile by 1.5
+interquartile ranges; a schedule's number counts all tokens that stay, the extra one included (73 for the training's 72
+= 576 / 8). PruMerge+ adds tokens in even steps: at adaptive stages every int(int(1 / share of outliers) / 3)-th,
+otherwise as many as are chosen by attention. The published scores are of checkpoints fine-tuned with it.
 
 Where this differs from the published code:
 - PruMerge+ without outliers leaves the one extra token, as PruMerge does; that code divides by zero;
-- where outliers are more than a third, PruMerge+ keeps every token; that code steps by zero;
+- if more than a third are outliers, PruMerge+ keeps every token; that code has a step of zero;
 - each picture and tile has its own threshold; that code has one for all pictures of a call, and PruMerge+ raises on
   two;
-- no token stands twice: in that code's training a step may fall on a token that attention took, and as many others are
-  lost from the rest.
-As in that code, the steps never reach a picture's last token.
+- no token appears twice: in that code's training a step may fall on a token already chosen by attention, and as many
+others are lost from the rest. As in that code, the steps never reach a picture's last token.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruMerge(InFront):
-    """Outliers of the class token's attention, with what is like them. Every token that is left is one that is made.
+    """Outliers of the class token's attention, with similar tokens merged in. Every token that is left is a made one.
 
     Attributes:
-        plus: PruMerge+: tokens in even steps beside them.
-        neighbours: How many tokens are added to each.
+        plus: PruMerge+: tokens in even steps in addition.
+        neighbours: How many similar tokens are added to each.
     """
 
     plus: bool = False
@@ -64,7 +63,7 @@ class PruMerge(InFront):
     # ------------------------------------------------------------------ how many
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """None as it stands, unless all do."""
+        """0 unless all stay: every other token that is left is a made one."""
         return now if self.count(stage, visual) >= visual else 0
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
@@ -108,7 +107,7 @@ class PruMerge(InFront):
             scores: [B, T], on the host.
             row: The prompt.
             tile: The tile.
-            count: How many; None: the outliers, and the steps that go with their share.
+            count: How many; None: the outliers, and for PruMerge+ the steps that follow from their share.
         """
         import torch
 
@@ -129,14 +128,14 @@ class PruMerge(InFront):
         return [tile.places[n] for n in found]
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The chosen tokens with what is like them, and one token of all others."""
+        """The chosen tokens with similar ones merged in, and one token of all others."""
         import torch
 
         assert view.stage is not None
         keys = view.tower.keys(-1).detach().float().transpose(1, 2).flatten(2)  # [P, R, d]
         keys = torch.nn.functional.normalize(keys, dim=-1).flatten(0, 1)
         rows, states = view.tower.at(view.index), view.tower.states.flatten(0, 1)
-        attention = view.tower.of(view.index, self.attention(view))  # the scores again, with their gradient
+        attention = view.tower.of(view.index, self.attention(view))  # the scores once more, with their gradient
         made: list[list[Made]] = [[] for _ in going]
         (read,) = read_back([scores])
         for row, original in enumerate(view.originals):
@@ -158,13 +157,13 @@ class PruMerge(InFront):
         return together(view, made)
 
     def weights(self, attention: Tensor, keys: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
-        """What each chosen token, and the extra one, is made of, [chosen + 1, T].
+        """Weights of what each chosen token, and the extra one, is made of, [chosen + 1, T].
 
         Args:
             attention: [T].
-            keys: Of unit length, [T, d].
-            places: Of the tile's tokens.
-            chosen: Those that are chosen.
+            keys: Keys of unit length, [T, d].
+            places: Places of the tile's tokens.
+            chosen: Places of the chosen tokens.
         """
         import torch
 
@@ -184,7 +183,7 @@ class PruMerge(InFront):
     # ------------------------------------------------------------------ what it costs
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """A row of the last layer; likeness to the chosen, sums, and the projector for what is made."""
+        """A row of the last layer; cosines to the chosen tokens, sums, and the projector for the made tokens."""
         tower = sizes.tower
         if not schedule or not prompt.visual:
             return SelectionCost()
@@ -200,7 +199,7 @@ class PruMerge(InFront):
 
 
 def tile_front(view: View, row: int, tile: Tile) -> int:
-    """The place before the picture that a tile is of."""
+    """The place before the picture that a tile belongs to."""
     picture = next(picture for picture in view.tower.pictures[row] if tile in picture)
     return min(one.places[0] for one in picture if one.places) - 1
 
@@ -212,9 +211,9 @@ def prumerge(
 
     Args:
         num_layers: Layers of the decoder.
-        ratio: Share of the tokens that is left, the extra one among them.
+        ratio: Share of the tokens that is left, the extra one included.
         layers: [0], as the command line spells it.
-        adaptive: As many as stand out instead, as published: `ratio` has no say.
+        adaptive: The number of outliers instead, as published: `ratio` is ignored.
 
     Raises:
         ValueError: If the ratio is no fraction, or there is not exactly one boundary.

@@ -2,7 +2,7 @@
 Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", section 3.2).
 
 The paper's Eq. 2 takes query and keys of the stage's last layer; its published code takes those of the layer after
-the boundary, on the boundary's input. The code is what the paper's numbers were made with, and what is done here.
+the boundary, on the boundary's input. The paper's numbers were made with that code, and this follows it.
 After each drop that code renumbers the positions, hence "compact" as default.
 """
 
@@ -31,5 +31,5 @@ class PyramidDrop(Method):
         return view.attention()
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """Four stages, each with `ratio` of the visual tokens of the one before."""
+        """Four stages, each with `ratio` of the visual tokens of the previous one."""
         return pyramid(num_layers, ratio=ratio, layers=layers)

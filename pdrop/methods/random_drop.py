@@ -1,6 +1,6 @@
 """Random: the control that every method must beat at the same schedule.
 
-Give it the schedule of the method it is compared with (its twin), and several seeds: a single draw is an anecdote.
+Give it the schedule of the method it is compared with (its twin), and several seeds: a single draw proves nothing.
 `twin_of` makes the exact twin of any method: as many tokens in every layer, by that method's own rounding, merged ones
 included; the same positions; other tokens.
 """
@@ -24,9 +24,9 @@ class RandomDrop(Method):
     """Uniform scores, seeded per prompt: the same prompt loses the same tokens whatever the batch.
 
     Attributes:
-        seed: Of the draw.
-        like: A method whose numbers of tokens these are; None: int(n * keep). A token that it would merge from others
-            is one more token that stays here.
+        seed: Seed of the draw.
+        like: The method whose numbers of tokens are used; None: int(n * keep). For each token that it would merge from
+            others, one more token stays here.
     """
 
     seed: int = 0
@@ -39,18 +39,18 @@ class RandomDrop(Method):
             raise ValueError(f"seed is a whole number, not {self.seed!r}")
 
     def check(self, schedule: Schedule) -> None:
-        """As the method does whose numbers these are, which decides what it can count."""
+        """The check of `like`, which decides which schedules it can count for."""
         if self.like is None:
             super().check(schedule)
         else:
             self.like.check(schedule)
 
     def looks_at(self) -> tuple[int, ...] | None:
-        """No layer, but which tokens are of which tile, where `like` counts by these."""
+        """No layers, but the tower's map of tokens to tiles, if `like` counts by tiles."""
         return None if self.like is None or self.like.looks_at() is None else ()
 
     def looks_at_merged(self) -> tuple[int, ...] | None:
-        """The same, where `like` has a rule for such towers."""
+        """The same, if `like` has a rule for such towers."""
         return None if self.like is None or self.like.looks_at_merged() is None else ()
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
@@ -78,7 +78,7 @@ class RandomDrop(Method):
         return self if self.like is None else self.like.priced_as
 
     def plan(self, view: View, visual: Sequence[int]) -> list[tuple[int, int]]:
-        """The same of each prompt."""
+        """For each prompt, what `like` keeps and makes together; nothing is merged."""
         if self.like is None:
             return super().plan(view, visual)
         return [(stay + made, 0) for stay, made in self.like.plan(view, visual)]
@@ -88,7 +88,7 @@ class RandomDrop(Method):
         return view.draw(self.seed)
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """That of the method whose numbers these are; PyramidDrop's where there is none."""
+        """The schedule of `like`; PyramidDrop's without one."""
         if self.like is not None:
             return self.like.dial(ratio, num_layers, layers)
         return pyramid(num_layers, ratio=ratio, layers=layers)
@@ -96,9 +96,9 @@ class RandomDrop(Method):
 
 @dataclass(frozen=True)
 class RandomAdaptive(RandomDrop):
-    """The twin of a method that finds its numbers in what it sees: it is asked for them, and pays for the asking.
+    """The twin of a method that finds its numbers during the forward: the method itself is run for them, at its cost.
 
-    What it sees is what is left here, after other tokens went: its numbers are those it would have found then.
+    The method sees the tokens left by the random drop, so its numbers are those that it finds for these tokens.
     """
 
     ranks_by_attention: ClassVar[bool] = True
@@ -106,7 +106,7 @@ class RandomAdaptive(RandomDrop):
     observe: int = field(default=-1, kw_only=True)  # type: ignore[misc]
 
     def at(self, stage: Stage) -> Method:
-        """The twin of the part whose boundary it is."""
+        """The twin of the part that ranks at a stage."""
         part = self.like if self.like is None else self.like.at(stage)
         if part is self.like or part is None:
             return self
@@ -119,11 +119,11 @@ class RandomAdaptive(RandomDrop):
         return None if self.like is None else self.like.looks_at_merged()
 
     def begin(self, view: View) -> Any:
-        """The method's own look at the prompt."""
+        """`begin` of the method."""
         return self.like.begin(view) if self.like is not None else None
 
     def score(self, view: View) -> Tensor | Ranking:  # type: ignore[override]
-        """Uniform numbers; how many stay is the method's to say."""
+        """Uniform numbers, [B, T]; the method says how many stay."""
         import torch
 
         assert self.like is not None
@@ -137,7 +137,7 @@ class RandomAdaptive(RandomDrop):
         return Ranking(drawn, torch.tensor(stays))
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """The method's own: a bound, since nothing is merged here."""
+        """The method's own cost: an upper bound, since nothing is merged here."""
         assert self.like is not None
         return self.like.selection(schedule, prompt, sizes)
 

@@ -1,18 +1,18 @@
 """SCOPE: cover the picture with tokens that the class token attends to (arXiv 2510.24214, "SCOPE: Saliency-Coverage
 Oriented Token Pruning for Efficient Multimodal LLMs"; its code, kinredon/SCOPE at 6bf7306).
 
-Greedily, always the token that adds most to how well all tokens are covered by a chosen one (the largest cosine of
-tower states, from 0 up: negative cosines never count), times its attention to the power `alpha`. Attention is the sum
-over heads of the class token's row in the tower's last layer but one. Text is not used, nothing is merged, the class
-token is not kept.
+Greedy choice: always the token that adds most coverage, times its attention to the power `alpha`. Each token is covered
+by its largest cosine (of tower states) to a chosen token; negative cosines never count. Attention is the sum over heads
+of the class token's row in the tower's last layer but one. Text is not used, nothing is merged, the class token is not
+kept.
 
-The number is the prompt's, and every picture or tile of it has the same whole share, as in that code: 100 of three
-tiles are 33 each.
+The number is for the whole prompt, and every picture or tile has the same share, rounded down, as in that code: 100 for
+three tiles are 33 each.
 
 Where this differs from the published code:
 - cosines and gains in float32; in half precision that code's choices are decided by rounding at 192 tokens;
-- a number at or above what there is keeps everything; that code raises above it;
-- no newline, also where a picture has one tile alone.
+- a number at or above the number of tokens keeps everything; that code raises above it;
+- no newline is kept, also if a picture has only one tile.
 The release does not run as published (imports from a private folder, a script that names a baseline no branch knows).
 """
 
@@ -53,7 +53,7 @@ class SCOPE(InFront):
             raise ValueError(f"alpha is a power from 0 on, not {self.alpha!r}")
 
     def score(self, view: View) -> Tensor:
-        """Of the chosen ones, how many were left in their tile when each was chosen; 0 for others. [B, T]."""
+        """For chosen tokens, how many of their tile's were still to choose at their turn; 0 for others. [B, T]."""
         import torch
 
         tower = view.tower
@@ -67,7 +67,7 @@ class SCOPE(InFront):
         return scores
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """One row of the tower, and where some go, cosines of all of a tile's tokens with all."""
+        """One row of the tower; if any token goes, the cosines of all pairs of a tile's tokens."""
         asked = self.rows_of(schedule, prompt, sizes)
         if not asked or min(prompt.visual_per_layer) >= prompt.visual:
             return SelectionCost(tower_rows=asked)
@@ -76,11 +76,11 @@ class SCOPE(InFront):
 
 
 def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, combined: Combined = "multi") -> Tensor:
-    """Which of states [N, d] are chosen, in their turn, [count].
+    """Which of states [N, d] are chosen, in order of choice, [count].
 
     Args:
         states: Before the projector.
-        attention: Of each, [N].
+        attention: [N].
         count: How many.
         alpha: As `SCOPE` has it.
         combined: As `SCOPE` has it.
@@ -89,13 +89,13 @@ def covering(states: Tensor, attention: Tensor, count: int, alpha: float = 1.0, 
 
     states = torch.nn.functional.normalize(states.float(), dim=-1)
     cosines, weight = states @ states.T, attention.float() ** alpha
-    cover, left = torch.zeros_like(weight), torch.zeros_like(weight)  # left: minus infinity for those that are taken
-    adds = torch.empty_like(cosines)  # one for all rounds: [N, N] anew in each takes four times as long
+    cover, left = torch.zeros_like(weight), torch.zeros_like(weight)  # left: minus infinity for tokens already chosen
+    adds = torch.empty_like(cosines)  # reused in all rounds: a new [N, N] in each takes four times as long
     turns: list[Tensor] = []
     for _ in range(count):
         gain = torch.sub(cosines, cover, out=adds).clamp_(min=0).sum(1)
         gain = torch.addcmul(left, gain, weight) if combined == "multi" else gain + weight + left
-        best = gain.argmax(0, keepdim=True)  # [1], for a number's value would be asked of the device
+        best = gain.argmax(0, keepdim=True)  # [1]: reading a number would wait for the device
         turns.append(best)
         left.index_fill_(0, best, -torch.inf)
         cover = torch.maximum(cover, cosines.index_select(0, best)[0])

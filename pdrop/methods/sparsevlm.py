@@ -1,19 +1,19 @@
-"""SparseVLM: rank by the text that looks most like the image, recycle the best of what goes (arXiv 2410.04417).
+"""SparseVLM: rank by the text most similar to the image, recycle the best of the dropped tokens (arXiv 2410.04417).
 
 "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", sections 3.2 to 3.4. Three
-algorithms were released under the name. This is v1.5, the published code's default: fixed lists of counts, recycling,
+algorithms were released under this name. This is v1.5, the published code's default: fixed lists of counts, recycling,
 renumbered positions, cut on the OUTPUT of layers 2, 6 and 15, which are the boundaries 3, 7 and 16. (The paper's
 rank-adaptive counts are v1, pdrop/methods/sparsevlm_v1.py; pdrop/methods/sparsevlm_plus.py is the third.)
 
-Where the published code and its paper differ, the code is done: a rater lies strictly above the mean, 30 % + 1 of what
-goes is recycled into a tenth of that + 1 tokens, clusters are by Euclidean distance and averaged.
+Where the published code and its paper differ, this follows the code: a rater is strictly above the mean, 30 % + 1 of
+the dropped tokens are recycled into a tenth of that + 1 tokens, clusters are by Euclidean distance and averaged.
 
 Where this differs from the published code:
-- raters, ranking and clustering are computed in float32, that code's in the model's dtype, where scores tie often;
-- equal densities are broken by rank (the better-ranked token counts as denser), that code adds random noise;
-- densities are compared as logarithms, which do not underflow where tokens are far apart;
-- raters are text after the prompt's LAST visual token, up to the last query token; without any, the query token asks.
-  That code knows one image, and text after it;
+- raters, ranking and clustering are computed in float32; that code uses the model's dtype, where scores tie often;
+- ties of density are broken by rank (the better-ranked token counts as denser); that code adds random noise;
+- densities are compared as logarithms, which do not underflow when tokens are far apart;
+- raters are text after the prompt's LAST visual token, up to the last query token; without raters the query token is
+  used. That code knows one image, and text after it;
 - a stage of keep = 1.0 drops nothing, as in every method here; a count that large drops one token, as in that code.
 """
 
@@ -38,7 +38,7 @@ class SparseVLM(Method):
     """SparseVLM v1.5. Keeps the listed count, or one token less than there are; fractions are rounded.
 
     Attributes:
-        recycle: Share of what goes that is merged, the paper's tau; 0: nothing is.
+        recycle: Share of the dropped tokens that is merged, the paper's tau; 0: none.
         tokens_per_cluster: One merged token for so many recycled ones, the inverse of the paper's theta.
     """
 
@@ -69,20 +69,20 @@ class SparseVLM(Method):
         return min(going, int(self.recycle * going) + 1) if self.recycle and going else 0
 
     def merges(self, going: int) -> int:
-        """How many tokens are made of them: recycled // 10 + 1."""
+        """How many tokens are made of the recycled ones: recycled // 10 + 1."""
         recycled = self.recycled(going)
         return min(recycled, recycled // self.tokens_per_cluster + 1) if recycled else 0
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """The published list of 192, scaled."""
+        """The published list for budget 192, scaled."""
         return sparsevlm(num_layers, ratio, layers=layers)
 
     # ------------------------------------------------------------------ which
 
     def begin(self, view: View) -> Tensor:
-        """The raters, [B, L] bool: text whose mean likeness to the visual tokens is above the text's mean.
+        """The raters, [B, L] bool: text tokens whose mean similarity to the visual tokens is above the text's mean.
 
-        Likeness: softmax over the text of the embeddings' dot products, without scaling (section 3.2).
+        Similarity: softmax over the text of the embeddings' dot products, without scaling (section 3.2).
         """
         import torch
 
@@ -112,11 +112,11 @@ class SparseVLM(Method):
         return view.attention(raters_of(view), most_raters(view))
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The best of what goes, clustered by density peaks and averaged (section 3.4)."""
+        """The best of the dropped tokens, clustered by density peaks and averaged (section 3.4)."""
         import torch
 
         ranked = torch.where(goes, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        if min(going) == max(going):  # as mostly: all are clustered together
+        if min(going) == max(going):  # the usual case: all are clustered together
             return Merged(*self.clustered(view.hidden, ranked, going[0]))
         most = max(self.merges(n) for n in going)
         batch, width, size = view.hidden.shape
@@ -131,7 +131,7 @@ class SparseVLM(Method):
         return Merged(states, centres, weights)
 
     def clustered(self, hidden: Tensor, ranked: Tensor, going: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of prompts that lose equally many: what is made, of which centres, from what; as `Merged` has them.
+        """For prompts that lose equally many tokens: states, centres and weights as in `Merged`.
 
         Args:
             hidden: [R, T, D].
@@ -150,20 +150,20 @@ class SparseVLM(Method):
         return share @ members, at.gather(1, centre), weights
 
     def tie_break(self, recycled: Tensor) -> Tensor | None:
-        """Decides between equally dense tokens, higher = denser, [R, m]; two nearest neighbours are often just that.
+        """Breaks ties of density, higher = denser, [R, m]; two mutual nearest neighbours are often equally dense.
 
-        None: the better-ranked one. (The published code chooses at random.)
+        None: the better-ranked token counts as denser. (The published code chooses at random.)
         """
         return None
 
     # ------------------------------------------------------------------ what it costs
 
     def query_rows(self, text_tokens: float) -> float:
-        """A row for each text token: how many of them are raters is known to the device alone, and is not asked."""
+        """A row for each text token: how many are raters is only known on the device, and is not read."""
         return max(text_tokens, 1)
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
-        """Likeness of text and image; distances and means of what is recycled."""
+        """Similarity of text and image; distances and means of the recycled tokens."""
         entering = [round(n) for n in (prompt.visual, *prompt.visual_per_layer)]
         macs = prompt.visual * prompt.text * sizes.hidden
         for stage in schedule:
@@ -174,7 +174,7 @@ class SparseVLM(Method):
         return macs
 
     def gone(self, before: int, after: int) -> int:
-        """How many of `before` tokens went, where `after` are left of them, merged ones included (or one more)."""
+        """How many of `before` tokens went if `after` are left, merged ones included (or one more)."""
         return next((n for n in range(1, before + 1) if before - n + self.merges(n) == after), 0)
 
 
@@ -185,7 +185,7 @@ def last_of(mask: Tensor) -> Tensor:
 
 
 def text_window(view: View) -> range:
-    """As many of the last places as a prompt has text; where there is a block, all that follows it is among them."""
+    """The last places, as many as a prompt has text tokens; with a block they include all text after it."""
     width = view.index.shape[1]
     return range(width - view.text_counts[0], width)
 
@@ -193,14 +193,14 @@ def text_window(view: View) -> range:
 def raters_of(view: View) -> Tensor:
     """The raters among the tokens alive, [B, T] bool. A merged token is not one, even in a rater's place."""
     raters: Tensor = view.begun.to(view.index.device)
-    if view.block is not None:  # nothing has gone but what is in front of them
+    if view.block is not None:  # only tokens before them have gone
         return raters[:, raters.shape[1] - view.index.shape[1] :]
     raters = raters.gather(1, view.index)
     return raters & view.valid & ~view.visual
 
 
 def most_raters(view: View) -> int | range:
-    """A bound on a prompt's raters that is known without asking the device: its text tokens."""
+    """A bound on a prompt's raters that is known without waiting for the device: its text tokens."""
     return max(1, *view.text_counts) if view.block is None else text_window(view)
 
 
@@ -210,7 +210,7 @@ def density_peaks(x: Tensor, clusters: int, tie_break: Tensor | None = None) -> 
     Args:
         x: [R, m, D] float32.
         clusters: How many.
-        tie_break: Of two equally dense tokens, the one with the higher number counts as denser, [R, m]; None: the
+        tie_break: Of two equally dense tokens, the one with the larger value counts as denser, [R, m]; None: the
             earlier one.
 
     Returns:
@@ -218,10 +218,10 @@ def density_peaks(x: Tensor, clusters: int, tie_break: Tensor | None = None) -> 
     """
     import torch
 
-    x = x - x.mean(1, keepdim=True)  # distances stay; squares get smaller, and with them the rounding below
+    x = x - x.mean(1, keepdim=True)  # same distances, but smaller squares and so less rounding below
     squares = x.square().sum(-1)
     products = x @ x.transpose(1, 2)
-    products = products + products.transpose(1, 2)  # symmetric to the bit: equal distances must tie
+    products = products + products.transpose(1, 2)  # exactly symmetric: equal distances must tie
     distances = (squares[:, :, None] + squares[:, None] - products).clamp(min=0).sqrt()
     distances.diagonal(dim1=1, dim2=2).zero_()
     distances = distances / x.shape[-1] ** 0.5

@@ -1,10 +1,11 @@
-"""SparseVLM+: SparseVLM without recycling, by the heads that look at the image most (the third algorithm released
+"""SparseVLM+: SparseVLM without recycling, by the heads that attend to the image most (the third algorithm released
 under the name of arXiv 2410.04417: the published code's version 2.0; no paper describes it).
 
 Raters, boundaries and counts are SparseVLM's (pdrop/methods/sparsevlm.py), and so are the differences listed there.
-What is new: attention is divided by what the rotary positions alone would give, queries and keys of ones in its place;
-only the heads count that then have the largest sum over raters and visual tokens; positions are kept. That divisor
-passes through zero and below as the distance between two tokens grows. The published code lets it, and so does this.
+Three things differ: attention is divided by what the rotary positions alone would give, with queries and keys of ones;
+only the heads with the largest sum of that over raters and visual tokens count; positions are kept. The divisor passes
+through zero and becomes negative as the distance between two tokens grows. The published code allows that, and so does
+this.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class SparseVLMPlus(SparseVLM):
             raise ValueError(f"heads is a number from 1 on, not {self.heads!r}")
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """Its own list of 192, scaled."""
+        """Its own list for budget 192, scaled."""
         return sparsevlm(num_layers, ratio, layers=layers, plus=True)
 
     def score(self, view: View) -> Tensor:
-        """Mean over the voting heads and the raters of the attention / the rotary positions' own share, [B, T]."""
+        """Mean over voting heads and raters of the attention divided by the rotary positions' part, [B, T]."""
         rows = view.attention_rows(raters_of(view), most_raters(view))
         weight = rows.asks[..., None].float()  # [B, Q, 1]
         share = (rows.probabilities / rows.rotation()[:, None]).masked_fill(~rows.asks[:, None, :, None], 0)
@@ -55,7 +56,7 @@ class SparseVLMPlus(SparseVLM):
         return got.gather(1, voting[..., None].expand(-1, -1, got.shape[2])).mean(1)
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
-        """SparseVLM's, and the products of ones at every boundary."""
+        """SparseVLM's multiply-adds, and the products of ones at every boundary."""
         seen = sum(prompt.tokens_per_layer[layer - 1] for layer in schedule.layers)
         ones = seen * self.query_rows(prompt.text) * sizes.head_dim
         return super().extra_macs(schedule, prompt, sizes) + ones

@@ -1,4 +1,4 @@
-"""SparseVLM's schedules: its published lists of counts, and the boundaries of its version that needs none.
+"""SparseVLM's schedules: its published lists of counts, and the boundaries of v1, which needs no counts.
 
 sparsevlm(num_layers=32, budget=192)        # Schedule('3:300t 7:200t 16:110t')
 sparsevlm_v1(num_layers=32)                 # Schedule('3:adaptive 7:adaptive 16:adaptive 20:adaptive')
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from pdrop.schedule import Schedule, Stage, check_ratio
 
-# Visual tokens kept on the output of layers 2, 6 and 15 of 32, of 576, by the name of the budget. (The budget is what
-# their authors count; with merged tokens 206.5, 145.4, 114.1 and 82.3 enter a layer on average.)
+# Visual tokens of 576 kept on the output of layers 2, 6 and 15 of 32, by the name of the budget. (The budget is what
+# the authors count; with merged tokens 206.5, 145.4, 114.1 and 82.3 enter a layer on average.)
 SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 SPARSEVLM_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
 
@@ -24,15 +24,16 @@ def sparsevlm(
     shares: bool = False,
     plus: bool = False,
 ) -> Schedule:
-    """SparseVLM's published lists (its code at 26a5f48), by their name or scaled to a ratio.
+    """SparseVLM's published lists (its code at 26a5f48), by name or scaled to a ratio.
 
-    Boundaries are 3, 7 and 16 of 32 layers, before which its code cuts; other depths have them in proportion.
+    Boundaries are 3, 7 and 16 of 32 layers, before which its code cuts, and in proportion for other depths.
 
     Args:
         num_layers: Layers of the decoder.
-        ratio: The share that stays at the first boundary. The others have theirs in the proportions of the list of
+        ratio: The share that stays at the first boundary. The other boundaries keep the proportions of the list for
             192: at 300/576 this is that list.
-        budget: A list by its name instead, 192, 128, 96 or 64: counts, whatever the prompt has. Wins over `ratio`.
+        budget: A list by its name instead, 192, 128, 96 or 64: counts, whatever the prompt's size. Takes precedence
+            over `ratio`.
         layers: Three explicit boundaries.
         shares: The list's counts as shares of 576, for prompts of other sizes.
         plus: SparseVLM+'s lists.
@@ -63,11 +64,11 @@ def sparsevlm(
 def sparsevlm_v1(num_layers: int = 32, layers: Sequence[int] | None = None) -> Schedule:
     """The four boundaries of SparseVLM v1 (its code at 91fb6d9), whose numbers the method finds prompt by prompt.
 
-    They are 3, 7, 16 and 20 of 32 layers, before which its code cuts; other depths have them in proportion.
+    They are 3, 7, 16 and 20 of 32 layers, before which its code cuts, and in proportion for other depths.
 
     Args:
         num_layers: Layers of the decoder.
-        layers: Explicit boundaries, as many as you like.
+        layers: Explicit boundaries, any number of them.
 
     Raises:
         ValueError: If the boundaries do not fit the layers.
@@ -78,7 +79,7 @@ def sparsevlm_v1(num_layers: int = 32, layers: Sequence[int] | None = None) -> S
 
 
 def in_proportion(layers: Sequence[int], num_layers: int) -> list[int]:
-    """Boundaries of a decoder of 32 layers at the same depth of another, rising from 1 on."""
+    """Boundaries of a 32-layer decoder at the same relative depth of another, rising from 1 on."""
     found: list[int] = []
     for layer in layers:
         found.append(max(1 + (found[-1] if found else 0), round(layer * num_layers / 32)))

@@ -1,13 +1,13 @@
-"""SparseVLM v1: as many tokens stay as the rank of what the raters see lets (arXiv 2410.04417, section 3.3; the first
-released code, 91fb6d9). The paper's algorithm; its ICML numbers are v1.5's (pdrop/methods/sparsevlm.py).
+"""SparseVLM v1: the rank of the raters' attention says how many tokens stay (arXiv 2410.04417, section 3.3; the first
+released code, 91fb6d9). This is the paper's algorithm; its ICML numbers are v1.5's (pdrop/methods/sparsevlm.py).
 
 The attention of the raters to the visual tokens, mean over heads, is a matrix of raters x visual tokens. Its rank times
-`scale` plus `bias` is the number that stays; where the rank is the number of visual tokens, nothing goes. Rating,
+`scale` plus `bias` is the number that stays; if the rank is the number of visual tokens, nothing goes. Rating,
 ranking, recycling and positions are v1.5's, and so are the differences listed there. Boundaries are 3, 7, 16 and 20 of
 32 layers. Published for 576 tokens: scale 13.5, bias 0 ("192"); 9, 6 ("128"); 0.8, 0 ("64").
 
-The rank can be no larger than the number of raters, and mostly is that number: attention rows of different tokens are
-hardly ever dependent. So v1 keeps more for longer questions.
+The rank is at most the number of raters, and usually equals it: attention rows of different tokens are hardly ever
+linearly dependent. So v1 keeps more tokens for longer questions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SparseVLMV1(SparseVLM):
 
     Attributes:
         scale: Tokens kept for each unit of rank.
-        bias: Tokens kept beside those.
+        bias: Tokens kept in addition.
     """
 
     scale: float = 13.5
@@ -54,7 +54,7 @@ class SparseVLMV1(SparseVLM):
         return Ranking(rows.mean(), torch.tensor(stays))  # on the host, where they are read
 
     def ranks(self, view: View, rows: AttentionRows) -> list[int]:
-        """Rank of each prompt's raters x visual tokens, computed on its own rows alone: the same in any batch.
+        """Rank of each prompt's matrix of raters x visual tokens, computed on its own rows: the same in any batch.
 
         In float64 on the host, from one copy, with float32's threshold: a rank is worth many tokens, and the libraries
         of devices need not agree on the smallest singular values.

@@ -1,10 +1,10 @@
-"""What a method gets to see of the vision tower, where it says that it looks (`Method.tower_layers`).
+"""What a method can read of the vision tower if it declares `Method.tower_layers`.
 
 Shapes: P pictures, tiles, crops and frames that went through the tower, R rows of each (class token included), d its
 width, B prompts, L tokens of the padded prompts, T tokens alive, D the decoder's hidden size.
 
-Some towers end in a merger that makes one token of several patches (Qwen's: 2 x 2). Of these R are the tokens of the
-largest picture, others are filled up with zeros, and what is said of a token is the sum (attention) or the mean (keys)
+Some towers end in a merger that makes one token of several patches (Qwen's: 2 x 2). There R is the number of tokens of
+the largest picture, other pictures are padded with zeros, and a token's value is the sum (attention) or the mean (keys)
 over its patches.
 """
 
@@ -24,9 +24,9 @@ class Tile:
 
     Attributes:
         number: Which of the P it is.
-        places: Where the tokens stand in the padded prompt that were made from it, in the order of its patches. Fewer
-            than it has patches where padding was cut away.
-        rows: Of the R, how many are its own.
+        places: Places in the padded prompt of the tokens made from it, in the order of its patches. Fewer than its
+            patches if padding was cut away.
+        rows: How many of the R rows are its own.
     """
 
     number: int
@@ -39,12 +39,13 @@ class Tower:
     """What the vision tower made of this forward's pictures, before the projector.
 
     Attributes:
-        states: What the projector is given, class token included where there is one, [P, R, d]. Of a tower that ends in
-            a merger: the tokens that it makes, [P, R, D].
+        states: The projector's input, with the class token if there is one, [P, R, d]. For a tower that ends in a
+            merger: the tokens that it makes, [P, R, D].
         classes: Leading rows that are not patches: 1 (CLIP) or 0 (SigLIP).
         source: The row, counted through all P * R, that the token at each place of the padded prompts was made from,
             [B, L]; -1: text, padding, newlines.
-        pictures: Of each prompt, its pictures in order, and the tiles of each: the small picture first, if it is tiled.
+        pictures: For each prompt, its pictures in order, and the tiles of each: the small picture first, if it is
+            tiled.
         merges: How many patches make one token: 1, or 4 where a merger ends the tower.
     """
 
@@ -62,29 +63,29 @@ class Tower:
     def rows(self, layer: int) -> Tensor:
         """What the class token attends to in a layer of the tower, [P, heads, R] float32: softmax over all R keys.
 
-        Where there is no class token: the mean over all asking rows. Only these rows are computed, whatever the
-        tower's attention backend, and once a forward.
+        Without a class token, the mean over all rows. Only the rows needed are computed, once per forward, with any
+        attention backend of the tower.
         """
         return self._rows(layer)
 
     def rows_on_host(self, layer: int) -> Tensor:
-        """The same on the host, read once a forward."""
+        """The same on the host, read once per forward."""
         return self._read(layer)
 
     def keys(self, layer: int) -> Tensor:
-        """Keys of all rows in a layer of the tower, biases included, [P, heads, R, head size]. Once a forward."""
+        """Keys of all rows in a layer of the tower, with bias, [P, heads, R, head size]. Computed once per forward."""
         return self._keys(layer)
 
     def query(self, layer: int) -> Tensor:
-        """The class token's query in a layer of the tower, bias included, not scaled, [P, heads, head size]."""
+        """The class token's query in a layer of the tower, with bias, not scaled, [P, heads, head size]."""
         return self._query(layer)
 
     def project(self, states: Tensor) -> Tensor:
-        """What the model's own projector makes of states, [..., d] -> [..., D]; tokens of a merger as they are."""
+        """The model's own projector applied to states, [..., d] -> [..., D]; a merger's tokens come back unchanged."""
         return self._project(states)
 
     def at(self, index: Tensor) -> Tensor:
-        """Which row the tokens alive were made from, [B, T]; -1: none.
+        """The row that each token alive was made from, [B, T]; -1: none.
 
         Args:
             index: `view.index`.
@@ -92,11 +93,11 @@ class Tower:
         return self.source.to(index.device).gather(1, index)
 
     def of(self, index: Tensor, values: Tensor) -> Tensor:
-        """The values of the rows that the tokens alive were made from, [B, T, ...]; zeros where there is none.
+        """For each token alive, the value of the row it was made from, [B, T, ...]; zeros if there is none.
 
         Args:
             index: `view.index`.
-            values: One for each row, [P, R, ...].
+            values: A value for each row, [P, R, ...].
         """
         at = self.at(index)
         found = values.flatten(0, 1)[at.clamp(min=0).to(values.device)].to(index.device)

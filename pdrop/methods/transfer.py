@@ -1,7 +1,7 @@
-"""From the host to the device without waiting for the device, and back with one wait for all that is asked.
+"""Copies from host to device without waiting for the device, and back with one wait for all tensors.
 
-A plain copy to CUDA, torch.tensor(numbers, device=device), first waits for all that is queued there; so does each
-plain copy back.
+A plain copy to CUDA, torch.tensor(numbers, device=device), first waits for all work queued there; so does each plain
+copy back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """[n] int64."""
+    """Numbers as a tensor on the device, [n] int64."""
     import torch
 
     if numbers and min(numbers) == max(numbers):
@@ -24,12 +24,12 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device: to CUDA from pinned memory, which can be read while the host goes on."""
+    """A host tensor on the device: to CUDA from pinned memory, which is copied while the host continues."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def read_back(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Copies on the host, with one wait per device. Their memory is pinned where they come from CUDA."""
+    """Copies on the host, with one wait per device; in pinned memory if they come from CUDA."""
     import torch
 
     tensors = list(tensors)

@@ -1,7 +1,7 @@
-"""What a method gets to see of a sequence, and what it gives back.
+"""What a method sees of a sequence, and what it returns.
 
-Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), Q asking tokens, M
-merged tokens, D hidden size.
+Shapes: B prompts of a batch, L tokens of the padded prompts, T tokens alive (padding included), Q attention rows, M
+    merged tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """What the asking tokens of each prompt attend to in one layer.
+    """Selected rows of each prompt's attention in one layer.
 
     Attributes:
         probabilities: [B, heads, Q, T] float32, softmax over the whole causal row.
-        asks: Which of the Q rows are asked for, [B, Q] bool: prompts that ask less are filled up.
+        asks: Which of the Q rows were asked for, [B, Q] bool: prompts with fewer rows are padded.
     """
 
     probabilities: Tensor
     asks: Tensor
     _rotation: Callable[[], Tensor]
-    _every: bool = False  # are all rows asked for, known without asking the device?
+    _every: bool = False  # whether all rows were asked for, if known without waiting for the device
 
     def mean(self) -> Tensor:
-        """Attention that each token gets: mean over the heads and the asking rows, [B, T]."""
+        """Attention that each token gets: mean over the heads and the rows asked for, [B, T]."""
         if self._every and self.asks.shape[1] == 1:
             return self.probabilities.mean(1)[:, 0]
         weight = self.asks[..., None].float()
         return (self.probabilities.mean(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
     def rotation(self) -> Tensor:
-        """What the rotary positions alone would make of queries and keys of ones: their scaled products, [B, Q, T]."""
+        """Scaled products of queries and keys of ones under the rotary positions, [B, Q, T]."""
         return self._rotation()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where all prompts have their visual tokens, one after the other, and after them their one query token.
+    """The contiguous places of the visual tokens, the same in all prompts, and the place of the one query token after.
 
     Attributes:
         start: Place of the first visual token among those alive.
@@ -59,34 +59,34 @@ class Block:
     query: int
 
     def resized(self, count: int) -> Block:
-        """With so many visual tokens instead."""
+        """The same block with so many visual tokens instead."""
         return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
 
 
 @dataclass(frozen=True)
 class View:
-    """The sequence that enters one decoder layer, as a method sees it. Read-only.
+    """The input of one decoder layer, as a method sees it. Read-only.
 
     Attributes:
         layer: The layer whose input this is, 0-based.
         hidden: Hidden states on the layer's input, [B, T, D].
-        index: Place of each token in its padded prompt, [B, T]; of a merged token, its centre's.
+        index: Place of each token in its padded prompt, [B, T]; for a merged token, its centre's.
         valid: Whether it is a token, not padding, [B, T] bool.
         visual: Whether it is a visual token that may be dropped, merged ones included, [B, T] bool.
-        query: Whether it is a query token, [B, T] bool: the last instruction token; with labels, the token in front
-            of each answer.
-        visual_counts: Visual tokens of each prompt, known without asking the device.
+        query: Whether it is a query token, [B, T] bool: the last instruction token; with labels, the token before each
+            answer.
+        visual_counts: Visual tokens of each prompt, known without waiting for the device.
         text_counts: The other tokens of each prompt, likewise.
         pinned: Visual tokens of each prompt that are query tokens and stay, likewise.
-        stage: What the boundary opens that this is ranked for; None in `begin`.
+        stage: The stage that begins at the boundary being ranked for; None in `begin`.
         begun: What the method's `begin` returned for this forward.
         originals: Visual tokens of each prompt before anything was dropped.
-        stays: How many visual tokens of each prompt are to stay as they are, pinned ones among them, as `plan` says:
-            for methods that choose a set. None in `begin`, in `plan`, and where the method finds the number itself.
-        output: What the layer made of `hidden`, which is what enters the boundary, [B, T, D]. None unless the method
-            observes the layer in front.
-        block: Where the visual tokens of all prompts are, if they are at the same places without padding, known
-            without asking the device: a method may slice where it would have to sort. None: anything else.
+        stays: How many visual tokens of each prompt are to stay as they are, pinned ones included, as `plan` says: for
+            methods that choose a set. None in `begin`, in `plan`, and if the method finds the number itself.
+        output: The layer's output for `hidden`, which is the boundary's input, [B, T, D]. None unless the method
+            observes the layer before the boundary.
+        block: Where the visual tokens are, if they are at the same places in all prompts and there is no padding: a
+            method may then slice instead of sort. None otherwise.
     """
 
     layer: int
@@ -115,50 +115,50 @@ class View:
 
     @property
     def ids(self) -> Tensor:
-        """Input ids of the tokens alive, [B, T]; of a merged token, its centre's."""
+        """Input ids of the tokens alive, [B, T]; for a merged token, its centre's."""
         return self._ids()
 
     def attention(self, rows: Tensor | None = None, most: int | range | None = None) -> Tensor:
-        """Attention that each token gets in this layer, mean over heads and over the asking tokens, [B, T] float32.
+        """Attention that each token gets in this layer, mean over heads and over the chosen rows, [B, T] float32.
 
         Softmax in float32 over the whole causal row, text keys included, with the layer's own projections and the
-        rotary positions of the moment; only the asking rows are computed, so any attention backend will do.
+        current rotary positions; only these rows are computed, so any attention backend works.
 
         Args:
-            rows: Which tokens ask, [B, T] bool; default: the query tokens.
-            most: A bound on how many of a prompt ask; where there is a `block`, the places outside of which none does.
-                Without one, the number is read from the device.
+            rows: Tokens whose rows are computed, [B, T] bool; default: the query tokens.
+            most: An upper bound on the rows of a prompt; with a `block` it may be a range of places that contains them.
+                If it is not given, the number is read from the device.
         """
         return self._attention(rows, most, True).mean()
 
     def attention_rows(
         self, rows: Tensor | None = None, most: int | range | None = None, rotated: bool = True
     ) -> AttentionRows:
-        """The same before any mean is taken, head by head; `rotated=False`: as if all tokens stood at one place.
+        """The same before the mean, for each head; `rotated=False`: without rotary positions.
 
-        Without rotary positions the layer's keys are computed anew, also where it has run.
+        Without rotary positions the layer's keys are computed again, even if it has already run.
         """
         return self._attention(rows, most, rotated)
 
     def keys(self) -> Tensor:
-        """The layer's keys with their rotary positions, [B, key heads, T, head size]; no copy where it has run."""
+        """The layer's keys with rotary positions, [B, key heads, T, head size]; not copied if the layer has run."""
         return self._keys()
 
     def final_norm(self, states: Tensor) -> Tensor:
-        """The decoder's last normalisation, the one before lm_head, [..., D]."""
+        """The decoder's final normalisation, before lm_head, applied to states, [..., D]."""
         return self._norm(states)
 
     @property
     def tower(self) -> Tower:
-        """What the vision tower made of the pictures.
+        """The vision tower's states and attention for the pictures.
 
         Raises:
-            ValueError: If the method does not declare that it looks (`tower_layers`), or the tower cannot be read.
+            ValueError: If the method does not declare `tower_layers`, or the tower cannot be read.
         """
         return self._tower()
 
     def visual_places(self, row: int) -> Tensor:
-        """Where the visual tokens of a prompt that may be dropped stand among those alive, ascending, [n]."""
+        """Places among the tokens alive of a prompt's visual tokens that may be dropped, ascending, [n]."""
         if self.block is not None:
             import torch
 
@@ -193,22 +193,22 @@ class View:
 
     @property
     def images(self) -> list[list[TokenGrid]]:
-        """Where the ORIGINAL visual tokens of each prompt lie: its pictures, tiles and frames, in order.
+        """The grids of each prompt's ORIGINAL visual tokens: its pictures, tiles and frames, in order.
 
         Raises:
-            ValueError: If this model's inputs do not tell.
+            ValueError: If they cannot be read from this model's inputs.
         """
         return self._images()
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores, and how many tokens they let stay: what `score` returns at an adaptive stage.
+    """Scores, and how many tokens stay: what `score` returns at an adaptive stage.
 
     Attributes:
         scores: [B, T] float32.
-        stays: How many visual tokens of each prompt stay, [B] whole numbers; read from the device once a boundary.
-        makes: How many are made of those that go, likewise; None: as the method's `merges` says.
+        stays: How many visual tokens of each prompt stay, [B] integers; read from the device once per boundary.
+        makes: How many are made of those that go, [B] integers; None: as the method's `merges` says.
     """
 
     scores: Tensor
@@ -218,17 +218,17 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Merged:
-    """Tokens made from visual tokens that go. Prompts that make fewer than M are filled up with anything.
+    """Tokens made from visual tokens that go. Prompts that make fewer than M are padded with any values.
 
     Attributes:
         states: [B, M, D].
-        centres: Which of the T tokens each stands for, [B, M]: it takes its place, and with original positions its
-            position. All different, and among those that go.
-        weights: What each was made of, [B, M, T] float32: 0 for tokens without a part in it.
-        after: Which of the T tokens each stands after (at its place, if that one goes), [B, M]; -1: before the
-            prompt. Several after the same one stand in the order of M. No text may come to stand before what was
-            made from pictures that follow it. None: after the prompt's last visual token that could go.
-        moved: Made tokens of a single part are that token, only standing elsewhere: it counts as kept.
+        centres: Which of the T tokens each replaces, [B, M]: it takes that token's place, and with original positions
+            its position. All different, and among those that go.
+        weights: What each was made of, [B, M, T] float32: 0 for tokens that have no part in it.
+        after: Which of the T tokens each follows (or replaces, if that token goes), [B, M]; -1: before the prompt.
+            Several after the same token are in the order of M. A token must not be placed before text that precedes the
+            pictures it was made from. None: after the prompt's last visual token that could go.
+        moved: Whether a made token with a single part is that token at another place, which counts as kept.
     """
 
     states: Tensor

@@ -1,30 +1,33 @@
-"""VisionZip: the tower's dominant tokens, and contextual ones that the others are merged into (arXiv 2412.04467,
+"""VisionZip: the tower's dominant tokens, and contextual tokens merged from the others (arXiv 2412.04467,
 "VisionZip: Longer is Better but Not Necessary in Vision Language Models"; its code, JIA-Lab-research/VisionZip at
 3151f6d).
 
-Dominant are the tower's class token, which goes through the projector and stands before the picture, and the
-patches that it attends to most in the tower's last layer but one. Of the others, every so many is a target; each of the
-rest joins the target whose keys (that layer's, mean over heads) are most like its own. A contextual token is the
-target's state plus the mean of those that joined it, projected: not a mean of all, and twice the size of other tokens,
-as the published code has it. Text is not used.
+Dominant tokens are the tower's class token, which goes through the projector and is placed before the picture, and the
+patches that it attends to most in the tower's last layer but one. Of the others, targets are taken at even steps; each
+of the rest joins the target with the most similar keys (that layer's, mean over heads). A contextual token is the
+target's state plus the mean of those that joined it, projected: not a mean of all, and so twice the size of other
+tokens, as in the published code. Text is not used.
 
-The stage's number counts all of them. The paper's 192, 128 and 64 are contextual=30, 20 and 10; its "dominant" counts
-the class token. Of a tiled picture every tile has its share of both; the small picture stands as above, then come the
-other tiles' dominant tokens in the order of the joined picture, their class tokens, and their contextual tokens.
+The stage's number counts all of these. The paper's 192, 128 and 64 have contextual=30, 20 and 10; its "dominant"
+includes the class token. In a tiled picture every tile has its share of both; the small picture comes first, in the
+order above, then the other tiles' dominant tokens in the order of the joined picture, their class tokens, and their
+contextual tokens.
 
 Where this differs from the published code:
 - attention in float32, computed for one row of one layer; that code computes all maps of all layers by patching CLIP;
-- a number at or above what there is keeps everything, more contextual tokens than fit are cut down; that code raises;
+- a number at or above the number of tokens keeps everything, and too many contextual tokens are cut down; that code
+  raises;
 - the newline at the end of a picture of one tile goes, as all newlines do.
-Without a class token (SigLIP), rows are the mean over all that ask, as the authors do for Qwen, and none stands in
-front.
+Without a class token (SigLIP), attention is the mean over all rows, as the authors do for Qwen, and no token is placed
+before the picture.
 
-For Qwen2.5-VL the authors have a program of its own (Qwen2_5_VL/qwen2_5vl_visionzip.py at 769aa61): attention of the
-tower's last layer, the mean over all rows and over a token's four patches; keys with their rotary positions, likewise;
-tokens are merged after the tower's merger, each contextual token stands at its target's place, and positions are kept
-(positions="original"; the only ones that Qwen's models take here). Its 70 and 50 % are 65 and 45 % dominant tokens and
-5 % contextual ones: contextual=0.05. So it is here for towers of that kind, Qwen2-VL's and Qwen3-VL's too. That code
-takes one picture and one prompt; here each picture has its share by its size, and a frame of a video is a picture.
+For Qwen2.5-VL the authors have separate code (Qwen2_5_VL/qwen2_5vl_visionzip.py at 769aa61): attention of the tower's
+last layer, the mean over all rows and over a token's four patches, and keys with rotary positions, also averaged over
+the patches; tokens are merged after the tower's merger, each contextual token is at its target's place, and positions
+are kept (positions="original", the only ones that Qwen's models accept here). Its 70 and 50 % are 65 and 45 % dominant
+tokens and 5 % contextual ones: contextual=0.05. This file does the same for such towers, also Qwen2-VL's and
+Qwen3-VL's. That code takes one picture and one prompt; here each picture has its share by its size, and a frame of a
+video is a picture.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ class VisionZip(InFront):
     """Dominant and contextual tokens.
 
     Attributes:
-        contextual: How many of the stage's tokens are contextual; a fraction: of all tokens of a picture, at least one.
+        contextual: How many of the stage's tokens are contextual; a fraction is of all tokens of a picture, at least
+            one token.
     """
 
     contextual: int | float = 10
@@ -66,44 +70,44 @@ class VisionZip(InFront):
     # ------------------------------------------------------------------ how many
 
     def contextual_of(self, rows: float, total: float) -> int:
-        """How many contextual tokens a tile of so many tokens has, of a prompt with so many."""
+        """How many contextual tokens a tile of `rows` tokens has in a prompt with `total`."""
         if isinstance(self.contextual, float):
             return max(1, int(self.contextual * rows))
         return int(self.contextual * rows // total) if total else 0
 
     def parts_of(self, each: int, contextual: int, classes: int = 1) -> tuple[int, int, int]:
-        """Of a tile's `each` tokens: patches, class tokens, contextual ones."""
+        """How a tile's `each` tokens divide into patches, class tokens and contextual tokens."""
         classes = min(classes, each)
         contextual = min(contextual, each - classes)
         return each - classes - contextual, classes, contextual
 
     def parts_in(self, view: View, row: int, tile: Tile, each: int) -> tuple[int, int, int]:
-        """The same of one tile, at most of what it has."""
+        """The same for one tile, within the tokens that it has."""
         total, each = sum(one.rows for one in tiles_of(view, row)), min(each, len(tile.places))
         return self.parts_of(each, self.contextual_of(tile.rows, total), view.tower.classes)
 
     def stays(self, stage: Stage, visual: int, now: int) -> int:
-        """The dominant patches, of one picture."""
+        """The dominant patches of one picture."""
         each = self.count(stage, visual)
         return now if each >= visual else min(now, self.parts_of(each, self.contextual_of(visual, visual))[0])
 
     def merges(self, going: int) -> int:
-        """The class token and the contextual ones, where there is room for all of them."""
+        """The class token and the contextual tokens, if there is room for all of them."""
         return min(going, self.contextual_of(going, going) + 1) if going else 0
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """The stage's number, all of them counted."""
+        """The stage's number, which counts all kinds of tokens."""
         return schedule.tokens_per_layer(visual, num_layers, self.count)
 
     def made(self, view: View, row: int, each: list[int]) -> tuple[int, int]:
-        """Patches; class tokens and contextual ones."""
+        """The number of patches, and that of class and contextual tokens."""
         parts = [self.parts_in(view, row, tile, n) for tile, n in zip(tiles_of(view, row), each)]
         return sum(p for p, _, _ in parts), sum(c + m for _, c, m in parts)
 
     # ------------------------------------------------------------------ which
 
     def score(self, view: View) -> Tensor:
-        """Sum over heads of the class token's attention, [B, T]; much more for the best of each of several tiles."""
+        """Sum over heads of the class token's attention, [B, T]; raised for the best of each of several tiles."""
         rows = view.tower.rows(self.attended(view))
         scores = view.tower.of(view.index, rows.sum(1))
         raised = scores.clone()
@@ -114,8 +118,7 @@ class VisionZip(InFront):
         return raised
 
     def merge(self, view: View, scores: Tensor, goes: Tensor, going: list[int]) -> Merged:
-        """The class token before each picture, and after it the contextual tokens; of a tower that ends in a merger
-        these at their own places."""
+        """Class token before each picture, contextual tokens after it (with a merger: at their own places)."""
         made: list[list[Made]] = [[] for _ in going]
         shares = {(row, tile.number): (places, each) for row, tile, places, each in self.chosen(view, 1)}
         for row, pictures in enumerate(view.tower.pictures):
@@ -137,7 +140,7 @@ class VisionZip(InFront):
 
         tower, width = view.tower, goes.shape[1]
         patches, classes, count = self.parts_in(view, row, tile, each)
-        # in order of place; how many is known without asking the device
+        # in order of place; their number is known without waiting for the device
         rest = places[goes[row, places].int().argsort(descending=True, stable=True)[: len(places) - patches]]
         step = max(1, len(rest) // count) if count else len(rest) + 1
         numbers = list(range(0, len(rest), step))[:count]
@@ -161,7 +164,7 @@ class VisionZip(InFront):
     # ------------------------------------------------------------------ what it costs
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
-        """A row of the tower; likeness and means of the others; the projector for what is made."""
+        """A row of the tower; similarities and means of the other tokens; the projector for the made tokens."""
         asked = self.rows_of(schedule, prompt, sizes)
         tower, left = sizes.tower, min(prompt.visual_per_layer)
         if not asked or left >= prompt.visual:

@@ -1,20 +1,20 @@
-"""VisPruner: half of the budget by attention, half by thinning out look-alikes (arXiv 2412.01818, the later versions,
+"""VisPruner: half of the budget by attention, half by removing similar tokens (arXiv 2412.01818, the later versions,
 "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs"; its code,
 Theia-4869/VisPruner at aefa01a).
 
-The important ones are the int(number * ratio) that the class token attends to most (mean over heads, last tower layer
-but one). The others, in order of that attention, are thinned out round by round until the rest of the number is left:
-those at even ranks are compared with those at odd ranks (cosine of tower states), and the eight that have the closest
-look-alike go. Who stands where after a round is part of the algorithm: those at even ranks that are left, from most
-alike to least, then those at odd ranks.
+The important tokens are the int(number * ratio) that the class token attends to most (mean over heads, last tower layer
+but one). The others, in order of that attention, are removed round by round until the rest of the number is left:
+tokens at even ranks are compared with those at odd ranks (cosine of tower states), and the eight with the closest match
+go. The order after a round is part of the algorithm: remaining even ranks from most to least similar, then the odd
+ranks.
 
-That makes it chaotic: rounding decides which tokens are paired many rounds later. At 576 tokens float32 and float64
-keep only 75 to 80 % the same ones; runs on other kernels will differ, within and between papers.
+That makes it chaotic: rounding decides which tokens are paired many rounds later. At 576 tokens, float32 and float64
+agree on only 75 to 80 % of the kept tokens; runs on other kernels will differ, within and between papers.
 
 Where this differs from the published code:
-- with an odd number left, the even ranks are one more; that code raises, for half of all budgets (58 of 576, say);
-- a round takes at most all at even ranks; that code raises for numbers of 1, 4, 5, 8 and 9;
-- a number at or above what there is keeps everything; several pictures and batches work; newlines go.
+- with an odd number left, there is one more even rank; that code raises, for half of all budgets (58 of 576, say);
+- a round removes at most all tokens at even ranks; that code raises for numbers of 1, 4, 5, 8 and 9;
+- a number at or above the number of tokens keeps everything; several pictures and batches work; newlines go.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUND = 8  # at most so many go in a round
+ROUND = 8  # at most so many tokens go in a round
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class VisPruner(InFront):
         check_ratio(self.ratio)
 
     def score(self, view: View) -> Tensor:
-        """Attention of the class token, 2 more for the important ones, 1 more for the diverse ones, [B, T]."""
+        """Attention of the class token, plus 2 for important tokens and 1 for diverse tokens, [B, T]."""
         tower = view.tower
         scores, rows = tower.of(view.index, tower.rows(-2).mean(1)), tower.at(view.index)
         states, raised = tower.states.detach().flatten(0, 1), scores.clone()
@@ -79,9 +79,9 @@ class VisPruner(InFront):
 
 
 def thinned(states: Tensor, count: int) -> Tensor:
-    """Which of states [N, d], in order of their attention, are left when look-alikes have gone: `count`, as they stand.
+    """Which `count` of states [N, d], given in order of attention, are left without similar ones; in their final order.
 
-    With nothing at odd ranks to compare with, the last one goes.
+    If there are no odd ranks to compare with, the last token goes.
     """
     import torch
 

@@ -1,13 +1,13 @@
 """VTW: all visual tokens are withdrawn at one layer (arXiv 2405.05803, "Boosting Multimodal Large Language Models with
 Visual Tokens Withdrawal for Rapid Inference"; its code, lzhxmu/VTW at a3d8cfc).
 
-Nothing is ranked: what counts is the layer, 15 of 32 in that repository's README (270 average tokens of 576), 16 as its
-command line has it (288). `pdrop.runs.calibration.withdrawal_layer` searches it as the paper does.
+Nothing is ranked; the only parameter is the layer: 15 of 32 in that repository's README (270 average tokens of 576), 16
+in its command line (288). `pdrop.runs.calibration.withdrawal_layer` searches for it as the paper does.
 
 Where this differs from the published code:
-- every picture of a prompt goes; that code withdraws as many tokens as the LAST picture has, from where the FIRST
+- every picture of a prompt goes; that code withdraws as many tokens as the LAST picture has, starting where the FIRST
   begins;
-- a query token stays, also where it is visual; each prompt of a batch loses its own pictures.
+- a query token stays, even if it is visual; each prompt of a batch loses its own pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VTW(Method):
-    """For a schedule that keeps nothing from its layer on."""
+    """Ranks nothing; for a schedule that keeps nothing from its layer on."""
 
     ranks_by_attention: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = True
@@ -35,7 +35,7 @@ class VTW(Method):
         return view.hidden.new_zeros(view.index.shape).float()
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
-        """The layer at that share of the decoder: the ratio is the share of average tokens."""
+        """The layer at that share of the depth: the ratio is the share of average tokens."""
         return vtw(num_layers, ratio, layers)
 
 
