@@ -100,7 +100,6 @@ class Handing(TeamGenerator):
     """Distributes batches in the order of the questions, which are all equal: no processor counts their tokens."""
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
-        """The batches."""
         size = self.spec.batch_size
         return [list(questions[start : start + size]) for start in range(0, len(questions), size)]
 

@@ -35,7 +35,9 @@ def row(line: str, width: int) -> str:
     if len(line) <= width:
         return line
     head = ROW.match(line)
-    below = len(head[0]) if head is not None and len(head[0]) <= width - NARROWEST else 8
+    start = len(head[0]) if head is not None else 0
+    longest = max(len(word) for word in line[start:].split())
+    below = start if start and start + max(NARROWEST, longest) <= width else 8
     return textwrap.fill(
         line, width, subsequent_indent=" " * below, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
     )

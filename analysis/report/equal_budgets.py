@@ -1,4 +1,4 @@
-"""What tables of equal budgets say, in a sentence each: who keeps how much, who beats chance, who is on the front."""
+"""Sentences on tables of equal budgets: averages, which methods beat chance, which are on the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..studies.front_figure import front
 from ..style import method_name, task_names
 from ..tables.text import percent
 
-READING = ("embedded_reading", "embedded_document")  # families that are lost first
-SHOWN = {  # figures, and what they are called
+READING = ("embedded_reading", "embedded_document")  # the families that dropping hurts first
+SHOWN = {  # figures and their captions
     "rivals-front": "Every method at equal budgets, chance, and the Pareto front",
     "rivals-by-task": "Every method at equal budgets, task by task",
 }
 
 
 def matched(table: Table | None, place: str) -> str:
-    """PyramidDrop, FastV and SparseVLM for the same money."""
+    """PyramidDrop, FastV and SparseVLM at equal budgets."""
     return "" if table is None else f"**At equal budgets.** {averages(table)} {chance(table)} {linked(table, place)}"
 
 
 def rivals(table: Table | None, place: str) -> str:
-    """Every method for the same money: scores, chance, the Pareto front, and what reading costs."""
+    """Every method at equal budgets: averages, chance, the Pareto front, and what reading loses."""
     if table is None:
         return ""
     parts = (averages(table), chance(table), on_the_front(table), reading(table), linked(table, place))
@@ -31,13 +31,13 @@ def rivals(table: Table | None, place: str) -> str:
 
 
 def figure(results: Path, place: str) -> list[str]:
-    """The figures of all methods, where there are any."""
+    """The figures of all methods that have been drawn, as lines of Markdown."""
     there = [name for name in SHOWN if (results / "figures" / f"{name}.png").is_file()]
     return [line for name in there for line in (f"![{SHOWN[name]}]({place}/figures/{name}.png)", "")]
 
 
 def ranked(table: Table) -> list[Row]:
-    """The rows that drop tokens and are no control."""
+    """The rows that drop tokens and are not random."""
     return [row for row in table.rows if row.drops and row.average is not None and not is_random(row)]
 
 
@@ -58,7 +58,7 @@ def averages(table: Table) -> str:
 def chance(table: Table) -> str:
     """Which rankings are distinguishable from their random twins."""
     rows = ranked(table)
-    words = {"above": "above chance", "below": "below it", "not distinguishable": "not told from it"}
+    words = {"above": "above chance", "below": "below chance", "not distinguishable": "not distinguishable from chance"}
     told = []
     for verdict, said in words.items():
         names = [f"{method_name(row.spec.method)} ({row.budget})" for row in rows if row.told_from_random == verdict]
@@ -67,11 +67,11 @@ def chance(table: Table) -> str:
     if told:
         return f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}."
     single = any(row.told_from_random == "no verdict" for row in rows)
-    return "A single seed of chance stands beside each, so none is judged." if single else ""
+    return "Each has a random twin with a single seed, so none is judged." if single else ""
 
 
 def on_the_front(table: Table) -> str:
-    """Whom no other one beats at its cost; a table's front does not say whose scores differ significantly."""
+    """The methods that no other beats at their cost; the front does not say whose scores differ significantly."""
     points = [
         (row.cost("prefill_flops_ratio") or 0.0, row.average.score.value, row) for row in ranked(table) if row.average
     ]
@@ -83,7 +83,7 @@ def on_the_front(table: Table) -> str:
 
 
 def reading(table: Table) -> str:
-    """What is left of the families that read, of PyramidDrop and of who keeps most of them."""
+    """What the families that need reading score with PyramidDrop, and with the method that keeps most."""
     names, rows, told = task_names(list(table.tasks)), ranked(table), []
     for task in READING:
         none = next((row.cells[task] for row in table.rows if not row.drops and task in row.cells), None)

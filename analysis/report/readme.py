@@ -2,10 +2,10 @@
 
     python -m analysis readme --results results/reference      # the last step of make reference
 
-Two pages hold them, each between a pair of comments that is replaced: README.md the short form, between <!-- demo -->
-and <!-- /demo --> (one ratio, one figure), docs/results.md the whole, between <!-- results --> and <!-- /results -->.
-No number and no verdict there is typed by hand: a sentence takes its figures from the tables, and says "more", "less"
-or "not distinguishable" as their intervals do.
+Two pages hold them. README.md has the short form (one ratio, one figure), between <!-- demo --> and <!-- /demo -->;
+docs/results.md has all of it, between <!-- results --> and <!-- /results -->. What is between the comments is replaced.
+No number and no verdict is typed by hand: a sentence takes its figures from the tables, and its verdict ("not
+distinguishable", for example) from their intervals.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from . import equal_budgets
 
 PAGES = (Path("README.md"), Path("docs/results.md"))
 SHORT, LONG = "demo", "results"  # what the comments around a block are called
-TABLES = (SHORT, "positions", "redundancy", "attention", "matched_budget", "rivals")  # what the sentences are about
+TABLES = (SHORT, "positions", "redundancy", "attention", "matched_budget", "rivals")  # experiments that are described
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
-RATIO = "0.5"  # the budget that the short form and the sentence on positions are about
-QUARTER = 0.25  # the top set that the sentence on layers is about
+RATIO = "0.5"  # the ratio of the short form and of the sentence on positions
+QUARTER = 0.25  # the top set whose overlap between layers is described
 SHOWN = ("method", "schedule", "tokens", "FLOPs %", "KV %", "average", "Δ none [95 %]")  # columns of the short form
 MOST = 8  # rows of the short form
 FIGURES = (
@@ -51,15 +51,15 @@ def marks(name: str) -> tuple[str, str]:
 
 
 def written(page: Path, results: Path, made: dict[str, Table] | None = None) -> str:
-    """The page with its results renewed.
+    """The text of the page with its results rendered anew.
 
     Args:
-        page: README.md, or another with places for results.
+        page: README.md, or another page with a pair of comments for results.
         results: The store.
-        made: The store's tables that are made already, by experiment; those that this page makes are added.
+        made: Tables of the store that have been made already, by experiment; tables made for this page are added.
 
     Raises:
-        ValueError: If it has no place for them, or a table cannot be made.
+        ValueError: If the page has no such comments, or a table cannot be made.
     """
     text = page.read_text(encoding="utf8")
     place = Path(os.path.relpath(results, page.parent)).as_posix()
@@ -77,7 +77,7 @@ def written(page: Path, results: Path, made: dict[str, Table] | None = None) -> 
 
 
 def short(results: Path, place: str, made: dict[str, Table]) -> str:
-    """The results at one ratio as Markdown; `place` is how the page names the store, `made` as of `written`.
+    """The results at one ratio as Markdown; `place` is how the page names the store, `made` as in `written`.
 
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
@@ -97,7 +97,7 @@ def short(results: Path, place: str, made: dict[str, Table]) -> str:
 
 
 def one_ratio(demo: Table) -> Grid:
-    """The rows of the demo at one ratio, what bounds them, and the columns that fit a page."""
+    """The demo's rows at one ratio, those that drop nothing, have no image or are blind; columns that fit."""
     whole = grids(demo)[0]
     columns = [whole.head.index(name) for name in SHOWN]
     bounds = [not row.drops or row.blind for row in demo.rows] + [True] * (len(whole.rows) - len(demo.rows))
@@ -108,7 +108,7 @@ def one_ratio(demo: Table) -> Grid:
 
 
 def block(results: Path, place: str, made: dict[str, Table]) -> str:
-    """All of the results as Markdown; `place` is how the page names the store, `made` as of `written`.
+    """All results as Markdown; `place` is how the page names the store, `made` as in `written`.
 
     Raises:
         ValueError: If there is no experiment "demo", or runs may not stand in one table.
@@ -122,10 +122,10 @@ def block(results: Path, place: str, made: dict[str, Table]) -> str:
         heading(demo),
         "",
         grids(demo)[0].markdown(),
-        f"Columns, scores by task and certainty: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}",
+        f"Scores by task, certainty, columns: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}",
         "",
         *pictures(results, place),
-        "What this model shows, 95 % intervals in brackets, points of the average over the tasks:",
+        "What this model shows (95 % intervals in brackets; differences in points of the average over the tasks):",
         "",
         *said(found),
         *(["", *equal_budgets.figure(results, place)] if "rivals" in tables else []),
@@ -134,12 +134,12 @@ def block(results: Path, place: str, made: dict[str, Table]) -> str:
 
 
 def said(sentences: Sequence[str]) -> list[str]:
-    """What there is to say, a list item each."""
+    """Each sentence that is not empty as a list item."""
     return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
 
 
 def the_tables(results: Path, made: dict[str, Table], wanted: Sequence[str] = TABLES) -> dict[str, Table]:
-    """The tables that the sentences are about, by experiment; `made` as of `written`.
+    """The tables that the sentences are about, by experiment; `made` as in `written`.
 
     Raises:
         ValueError: If there is no experiment "demo".
@@ -156,7 +156,7 @@ def the_table(results: Path, name: str) -> Table:
     """An experiment's only table.
 
     Raises:
-        ValueError: If its runs need several, or may not stand in one.
+        ValueError: If its runs need several tables, or must not share one.
     """
     experiment = load_experiment(results, name)
     found = parts(experiment)
@@ -167,26 +167,26 @@ def the_table(results: Path, name: str) -> Table:
 
 
 def heading(demo: Table, where: str = "") -> str:
-    """What the table is of."""
+    """The line above the table: model, tasks, questions, seeds."""
     sizes = sorted({task.n for task in demo.tasks.values()})
     seeds = sorted({len(row.runs) for row in demo.rows if is_random(row)})
     asked = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     drawn = "one seed" if seeds in ([], [1]) else f"{seeds[-1]} seeds of random"
     return (
         f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
-        '"Random" and "Random (FastV)" drop\n'
-        f"at random where PyramidDrop and FastV do, as many tokens but for roundings){where}:"
+        '"Random" and "Random (FastV)" drop at\n'
+        f"random, at the same layers as PyramidDrop and FastV and as many tokens up to rounding){where}:"
     )
 
 
 def hasty(table: Table) -> str:
-    """A note where times come from a few turns only; else empty."""
+    """A note if times come from a few turns only; else empty."""
     quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
     return " Times are an\nindication (`latency=quick`)." if quick else ""
 
 
 def pictures(results: Path, place: str) -> list[str]:
-    """The figures that there are, side by side."""
+    """The figures that exist, side by side in a table."""
     there = [entry for entry in FIGURES if (results / "figures" / f"{entry[0]}.png").is_file()]
     if not there:
         return []
@@ -196,7 +196,7 @@ def pictures(results: Path, place: str) -> list[str]:
 
 
 def redundancy(table: Table | None) -> str:
-    """What is lost where no visual token enters layer k or a later one."""
+    """What is lost if no visual token enters layer k or a later one."""
     if table is None:
         return ""
     for study in studies(table):
@@ -215,12 +215,12 @@ def redundancy(table: Table | None) -> str:
 
 
 def verdict(change: Estimate) -> str:
-    """Said of a difference to dropping nothing that is none."""
+    """A note on a difference to dropping nothing that may be zero; else empty."""
     return "" if change.clear else " (not distinguishable from none)"
 
 
 def indistinct(change: Estimate) -> str:
-    """Said of a difference of two rows that is none."""
+    """A note on a difference of two rows that may be zero; else empty."""
     return "" if change.clear else ", not distinguishable"
 
 
@@ -289,16 +289,16 @@ def twins(table: Table) -> str:
     beat, lose = ("beats" if better == 1 else "beat"), ("loses" if worse == 1 else "lose")
     said = f"{better} {beat} it and {worse} {lose} to it" if judged else "none is judged"
     if single := len(held) - len(judged):
-        what = "a single seed of it, which settles nothing"
+        what = "a single random seed, which settles nothing"
         said += f": all have {what}" if not judged else f", and {single} {'has' if single == 1 else 'have'} {what}"
     return (
-        f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin there, "
+        f"**Attention against chance.** Of {len(held)} rankings in the table above that have a random twin, "
         f"{said}. Differences: {told}."
     )
 
 
 def attention(table: Table | None) -> str:
-    """Where attention goes, and whether layers agree."""
+    """How much attention the image gets, layer by layer, and whether layers agree on its best tokens."""
     for study in attention_studies(table) if table is not None else ():
         mass, top = study.layer_means("mass"), study.layer_means("top")
         least, most = (pick(range(len(mass)), key=lambda n: mass[n].value) for pick in (min, max))
@@ -308,13 +308,13 @@ def attention(table: Table | None) -> str:
             shared = sum(pair.shared.value for pair in pairs.values()) / len(pairs)
             level = next(iter(pairs.values())).chance
             agree = (
-                f" Two layers' best attended quarters overlap by {percent(shared)} % (intersection over union, mean "
-                f"over pairs of layers; chance {percent(level)} %)."
+                f" The best attended quarters of two layers overlap by {percent(shared)} % (intersection over union, "
+                f"mean over pairs of layers; chance {percent(level)} %)."
             )
         return (
             f"**Attention.** The image gets {percent(mass[least].value)} % (layer {study.layers[least]}) to "
             f"{percent(mass[most].value)} % (layer {study.layers[most]}) of the last instruction token's attention; "
-            f"the best attended tenth of its tokens holds {percent(sum(one.value for one in top) / len(top))} % of "
-            f"that, mean over layers.{agree}"
+            f"the best attended tenth of the image's tokens holds "
+            f"{percent(sum(one.value for one in top) / len(top))} % of that, mean over layers.{agree}"
         )
     return ""

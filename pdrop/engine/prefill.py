@@ -92,7 +92,6 @@ class Prefill:
         return "\n".join(lines) or "  no prompt"
 
     def start(self, visual: list[int], lengths: list[int], numbers: Tensor) -> None:
-        """Record the prompts."""
         self.visual, self.numbers = list(visual), numbers
         self.lengths, self.visual_lengths = {0: list(lengths)}, {0: list(visual)}
 

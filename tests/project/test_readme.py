@@ -82,7 +82,7 @@ def test_what_is_said_follows_the_records(tmp_path):
     demo = table_of(store)
     (best,) = (r for r in demo.rows if r.spec.method == "pyramiddrop" and r.budget == "0.5")
     assert f"PyramidDrop {signed(best.against_random)} at 0.5" in said
-    assert "Of 2 rankings in the table above that have a random twin there, 2 beat it and 0 lose" in said
+    assert "Of 2 rankings in the table above that have a random twin, 2 beat it and 0 lose" in said
     assert f"changes the average by {signed(best.average.delta)}, with original" in said
     assert "**Position ids.**" in said, "the same scores: nothing costs"
     assert "compact minus original 0.0 [0.0, 0.0], not distinguishable" in said

@@ -32,8 +32,8 @@ def rows(section: str, number: int = 0) -> Iterator[list[str]]:
 
 
 PUBLIC = list(rows("PyramidDrop in public code"))
-KNOBS = list(rows("Which knob gives which budget"))
-SOLVED = list(rows("Which knob gives which budget", 1))
+KNOBS = list(rows("Which setting gives which budget"))
+SOLVED = list(rows("Which setting gives which budget", 1))
 
 
 @pytest.mark.parametrize("row", PUBLIC, ids=lambda row: row[0][:40])
