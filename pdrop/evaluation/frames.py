@@ -180,7 +180,7 @@ def _stills(folder: Path) -> _Reader:
 
 
 def _rate(stream: Any) -> float:
-    """Frames per second."""
+    """Frames per second of a stream."""
     return float(stream.average_rate or stream.guessed_rate or 1)
 
 

@@ -79,7 +79,7 @@ class PictureCache:
             self._shrink()
 
     def resize(self, limit: int) -> None:
-        """Set another limit."""
+        """Set another limit, in bytes."""
         with self._lock:
             self.limit = limit
             self._shrink()

@@ -420,8 +420,7 @@ class Work:
             self.asked[reference] = (member, number)
 
     def room(self, member: Member) -> bool:
-        """Whether a worker can take the next batch. A suspect batch is asked alone, so that it is clear whether the
-        worker dies on it."""
+        """Whether a worker can take the next batch; a suspect one is asked alone, to see if it kills the worker."""
         assert self.waiting
         if self.waiting[0] in self.suspects or self.suspects & set(member.in_flight):
             return not member.in_flight
