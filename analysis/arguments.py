@@ -1,4 +1,4 @@
-"""The command line of the analysis, and where its files go."""
+"""The command line of the analysis, and the folder of its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "results" / "reference"
 
 
 def own(results: Path) -> Path:
-    """Where files go that nobody named a folder for: the store, if it is the user's own and can be written to."""
+    """The default folder for files: the store, if it is the user's own and writable."""
     shipped = results.resolve() in (SHIPPED, Path("results/reference").resolve())
     return Path("results") if shipped or (results.is_dir() and not os.access(results, os.W_OK)) else results
 

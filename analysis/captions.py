@@ -1,6 +1,6 @@
 """What each figure shows and what its bars mean, in one place: the report and the files' own descriptions say it.
 
-An axis label names its axis; everything else that a reader must know stands here.
+An axis label names its axis; everything else that a reader must know is here.
 """
 
 from __future__ import annotations

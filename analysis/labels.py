@@ -1,6 +1,6 @@
-"""Names beside what they name: each label at the free place that is nearest to its curve, and vertical ranges that fit.
+"""Labels next to their curves: each at the nearest free place to its curve, and vertical ranges that fit.
 
-Labels do not move points: a point stands where it was measured.
+Labels do not move points: each point stays where it was measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Named:
 
 
 def name_curves(axes: Axes, curves: Sequence[Named], others: Sequence[Named] = ()) -> None:
-    """Put each curve's label near one of its points, where it hides least; call it when the ranges stand.
+    """Put each curve's label near one of its points, where it hides least; call it when the axis ranges are final.
 
     Args:
         axes: The panel.

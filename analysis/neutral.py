@@ -10,7 +10,7 @@ import re
 
 from pdrop.names import printable
 
-# what starts HTML in Markdown; "<0.001" is none, and <folder> stands in our own sentences
+# what starts HTML in Markdown; "<0.001" does not, and <folder> is in our own sentences
 HTML = re.compile(r"<(?!folder>)(?=[A-Za-z/!?])")
 LINK = re.compile(r"\](?=[(\[:])")  # [text](where), [text][name], [name]: where; our intervals [1.0, 2.0] are none
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -9,8 +9,8 @@ themselves are fixed.
     draws = replicates("gqa", values, images)       # [draws, runs]
     interval(draws[:, 1] - draws[:, 0])             # 95 % interval of run 1 minus run 0
 
-A score that is no mean over samples (F1, MME's pairs, MMBench's circles, a mean of categories) is computed anew on
-every draw, from its numerators and denominators (`quotients`).
+A score that is no mean over samples (F1, MME's pairs, MMBench's circular accuracy, a mean of categories) is recomputed
+on every draw, from its numerators and denominators (`quotients`).
 
 The counts are Poisson numbers of mean 1, which given their sum are the multinomial ones of drawing with replacement.
 
@@ -47,8 +47,8 @@ class Estimate:
 
     Attributes:
         value: The value.
-        low, high: Its 95 % interval; None where no interval can be given.
-        p: Of the exact test of the same difference, where samples are right or wrong and each row is one run.
+        low, high: Its 95 % interval; None if no interval can be given.
+        p: p-value of the exact test of the same difference, if samples are right or wrong and each row is one run.
         anecdote: Whether it rests on a single seed of something random: then it is not evidence of anything.
     """
 
@@ -62,7 +62,7 @@ class Estimate:
     def clear(self) -> bool:
         """Whether it is distinguishable from zero: the one criterion of every verdict, arrow and mark.
 
-        The interval must lie on one side of zero, and the exact test, where there is one, must agree (p < 0.05). A
+        The interval must be on one side of zero, and the exact test, if there is one, must agree (p < 0.05). A
         percentile interval alone is too sure of few flips: four lost and none gained leave zero outside of it in 98 %
         of the draws, and have p = 0.125.
         """
@@ -72,7 +72,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """-1 or 1 where the value is distinguishable from zero, otherwise 0."""
+        """-1 or 1 if the value is distinguishable from zero, otherwise 0."""
         return 0 if not self.clear else (1 if self.value > 0 else -1)
 
 
@@ -218,7 +218,7 @@ def first_seen(labels: Sequence[Hashable]) -> npt.NDArray[np.int64]:
 
 
 def over_seeds(draws: FloatArray) -> FloatArray:
-    """Means over seeds that are drawn anew in each draw, with replacement: [draws, seeds] -> [draws]."""
+    """Means over seeds that are resampled with replacement in each draw: [draws, seeds] -> [draws]."""
     chosen: npt.NDArray[np.int64] = np.random.default_rng(SEED).integers(draws.shape[1], size=draws.shape)
     found: FloatArray = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
     return found
@@ -227,7 +227,7 @@ def over_seeds(draws: FloatArray) -> FloatArray:
 def interval(draws: FloatArray, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of the draws [draws]."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    # equal answers give differences of 1e-17, not 0: they must not look like a clear difference
+    # equal answers give differences of 1e-17, not 0, which must not look like a clear difference
     return round(float(low), 12), round(float(high), 12)
 
 

@@ -74,7 +74,7 @@ class Checkout:
         """Its next line.
 
         Raises:
-            RuntimeError: If it has ended; what it said of it stands on the error output.
+            RuntimeError: If the process has ended; its message is on the error output.
         """
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):

@@ -97,7 +97,7 @@ class Sleeper:
 
 
 class Handing(TeamGenerator):
-    """Hands out batches in the order of the questions, which are all alike: no processor counts their tokens."""
+    """Distributes batches in the order of the questions, which are all equal: no processor counts their tokens."""
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
         size = self.spec.batch_size
@@ -114,7 +114,7 @@ class InTurns:
     def answer(
         self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
     ) -> Answered:
-        """As pdrop.evaluation.generation.Generator does."""
+        """Answers as pdrop.evaluation.generation.Generator does."""
         for _ in range(self.rounds):
             for count, generator in self.generators.items():
                 self.found[count].append(taken(generator.team, lambda one=generator: one.answer(questions)))  # type: ignore[misc]

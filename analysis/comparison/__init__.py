@@ -1,1 +1,1 @@
-"""Which runs may stand side by side, and the rows that compare them."""
+"""Which runs may be compared in one table, and the rows that compare them."""

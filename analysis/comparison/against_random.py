@@ -1,9 +1,9 @@
 """Rows against their random twins: as many tokens at the same layers, under the same position policy, but blindly.
 
-One twin may stand for several methods, whose numbers are the same up to a token (all those before the decoder).
+One twin may serve several methods, whose numbers are the same up to a token (all those before the decoder).
 
 A method that cannot be distinguished from its twin has shown nothing by its ranking. Where the twin has several seeds,
-the difference is taken to their mean, and its interval covers the choice of images AND of seeds, both drawn anew in
+the difference is taken to their mean, and its interval covers the choice of images AND of seeds, both redrawn in
 each draw of the bootstrap.
 """
 

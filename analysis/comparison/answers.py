@@ -22,7 +22,7 @@ from ..store.samples import LIKELIHOODS
 from .resampling import Draws, mean_draws, run_draws
 from .table_model import Likeness, Row, Table, in_all
 
-# scores beside the main one: other rules and passes of the same answers (pdrop/evaluation/official.py)
+# scores other than the main one: other rules and passes of the same answers (pdrop/evaluation/official.py)
 APART = ("circular_accuracy", "single_pass_accuracy", "mme_total_score", "mean_iou")
 LMMS_EVALS = ("pope_f1_score", "exact_match", "gpt_eval_score")  # whose rule is another than the official one
 
@@ -32,7 +32,7 @@ def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None
 
     Args:
         rows: The rows.
-        bases: For each row the number of the one without dropping that it is held against.
+        bases: For each row the number of the unpruned row that it is compared with.
         table: Theirs.
     """
     drawn: dict[int, list[Draws]] = defaultdict(list)

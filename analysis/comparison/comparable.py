@@ -1,4 +1,4 @@
-"""Which runs may stand in one table: an experiment's are refused if they differ, the whole store is split.
+"""Which runs may be in one table: an experiment's runs are refused if they differ, a whole store is split.
 
 What was asked for (limit, dtype, ...), what is compared (data, prompts), and the machine must be one. Models may differ
 in their own settings; where they differ in others, too, each gets a table of its own.
@@ -22,7 +22,7 @@ OF_MODEL: tuple[str, ...] = ("weights", "revision", "prompt", "image_mode", "sys
 OF_MODEL += ("max_pixels", "max_tiles", "wrapper", "lengths", "max_new_tokens", "stop", "image_placing")
 OF_MODEL += ("frames", "frame_sampling", "fps", "frame_times", "min_frame_pixels", "max_frame_pixels")
 OF_MODEL += ("max_video_pixels",)
-# what tables compare, and what is held against each other in a way of its own
+# fields that tables compare, and fields that are checked separately
 COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "latency")
 OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")
 # the rest, so that a dial that is added to RunSpec keeps runs apart before anybody thinks of it here
@@ -140,7 +140,7 @@ def differing(what: str, held: Sequence[tuple[Run, Any]], kind: Kind) -> Mixture
 
 
 def refuse_mixtures(experiment: Experiment, runs: Sequence[Run], times: bool = True, strict: bool = False) -> None:
-    """Refuse runs of an experiment whose numbers may not stand in one table.
+    """Refuse runs of an experiment whose numbers may not be in one table.
 
     Args:
         experiment: Where they are from.
@@ -205,7 +205,7 @@ def parts(experiment: Experiment, times: bool = True) -> list[Part]:
 
 
 def store_parts(experiment: Experiment, times: bool) -> list[Part]:
-    """The whole store in groups that may each stand in one table, the largest first; runs not done join their like."""
+    """The whole store in groups for one table each, the largest first; unfinished runs join similar runs."""
     settings: dict[str, dict[str, Any]] = {}
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(experiment.runs, key=lambda run: (not run.done, run.folder)):

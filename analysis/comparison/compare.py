@@ -1,6 +1,6 @@
 """Runs of one experiment -> a table whose rows may be compared: scores, and which differences are real.
 
-Each row is held against the row of the same model that drops nothing, and against random dropping on the same
+Each row is compared with the row of the same model that drops nothing, and against random dropping on the same
 schedule; within one budget the best rows are marked. Every difference is paired (analysis/statistics.py).
 """
 
@@ -163,7 +163,7 @@ def baseline(rows: Sequence[Row], row: Row) -> int | None:
 
 
 def floor_of(rows: Sequence[Row], row: Row, table: Table) -> float | None:
-    """What stands for 0 on the scale: the average of the run without visual tokens, or else the blind guess."""
+    """The zero of the scale: the average of the run without visual tokens, or else the blind guess."""
     blind = [other for other in rows if other.blind and other.average and other.spec.tasks == row.spec.tasks]
     return blind[0].average.score.value if blind and blind[0].average else table.floor
 

@@ -58,7 +58,7 @@ class Row:
     time: Estimate | None = None  # prefill time ratio
     likeness: dict[str, Likeness] = field(default_factory=dict)  # by task, to the answers without dropping
     likeness_mean: Likeness | None = None
-    rules: dict[tuple[str, str], Estimate] = field(default_factory=dict)  # by task and metric beside its main one
+    rules: dict[tuple[str, str], Estimate] = field(default_factory=dict)  # by task and metric other than its main one
 
     @property
     def spec(self) -> RunSpec:

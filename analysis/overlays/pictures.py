@@ -61,12 +61,12 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
     """The views of a sample's prompt.
 
     Args:
-        sample: Which tokens, and where they lie.
+        sample: The sample, with its tokens and their places.
         images: Its pictures, in their order.
         image_mode: "crop" or "pad", for records from before layouts were stored.
 
     Raises:
-        ValueError: If it is not known where the tokens lie, or the pictures are not the prompt's.
+        ValueError: If the tokens' places are not known, or the pictures are not the prompt's.
     """
     layout = sample.layout or square(sample, images, image_mode)
     if len(images) != len(layout):
@@ -75,7 +75,7 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
     for image, blocks in zip(images, layout):
         for rows, columns, newline, *box in blocks:
             grid = int(rows), int(columns)
-            if box[0] < box[2]:  # otherwise tokens that lie nowhere in it
+            if box[0] < box[2]:  # otherwise tokens without a place in it
                 found.append(PictureView(crop(image, box, grid), *grid, int(newline), start))
             start += grid[0] * (grid[1] + int(newline))
     if start != sample.visual_tokens:
@@ -127,7 +127,7 @@ def faded(view: PictureView, kept: FloatArray) -> FloatArray:
 
 
 def outline(mask: BoolArray, width: int) -> BoolArray:
-    """The pixels of a mask [height, width] that lie so near to its edge, or to that of the picture."""
+    """The pixels of a mask [height, width] that are this near to its edge, or to the picture's."""
     inner = np.pad(mask, 1)
     for _ in range(width):
         around = [np.roll(inner, step, axis) for step in (-1, 1) for axis in (0, 1)]

@@ -54,7 +54,7 @@ class Shown:
 
 
 def show(results: Path, name: str) -> Shown:
-    """The tables of an experiment; what may not stand in one is said, not shown."""
+    """The tables of an experiment; runs that may not be in one table give a message instead."""
     found = Shown(name, None, [], [])
     try:
         found.experiment = load_experiment(results, name, found.refused)

@@ -89,7 +89,7 @@ def named_pictures(run: Run, task: str) -> dict[str, dict[str, bytes]]:
 
 
 def document(sample: Sample, kept: Sequence[str] = ()) -> dict[str, Any]:
-    """What was asked, and where its visual tokens lie; `kept` names the store's own pictures of it."""
+    """The question, and the places of its visual tokens; `kept` names the store's own pictures of it."""
     number = len(sample.layout) if sample.layout else 1
     names = [f"{sample.image}-{n}" for n in range(number)] if number > 1 else [sample.image]
     return {
@@ -113,7 +113,7 @@ def entry(sample: Sample) -> Entry:
 
 
 def pictures(wanted: dict[str, str | None], source: Path | None) -> dict[str, str]:
-    """Data URIs of those pictures that are at hand, by the name that a document gives them.
+    """Data URIs of those pictures that are available, by the name that a document gives them.
 
     Raises:
         ValueError: If the source is neither a parquet file nor a folder.

@@ -29,7 +29,7 @@ from .samples import Sample, read
 
 ALL = "all"
 MEANS = ("exact_match",)  # metrics that are plain means of their samples, for records that do not say it
-AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes though nobody asked for it
+AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what changes without being asked for
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def read_overrides(marker: Path) -> dict[str, str]:
 
 
 def timing(run: Run) -> dict[str, Any]:
-    """What a run measured beside its prefill; empty if nothing."""
+    """What a run measured in addition to its prefill; empty if nothing."""
     cost = run.record.cost
     return cost.timing or {} if cost is not None else {}
 

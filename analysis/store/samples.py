@@ -58,7 +58,7 @@ class Sample:
         image: Its image's id, or a hash.
         visual_tokens: Of the prompt.
         masks: One hexadecimal bit mask per boundary (pdrop/evaluation/answers.py).
-        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/pictures.py).
+        layout: Places of the visual tokens in the pictures (pdrop/evaluation/pictures.py).
         attention: Where the run was a study of attention.
         number: The document's number, where it is one.
         group: What samples that are scored together share.

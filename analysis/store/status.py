@@ -1,6 +1,6 @@
 """What a store's runs are doing: done, running, failed, stopped, waiting. An unreadable record hides no other.
 
-Above all stands how far sweeps that go on are. A run that workers answer (pdrop/runs/workers.py) has a line for each.
+The progress of running sweeps comes first. A run that workers answer (pdrop/runs/workers.py) has a line for each.
 
 A run is running while a process holds its folder (pdrop/store.py): one that was killed hard says "running" in its
 record for ever, and is shown as stopped. Waiting is what a sweep has yet to do, and what an experiment has asked for.
@@ -27,7 +27,7 @@ STATES = ("done", "running", "failed", "stopped", "waiting", "unreadable")
 
 @dataclass(frozen=True)
 class Standing:
-    """How one run stands.
+    """The state of one run.
 
     Attributes:
         state: One of STATES.
@@ -65,7 +65,7 @@ def page(results: Path) -> str:
 
 
 def standings(results: Path) -> Iterator[Standing]:
-    """How each run stands that the store knows of."""
+    """The state of each run in the store."""
     records: dict[str, RunRecord] = {}
     for path in sorted(results.glob("runs/*/record.json")):
         try:
@@ -85,7 +85,7 @@ def standings(results: Path) -> Iterator[Standing]:
 
 
 def of_run(folder: Path, record: RunRecord) -> Standing:
-    """How a run with a record stands."""
+    """The state of a run with a record."""
     found, spec = state(folder, record.status, record.error), record.spec
     detail: tuple[str, ...] = ()
     if found == "running":

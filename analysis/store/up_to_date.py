@@ -1,4 +1,4 @@
-"""Which experiments' figures are up to date: a digest of what they were made from, kept beside them.
+"""Which experiments' figures are up to date: a digest of what they were made from, kept with them.
 
 Drawing takes seconds per figure, hashing a store takes none. results/figures/.made.json holds, for each experiment, the
 digest of its records, samples and markers, of this package and of matplotlib's version, and the files that were drawn.
@@ -93,7 +93,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         notes = json.loads(path.read_text(encoding="utf8"))
         return {name: entry for name, entry in notes.items() if {"from", "files"} <= set(entry)}
-    except (ValueError, AttributeError, TypeError):  # notes alone: everything is made anew
+    except (ValueError, AttributeError, TypeError):  # only notes are lost: everything is made again
         return {}
 
 

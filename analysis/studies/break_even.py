@@ -1,6 +1,6 @@
 """Where dropping stops paying: the speed-up of a whole answer, over batch size, output length and number of images.
 
-From runs that timed answers of several lengths beside the unpruned model (`latency.new_tokens`).
+From runs that timed answers of several lengths in turns with the unpruned model (`latency.new_tokens`).
 The speed-up is the unpruned model's time / this one's: above 1 dropping pays. An experiment without a task is shown
 this way, since its runs differ in what one table of scores must hold equal.
 """
@@ -44,7 +44,7 @@ class Curve:
 
     @property
     def pays_until(self) -> int | None:
-        """The longest answer up to which every interval lies above 1; None if not even the shortest one's does."""
+        """The longest answer up to which every interval is above 1; None if not even the shortest one's is."""
         paying = [length for length, _ in takewhile(lambda at: at[1] > 1, zip(self.lengths, self.low))]
         return paying[-1] if paying else None
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = 100.0  # percent of the visual tokens
-SEEN_THROUGH = 0.5  # of bars: what lies below shows
+SEEN_THROUGH = 0.5  # opacity of bars, so that what is below shows
 MOST = len(SPARE_LINES)  # models whose curves can be distinguished; a method's own line would name the wrong thing
 
 

@@ -49,7 +49,7 @@ def stability(study: Study) -> Pairs:
 
 
 def beyond(found: Overlap) -> float:
-    """How far an overlap lies on the way from chance, 0, to the same sets, 1; below 0 where it is less than chance."""
+    """An overlap on the scale from chance, 0, to equal sets, 1; below 0 if it is less than chance."""
     return (found.shared.value - found.chance) / (1 - found.chance)
 
 

@@ -5,7 +5,7 @@
     NAME-redundancy-map      layer x kept fraction: what is lost, and what the ranking is worth against chance
 
 Solid lines rank by attention (or whatever the method does), dashed ones drop at random. Bars are paired 95 % intervals
-of the difference to dropping nothing, drawn around the score. At 100 % stands the run that drops nothing, which a cut
+of the difference to dropping nothing, drawn around the score. At 100 % is the run that drops nothing, which a cut
 that keeps everything equals to the bit.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FULL = 100.0  # percent of the visual tokens
 FAINTEST = 10.0  # points at full colour, at least: small differences must not shout
-SEEN_THROUGH = 0.5  # of bars and of joining lines: what lies below shows
+SEEN_THROUGH = 0.5  # opacity of bars and joining lines, so that what is below shows
 KEPT = "visual tokens kept at the cut (%)"
 Pick = Callable[[Row], Cell | None]
 
@@ -69,7 +69,7 @@ def curves(table: Table, study: Study) -> Figure | None:
         draw(axes, study, lambda row: row.average, table.floor)
         axes.set_xlabel(KEPT)
         axes.set_ylabel(averaged(table))
-        handles = keys(study, table.floor)[len(study.layers) :]  # the layers are named beside their curves
+        handles = keys(study, table.floor)[len(study.layers) :]  # the layers are named next to their curves
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, columnspacing=1.0)
         others = named_layers(study, study.blind)
         if study.none is not None and study.none.average is not None:

@@ -209,7 +209,7 @@ def reasons(entry: Published, run: Run) -> list[str]:
 
 
 def agrees(entry: Published, ours: Estimate) -> bool:
-    """Whether the printed value may be a rounding of ours, or lies in our interval."""
+    """Whether the printed value may be a rounding of ours, or is in our interval."""
     printed, slack = float(entry.value), entry.half_digit * (1 + 1e-9)
     if not entry.task:
         return abs(ours.value - printed) <= slack
@@ -219,7 +219,7 @@ def agrees(entry: Published, ours: Estimate) -> bool:
 
 
 def page(verdicts: Sequence[Verdict], published: Sequence[Published]) -> str:
-    """The whole comparison as Markdown: counts, and every number that has one of ours beside it."""
+    """The whole comparison as Markdown: counts, and every printed number with one of ours."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     head = ["paper", "table", "row", "benchmark", "printed", "ours [95 %]", "verdict", "why, disputes", "run"]
     grid = Grid("Published and ours", head, left=4)

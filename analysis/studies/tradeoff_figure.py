@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
 MANY = 7  # methods from which on the front is drawn
-SEEN_THROUGH = 0.55  # of bars: what lies below shows
+SEEN_THROUGH = 0.55  # opacity of bars, so that what is below shows
 FRONT = "Pareto front"
 EQUAL = {  # kinds of budgets, as a reader would say them
     "avg_tokens": "equal average tokens",
@@ -70,7 +70,7 @@ def averaged(table: Table) -> str:
 
 
 def direct(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float | None) -> None:
-    """Ranges that fit what was measured, and names beside the curves instead of a legend."""
+    """Axis ranges that fit the measured values, and names next to the curves instead of a legend."""
     held = {label: points(rows, cells, numbers) for label, (_, numbers) in curves(rows).items()}
     if len(held) >= MANY:
         draw_front(axes, rows, cells)
@@ -273,7 +273,7 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
     below, above = max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
     value = scale * cell.score.value
     above = min(above, max(0.0, 100 - value)) if scale == 100 else above
-    return min(below, value), above  # no score lies below zero, nor a fraction above 100 %
+    return min(below, value), above  # no score is below zero, and no fraction above 100 %
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:

@@ -66,7 +66,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way of training came to, as fractions pooled over its seeds; None where it was not scored so.
+    """The scores of one way of training, as fractions pooled over its seeds; None if it was not scored this way.
 
     Attributes:
         way: Method and schedule it was trained with.
@@ -121,7 +121,7 @@ def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Ou
     """One per way of training, what drops nothing first; empty where none of the trained models was scored.
 
     Raises:
-        ValueError: If models that are held against each other answered different samples.
+        ValueError: If models that are compared answered different samples.
     """
     found, start = ways(results, records)
     if WHOLE not in found or not any(found[WHOLE].seeds.values()):

@@ -64,7 +64,7 @@ def draw(found: Sequence[Outcome]) -> Figure:
 
 
 def draw_scores(axes: Axes, rows: Sequence[Outcome], lines: Mapping[trained.Way, float | None]) -> None:
-    """Scores with and without dropping; a pale line joins the models that drop alike."""
+    """Scores with and without dropping; a pale line joins the models that drop the same way."""
     for way, name, dashes in ((trained.START, "not fine-tuned, scored whole", ":"), (trained.WHOLE, PLAIN, "-")):
         if (value := lines.get(way)) is not None:
             axes.axvline(100 * value, color=WHOLE, linewidth=0.9, linestyle=dashes, label=name)

@@ -56,7 +56,7 @@ def invalid_text(row: Row, tasks: Sequence[str]) -> str:
 
 
 def rule_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]) -> Grid | None:
-    """The scores by the benchmarks' own rules and passes, beside those that the table compares; None without any."""
+    """Scores by the benchmarks' own rules and passes, in addition to the table's; None without any."""
     found = dict.fromkeys(key for row in table.rows for key in row.rules)
     if not found:
         return None

@@ -216,14 +216,14 @@ def estimate(value: float | None, draws: Draws) -> Estimate | None:
 
 
 def between(cell: Estimate | None, scale: float, digits: int) -> Text:
-    """The interval that stands below a score."""
+    """The interval below a score."""
     if cell is None or cell.low is None or cell.high is None:
         return Text("", "small")
     return Text(minus(f"[{scale * cell.low:.{digits}f}, {scale * cell.high:.{digits}f}]"), "small")
 
 
 def told(draws: Sequence[Draws], scores: Sequence[float | None], numbers: Sequence[int]) -> set[int]:
-    """The rows of a banner to print bold: the best, and what cannot be told from it; none where nothing is told."""
+    """The rows of a banner to print bold: the best and those not distinguishable from it; none if all are alike."""
     held = [(n, score) for n in numbers if (score := scores[n]) is not None]
     if len(held) < 2 or any(draws[n] is None for n, _ in held):
         return set()
@@ -241,7 +241,7 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[int]]]:
 
 
 def place(row: Row) -> tuple[float, str]:
-    """The share of tokens that a row's banner stands for, and the banner's words."""
+    """The share of tokens of a row's banner, and the banner's text."""
     whole, entering = row.cost("visual_tokens"), row.visual_tokens
     if not row.drops:
         number = "" if whole is None else f", {whole:.0f} tokens" if whole == round(whole) else ", all tokens"

@@ -1,6 +1,6 @@
 """The grid of a table that says what each row costs: tokens layer by layer, FLOPs both ways, cache, stages of time.
 
-Four numbers called "tokens" are compared in this field; here stands what entered each layer, and everything else
+Four numbers called "tokens" are compared in this field; here is what entered each layer, and everything else
 follows from it.
 """
 
@@ -64,7 +64,7 @@ def optional(row: Row, name: str) -> float | None:
 
 
 def timing(row: Row) -> dict[str, Any]:
-    """What the row's first run measured beside its prefill."""
+    """What the row's first run measured in addition to its prefill."""
     cost = row.runs[0].record.cost
     return (cost.timing or {}) if cost is not None else {}
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pdrop.runs.settings import MakeSchedule, Settings
 
 HERE = Path(__file__).resolve().parents[1]
-# in a checkout the configuration lies beside the package, in an installed package inside it
+# in a checkout the configuration is next to the package, in an installed package inside it
 CONF = next(folder for folder in (HERE.parent / "conf", HERE / "conf") if (folder / "run.yaml").exists())
 PARTS = ("method", "schedule")  # of a method's file
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -154,7 +154,7 @@ def compose(dials: Mapping[str, Any]) -> tuple[DictConfig, str]:
             name files of conf/.
 
     Raises:
-        ValueError: If there is no such dial, file or part, or a value is of another kind.
+        ValueError: If there is no such dial, file or part, or a value has the wrong type.
     """
     groups = {name: dials[name] for name in ("model", "method", "latency") if name in dials}
     for group, name in groups.items():

@@ -47,7 +47,7 @@ def job(cfg: Any) -> float | None:
     try:
         node = HydraConfig.get()
         if node.mode == RunMode.MULTIRUN and not str(node.launcher._target_).endswith(sweep.BASIC):
-            cards.claim()  # jobs run beside each other: before torch looks for cards
+            cards.claim()  # for concurrent jobs: before torch looks for cards
         overrides = sweep.for_the_record(node.overrides.task)
         found = None if cfg.plan else sweep.known(node)
         if found is not None and (record := finished(found, overrides)) is not None:

@@ -1,9 +1,9 @@
-"""A sweep of runs: what its jobs come to, which of them are done, how far it is, and what came of it.
+"""A sweep of runs: its plan, which runs are done, its progress, and a summary.
 
-Hydra's own sweeper does every job of the product, one that means the same run as another and one that is done already
-included, and ends with the first failure once more. Here the store is looked at first: runs that are done are not
-started, each run is done once, a line says where the sweep is, and a summary where it ended. The jobs are launched by
-whichever launcher Hydra is told to use. Another sweeper (optuna, for example) works as it always does.
+Hydra's own sweeper starts every job of the product, including duplicates and runs that are done, and ends by repeating
+the first failure. Here the store is read first: finished runs are not started, each run is done once, a line shows the
+progress, and a summary ends the sweep. The jobs are launched by Hydra's configured launcher. Another sweeper (optuna,
+for example) works as usual.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def numbered(family: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @no_grad
 def causal(subject: Subject, family: str, backend: str) -> None:
-    """Another token after the prompt moves nothing before it."""
+    """Another token after the prompt changes nothing before it."""
     model = build(family, backend, FLOAT[backend])
     whole, labels = answered(batch_of(family, model, RAGGED), 3)
     with subject.attached(model) as trace:

@@ -111,7 +111,7 @@ class Stale(Attachment):
 
 
 class SeesAll(Attachment):
-    """Hands eager attention a mask of truth values, which it adds as zeros and ones."""
+    """Gives eager attention a boolean mask, which it adds as zeros and ones."""
 
     def mask(self, run: Any, number: int, hidden: Tensor, cache: Any) -> Any:
         """True and False instead of 0 and minus infinity."""

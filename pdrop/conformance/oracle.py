@@ -1,10 +1,10 @@
-"""The truth the engine is held against: dropping by masks, in plain loops, float64, with nothing removed.
+"""The oracle that the engine is compared with: dropping by masks, in plain loops, float64, with nothing removed.
 
-Why: an engine that really removes rows must give each remaining token exactly what it would get if the dropped tokens
-were still there and nobody looked at them. So the oracle runs all tokens through all layers, row by row of the batch,
-and hides dropped tokens as keys from their boundary on. It has its own attention, ranking, rotation and
-renumbering, shares no code with the engine, and takes from the model only what is not attention: embeddings (which it
-records on the unattached model), normalisation, projections, MLP, lm_head.
+Why: an engine that removes rows must give each remaining token exactly what it would get if the dropped tokens were
+still there but hidden. So the oracle runs all tokens through all layers, row by row of the batch, and hides dropped
+tokens as keys from their boundary on. It has its own attention, ranking, rotation and renumbering, shares no code with
+the engine, and takes from the model only what is not attention: embeddings (which it records on the unattached model),
+normalisation, projections, MLP, lm_head.
 
     truth = forward(model, batch, FASTV, {2: 0.5}, labels=labels)
     truth.logits, truth.kept[boundary][row], truth.scores[boundary][row]

@@ -1,4 +1,4 @@
-"""What is on trial, and the small words that checks are written in."""
+"""The subject of the checks, and the small functions that checks are written with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NotApplicable(Exception):
 
 
 class Unmet(AssertionError):
-    """A promise that is not kept; says which."""
+    """A check that failed; says which promise is broken."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Subject:
     """A method with its schedule, on an engine.
 
     Attributes:
-        name: What reports call it.
+        name: Its name in reports.
         method: The method.
         schedule_for: Its schedule for a decoder of that many layers.
         attach: The engine: attach(model, method, schedule).
@@ -60,7 +60,7 @@ class Subject:
 
 
 def must(promise: bool, words: str) -> None:
-    """Hold a promise.
+    """Check a promise.
 
     Raises:
         Unmet: If it is not kept.
@@ -70,7 +70,7 @@ def must(promise: bool, words: str) -> None:
 
 
 def equal(got: Tensor, want: Tensor, atol: float, words: str) -> None:
-    """Hold two tensors against each other.
+    """Check that two tensors are equal within a tolerance.
 
     Raises:
         Unmet: If they differ by more than `atol` anywhere, in shape, or in being finite.

@@ -1,4 +1,4 @@
-"""Which checks there are, on which models they are made, and what came out."""
+"""The checks, the models that they run on, and their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Made = Callable[[Subject, str, str], None]  # subject, family, backend
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, and where it is tried.
+    """One promise, and the models on which it is checked.
 
     Attributes:
         name: In words.
@@ -88,7 +88,7 @@ def run(
 
 
 def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
-    """One check on one model. Whatever goes wrong in it is a finding, also an exception of the method or the engine."""
+    """One check on one model. Any failure is a finding, including an exception of the method or the engine."""
     started = time.perf_counter()
     result = Result(check.name, family, backend, "ok", "", 0.0)
     found: Any = {}

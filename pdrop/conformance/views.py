@@ -1,4 +1,4 @@
-"""Checks of what a method is shown, and of where what it makes comes to stand."""
+"""Checks of what a method sees, and of the places of the tokens that it makes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def merged_attention(model: Any, batch: Any) -> dict[int, Tensor]:
 
 @no_grad
 def placed(subject: Subject, family: str, backend: str) -> None:
-    """Tokens that are made stand where the method says, in its order."""
+    """Made tokens are at the places that the method gives, in its order."""
     model = build(family, backend, FLOAT[backend])
     batch = batch_of(family, model, RAGGED)
     told: list[tuple[View, Merged]] = []

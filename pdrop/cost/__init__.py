@@ -1,1 +1,1 @@
-"""What dropping costs and saves, by arithmetic: no clock, and no torch on import."""
+"""What dropping costs and saves, in closed form: no timing, and no torch on import."""

@@ -1,9 +1,9 @@
-"""The cost of one prompt: everything that dropping costs and saves, in closed form, as lines that can be read.
+"""The cost of one prompt: everything that dropping costs and saves, in closed form, as readable lines.
 
     python run.py model=llava_1_5_7b tasks=none            # no weights, no network, no GPU
 
-Every convention under its own name, each next to its value with nothing dropped: the papers' multiply-adds, FLOPs of
-prefill (attention as full squares, and the half that causal kernels compute), of a decoding step and of a training
+Each convention has its own name and is shown next to its value with nothing dropped: the papers' multiply-adds, FLOPs
+of prefill (attention as full squares, and the half that causal kernels compute), of a decoding step and of a training
 step, and the cache's bytes.
 """
 
@@ -40,11 +40,11 @@ def lines(
 
     Args:
         sizes: The model's.
-        prompt: As the schedule leaves it.
-        schedule: Where something is dropped.
-        method: None where nothing is.
+        prompt: The prompt under the schedule.
+        schedule: The schedule.
+        method: None if nothing is dropped.
         dtype_bytes: Bytes of a number in the cache.
-        title: What it is a breakdown of.
+        title: Title of the breakdown.
     """
     spent = cost(sizes, [prompt], schedule, method, dtype_bytes)
     whole = cost(sizes, [prompt.undropped()], Schedule(), None, dtype_bytes)
@@ -105,10 +105,10 @@ def line(label: str, this: float, none: float, unit: float) -> str:
 
 
 def mean(spent: Cost) -> float:
-    """Visual tokens entering a layer, mean over the layers."""
+    """Mean over the layers of the visual tokens entering a layer."""
     return sum(spent.visual_tokens_per_layer) / len(spent.visual_tokens_per_layer)
 
 
 def runs_of(tokens: Sequence[float]) -> str:
-    """Equal neighbours together: 576 x 8, 288 x 8."""
+    """Run lengths as text: 576 x 8, 288 x 8."""
     return ", ".join(f"{value:g} x {len(list(same))}" for value, same in groupby(tokens))

@@ -1,23 +1,24 @@
-"""One budget for every method: what one may spend, turned into the method's own knob. No torch.
+"""One budget for every method, converted to the ratio of the method's own schedule. No torch.
 
     solve(PyramidDrop(), "avg_tokens:192", num_layers=32, visual_tokens=576)    # 2/8/16/24, 0.581 at each
     solve(FastV(), "avg_tokens:192", num_layers=32, visual_tokens=576)          # Schedule('2:0.288889')
 
-Why: "192 tokens" means four things in this field (tokens at the input, after the second layer, on average over layer
-inputs, on average over layer outputs), and one ratio costs every method something else. A budget is what is equal:
+Why: "192 tokens" has four meanings in this field (tokens at the input, after the second layer, on average over layer
+inputs, on average over layer outputs), and one ratio costs each method something different. A budget makes one of these
+equal:
 
     avg_tokens:192     visual tokens entering a layer, mean over the layers, merged ones included
     keep:0.333         the same as a share of the prompt's visual tokens
-    flops:0.45         prefill FLOPs / with nothing dropped, as in every table (pdrop/cost/flops.py), ranking included
-    kv:0.4             bytes of the cache after the prefill / with nothing dropped
-    prefill_ms:35      median time of a prefill, by measuring
+    flops:0.45         prefill FLOPs / those with nothing dropped, ranking included (pdrop/cost/flops.py)
+    kv:0.4             bytes of the cache after the prefill / those with nothing dropped
+    prefill_ms:35      median time of a prefill, measured
 
-All of them are for one prompt of a given size. They are met as closely as whole tokens allow, and never overspent. The
-knob is the ratio of the method's schedule. Boundaries stay where they are, but for a pyramid of three that nobody asked
-boundaries for: PyramidDrop's own (8/16/24 of 32 layers) cannot spend less than a quarter, so under any budget it has
-one at layer 2 as well, as re-runs of it have (2/8/16/24; 2/10/20/30 of 40 layers): a column of budgets has one shape.
-What cannot be reached is refused with the bound. A random twin is priced as its method, ranking included, and so has
-the same schedule.
+All are for one prompt of a given size. They are met as closely as whole tokens allow, and never exceeded, by the ratio
+of the method's schedule. Boundaries do not change, with one exception: a pyramid of three without boundaries given by
+the user. PyramidDrop's own boundaries (8/16/24 of 32 layers) cannot spend less than a quarter, so under any budget it
+has one at layer 2 as well, as in re-runs of it (2/8/16/24; 2/10/20/30 of 40 layers), and all budgets have the same
+shape. A budget that cannot be met is refused with the bound. A random twin is priced as its method, ranking included,
+and so has the same schedule.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
     from pdrop.methods.base import Method
 
 KINDS = ("avg_tokens", "keep", "flops", "kv", "prefill_ms")
-LLAMA_7B = (4096, 11008)  # hidden and intermediate size, where no architecture is given: LLaVA-1.5-7B's
+LLAMA_7B = (4096, 11008)  # hidden and intermediate size if no architecture is given: LLaVA-1.5-7B's
 Dial = Callable[[float, Sequence[int] | None], Schedule]  # (ratio, boundaries or None for its own) -> schedule
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: one of KINDS, and how much of it."""
+    """A budget: one of KINDS, and its amount."""
 
     kind: str
     amount: float
@@ -67,7 +68,7 @@ class Budget:
         return cls(kind, amount)
 
     def in_words(self, amount: float, visual: int) -> str:
-        """An amount of this kind."""
+        """An amount of this kind, as text."""
         return {
             "avg_tokens": f"{amount:.4g} of {visual} average tokens",
             "prefill_ms": f"{amount:.4g} ms per prefill",
@@ -76,13 +77,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a method's schedule costs a prompt of this size.
+    """Prices a method's schedule for a prompt of one size.
 
     Attributes:
-        method: Whose tokens, ranking and merging are counted.
-        layers: Of the decoder.
+        method: The method whose tokens, ranking and merging are counted.
+        layers: Layers of the decoder.
         prompt: Its size.
-        sizes: The model's; without them, FLOPs are the papers' (visual tokens alone, in a Llama of 7B's width).
+        sizes: The model's; None: FLOPs are the papers' (visual tokens only, in a Llama of 7B's width).
     """
 
     method: Method
@@ -95,7 +96,8 @@ class Pricing:
         return self.price(self.prompt.under(self.method, schedule, self.layers), schedule, kind)
 
     def unrounded(self, schedule: Schedule, kind: str) -> float:
-        """The same for fractions of tokens, as a prompt of any size spends it; of lists and merging, the same."""
+        """The same with fractions of tokens, independent of the prompt's size; for lists and merging, in whole
+        tokens."""
         if not all(stage.keep is not None for stage in schedule) or self.method.merges(round(self.prompt.visual)):
             return self(schedule, kind)
         tokens, share = [], 1.0
@@ -106,7 +108,7 @@ class Pricing:
         return self.price(replace(self.prompt, visual_per_layer=tuple(tokens)), schedule, kind)
 
     def price(self, prompt: PromptSize, schedule: Schedule, kind: str) -> float:
-        """What a prompt spends whose visual tokens are those that enter each layer."""
+        """The amount that a prompt with these visual tokens per layer spends."""
         layers, whole = prompt.visual_per_layer, prompt.undropped()
         if kind == "avg_tokens":
             return fmean(layers)
@@ -133,22 +135,22 @@ def solve(
     dial: Dial | None = None,
     measure: Callable[[Schedule], float] | None = None,
 ) -> Schedule:
-    """The method's schedule that spends a budget, and never more than that. A random twin gets its method's.
+    """The method's schedule that spends a budget and never more. A random twin gets its method's.
 
     Args:
-        method: Whose schedule it is.
-        budget: Such as "avg_tokens:192", "flops:0.45", "kv:0.4"; see the module's head.
+        method: The method.
+        budget: Such as "avg_tokens:192", "flops:0.45", "kv:0.4"; see the module's docstring.
         num_layers: Layers of the decoder.
         visual_tokens: Visual tokens of the prompt.
         text_tokens: Its other tokens.
-        arch: The model's sizes, for "flops"; without them, the papers' FLOPs of visual tokens alone.
-        images: What goes through the tower; default: worked out from the visual tokens.
-        layers: Boundaries that must be kept; default: the method's own.
-        dial: (ratio, boundaries or None) -> schedule, where the method's own family is not wanted.
+        arch: The model's sizes, for "flops"; None: the papers' FLOPs of visual tokens only.
+        images: What goes through the tower; default: derived from the visual tokens.
+        layers: Fixed boundaries; default: the method's own.
+        dial: (ratio, boundaries or None) -> schedule, instead of the method's own schedules.
         measure: Milliseconds of a prefill under a schedule, for "prefill_ms".
 
     Raises:
-        ValueError: If it is not a budget, or cannot be met; then with the bound.
+        ValueError: If it is not a budget, or cannot be met (with the bound).
     """
     if isinstance(method, type) or not hasattr(method, "priced_as"):
         raise ValueError(f"method is an object such as FastV(), not {method!r}")
@@ -187,14 +189,14 @@ def meet(
     wanted: Budget,
     aimed: Callable[[Schedule], float] | None = None,
 ) -> Schedule | tuple[float, str, Schedule]:
-    """The schedule by bisection over the ratio; or (the bound, "below" or "above", the schedule there).
+    """The schedule, by bisection over the ratio; or (the bound, "below" or "above", the schedule at the bound).
 
     Args:
-        turn: From a ratio to its schedule.
-        spent: What a schedule spends: at most the budget.
+        turn: Ratio -> schedule.
+        spent: Schedule -> the amount it spends, which may be at most the budget.
         wanted: The budget.
-        aimed: What its fractions would spend without rounding to whole tokens: the ratio is the one that meets this,
-            and so fits prompts of other sizes, unless whole tokens then spend too much. None where it is measured.
+        aimed: Schedule -> the amount without rounding to whole tokens. The ratio meets this amount, and so fits prompts
+            of other sizes, unless whole tokens then spend too much. None if the amount is measured.
     """
     turn = functools.cache(turn)
     low, high = 0.0, 1.0
@@ -216,7 +218,7 @@ def meet(
         low, high = (middle, high) if reached(middle) else (low, middle)
     if aimed is None:
         return turn(low)
-    # six digits are less than a token of a prompt of a hundred thousand, and can be read; of 576, 192 are 0.333334
+    # six digits are readable and resolve less than a token of a hundred thousand; 192 of 576 are 0.333334
     readable = (round(low, 6), math.ceil(low * 1e6) / 1e6, math.floor(low * 1e6) / 1e6)
     paid = [ratio for ratio in readable if ratio <= 1 and within(ratio)]
     return turn(max(paid, key=lambda ratio: spent(turn(ratio)), default=low))
@@ -228,12 +230,12 @@ def turn_at(turn: Dial, boundaries: Sequence[int] | None, ratio: float) -> Sched
 
 
 def own_dial(method: Method, num_layers: int, ratio: float, layers: Sequence[int] | None) -> Schedule:
-    """The schedule of the method's own family."""
+    """The method's own schedule at a ratio."""
     return method.dial(ratio, num_layers, layers)
 
 
 def for_budgets(turn: Dial, num_layers: int) -> tuple[int, ...] | None:
-    """Boundaries of a pyramid of three under any budget: 2 and its own. None for other families: theirs."""
+    """Boundaries of a pyramid of three under any budget: 2 and its own. None for other schedules, which keep theirs."""
     own = turn(0.5, None)
     if [stage.keep for stage in own] != [0.5, 0.25, 0.125]:
         return None
@@ -241,7 +243,7 @@ def for_budgets(turn: Dial, num_layers: int) -> tuple[int, ...] | None:
 
 
 def lower(boundaries: Sequence[int] | None, asked: Sequence[int] | None, direction: str) -> str:
-    """How a pyramid spends less, where it can and its boundaries were not asked for."""
+    """How a pyramid can spend less, if its boundaries were not given; as text for a message."""
     if direction == "above" or asked is not None or boundaries is None or boundaries[0] < 2:
         return ""
     return f"; layers={[1, *boundaries[1:]]} can"

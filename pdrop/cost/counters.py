@@ -1,6 +1,6 @@
-"""What counters see of one prefill: torch's and fvcore's. They hold the closed forms of pdrop/cost/flops.py to account.
+"""FLOPs of one prefill counted by torch and fvcore, to check the closed forms of pdrop/cost/flops.py.
 
-tests/cost/test_flops.py and the conformance suite compare them.
+tests/cost/test_flops.py and the conformance suite make the comparison.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 def counted_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs that torch's FlopCounterMode sees in one prefill, by operator, and their `total`.
 
-    Counts through attached hooks (dropping, ranking). On the meta device (no memory, real shapes in seconds) the
-    parts are called one by one, since transformers looks at values when it merges images into the text.
+    Counts through attached hooks (dropping, ranking). On the meta device (no memory, real shapes in seconds) the parts
+    are called one by one, since transformers reads values when it merges images into the text.
 
     Args:
         model: An image-text-to-text model of transformers under sdpa or eager; flash-attention is not counted.
-        inputs: input_ids [1, n] and what the tower needs, e.g. pixel_values.
+        inputs: input_ids [1, n] and the tower's inputs, e.g. pixel_values.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -43,8 +43,8 @@ def counted_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, fl
 def fvcore_prefill_flops(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
     """FLOPs that fvcore sees in one prefill (twice its multiply-adds), and the calls of operators it cannot count.
 
-    Norms, which it also counts, are left out: the other two do not have them. Only for the eager attention path of a
-    model without hooks: sdpa is not among its operators, and its tracing breaks when hooks are attached.
+    Norms, which it also counts, are left out, as in the other two. Only for eager attention and a model without hooks:
+    it does not know sdpa, and its tracing breaks with hooks.
 
     Raises:
         ValueError: If the attention backend is not eager.

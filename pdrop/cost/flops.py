@@ -1,7 +1,7 @@
-"""What a forward costs, in closed form from the model's sizes and the tokens that enter each layer.
+"""The cost of a forward, in closed form from the model's sizes and the tokens that enter each layer.
 
-Why closed form: it needs no weights, no GPU and no run, it splits the cost into parts, and it can be read. It is held
-against torch's FlopCounterMode and fvcore (pdrop/cost/counters.py) by tests/cost/test_flops.py.
+Why closed form: it needs no weights, no GPU and no run, it splits the cost into parts, and it can be read.
+tests/cost/test_flops.py compares it with torch's FlopCounterMode and fvcore (pdrop/cost/counters.py).
 
     sizes, method, schedule = ModelSizes.from_config(model.config), PyramidDrop(), pyramid(num_layers=32)
     prompt = PromptSize(text=60, visual=576).under(method, schedule, sizes.layers)
@@ -10,16 +10,16 @@ against torch's FlopCounterMode and fvcore (pdrop/cost/counters.py) by tests/cos
 
 Two conventions, never mixed: the papers count multiply-adds (MACs) of visual tokens alone, each paper its own;
 `prefill_flops` counts floating-point operations (1 FLOP = one multiply or one add) of matrix products over all tokens.
-As every FLOP counter does, it leaves out norms, activations, rotary embeddings, softmax and sorting: they are not
-matrix products.
+Like every FLOP counter, it leaves out norms, activations, rotary embeddings, softmax and sorting, which are not matrix
+products.
 
 A prefill is what `generate` does before the first token: tower, projector, decoder, and lm_head on the LAST position
-alone (`logits_to_keep=1`). Attention is summed as full squares, as a counter sees it; what a causal kernel needs of
-them is named `attention_causal` (and `total_causal`).
+alone (`logits_to_keep=1`). Attention is summed as full squares, as a counter sees it; the part that a causal kernel
+computes is `attention_causal` (and `total_causal`).
 
-What papers call FLOPs, each under its own name, so that a printed figure can be found again and none be mixed up. All
-are multiply-adds of decoder layers, attention as full squares: no tower, no lm_head, no ranking; d = hidden size, m =
-the MLP's, n = tokens entering a layer. Llama's MLP has three matrices: FastV's formula leaves one out.
+What papers call FLOPs has a separate name per paper, so that printed figures can be reproduced and are not mixed up.
+All are multiply-adds of decoder layers, attention as full squares, without tower, lm_head and ranking; d = hidden size,
+m = the MLP's inner size, n = tokens entering a layer. Llama's MLP has three matrices: FastV's formula leaves one out.
 
     paper_macs_visual       PyramidDrop (arXiv 2410.17247, Eq. 5)     visual tokens   4nd² + 2n²d + 3ndm
     fastv_macs_visual       FastV (arXiv 2403.06764), DivPrune         visual tokens   4nd² + 2n²d + 2ndm
@@ -45,7 +45,7 @@ SUMMED = ("vision_tower", "projector", "attention_projections", "attention", "ml
 def paper_macs_visual(
     hidden: int, intermediate: int, visual_per_layer: Sequence[float], mlp_matrices: int = 3
 ) -> float:
-    """Multiply-adds of the visual tokens alone, the papers' "TFLOPs" (PyramidDrop, arXiv 2410.17247, Eq. 5).
+    """Multiply-adds of the visual tokens only, the papers' "TFLOPs" (PyramidDrop, arXiv 2410.17247, Eq. 5).
 
     Sum over the layers of 4nd² + 2n²d + 3ndm with n = visual tokens entering the layer, d = hidden, m = intermediate.
     No text token, no tower, no lm_head, no ranking, attention not halved, and no saving where keys are shared (GQA).
@@ -75,7 +75,7 @@ def fastv_macs_visual(hidden: int, intermediate: int, visual_per_layer: Sequence
 def fastv_reduction(
     hidden: int, intermediate: int, visual: float, layer: int, dropped: float, num_layers: int
 ) -> float:
-    """The share that FastV's paper says is saved: 1 - (K f(n) + (T - K) f((1 - R) n)) / (T f(n)).
+    """The share of FLOPs saved, by the formula of FastV's paper: 1 - (K f(n) + (T - K) f((1 - R) n)) / (T f(n)).
 
     Args:
         hidden: d.
@@ -93,7 +93,7 @@ def fastv_reduction(
 def sparsevlm_macs(hidden: int, intermediate: int, tokens_per_layer: Sequence[float]) -> float:
     """SparseVLM's "FLOPs": multiply-adds of all tokens, text and merged ones too, with an MLP of three matrices.
 
-    Its paper's 4.62 T for LLaVA-1.5-7B is this for 576 visual and 118 other tokens (fitted: theirs is not printed).
+    Its paper's 4.62 T for LLaVA-1.5-7B results for 576 visual and 118 other tokens (fitted: the paper gives no number).
 
     Args:
         hidden: d.
@@ -110,8 +110,8 @@ def prefill_flops(
 
     Args:
         sizes: The model's.
-        prompt: With the visual tokens that enter each layer (`PromptSize.under`, `PromptSize.undropped`).
-        selection: What choosing them takes (`Method.selection`); None: nothing is chosen.
+        prompt: The prompt with the visual tokens that enter each layer (`PromptSize.under`, `PromptSize.undropped`).
+        selection: What choosing them costs (`Method.selection`); None: nothing is chosen.
         logits: Positions that go through the lm_head; `generate` needs one.
 
     Returns:
@@ -146,15 +146,15 @@ def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionC
     """FLOPs of choosing tokens: rows of attention before the boundaries and in the tower, and a method's own.
 
     Raises:
-        ValueError: If a boundary lies outside the decoder.
+        ValueError: If a boundary is outside the decoder.
     """
     if outside := [k for k in selection.boundaries if not 0 <= k < sizes.layers]:
         raise ValueError(f"boundaries {outside} are not among the layers 0..{sizes.layers - 1}")
     if not prompt.visual:
         return 0.0
     d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    # all tokens that reach a boundary give keys, those that ask queries; layers k-1 and k before the cut see
-    # equally many, so it does not matter which of them the method observes
+    # all tokens that reach a boundary give keys, the query rows queries; layers k-1 and k before the cut see
+    # equally many tokens, so it does not matter which of the two the method observes
     reaching = [prompt.visual + prompt.text, *prompt.tokens_per_layer]
     made, rows = 0 if selection.keys_cached else keys, selection.query_rows
     macs = sum(n * d * made + rows * (d + n) * queries for n in (reaching[k] for k in selection.boundaries))
@@ -163,7 +163,7 @@ def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionC
 
 
 def decode_flops_per_token(sizes: ModelSizes, tokens_per_layer: Sequence[float]) -> float:
-    """FLOPs of one decoding step, in which each layer sees that many keys, the new token's included."""
+    """FLOPs of one decoding step, in which each layer sees so many keys, the new token's included."""
     d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     fixed = d * (2 * queries + 2 * keys) + 3 * d * sizes.intermediate
     return 2.0 * (sum(fixed + 2 * n * queries for n in tokens_per_layer) + d * sizes.vocab)
@@ -177,15 +177,15 @@ def kv_bytes(sizes: ModelSizes, tokens_per_layer: Sequence[float], bytes_per_val
 def cost(
     sizes: ModelSizes, prompts: Sequence[PromptSize], schedule: Schedule, method: Method | None, dtype_bytes: int
 ) -> Cost:
-    """What a run's prefills cost, as means over its samples; times are left None.
+    """The cost of a run's prefills, as means over its samples; times are None.
 
-    Ratios are of the means: all the prompts' FLOPs (KV bytes) to all of them with nothing dropped.
+    Ratios are ratios of means: all prompts' FLOPs (KV bytes) to those with nothing dropped.
 
     Args:
         sizes: The model's.
-        prompts: The run's samples, with the visual tokens that really entered each layer.
-        schedule: Where the method drops, and pays for choosing.
-        method: None where nothing is dropped.
+        prompts: The run's samples, with the visual tokens that actually entered each layer.
+        schedule: The boundaries at which the method drops, and pays for choosing.
+        method: None if nothing is dropped.
         dtype_bytes: Bytes of a number in the cache.
 
     Raises:

@@ -1,15 +1,15 @@
-"""What a training step costs: forward and backward of one prompt, with and without gradient checkpointing.
+"""The cost of a training step: forward and backward of one prompt, with and without gradient checkpointing.
 
     step = training_step_flops(sizes, prompt, method.selection(schedule, prompt, sizes), checkpointing=True)
     step["total"] / training_step_flops(sizes, prompt.undropped(), checkpointing=True)["total"]    # what dropping saves
 
-A matrix product y = xW of the forward is two in the backward: x's gradient (where something below is trained) and W's
-(where W is). Attention's two products become four, or five in kernels that keep no scores and compute them again. With
+A matrix product y = xW of the forward becomes two in the backward: the gradient of x (if anything before it is trained)
+and of W (if W is trained). Attention's two products become four, or five in kernels that recompute the scores. With
 gradient checkpointing each decoder layer runs a second forward. Ranking is done once, without gradients. Losses need
 logits of every position: the rows of dropped tokens come back as zeros after the last layer.
 
-Not in it: the optimizer (a few operations per weight, no matrix product), norms, activations, embedding look-ups. Held
-against torch's FlopCounterMode over forward and backward by tests/cost/test_training.py.
+Not included: the optimizer (a few operations per weight, no matrix product), norms, activations, embedding look-ups.
+tests/cost/test_training.py compares it with torch's FlopCounterMode over forward and backward.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def training_step_flops(
 
     Args:
         sizes: The model's.
-        prompt: With its answers among the text, and the visual tokens that enter each layer.
-        selection: What choosing them takes (`Method.selection`), with a query row per answer; keys are never cached.
-        checkpointing: Decoder layers keep their inputs alone, and run again in the backward.
+        prompt: The prompt with its answers counted as text, and the visual tokens that enter each layer.
+        selection: What choosing them costs (`Method.selection`), with a query row per answer; keys are never cached.
+        checkpointing: Decoder layers only keep their inputs, and run again in the backward.
         train_decoder: Full fine-tuning; False: the decoder is frozen, as in LLaVA's first stage.
         train_projector: As in both of LLaVA's stages.
         train_tower: LLaVA-1.5's is frozen, LLaVA-NeXT's second stage trains it. With `checkpointing` its layers run

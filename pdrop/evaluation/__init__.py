@@ -1,1 +1,1 @@
-"""Scores, from questions to results: prompts, answers and their store, lmms-eval (lmms.py alone imports it)."""
+"""Scores, from questions to results: prompts, answers and their store, lmms-eval (imported by lmms.py only)."""

@@ -1,12 +1,12 @@
-"""Questions, answers, and the store that lets a killed run go on where it stopped.
+"""Questions, answers, and the store from which a killed run resumes.
 
 `answers.jsonl` in a run's folder gets one line per answered request, appended and flushed after every batch. The
-folder belongs to one run (its name holds the hash of everything that can change a number), so an answer's key is what
-was asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is
-missing. A line that a kill cut short is passed over, and of lines with one key the last one counts.
+folder belongs to one run (its name has the hash of everything that can change a number), so an answer's key is what was
+asked: task, document, prompt, generation arguments and the document's data. A second start asks only what is missing. A
+line that a kill cut short is skipped, and of several lines with the same key the last one counts.
 
-`kept` holds one bit mask per boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so
-token 0 is the lowest bit of the last digit. `unpack` gives the indices back.
+`kept` has one bit mask per boundary, in hexadecimal: bit j of the number says whether visual token j was kept, so token
+0 is the lowest bit of the last digit. `unpack` returns the indices.
 
     import json; [json.loads(line)["text"] for line in open("results/runs/.../answers.jsonl")]
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # a number of crops, or [frames, height, width] in patches for each image; None: not known
 Seen = int | list[list[int]] | None
-START = b'{"key": "'  # of every line
+START = b'{"key": "'  # every line begins with it
 SUM = re.compile(rb', "sum": "([0-9a-f]{8})"\}\s*\Z')  # at a line's end: CRC-32 of the line without it
 
 
@@ -46,12 +46,12 @@ class Question:
     """One request of a task.
 
     Attributes:
-        task, doc_id: Which document.
-        idx: Which of the document's requests (choices of a multiple-choice task, repeats).
+        task, doc_id: The document.
+        idx: Number of the request among the document's (choices of a multiple-choice task, repeats).
         text: The task's text.
-        images: Gives the images, decoded only when they are needed.
+        images: Function that returns the images, which are decoded only when needed.
         arguments: The task's generation arguments (max_new_tokens, until, do_sample, ...).
-        continuation: The answer whose likelihood is asked for; None: generate one.
+        continuation: The answer whose likelihood is asked for; None: generate an answer.
         data: Hash of the document, pixels included.
     """
 
@@ -66,38 +66,38 @@ class Question:
 
     @cached_property
     def key(self) -> str:
-        """24 hex digits: equal exactly when the same is asked."""
+        """24 hex digits, equal exactly for equal questions."""
         asked = [self.task, self.doc_id, self.idx, self.text, dict(self.arguments), self.continuation, self.data]
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:24]
 
 
 def described(error: BaseException | None) -> str:
-    """An exception in a line: its kind and what it says, or that a program meant to end."""
+    """An exception in one line: its type and message, or that the code tried to exit."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
     return f"{type(error).__name__}: {error}"
 
 
 class QuestionError(RuntimeError):
-    """Something went wrong with a question; the message names its task and document."""
+    """A question failed; the message names its task and document."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one question, with what the prefill saw.
+    """The answer to one question, with what its prefill recorded.
 
     Attributes:
         prompt: The rendered prompt, image tokens unexpanded.
         text: The generated answer; "" for a likelihood.
         loss: Mean negative log-likelihood per token of the continuation, its end token included (nats).
         greedy: Whether greedy decoding would have given the continuation.
-        text_tokens, visual_tokens: Of the prompt (and of the continuation).
+        text_tokens, visual_tokens: Tokens of the prompt (and of the continuation).
         answer_tokens: Generated or scored tokens.
         visual_per_layer: Visual tokens that entered each layer.
-        images: What of the prompt went through the vision tower (pdrop/evaluation/pictures.py).
-        kept: One hexadecimal bit mask a boundary.
-        layout: Where the visual tokens lie in the pictures (pdrop/evaluation/pictures.py).
-        attention: Where nothing is dropped but every layer ranks: see `pack_attention`.
+        images: What went through the vision tower (pdrop/evaluation/pictures.py).
+        kept: One hexadecimal bit mask per boundary.
+        layout: Where the visual tokens are in the pictures (pdrop/evaluation/pictures.py).
+        attention: If nothing is dropped but every layer ranks: see `pack_attention`.
     """
 
     prompt: str
@@ -129,13 +129,13 @@ def pack(indices: Iterable[int]) -> str:
 
 
 def unpack(mask: str) -> list[int]:
-    """The indices of the bits that are set in a mask of `pack`, ascending."""
+    """The indices of the bits set in a mask made by `pack`, ascending."""
     bits = bin(int(mask, 16))[:1:-1]
     return [index for index, bit in enumerate(bits) if bit == "1"]
 
 
 def answered_by(store: AnswerStore, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """Who answered what: {"device", of a worker "host" and "pid", "documents": {task: bit mask of doc_ids}}."""
+    """Who answered what: {"device", for a worker also "host" and "pid", "documents": {task: bit mask of doc_ids}}."""
     found: dict[str, dict[str, set[int]]] = {}
     for question in questions:
         who = canonical_json(store.by.get(question.key, {}))
@@ -147,7 +147,7 @@ def answered_by(store: AnswerStore, questions: Iterable[Question]) -> list[dict[
 
 
 def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
-    """What the query tokens attend to, for JSON: from pdrop.engine.study.LayerAttention; None without layers.
+    """The query tokens' attention for JSON, from pdrop.engine.study.LayerAttention; None without layers.
 
     {"layers": [0, 1, ...], "mass", "entropy", "top": a list over layers of a list over heads, four digits;
     "map": a list over layers of base64 of little-endian float16, attention of each visual token / the largest}.
@@ -166,7 +166,7 @@ def pack_attention(layers: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def proven(line: bytes) -> bool:
-    """Whether a line is what was written, by the checksum at its end; lines of older runs, and torn ones, have none."""
+    """Whether the checksum at a line's end proves it intact; lines of older runs, and torn lines, have none."""
     found = SUM.search(line)
     return found is None or zlib.crc32(line[: found.start()] + b"}") == int(found[1], 16)
 
@@ -174,11 +174,11 @@ def proven(line: bytes) -> bool:
 class AnswerStore:
     """The answers of one run, in memory and in an append-only file.
 
-    Reading changes nothing in the file: what looks cut short may be a line that another process is writing.
+    Reading does not change the file: what looks cut short may be a line that another process is writing.
 
     Raises:
-        ValueError: If the file holds lines that are not answers (the front of one is what a kill leaves, and is passed
-            over; anything else is not ours).
+        ValueError: If the file has lines that are not answers (the beginning of an answer is what a kill leaves, and is
+            skipped; anything else was not written here).
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,7 +190,7 @@ class AnswerStore:
         for number, written in enumerate(data.split(b"\n"), start=1):
             if not written:
                 continue
-            line = written.strip(b"\0")  # what a power cut leaves of a line that was not on the disk yet
+            line = written.strip(b"\0")  # a power cut leaves zeros for a line that was not on the disk yet
             if not line or not proven(line):
                 what = "does not hold what was written" if line else "is empty after a power cut"
                 log.warning("%s, line %d %s; what it answered is asked again", path, number, what)
@@ -217,11 +217,11 @@ class AnswerStore:
         return len(self._answers)
 
     def add(self, answered: Iterable[tuple[Question, Answer]], by: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Keep a batch of answers: on disk when this returns, even if the process is killed right after.
+        """Store a batch of answers: on disk when this returns, even if the process is killed right after.
 
         Args:
             answered: Each question with its answer.
-            by: Who answered: the device's name, and of a worker its host and process.
+            by: Who answered: the device's name, and for a worker its host and process.
         """
         lines = []
         for question, answer in answered:

@@ -1,8 +1,8 @@
-"""Which questions are asked together: those whose prompts have about as many tokens, visual ones included.
+"""Batches: questions whose prompts have about equally many tokens, visual ones included, are asked together.
 
-Batches are made of the documents alone, by picture sizes and the processor's arithmetic: they are the same in this
-process and with any number of workers, at the first start and after a kill. So what a prompt shares its forward with,
-which moves the last bits of its numbers, never depends on how a run went.
+Batches follow from the documents alone, by picture sizes and the processor's arithmetic: they are the same with any
+number of workers, at the first start and after a kill. So a prompt's batch, which affects the last bits of its numbers,
+never depends on the course of a run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def planned(
     """The batches of a run's questions, in the order in which they are asked.
 
     Args:
-        questions: Of one or several tasks.
+        questions: Questions of one or several tasks.
         builder: Makes their prompts.
         spec: The run's.
         cache: Remembers the sizes of documents' pictures.
-        pixels: Share of a picture's pixels that is shown.
+        pixels: Share of a picture's pixels that the processor is given.
 
     Raises:
-        QuestionError: If something that a question asks for cannot be honoured, before any is asked.
+        QuestionError: If a question's arguments are not supported, before any question is asked.
     """
     found = list(batches(questions, spec.batch_size, prompt_tokens(questions, builder, scope_of(spec), cache, pixels)))
     check_arguments(found, spec)
@@ -42,12 +42,12 @@ def planned(
 
 
 def batches(questions: Sequence[Question], size: int, tokens: Sequence[int]) -> Iterator[list[Question]]:
-    """Batches of equal generation arguments, longest prompts first, in an order that the questions alone decide.
+    """Batches of equal generation arguments, longest prompts first, in an order that depends on the questions alone.
 
     Args:
         questions: All that are to be asked.
         size: Questions in a batch.
-        tokens: Of each question's prompt.
+        tokens: Tokens of each question's prompt.
     """
     groups: dict[str, list[tuple[int, Question]]] = defaultdict(list)
     for length, question in zip(tokens, questions, strict=True):
@@ -63,13 +63,13 @@ def prompt_tokens(
 ) -> list[int]:
     """Tokens of each question's prompt, visual ones included, without decoding its pictures.
 
-    Exact for prompts of one picture; where a processor treats several in one prompt another way (LLaVA-OneVision), more
-    than there are. Of videos as their files' headers have it, without what a processor writes between their frames.
+    Exact for prompts with one picture; an overestimate if a processor treats several pictures in a prompt differently
+    (LLaVA-OneVision). For videos as in their files' headers, without the text that a processor writes between frames.
 
     Args:
-        scope: As of `scope_of`.
+        scope: See `scope_of`.
 
-    The others are those of `planned`.
+    The others are as in `planned`.
 
     Raises:
         QuestionError: If a question's prompt cannot be made.
@@ -93,12 +93,12 @@ def prompt_tokens(
 
 
 def scope_of(spec: RunSpec) -> str:
-    """What decides which pictures a document of a task has, beside its data."""
+    """What decides which pictures a document of a task has, in addition to its data."""
     return f"{spec.task_files} {spec.wrapper}"
 
 
 def check_arguments(planned: Iterable[Sequence[Question]], spec: RunSpec) -> None:
-    """Refuse what cannot be honoured, before anything is asked.
+    """Refuse generation arguments that are not supported, before anything is asked.
 
     Raises:
         QuestionError: Naming the task and the documents.
@@ -119,7 +119,7 @@ def blame(questions: Sequence[Question]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, GeneratorExit, QuestionError):
         raise
-    except BaseException as error:  # a task that calls sys.exit has failed, too
+    except BaseException as error:  # a task that calls sys.exit has failed too
         documents = ", ".join(str(question.doc_id) for question in questions)
         advice = "; use a smaller batch_size" if isinstance(error, torch.OutOfMemoryError) else ""
         raise QuestionError(f"task {questions[0].task}, doc_id {documents}: {described(error)}{advice}") from error

@@ -1,8 +1,8 @@
 """Run lmms-eval's code without letting it change the process around it.
 
 It prints, draws progress bars that no setting turns off, retries its own bugs five times and then hides them, silences
-all warnings, takes over loguru's output, reseeds every random generator, and lets PIL read images that are cut short
-as if they were whole.
+all warnings, takes over loguru's output, reseeds every random generator, and makes PIL read truncated images as if they
+were whole.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BAR = re.compile(r"\d+%\||[\d?]\s?(it|ba|examples?|files?|s)/(s|it)\b")
 
 @contextlib.contextmanager
 def task_code(name: str, trouble: str) -> Iterator[None]:
-    """Run code of lmms-eval's: what it prints goes to the log, what it raises gets the task's name.
+    """Run lmms-eval's code: its output goes to the log, its exceptions get the task's name.
 
     Raises:
-        RuntimeError: With the cause chained. A QuestionError has the name already and passes as it is.
+        RuntimeError: With the cause chained. A QuestionError already has the name and is passed on unchanged.
     """
     from tenacity import RetryError
 
@@ -42,7 +42,7 @@ def task_code(name: str, trouble: str) -> Iterator[None]:
         raise RuntimeError(f"task {name}: {trouble}: {described(cause)}") from cause
     except (QuestionError, KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:  # also sys.exit, which would end the run as if all were well
+    except BaseException as error:  # also sys.exit, which would end the run as if it had succeeded
         raise RuntimeError(f"task {name}: {trouble}: {described(error)}") from error
     finally:
         lines = [line for line in re.split(r"[\r\n]+", printed.getvalue()) if line.strip() and not BAR.search(line)]
@@ -52,7 +52,7 @@ def task_code(name: str, trouble: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Give the random generators of Python, numpy and torch back as they were."""
+    """Restore the random generators of Python, numpy and torch after the block."""
     import numpy
     import torch
 
@@ -70,7 +70,7 @@ def contained_import() -> Iterator[None]:
     """Undo what importing lmms-eval does to warnings, loguru and PIL; its messages go to the logger "lmms_eval".
 
     Raises:
-        ValueError: If torchvision was built for another torch: what would fail is something else, cryptically.
+        ValueError: If torchvision was built for another torch, which would otherwise fail later with a cryptic error.
     """
     import loguru
     from huggingface_hub import constants
@@ -81,7 +81,7 @@ def contained_import() -> Iterator[None]:
             import torchvision  # noqa: F401
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"torchvision does not fit the installed torch ({error}): reinstall both") from error
-    os.environ.setdefault("HF_HOME", constants.HF_HOME)  # some tasks read it without asking whether it is there
+    os.environ.setdefault("HF_HOME", constants.HF_HOME)  # some tasks read it without checking that it is set
     truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         yield

@@ -1,4 +1,4 @@
-"""A task's documents: what identifies their data, which of them belong together, how large their pictures are.
+"""A task's documents: hashes of their data, which of them are scored together, the sizes of their pictures.
 
 Works on the stored rows (Arrow), so that an image is hashed as its file's bytes and never decoded.
 """
@@ -20,13 +20,13 @@ from PIL import Image
 from pdrop.pictures import size_shown
 
 GROUP_COLUMN = "question_id"  # documents next to each other that share it are scored together (MME's pairs)
-LARGEST_GROUP = 8  # a column that repeats more often than this is not such a mark
+LARGEST_GROUP = 8  # a column whose values repeat more often does not mark groups
 CIRCLE_COLUMN, CIRCLE = "index", 1_000_000  # MMBench: rotation r of question i has index i + r * CIRCLE
 SET_COLUMNS = ("category", "subcategory", "set_id")  # HallusionBench: figures and questions of one set
 PAIR_COLUMN = "Index"  # MMVP: rows 1 and 2, 3 and 4, ...
 FOUR_COLUMNS = ("Index", "Question_Type")  # NaturalBench: two questions about each of two pictures
 IMAGE_COLUMNS = ("image_id", "imageId")
-_SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by the dataset's fingerprint: hashed once per process
+_SEEN: dict[str, dict[int, tuple[str, str | None]]] = {}  # by fingerprint: hashed once per process
 
 
 class Documents:
@@ -45,10 +45,10 @@ class Documents:
         return len(self._dataset)
 
     def first(self, limit: int | None) -> list[int] | None:
-        """The documents of a limit: whole groups, in the order of their first documents, until at least so many.
+        """The first documents, in whole groups, until there are at least `limit`.
 
         Returns:
-            Their numbers, ascending; None for all.
+            Their numbers, ascending; None: all documents.
         """
         if limit is None or limit >= len(self):
             return None
@@ -64,7 +64,7 @@ class Documents:
 
     @cached_property
     def groups(self) -> list[str | None] | None:
-        """What documents that are scored together share, one entry per document; None where there are no groups."""
+        """A group name for each document, shared by those that are scored together; None if there are no groups."""
         columns = self._dataset.column_names
         if CIRCLE_COLUMN in columns:
             index = self._column(CIRCLE_COLUMN)
@@ -81,7 +81,7 @@ class Documents:
         return None
 
     def group(self, doc_id: int) -> str | None:
-        """What the documents that are scored together with this one share; None where it stands alone."""
+        """The name of the group that this document is scored with; None if it is scored alone."""
         return None if self.groups is None else self.groups[doc_id]
 
     def data(self, doc_id: int) -> str:
@@ -89,11 +89,11 @@ class Documents:
         return self._read(doc_id)[0]
 
     def image_group(self, doc_id: int) -> str | None:
-        """What documents about the same picture share: its id if there is one, else a hash of its pixels' file."""
+        """A key shared by documents about the same picture: its id if there is one, else a hash of its file."""
         return self._read(doc_id)[1]
 
     def blank(self, doc_id: int) -> Any:
-        """The document as a task's code gets it, but with blank pictures of the same sizes: none is decoded."""
+        """The document as a task's code gets it, but with blank pictures of the same sizes, so none is decoded."""
         return blanked(self._rows[doc_id].to_pylist()[0], self._dataset.features)
 
     def _column(self, name: str) -> list[Any]:
@@ -112,7 +112,7 @@ class Documents:
 
 
 def runs_of(values: list[Any]) -> list[str | None] | None:
-    """The runs of 2 to LARGEST_GROUP equal neighbours, a name for each; None for a value that stands alone."""
+    """A name for each run of 2 to LARGEST_GROUP equal neighbours; None for a value without equal neighbours."""
     found: list[str | None] = []
     for value, same in groupby(values):
         length = len(list(same))
@@ -121,11 +121,11 @@ def runs_of(values: list[Any]) -> list[str | None] | None:
 
 
 def blanked(value: Any, feature: Any) -> Any:
-    """A stored value with each picture in it as a blank one of the size that it is shown in.
+    """A stored value with each picture in it replaced by a blank one of its displayed size.
 
     Args:
-        value: As stored: a picture is its file's bytes, or path.
-        feature: What `datasets` says that it is.
+        value: As stored: a picture is the bytes or the path of its file.
+        feature: Its feature type in `datasets`.
     """
     import datasets
 
@@ -144,7 +144,7 @@ def blanked(value: Any, feature: Any) -> Any:
 
 
 def _digest(value: Any, pictures: list[str]) -> Any:
-    """`value` with the files of images and the like replaced by hashes, which are also put into `pictures`."""
+    """`value` with image and other files replaced by hashes, which are also added to `pictures`."""
     if isinstance(value, Mapping):
         if set(value) == {"bytes", "path"}:
             content = value["bytes"]

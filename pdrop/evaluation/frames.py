@@ -1,14 +1,14 @@
-"""A video as the frames that a model is shown: which ones, and how they are read.
+"""The frames of a video that a model is shown: which ones, and how they are read.
 
-lmms-eval's video tasks name a file (or a folder of its frames): a `Film`. What a run shows of it is a `Video`: some of
-its frames, with where they lie in time. Which frames is a rule of the run's protocol (docs/protocols.md):
+lmms-eval's video tasks name a file (or a folder of frames): a `Film`. A run shows a `Video` of it: some of its frames,
+with their times. The run's protocol says which frames (docs/protocols.md):
 
-    ends      evenly from the first to the last, rounded down; of a shorter film some come again (LLaVA's own code)
-    nearest   the same, rounded to the nearest; of a shorter film all it has (Qwen's)
-    middles   the middles of equal parts; of a shorter film all it has (InternVL's)
+    ends      evenly from the first to the last, rounded down; a shorter film repeats frames (LLaVA's own code)
+    nearest   the same, rounded to the nearest; a shorter film gives all its frames (Qwen's)
+    middles   the middles of equal parts; a shorter film gives all its frames (InternVL's)
 
-Files are read by PyAV on the CPU. Frames are numbered as they are shown, by the time stamps of their packets, and
-decoding starts at the last key frame before a frame that is wanted: of an hour, only parts are decoded.
+Files are read by PyAV on the CPU. Frames are numbered in display order, by the time stamps of their packets, and
+decoding starts at the last key frame before a chosen frame, so only parts of a long film are decoded.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pdrop.record import FrameSampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STILLS_PER_SECOND = 3.0  # of a folder of frames: MVBench's TVQA episodes, the only such data
-FEWEST = 4  # frames by time, however short (Qwen's own code)
+STILLS_PER_SECOND = 3.0  # for a folder of frames: MVBench's TVQA episodes, the only such data
+FEWEST = 4  # least number of frames with `fps`, if the film has as many (Qwen's own code)
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Sampling:
     """Which frames are shown.
 
     Attributes:
-        frames: How many, or, with `fps`, at most.
-        rule: See the module.
-        fps: So many of each second; None: `frames`, however long it is.
-        group: How many the model takes together: no odd ones are left over.
+        frames: Number of frames, or with `fps` the most.
+        rule: One of the rules above.
+        fps: Frames per second of the film; None: `frames`, whatever its length.
+        group: How many frames the model takes together: a film that has so many shows a multiple of it.
     """
 
     frames: int = 8
@@ -52,7 +52,7 @@ class Sampling:
     group: int = 1
 
     def places(self, total: int, rate: float) -> list[int]:
-        """The numbers of the frames of a film of `total` frames, `rate` of them in a second; ascending."""
+        """The numbers of the frames to show of a film of `total` frames at `rate` per second, ascending."""
         wanted = self.frames
         if self.fps is not None:
             wanted = min(max(total / rate * self.fps, FEWEST), self.frames)  # type: ignore[assignment]
@@ -71,10 +71,10 @@ class Video:
 
     Attributes:
         places: The numbers of its frames in the film.
-        total: Frames of the film.
+        total: Number of frames of the film.
         rate: Of these in a second.
         size: (width, height) of a frame, in pixels.
-        frames: RGB, in their order; (): not decoded.
+        frames: The frames, RGB, in order; (): not decoded.
     """
 
     places: tuple[int, ...]
@@ -85,7 +85,7 @@ class Video:
 
     @property
     def seconds(self) -> float:
-        """How long the whole film is."""
+        """Length of the whole film, in seconds."""
         return self.total / self.rate
 
     @property
@@ -104,8 +104,8 @@ class Film:
         """The frames that a run shows.
 
         Args:
-            sampling: Which.
-            fit: Makes a frame as large as it is shown, given how many there are; each as soon as it is decoded.
+            sampling: Which frames.
+            fit: Resizes a frame, given the number of frames; called for each as soon as it is decoded.
 
         Raises:
             ValueError: If there is no such file, or no frame in it that can be decoded.
@@ -121,7 +121,7 @@ class Film:
                 return _shown(_counted(self.path), sampling, fit)
 
     def outline(self, sampling: Sampling) -> Video:
-        """What `show` shows, without its frames, as the file's header has it: there may be fewer.
+        """The result of `show` without the frames, according to the file's header: a file may have fewer frames.
 
         Raises:
             ValueError: As `show` does.
@@ -140,13 +140,13 @@ class Film:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Where the frames of a film come from.
+    """Reads the frames of a film.
 
     Attributes:
         path: The film.
-        total: How many it has.
+        total: Number of its frames.
         rate: Of these in a second.
-        read: Gives the frames at ascending places, each with its place.
+        read: Function that yields the frames at ascending places, each with its place.
     """
 
     path: Path
@@ -180,7 +180,7 @@ def _stills(folder: Path) -> _Reader:
 
 
 def _rate(stream: Any) -> float:
-    """Frames in a second."""
+    """Frames per second of a stream."""
     return float(stream.average_rate or stream.guessed_rate or 1)
 
 
@@ -198,7 +198,7 @@ def _indexed(path: Path) -> _Reader:
     """A file whose frames are found by the time stamps of its packets.
 
     Raises:
-        LookupError: If packets have none of their own; when read, if a packet gives no frame.
+        LookupError: If packets have no time stamps; when read, if a packet gives no frame.
     """
     import av
 
@@ -214,7 +214,7 @@ def _indexed(path: Path) -> _Reader:
 
 
 def _sought(path: Path, stamps: list[int], keys: list[int], places: list[int]) -> Iterator[tuple[int, Image]]:
-    """The frames at ascending places, by the time stamps of all frames and of key frames."""
+    """Yields the frames at ascending places, by the time stamps of all frames and of key frames."""
     import av
 
     with contextlib.closing(av.open(str(path))) as film:
@@ -233,7 +233,7 @@ def _sought(path: Path, stamps: list[int], keys: list[int], places: list[int]) -
 
 
 def _counted(path: Path) -> _Reader:
-    """A file whose frames are found by counting what comes out of the decoder."""
+    """A file whose frames are found by counting the decoder's output."""
     import av
 
     def every() -> Iterator[Any]:

@@ -1,10 +1,10 @@
 """Answer questions with a checkpoint while a method drops visual tokens. Knows nothing of lmms-eval.
 
-Questions are asked in batches whose make-up depends on the questions alone, never on what has been answered before
-(pdrop/evaluation/batching.py): a run that was killed and started again gives every answer in the same company as an
-undisturbed one. The next batches are prepared while the model answers (pdrop/evaluation/prefetch.py).
+Questions are asked in batches that depend on the questions alone, never on what has been answered before
+(pdrop/evaluation/batching.py): a run that was killed and started again asks each question in the same batch as an
+undisturbed run. The next batches are prepared while the model answers (pdrop/evaluation/prefetch.py).
 
-An exception is never swallowed, and no answer is ever made up: it becomes a QuestionError that names task and document.
+An exception is never swallowed or replaced by an empty answer: it becomes a QuestionError that names task and document.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pdrop.schedule import Schedule
 
 @dataclass
 class Answered:
-    """Answers in the order of the questions, how many of them were asked now, how many were in the store."""
+    """Answers in the order of the questions, and how many of them were asked now and how many were in the store."""
 
     answers: list[Answer]
     asked: int
@@ -49,14 +49,14 @@ class Answered:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Questions that are asked in one forward, as the model takes them.
+    """The inputs of questions that are asked in one forward.
 
     Attributes:
-        questions: All with images, or with videos, or with none of both.
+        questions: All with images, or all with videos, or all with neither.
         prompts: Rendered.
-        inputs: The processor's, padded; floating tensors in the model's dtype, on the host until they are asked.
-        sizes: (width, height) of the pictures of each.
-        videos: Of each: (width, height) of its videos, and how many frames.
+        inputs: The processor's output, padded; floating tensors in the model's dtype, on the host until they are asked.
+        sizes: For each question, (width, height) of its pictures.
+        videos: For each question, (width, height) and number of frames of its videos.
         lengths: Tokens of the answers whose likelihood is asked for; None: answers are generated.
     """
 
@@ -69,14 +69,14 @@ class Prepared:
 
 
 class Generator:
-    """One checkpoint under one method and schedule, asked as a spec says.
+    """Answers questions with one checkpoint under one method and schedule, as a spec says.
 
     Args:
         checkpoint: Loaded model and processor.
-        method: What ranks the visual tokens; None with an empty schedule.
+        method: Ranks the visual tokens; None with an empty schedule.
         schedule: Where and how many.
-        spec: How: the fields of RunSpec that its use here names.
-        preparation: How prompts come to the model; None: as conf/run.yaml has it.
+        spec: How to ask: prompts, pictures, lengths and so on.
+        preparation: How inputs are prepared ahead and cached; None: as in conf/run.yaml.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Generator:
         self.depth = preparation.depth(self.model.device.type)
         self.cache = of_process(preparation.cache_bytes)
         self.builder = PromptBuilder.of(checkpoint, spec, longest)
-        if self.depth:  # threads that prepare have a tokenizer to themselves: this one is used while they are at it
+        if self.depth:  # preparing threads get their own tokenizer: this one is used at the same time
             self.builder.processor = copy.copy(self.builder.processor)
             self.builder.processor.tokenizer = checkpoint.second_tokenizer
         self.pixels = method.pixels if method is not None else 1.0
@@ -103,15 +103,15 @@ class Generator:
     def answer(
         self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
     ) -> Answered:
-        """Ask what the store does not hold yet, attached once, storing after every batch.
+        """Ask the questions whose answers are not in the store, attached once, storing after every batch.
 
         Raises:
-            QuestionError: If anything goes wrong with a question; it names the task and the documents.
+            QuestionError: If a question fails; it names the task and the documents.
         """
         answers: dict[str, Answer] = {q.key: store[q] for q in questions if store is not None and q in store}
         batches, asked, done = planned(questions, self.builder, self.spec, self.cache, self.pixels), 0, 0
-        # what a prompt shares its forward with moves the last bits: where a kill inside a write left some
-        # answers of a part, all of it is asked again
+        # a prompt's batch affects the last bits of its numbers: if a kill inside a write left some
+        # answers of a part, the whole part is asked again
         known = [all(question.key in answers for question in batch) for batch in batches]
         wanted = [batch for batch, there in zip(batches, known) if not there]
         with closing(ahead(self.prepare, wanted, self.depth)) as ready, self.attached() as trace:
@@ -130,10 +130,11 @@ class Generator:
         return Answered([answers[question.key] for question in questions], asked, len(questions) - asked)
 
     def prepare(self, questions: Sequence[Question]) -> list[Prepared]:
-        """What the model is to be given for a batch; the model itself is not used. Safe to call in many threads.
+        """The model's inputs for a batch; the model itself is not used. Thread-safe.
 
         Returns:
-            The questions with images, those with videos, those without: processors take no batch that mixes them.
+            A part for questions with images, one with videos, one with neither: processors take no batch that mixes
+            them.
 
         Raises:
             QuestionError: As `answer` does.
@@ -158,16 +159,16 @@ class Generator:
             joined = [f"{prompt} {end.lstrip()}" for prompt, end in zip(prompts, ends)]
             lengths = [self.builder.answer_length(p, both[len(p) :]) for p, both in zip(prompts, joined)]
         inputs = self.builder.encode_rows(joined, rows, self.cache, self.pixels, self.model.dtype)
-        inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they travel
+        inputs = inputs.to(self.model.dtype)  # floating tensors only, and before they are copied to the device
         videos = [[(video.size, len(video.places)) for video in row.videos] for row in rows]
         return Prepared(questions, prompts, inputs, [row.sizes for row in rows], videos, lengths)
 
     @contextmanager
     def attached(self) -> Iterator[Any]:
-        """The model under its method; gives the trace of what is dropped."""
+        """The model with its method attached; yields the trace."""
         drops = attach(self.model, self.method, self.schedule, tokenizer=self.tokenizer)
         with torch.inference_mode(), sdpa_order(self.spec.sdpa_kernel), drops as trace:
-            trace.study = True  # if the schedule drops nothing: what is attended to, a few numbers a layer
+            trace.study = True  # if the schedule drops nothing: the attention, a few numbers per layer
             yield trace
 
     def ask(self, part: Prepared, trace: Any) -> list[Answer]:
@@ -186,7 +187,7 @@ class Generator:
     def _generate(self, part: Prepared, trace: Any) -> list[Answer]:
         questions, inputs = part.questions, part.inputs
         arguments, before = GenerationArguments.parse(questions[0].arguments), trace.prefills
-        if arguments.samples:  # a batch draws by its first question: the questions alone decide who that is
+        if arguments.samples:  # a batch is seeded by its first question, which depends on the questions alone
             torch.manual_seed(int(questions[0].key[:12], 16) ^ self.spec.seed)
         options = arguments.options(self.spec.answer_tokens(questions[0].task))
         output = self.model.generate(**inputs, **options, pad_token_id=self.tokenizer.pad_token_id)
@@ -201,9 +202,9 @@ class Generator:
         return answers
 
     def _score(self, part: Prepared, lengths: Sequence[int], trace: Any) -> list[Answer]:
-        """Likelihood of given answers, as LLaVA's own evaluation has it: mean over the answer's tokens and its end.
+        """Likelihood of given answers, as in LLaVA's own evaluation: mean over the answer's tokens and its end token.
 
-        The answer is passed as labels, so that what is dropped is decided by the prompt's last token.
+        The answer is passed as labels, so that tokens are ranked by the prompt's last token.
         """
         before, inputs = trace.prefills, part.inputs
         labels = torch.full_like(inputs["input_ids"], -100)
@@ -224,8 +225,8 @@ class Generator:
         return answers
 
     def _observed(self, trace: Any, part: Prepared) -> list[dict[str, Any]]:
-        """What the last prefill saw of each prompt, as fields of an Answer."""
-        copies = len(trace.visual) // len(part.questions)  # beams stand side by side in the batch
+        """The last prefill's record of each prompt, as fields of an Answer."""
+        copies = len(trace.visual) // len(part.questions)  # the beams of a prompt are next to each other in the batch
         places = range(0, len(trace.visual), copies)
         read, mode, cropped = pictures_of(self.model, part.inputs), self.builder.image_mode, self.builder.cropped
         shown = [None] * len(part.questions) if read is None else read
@@ -244,7 +245,7 @@ class Generator:
         ]
 
     def _cut(self, output: Tensor) -> Iterator[list[int]]:
-        """The tokens of each row up to and with its end token; after it there is padding."""
+        """The tokens of each row up to and including its end token; padding follows."""
         ends = self.model.generation_config.eos_token_id
         stop = {ends} if isinstance(ends, int) else set(ends or ())
         for tokens in output.tolist():

@@ -1,19 +1,19 @@
-"""A task's generation arguments, honoured as lmms-eval's own models do (llava_hf, internvl_hf, qwen2_5_vl, qwen3_vl).
+"""A task's generation arguments, applied as in lmms-eval's own models (llava_hf, internvl_hf, qwen2_5_vl, qwen3_vl).
 
-    max_new_tokens          tokens of an answer at most; null: the run's
-    min_new_tokens          tokens of an answer at least
-    temperature             above 0 answers are sampled, else each token is the likeliest one; default: 0
-    do_sample               decides nothing, for temperature does (a warning says so where the two contradict)
-    top_p, top_k            of sampling; default: the checkpoint's own (generation_config.json)
-    num_beams               1: none
-    repetition_penalty, no_repeat_ngram_size, length_penalty    as transformers has them; default: the checkpoint's
-    until                   a text or several: the answer ends before the first of them
-    skip_special_tokens     false: they stay in the answer
-    seed                    another one draws another answer; so does the run's own seed
-    num_return_sequences    1, for one answer of a request is scored; a task's `repeats` ask it again
-    image_aspect_ratio      passed over: image_mode says how pictures are prepared, for all tasks of a run
+    max_new_tokens          most tokens of an answer; null: the run's
+    min_new_tokens          fewest tokens of an answer
+    temperature             above 0 answers are sampled, otherwise greedy; default: 0
+    do_sample               ignored, since temperature decides (with a warning if the two contradict)
+    top_p, top_k            for sampling; default: the checkpoint's own (generation_config.json)
+    num_beams               1: no beam search
+    repetition_penalty, no_repeat_ngram_size, length_penalty    as in transformers; default: the checkpoint's
+    until                   one or several texts: the answer ends before the first of them
+    skip_special_tokens     false: special tokens stay in the answer
+    seed                    of sampling, together with the run's own seed
+    num_return_sequences    1, since one answer per request is scored; a task's `repeats` ask again
+    image_aspect_ratio      ignored: image_mode says how pictures are prepared, for all tasks of a run
 
-Any other name is refused, before a model is loaded where the task's YAML says it. No torch, no lmms-eval.
+Any other name is refused, before a model is loaded if it is in the task's YAML. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REMEDY = "a YAML of your own (task_folders) that includes the task's may say its
 
 @dataclass(frozen=True)
 class GenerationArguments:
-    """Checked generation arguments; see the module. None leaves it to the run or the checkpoint."""
+    """Checked generation arguments, described above. None: as the run or the checkpoint has it."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -57,7 +57,7 @@ class GenerationArguments:
         """Check a task's arguments.
 
         Raises:
-            ValueError: For an unknown name, naming it, or a value that it cannot have.
+            ValueError: For an unknown name or an invalid value, naming the argument.
         """
         if unknown := [str(name) for name in given if name not in READERS]:
             raise ValueError("; ".join(map(_unknown, unknown)) + f" ({REMEDY})")
@@ -70,12 +70,12 @@ class GenerationArguments:
 
     @property
     def samples(self) -> bool:
-        """Whether answers are drawn, so that a seed matters."""
+        """Whether answers are sampled, so that a seed matters."""
         return self.temperature > 0
 
     @property
     def contradiction(self) -> str | None:
-        """What is done where do_sample says another thing than temperature."""
+        """The warning if do_sample contradicts temperature; None if it does not."""
         if self.do_sample is None or self.do_sample == self.samples:
             return None
         done = "sampled" if self.samples else "not sampled"
@@ -85,13 +85,13 @@ class GenerationArguments:
         )
 
     def options(self, max_new_tokens: int) -> dict[str, Any]:
-        """What `generate` takes.
+        """Arguments for `generate`.
 
         Args:
-            max_new_tokens: The run's, where the task sets none.
+            max_new_tokens: The run's, used if the task sets none.
 
         Raises:
-            ValueError: If an answer would have to be longer than that.
+            ValueError: If the task's min_new_tokens is larger.
         """
         if self.max_new_tokens is None and (self.min_new_tokens or 0) > max_new_tokens:
             raise ValueError(
@@ -105,7 +105,7 @@ class GenerationArguments:
         }
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if not self.samples:
-            found |= dict.fromkeys(sampling)  # None: transformers warns where the checkpoint's own stand beside greedy
+            found |= dict.fromkeys(sampling)  # transformers warns of sampling values under greedy decoding
             sampling = {}
         for name in ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "length_penalty"):
             sampling[name] = getattr(self, name)
@@ -115,12 +115,12 @@ class GenerationArguments:
 def check(
     names: Sequence[str], task_dirs: Sequence[str | Path] = (), answer_tokens: Callable[[str], int] | None = None
 ) -> bool:
-    """Check the arguments that the YAMLs of tasks say; nothing is imported or loaded.
+    """Check the arguments in the YAMLs of tasks; nothing is imported or loaded.
 
     Args:
         names: Tasks, groups or tags.
-        task_dirs: Folders with tasks of one's own.
-        answer_tokens: The run's length of an answer to a task that sets none; None: not known yet.
+        task_dirs: Folders with the user's own tasks.
+        answer_tokens: The run's answer length for a task that sets none; None: not known yet.
 
     Returns:
         Whether any of the tasks samples its answers.
@@ -136,14 +136,17 @@ def check(
 
 
 def with_stops(paths: Iterable[Path]) -> set[str]:
-    """The tasks whose files say where an answer ends. Into all others lmms-eval fills "\\n\\n", which its own models
-    pass over: an answer of several paragraphs is not cut after the first."""
+    """The tasks whose files set `until`.
+
+    For all others lmms-eval sets "\\n\\n", which its own models ignore: an answer of several paragraphs is not cut
+    after the first.
+    """
     named = (entry for path in paths for entry in _arguments(read_config(path), path))
     return {name for name, given in named if isinstance(given, Mapping) and given.get("until") is not None}
 
 
 def of_task(name: str, given: Mapping[str, Any] | None, max_new_tokens: int | None = None) -> GenerationArguments:
-    """The arguments of a task; with the run's `max_new_tokens`, whether they fit it, too.
+    """The arguments of a task, also checked against the run's `max_new_tokens` if that is given.
 
     Raises:
         ValueError: Naming the task and the argument.
@@ -160,7 +163,7 @@ def of_task(name: str, given: Mapping[str, Any] | None, max_new_tokens: int | No
 
 
 def read_config(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A task's YAML with what it includes, as lmms-eval reads it, but that no function is imported.
+    """A task's YAML with the files it includes, as lmms-eval reads it, but without importing any function.
 
     Raises:
         ValueError: If it is not YAML, or includes itself.
@@ -184,7 +187,7 @@ def read_config(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _arguments(config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
-    """Task and generation_kwargs of a YAML: of a task, or of a group whose members have some of their own."""
+    """Task and generation_kwargs of a YAML: of a task, or of the members of a group that have their own."""
     members = config.get("task")
     if isinstance(members, list):
         for member in members:
@@ -201,7 +204,7 @@ def _arguments(config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any
 
 
 class _Plain(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML without objects: `!function` and the like are None."""
+    """YAML without objects: `!function` and similar tags are None."""
 
 
 _Plain.add_multi_constructor("", lambda loader, tag, node: None)

@@ -1,17 +1,18 @@
-"""A box from a sentence: what each family of models is asked, in which frame it answers, and how that is read.
+"""Boxes for a referring expression: each model family's prompt, coordinate frame, and how its answer is read.
 
-Models are trained on boxes of what they see, not of the picture, and each in its own way; asked or read in another's
-they score nothing (Qwen2.5-VL in lmms-eval's frame: 0 %). So a task gives the sentence, and the family the rest:
+Models are trained on boxes in what they see, not in the picture, each in its own way; with another family's prompt or
+frame they score nothing (Qwen2.5-VL in lmms-eval's frame: 0 %). So a task gives the expression, and the family the
+rest:
 
     llava          0 to 1 of the square that the tower sees: the padded picture, or its middle (haotian-liu/LLaVA#606,
-                   #822); the sentence of its training data
+                   #822); the prompt of its training data
     qwen2_5_vl     pixels of the picture as the processor resized it; JSON with bbox_2d (QwenLM/Qwen3-VL#991)
-    qwen3_vl       thousandths of the picture; the same sentence
-    internvl       thousandths, or 0 to 1 where the four add up to less than 4 (InternVL's evaluate_grounding.py)
+    qwen3_vl       thousandths of the picture; the same prompt
+    internvl       thousandths, or 0 to 1 if the four add up to less than 4 (InternVL's evaluate_grounding.py)
 
-Every box is brought into pixels of the original picture, cut to it, and held against the true one there: ACC@0.5 (the
-intersection is at least half of the union), mean IoU, and the share of answers in which no box is read. Families whose
-prompt, frame or reading nobody has published are refused. No torch, no lmms-eval.
+Every box is converted to pixels of the original picture, clipped to it, and compared with the true box: ACC@0.5 (the
+intersection is at least half of the union), mean IoU, and the share of answers in which no box can be read. Families
+without a published prompt, frame and reading are refused. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BRACKETED = re.compile(
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of a family are asked for a box, and the frame that they answer in."""
+    """The prompt for a box of a family of models, and the frame of its answers."""
 
     prompt: str
     frame: Literal["seen", "resized", "thousandths", "thousandths or shares"]
@@ -55,12 +56,12 @@ FAMILIES = {
 
 
 def asks_boxes(task: str) -> bool:
-    """Whether a task is answered by a box in the family's frame."""
+    """Whether a task's answers are boxes in the family's frame."""
     return TASKS.fullmatch(task) is not None
 
 
 def family_of(tasks: Sequence[str], model_type: str) -> str | None:
-    """The family that these tasks are asked in; None if none of them asks for boxes.
+    """The family whose prompt and frame these tasks use; None if none of them asks for boxes.
 
     Raises:
         ValueError: If the model's family has no known prompt, frame and reading of a box.
@@ -77,14 +78,14 @@ def family_of(tasks: Sequence[str], model_type: str) -> str | None:
 
 
 def asked(question: Question, family: str | None) -> Question:
-    """The question in the family's words; others than for boxes stay as they are."""
+    """The question in the family's prompt; questions that do not ask for boxes are unchanged."""
     if family is None or not asks_boxes(question.task):
         return question
     return replace(question, text=FAMILIES[family].prompt.format(question.text))
 
 
 def read_box(answer: str) -> Box | None:
-    """The first four numbers in brackets, else the first four; None where there are fewer."""
+    """The first four numbers in brackets, else the first four numbers; None if there are fewer."""
     if (found := BRACKETED.search(answer)) is not None:
         numbers = list(map(float, found.groups()))
     else:
@@ -93,16 +94,16 @@ def read_box(answer: str) -> Box | None:
 
 
 def in_pixels(box: Box, family: str, answer: Answer, width: int, height: int) -> Box:
-    """An answered box in pixels of the original picture, corners in order and cut to it.
+    """An answered box in pixels of the original picture, corners in order, clipped to the picture.
 
     Args:
-        box: As it was read.
-        family: Whose frame it is in.
-        answer: What the picture was to the model (its layout, its grid of patches).
-        width, height: Of the original picture.
+        box: The box as read.
+        family: The family whose frame it is in.
+        answer: The answer, which records how the model saw the picture (its layout, its grid of patches).
+        width, height: Size of the original picture.
 
     Raises:
-        ValueError: If what the model saw of the picture is not known.
+        ValueError: If the answer does not record how the model saw the picture.
     """
     left, top, across, down = 0.0, 0.0, float(width), float(height)
     frame = FAMILIES[family].frame
@@ -125,7 +126,7 @@ def in_pixels(box: Box, family: str, answer: Answer, width: int, height: int) ->
 
 
 def iou(first: Box, second: Box) -> float:
-    """Intersection over union; 0 where both are empty."""
+    """Intersection over union; 0 if both are empty."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     both = max(width, 0.0) * max(height, 0.0)
@@ -134,12 +135,12 @@ def iou(first: Box, second: Box) -> float:
 
 
 def box_scores(samples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], family: str) -> dict[str, Metric]:
-    """ACC@0.5, mean IoU and unreadable answers of a task.
+    """ACC@0.5, mean IoU and the share of unreadable answers of a task.
 
     Args:
         samples: As lmms-eval logs them: the document has `bbox` (x, y, width, height in pixels), `width`, `height`.
-        answers: To them.
-        family: That was asked.
+        answers: Their answers.
+        family: The family whose prompt was used.
     """
     overlaps: list[float | None] = []
     unread: list[float | None] = []

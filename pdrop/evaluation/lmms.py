@@ -1,6 +1,6 @@
-"""Score a checkpoint under a method on lmms-eval's tasks. The only file that imports lmms-eval, and only when used.
+"""Score a checkpoint under a method on lmms-eval's tasks. Only this file imports lmms-eval, and only when used.
 
-Tasks, prompts and metrics come from lmms-eval; asking, storing and bookkeeping are ours. Its model wrappers mix up the
+Tasks, prompts and metrics are lmms-eval's; generation, storage and records are ours. Its model wrappers mix up the
 images of tasks asked together, score a crashed generation as an empty answer, and delete the model after each call;
 its caches return one method's answers for another. So: an adapter of our own, one `simple_evaluate` call per task,
 fresh task objects, answers stored after every batch.
@@ -68,23 +68,23 @@ def check_tasks(tasks: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> N
 
 
 class Answering(Protocol):
-    """What answers questions: pdrop.evaluation.generation.Generator in this process, or many in others."""
+    """Answers questions: pdrop.evaluation.generation.Generator in this process, or several in worker processes."""
 
     def answer(
         self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
     ) -> Answered:
-        """Their answers, in order; those that the store does not hold yet are asked for and put there."""
+        """The answers, in order; those not in the store are generated and stored."""
         ...
 
 
 @functools.cache
 def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> None:
-    """Load the data of tasks of one's own, before any model is loaded: what their files say may be wrong.
+    """Load the data of the user's own tasks before any model is loaded, since their files may be wrong.
 
     Args:
-        tasks: Names; lmms-eval's and ours are passed over.
+        tasks: Names; lmms-eval's tasks and ours are skipped.
         folders: With tasks of one's own.
-        files: Digest of their files: looked at once per process.
+        files: Digest of their files, so that each version is checked once per process.
 
     Raises:
         ValueError: Naming the task.
@@ -111,25 +111,26 @@ def evaluate(
     boxes: str | None = None,
     preparation: Preparation | None = None,
 ) -> Evaluation:
-    """Score tasks, or go on where a killed run stopped.
+    """Score tasks, or resume a killed run.
 
     Args:
-        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load; None where `generator` has its own.
-        method: What ranks; None with an empty schedule drops nothing.
+        checkpoint: From ModelSource.load or pdrop.models.checkpoint.load; None if `generator` has its own.
+        method: Ranks the visual tokens; None with an empty schedule drops nothing.
         schedule: Where and how many.
-        spec: What is asked and how. Its tasks are lmms-eval's, or groups, of which each task gets its own result; its
-            limit never splits samples that are scored together.
+        spec: What is asked and how. Its tasks are tasks, or groups whose tasks each get their own result; its limit
+            never splits samples that are scored together.
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there, and small
-            pictures beside the runs (pdrop/thumbnails.py).
+            pictures into the store (pdrop/thumbnails.py).
         task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
-        progress: True for a line on stderr, or a function of (task, answered, in all), called after each batch.
-        generator: Answers instead of this process.
-        boxes: The family that is asked for boxes, where a task does (grounding.py); None: the checkpoint's.
+        progress: True for a line on stderr, or a function of (task, answered, total), called after each batch.
+        generator: Answers the questions instead of this process.
+        boxes: The family whose prompt for boxes is used, if a task asks for boxes (grounding.py); None: the
+            checkpoint's.
         preparation: How prompts come to this process's model; None: as conf/run.yaml has it.
 
     Raises:
         ValueError: For unknown tasks or wrong arguments.
-        RuntimeError: If anything goes wrong with a question (naming task and doc_id) or in a task's own code.
+        RuntimeError: If a question (task and doc_id are named) or a task's own code fails.
     """
     from pdrop.evaluation.generation import Generator
 
@@ -157,8 +158,8 @@ def evaluate(
 
 
 def _blamed(question: Question) -> Callable[[], Sequence[Any]]:
-    """Gives a question's pictures, of one about a film none: which frames are shown is the run's own, and what is kept
-    is shared by runs. What goes wrong names the question."""
+    """A function that returns a question's pictures, with errors that name the question. Empty for a film: runs show
+    different frames of it, and the thumbnails are shared by runs."""
     from pdrop.evaluation.batching import blame
 
     def images() -> Sequence[Any]:
@@ -177,18 +178,18 @@ def scored_answers(
     progress: bool | Progress = False,
     boxes: str | None = None,
 ) -> Evaluation:
-    """Score the answers to a run's questions, wherever they come from, and write its samples.
+    """Score the answers to a run's questions and write its samples.
 
     Args:
         spec: The run's.
-        answer: Gives the answers to a task's questions; told of its progress.
+        answer: Function that returns the answers to a task's questions; it gets a progress function.
         folder: The run's.
         task_dirs: Folders with tasks of one's own.
-        progress: As of `evaluate`.
-        boxes: The family that is asked for boxes, where a task does.
+        progress: See `evaluate`.
+        boxes: The family whose prompt for boxes was used, if a task asks for boxes.
 
     Raises:
-        ValueError, RuntimeError: As of `evaluate`.
+        ValueError, RuntimeError: As `evaluate`.
     """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -224,17 +225,17 @@ def scored_answers(
 def load_tasks(
     names: Sequence[str], task_dirs: Sequence[str | Path] = (), wrapper: str | None = None
 ) -> dict[str, Any]:
-    """Fresh lmms-eval Task objects (one that was used keeps overrides of its last run), groups expanded, in order.
+    """Fresh lmms-eval Task objects (a used one keeps overrides of its last run), groups expanded, in order.
 
     Args:
         names: Tasks, groups or tags.
         task_dirs: Folders with tasks of one's own.
-        wrapper: The name of a model of lmms-eval, by which tasks choose their prompts; None: the default ones.
+        wrapper: The name of the lmms-eval model for which tasks choose their prompts; None: their default prompts.
 
-    Code that their files name (`!function`) is executed: of a folder that is neither ours nor lmms-eval's it is logged.
+    Code that their files name (`!function`) is executed; for folders other than ours and lmms-eval's this is logged.
 
     Raises:
-        ValueError: For unknown names, and generation arguments that cannot be honoured.
+        ValueError: For unknown names, and generation arguments that are not supported.
         RuntimeError: If a task's data cannot be loaded.
     """
     found = task_index.find(names, task_dirs)
@@ -257,7 +258,7 @@ def load_tasks(
             for task in made.values():
                 check_target(task)
     stops = generation_arguments.with_stops(path for paths in found.values() for path in paths)
-    for name, task in tasks.items():  # what the files say is known before; what their code makes of it is not
+    for name, task in tasks.items():  # the files were checked before; what their code makes of them was not
         check_name("a task", name)
         if "generate" in str(task.OUTPUT_TYPE):
             if name not in stops:
@@ -270,7 +271,7 @@ def load_tasks(
 
 @functools.cache
 def warn_of_code(folder: Path) -> None:
-    """Say, once per process, that the tasks of a folder are programs."""
+    """Log, once per process, that the tasks of a folder execute code."""
     log.warning(
         "%s: lmms-eval runs the Python code that its task files name (!function); take tasks from whom you trust",
         folder,
@@ -285,14 +286,14 @@ def _flatten(tasks: dict[Any, Any]) -> dict[str, Any]:
 
 
 def score(task: Any, ask: Ask, *, rows: list[int] | None, seed: int, folder: Path) -> dict[str, Any]:
-    """One `simple_evaluate` call for one task. The random state of the process is left as it was.
+    """One `simple_evaluate` call for one task. The random state of the process is restored.
 
     Args:
         task: Fresh.
         ask: Answers questions.
-        rows: The documents to ask, ascending; None: all. lmms-eval takes the first ones of a task only, so where
-            others are wanted it gets a task that has no more.
-        seed: Of the task's own draws.
+        rows: The documents to ask, ascending; None: all. lmms-eval only takes the first documents of a task, so for
+            others it gets a task that is reduced to them.
+        seed: Seed of the task's own random draws.
         folder: Where tasks may put files.
 
     Raises:
@@ -327,7 +328,7 @@ def score(task: Any, ask: Ask, *, rows: list[int] | None, seed: int, folder: Pat
 
 
 def rules_of(task: Any, folder: Path) -> Rules:
-    """What the parts of a task's scores are found with: its own aggregations, and MMBench's rule for an answer."""
+    """The task's own aggregations, and MMBench's rule for an answer, from which the parts of scores are found."""
     from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
     from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
@@ -336,7 +337,7 @@ def rules_of(task: Any, folder: Path) -> Rules:
 
     def aggregate(metric: str, entries: list[Any]) -> Any:
         more = {"args": options} if "args" in inspect.signature(functions[metric]).parameters else {}
-        with contextlib.redirect_stdout(io.StringIO()):  # what it says of the whole set has been said
+        with contextlib.redirect_stdout(io.StringIO()):  # its messages about the whole set have been printed already
             return functions[metric](entries, **more)
 
     def choice(entry: Mapping[str, Any]) -> bool:
@@ -349,7 +350,7 @@ def rules_of(task: Any, folder: Path) -> Rules:
 
 @functools.cache
 def import_lmms_eval() -> Any:
-    """lmms-eval's evaluator module, imported so that the rest of the process stays as it was.
+    """lmms-eval's evaluator module, imported without side effects on the process.
 
     Takes 10 s the first time.
 
@@ -364,7 +365,7 @@ def import_lmms_eval() -> Any:
 
 @functools.cache
 def adapter() -> type:
-    """The class that lmms-eval sees as a model; made on first use, for its base class is lmms-eval's."""
+    """The model class for lmms-eval; made on first use because its base class is lmms-eval's."""
     from lmms_eval.api.instance import GenerationResult, TokenCounts
     from lmms_eval.api.model import lmms
 
@@ -390,7 +391,7 @@ def adapter() -> type:
             ]
 
         def loglikelihood(self, requests: list[Any]) -> list[Any]:
-            """(loss, whether greedy) of given answers; wrapped, for lmms-eval 0.7.3 turns a bare pair into text."""
+            """(loss, whether greedy) of given answers; wrapped, since lmms-eval 0.7.3 turns a bare pair into text."""
             return [GenerationResult(text=(a.loss, a.greedy)) for a in self._answers(requests)]
 
         def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:

@@ -1,14 +1,14 @@
-"""How a task's score comes from its samples, in a form that can be computed again on any draw of them.
+"""A task's score as a function of its samples, in a form that can be recomputed on any resample of them.
 
 Every score here is a sum over strata of a quotient of sums,
 
     score = sum over strata of  sum(numerators) / sum(denominators)
 
 with one numerator, denominator and stratum per sample: a mean (denominators 1), POPE's F1 (2 * hit over answered yes
-plus truly yes), MME's points (a stratum per category, a pair's accuracies on its two questions), MMBench's circles (on
-a question's first row, whether all its rotations are right), NaturalBench's groups, a mean of categories. What is found
-is held against the task's own aggregation; where it does not give the task's own score there are no parts, and no
-interval is made of them. No torch, no lmms-eval.
+plus truly yes), MME's points (a stratum per category, a pair's accuracies on its two questions), MMBench's circular
+accuracy (on a question's first row, whether all its rotations are right), NaturalBench's groups, a mean of categories.
+The result is compared with the task's own aggregation; if it does not give the task's own score there are no parts, and
+so no interval. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 
 # numerator, denominator, stratum
 Part = tuple[float, float, str]
-Entries = Sequence[Any]  # what the aggregation gets of each sample; None where it does not count the sample
+Entries = Sequence[Any]  # the aggregation's input for each sample; None if it does not count the sample
 Aggregate = Callable[[list[Any]], Any]
 
-NEAR = 2e-5  # of a full score: some aggregations round to five digits
+NEAR = 2e-5  # share of a full score: some aggregations round to five digits
 FRACTIONS = {
     *("exact_match", "acc", "acc_norm", "anls", "f1", "accuracy", "average", "mmmu_acc"),
     *("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
 }
 YES_NO = ("f1", "f1_score", "precision", "recall", "yes_ratio")
-# NaturalBench: what is counted at a row of a group, by the steps to the rows that must be right for it
+# NaturalBench: for each row of a group, the offsets of the other rows that must be right with it
 FOURS: dict[str, dict[int, tuple[int, ...]]] = {
     "G_ACC": {0: (0, 1, 2, 3)},
     "Q_ACC": {0: (0, 1), 2: (0, 1)},
@@ -47,14 +47,14 @@ STRATA = ("category", "l2_category", "task_type", "task_category", "task", "sub_
 
 @dataclass
 class Metric:
-    """A score and what it is made of.
+    """A score and its parts.
 
     Attributes:
         value: The score.
-        numbers: Of each sample: its own, mostly right (1) or wrong (0); None where it has none.
-        parts: Of each sample: its part of the score; None where it is not counted. None for a plain mean of `numbers`,
-            and where no parts give the score.
-        full: What answers without a mistake would have; None where that is not known.
+        numbers: For each sample its own number, usually right (1) or wrong (0); None if it has none.
+        parts: For each sample its part of the score, None if it is not counted. None for a plain mean of `numbers`, and
+            if no parts give the score.
+        full: What faultless answers would score; None if that is not known.
         n: Samples that count; 0: all.
     """
 
@@ -69,7 +69,7 @@ class Metric:
 
 
 def score_of(parts: Sequence[Part | None]) -> float:
-    """The score that parts make; a stratum without a denominator counts 0."""
+    """The score from its parts; a stratum without a denominator counts 0."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for part in parts:
         if part is not None:
@@ -79,7 +79,7 @@ def score_of(parts: Sequence[Part | None]) -> float:
 
 
 def number(value: Any) -> float | None:
-    """The number a metric has for one sample: itself, its score, or whether prediction and answer agree."""
+    """A metric's number for one sample: the value itself, its score, or whether prediction and answer agree."""
     if isinstance(value, Mapping):
         for said, true in (("pred", "answer"), ("pred_answer", "answer"), ("pred", "ground_truth")):
             if "score" not in value and {said, true} <= set(value) and not isinstance(value[said], (list, dict)):
@@ -91,12 +91,12 @@ def number(value: Any) -> float | None:
 
 
 def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) -> Metric:
-    """A task's own score with what it is made of, as far as that can be found.
+    """A task's own score with its parts, as far as these can be found.
 
     Args:
-        name: The metric's.
-        value: Its score, as the task's aggregation gives it.
-        entries: What the aggregation got of each sample; None where it did not get the sample.
+        name: The metric's name.
+        value: Its score from the task's aggregation.
+        entries: The aggregation's input for each sample; None if it did not get the sample.
         aggregate: The task's aggregation.
     """
     there = [entry for entry in entries if entry is not None]
@@ -121,12 +121,12 @@ def decomposed(name: str, value: float, entries: Entries, aggregate: Aggregate) 
 
 
 def near(found: float, value: float) -> bool:
-    """Whether two scores are one, to the rounding of aggregations."""
+    """Whether two scores are equal up to the rounding of aggregations."""
     return abs(found - value) <= NEAR * max(1, abs(value))
 
 
 def counted(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
-    """Parts of a yes-or-no question's F1, precision, recall or ratio of yes (arXiv 2305.10355), and a full score."""
+    """Parts of yes-or-no F1, precision, recall or ratio of yes (arXiv 2305.10355), and the full score."""
     kind = next((kind for kind in YES_NO if name == kind or name.endswith(f"_{kind}")), None)
     if kind is None or not all(e is None or {"prediction", "ground_truth"} <= set(e) for e in entries):
         return None, 1.0
@@ -138,9 +138,9 @@ def yes_no_part(kind: str, said: str, truth: str, stratum: str = "", share: floa
 
     Args:
         kind: One of YES_NO.
-        said, truth: "yes" or something else.
-        stratum: Of the sample.
-        share: What the stratum counts.
+        said, truth: "yes" or anything else.
+        stratum: The sample's stratum.
+        share: The stratum's weight.
     """
     yes, true = said == "yes", truth == "yes"
     hit = float(yes and true)
@@ -153,7 +153,7 @@ def yes_no_part(kind: str, said: str, truth: str, stratum: str = "", share: floa
 
 
 def pairs(entries: Entries) -> tuple[list[Part | None] | None, float]:
-    """Parts of MME's points (arXiv 2306.13394): of each category 100 accuracy + 100 accuracy of pairs; a full score."""
+    """Parts of MME's points (arXiv 2306.13394): per category 100 accuracy + 100 pair accuracy; and the full score."""
     if not all(e is None or {"question_id", "category", "score"} <= set(e) for e in entries):
         return None, 0.0
     scores: dict[tuple[str, Any], list[float]] = defaultdict(list)
@@ -173,7 +173,7 @@ def pairs(entries: Entries) -> tuple[list[Part | None] | None, float]:
 
 
 def together(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
-    """Parts of the share of pairs whose answers are all right (MMVP, arXiv 2401.06209), and a full score."""
+    """Parts of the share of pairs with all answers right (MMVP, arXiv 2401.06209), and the full score."""
     if "pair" not in name or not all(e is None or {"pair_index", "is_correct"} <= set(e) for e in entries):
         return None, 1.0
     hit: dict[Any, bool] = defaultdict(lambda: True)
@@ -189,8 +189,10 @@ def together(name: str, entries: Entries) -> tuple[list[Part | None] | None, flo
 
 
 def fours(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]:
-    """Parts of NaturalBench's shares (arXiv 2410.14669) of groups, questions and pictures whose answers are all right,
-    and a full score. Rows 0 to 3 of a group: question 0 on picture 0, on picture 1, question 1 on both."""
+    """Parts of NaturalBench's shares of groups, questions and pictures with all answers right, and the full score.
+
+    Rows 0 to 3 of a group: question 0 on picture 0 and picture 1, then question 1 on both (arXiv 2410.14669).
+    """
     kind = next((kind for kind in FOURS if name == f"naturalbench_{kind}"), None)
     if kind is None or not all(e is None or {"id", "score"} <= set(e) for e in entries):
         return None, 1.0
@@ -198,31 +200,31 @@ def fours(name: str, entries: Entries) -> tuple[list[Part | None] | None, float]
     found: list[Part | None] = []
     for entry in entries:
         place = -1 if entry is None else int(entry["id"])
-        others = FOURS[kind].get(place % 4, ())  # that are counted with this row; none: they are with another's
+        others = FOURS[kind].get(place % 4, ())  # rows counted with this one; none: they are counted with another row
         hit = bool(others) and all(right.get(place + step) == 1 for step in others)
         found.append(None if entry is None else (float(hit), float(bool(others)), ""))
     return found, 1.0
 
 
 def circles(rows: Sequence[Mapping[str, Any]], right: Sequence[bool], full: float = 1.0) -> list[Part | None]:
-    """Parts of MMBench's score, the share of questions whose rotations are all right (arXiv 2307.06281).
+    """Parts of MMBench's score, the share of questions with all rotations right (arXiv 2307.06281).
 
     Args:
         rows: With the `index` of each.
-        right: Whether its answer is.
-        full: What the score is of.
+        right: Whether each row's answer is right.
+        full: The full score, 1 or 100.
     """
     hit: dict[int, bool] = defaultdict(lambda: True)
     for row, one in zip(rows, right):
         hit[int(row["index"]) % CIRCLE] &= one
-    first = [int(row["index"]) < CIRCLE for row in rows]  # a rotation is no question of its own
+    first = [int(row["index"]) < CIRCLE for row in rows]  # a rotation does not count as a question
     return [(full * (one and hit[int(row["index"]) % CIRCLE]), float(one), "") for row, one in zip(rows, first)]
 
 
 def alone(entries: Entries, aggregate: Aggregate) -> list[float | None]:
-    """Each sample's own score, by the task's aggregation of it alone: of metrics whose entries show no number.
+    """Each sample's own score, by the task's aggregation of it alone, for metrics whose entries show no number.
 
-    A percentage is given as a fraction. Aggregations that take whole sets only give none.
+    A percentage is returned as a fraction. Aggregations that only take whole sets give no scores.
     """
     numbers = [None if entry is None else probed(aggregate, [entry]) for entry in entries]
     known = {one for one in numbers if one is not None}
@@ -230,10 +232,10 @@ def alone(entries: Entries, aggregate: Aggregate) -> list[float | None]:
 
 
 def probed(aggregate: Aggregate, entries: list[Any]) -> float | None:
-    """What the task's aggregation makes of some samples; None where it cannot do with these alone."""
+    """The task's aggregation of some samples; None if it cannot aggregate these alone."""
     try:
         return number(aggregate(entries))
-    except Exception as error:  # the whole set's score is there already: no interval is made, and none is claimed
+    except Exception as error:  # the whole set's score exists already; without parts no interval is computed
         log.debug("an aggregation of %d samples: %r", len(entries), error)
         return None
 
@@ -241,11 +243,11 @@ def probed(aggregate: Aggregate, entries: list[Any]) -> float | None:
 def stratified(
     value: float, entries: Entries, numbers: Sequence[float | None], aggregate: Aggregate
 ) -> tuple[list[Part | None] | None, float | None]:
-    """Parts of a multiple of the mean, or of the sum of the means of strata, and a full score; None if neither fits.
+    """Parts of a multiple of the mean, or of the sum of strata's means, and the full score; None if neither fits.
 
-    The multiple (100, a hundredth of the strata) is read from the score, and the form held against the aggregation of
-    other subsets of the samples, so that it is not one that happens to fit. Where nothing is right any multiple fits:
-    a full score is not known then.
+    The multiple (100, a hundredth of the strata) is derived from the score, and the form is checked on the aggregation
+    of other subsets of the samples, so that it does not fit by chance. If nothing is right any multiple fits, and the
+    full score is unknown.
     """
     there = [place for place, one in enumerate(numbers) if one is not None and not unanswered(entries[place])]
     keys: list[str | None] = [None]
@@ -267,12 +269,12 @@ def stratified(
 
 
 def unanswered(entry: Any) -> bool:
-    """Whether the task leaves the sample out of its percentage (MVBench does with an empty answer)."""
+    """Whether the task leaves the sample out of its percentage (as MVBench does for an empty answer)."""
     return isinstance(entry, Mapping) and entry.get("pred_answer") == "" and "gt_answer" in entry
 
 
 def subsets(places: Sequence[int], strata: Sequence[str]) -> list[list[int]]:
-    """All places, and two draws of half of them that keep something of each stratum."""
+    """All places, and two random halves of them that contain a sample of each stratum."""
     found = [list(places)]
     for seed in range(2):
         drawn = random.Random(seed)
@@ -282,6 +284,6 @@ def subsets(places: Sequence[int], strata: Sequence[str]) -> list[list[int]]:
 
 
 def fits(entries: Entries, parts: Sequence[Part | None], places: Sequence[int], aggregate: Aggregate) -> bool:
-    """Whether the parts of some samples give what the task's aggregation makes of them."""
+    """Whether the parts of some samples give the task's aggregation of these samples."""
     wanted = probed(aggregate, [entries[place] for place in places])
     return wanted is not None and near(score_of([parts[place] for place in places]), wanted)

@@ -1,4 +1,4 @@
-"""The benchmarks' own scoring rules, beside lmms-eval's where the two differ; their metrics have names of their own.
+"""The benchmarks' own scoring rules where lmms-eval's differ; their metrics have names of their own.
 
     POPE            official_f1, official_accuracy, official_yes_ratio      an answer is no if No, no or not is a word
                     of its first sentence, else yes; F1 is the mean over the categories (LLaVA's eval_pope.py)
@@ -6,12 +6,12 @@
     GQA             official_accuracy       equal after lower case and without a full stop at the end (LLaVA's
                     convert_gqa_for_eval.py, GQA's eval.py)
     MMBench         circular_accuracy, single_pass_accuracy     a letter or an option's text, read by rule (VLMEvalKit's
-                    matching_util.py); what no rule reads is wrong, where the official tool asks a judge
+                    matching_util.py); an answer that no rule reads is wrong, while the official tool asks a judge
     MME             mme_total_score         perception and cognition together
 
-Under protocol=official these are the scores that tables show (MAIN), and lmms-eval's stand beside them; under others it
-is the reverse. lmms-eval 0.7.3 takes POPE's and ScienceQA's answers for wrong unless they are the word or letter alone,
-and GQA's for right without their punctuation. No torch, no lmms-eval.
+Under protocol=official tables show these scores (MAIN) and lmms-eval's are recorded in addition; under other protocols
+it is the reverse. lmms-eval 0.7.3 counts POPE's and ScienceQA's answers as wrong unless they are only the word or
+letter, and GQA's as right after removing punctuation. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pdrop.evaluation.metrics import YES_NO, Metric, Part, circles, pairs, score
 
 LETTERS = "ABCDEFGH"
 BLANKS = str.maketrans(".()[],:;!*#{}", " " * 13)
-# by the beginning of a task's name; of MME papers print the perception, lmms-eval's own main score
+# by the beginning of a task's name; for MME papers print perception, which is lmms-eval's own main score
 MAIN = {
     "pope": "official_f1",
     "scienceqa": "official_accuracy",
@@ -36,7 +36,7 @@ Samples = Sequence[Mapping[str, Any]]  # as lmms-eval logs them: doc, target, fi
 
 
 def official(task: str, samples: Samples) -> dict[str, Metric]:
-    """The scores by the official rules; empty for tasks whose rule lmms-eval has.
+    """The scores by the official rules; empty for tasks that lmms-eval scores by the official rule.
 
     Args:
         task: lmms-eval's name, or one that begins with it.
@@ -57,18 +57,18 @@ def official(task: str, samples: Samples) -> dict[str, Metric]:
 
 
 def main_metric(task: str, scores: Iterable[str]) -> str | None:
-    """The score by the official rule that published tables print of a task; None where it is lmms-eval's own.
+    """The official score that published tables print for a task; None if it is lmms-eval's own.
 
     Args:
         task: Its name.
-        scores: That were found of it.
+        scores: Names of the scores found for it.
     """
     there = [*scores]
     return next((metric for start, metric in MAIN.items() if task.startswith(start) and metric in there), None)
 
 
 def said(sample: Mapping[str, Any]) -> str:
-    """The answer as the task's filters left it."""
+    """The answer after the task's filters."""
     return str(sample["filtered_resps"][0])
 
 
@@ -113,7 +113,7 @@ def gqa(answer: str, target: str) -> bool:
 
 
 def mmbench(samples: Samples) -> dict[str, Metric]:
-    """The share of questions whose rotations are all right, and of those whose first row is."""
+    """The share of questions with all rotations right, and of those with the first row right."""
     docs = [sample["doc"] for sample in samples]
     right = [option(said(s), options_of(s["doc"])) == str(s["doc"]["answer"]) for s in samples]
     first: list[Part | None] = [
@@ -125,10 +125,10 @@ def mmbench(samples: Samples) -> dict[str, Metric]:
 
 
 def option(answer: str, options: Mapping[str, str]) -> str:
-    """VLMEvalKit's rule: the one letter that is a word of the answer, near its end, else the one option it contains.
+    """VLMEvalKit's rule: the one letter that is a word of the answer, near its end, else the one option in it.
 
     Returns:
-        The letter; "" where there is none, or more than one.
+        The letter; "" if there is none, or more than one.
     """
     words = answer.translate(BLANKS).split()
     letters = [letter for letter in options if letter in words]
@@ -142,7 +142,7 @@ def option(answer: str, options: Mapping[str, str]) -> str:
 
 
 def options_of(doc: Mapping[str, Any]) -> dict[str, str]:
-    """The options of a document that has a column per letter, or a list of them; empty where it has neither."""
+    """The options of a document that has a column per letter, or a list of options; empty if it has neither."""
     listed = next((doc[name] for name in ("options", "choices", "candidates", "option") if name in doc), None)
     if isinstance(listed, list) and all(isinstance(option, str) for option in listed):
         return dict(zip(LETTERS, listed))
@@ -151,7 +151,7 @@ def options_of(doc: Mapping[str, Any]) -> dict[str, str]:
 
 
 def mme(samples: Samples) -> dict[str, Metric]:
-    """Perception and cognition together; nothing where a task asks for one of them alone."""
+    """Perception and cognition together; empty if a task asks for only one of them."""
     names = ("mme_perception_score", "mme_cognition_score")
     entries = [sample[name] for sample in samples for name in names if name in sample]
     parts, full = pairs(entries)

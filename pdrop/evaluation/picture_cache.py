@@ -1,10 +1,10 @@
-"""What processors made of pictures, kept by content: the questions on one picture, and the runs of a sweep, share it.
+"""Processed pictures, cached by content: questions about the same picture, and the runs of a sweep, share them.
 
-    cache = of_process(2 << 30)              # one a process, for all its runs, of at most so many bytes
+    cache = of_process(2 << 30)              # one per process, for all its runs, of at most so many bytes
     cache.get(("pixels and settings",))      # None, until something was put there
 
-A key says everything that the value was made of: the pixels, the processor's settings, how the picture was prepared.
-A picture that is hidden, blurred or replaced has other pixels, hence another key. Not features of the vision tower.
+A key has everything that the value depends on: the pixels, the processor's settings, how the picture was prepared.
+A picture that is hidden, blurred or replaced has other pixels, hence another key. Tower features are not cached.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL = 512  # bytes that a short entry is taken for, its key included
+SMALL = 512  # bytes that a short entry is counted as, its key included
 
 
 @dataclass(frozen=True)
 class Content:
-    """The pixels of a picture as it is shown.
+    """Identifies the pixels of a picture as it is shown.
 
     Attributes:
-        digest: 32 hex digits over them; "" where nothing is kept.
+        digest: 32 hex digits over them; "" if nothing is cached.
         size: (width, height).
     """
 
@@ -36,13 +36,13 @@ class Content:
 
     @classmethod
     def of(cls, image: Image, hashed: bool = True) -> Content:
-        """Of a picture in RGB."""
+        """The content of a picture in RGB."""
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() if hashed else ""
         return cls(digest, image.size)
 
 
 class PictureCache:
-    """Values by key; those used longest ago are let go where there are too many bytes. Safe to use in many threads.
+    """Values by key; above the limit the least recently used are dropped. Thread-safe.
 
     Args:
         limit: Bytes; 0 keeps nothing.
@@ -54,7 +54,7 @@ class PictureCache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Any:
-        """What was put there, if it is there still; None otherwise."""
+        """The value of a key; None if it is not in the cache."""
         with self._lock:
             if key not in self._kept:
                 self.misses += 1
@@ -64,10 +64,10 @@ class PictureCache:
             return self._kept[key][0]
 
     def put(self, key: Hashable, value: Any, size: int = SMALL) -> None:
-        """Keep a value, which nobody may change any more.
+        """Cache a value, which must not be changed afterwards.
 
         Args:
-            size: Its bytes; what is larger than the whole cache is not kept.
+            size: Its bytes; a value larger than the whole cache is not kept.
         """
         size = max(size, SMALL)
         with self._lock:
@@ -79,7 +79,7 @@ class PictureCache:
             self._shrink()
 
     def resize(self, limit: int) -> None:
-        """Another limit, from now on."""
+        """Set another limit, in bytes."""
         with self._lock:
             self.limit = limit
             self._shrink()

@@ -1,19 +1,19 @@
-"""Of each answered prompt: what went through the vision tower, and where in the pictures its visual tokens lie.
+"""For each answered prompt: what went through the vision tower, and where its visual tokens are in the pictures.
 
-Both are read by the engine's one reader (pdrop/engine/pictures.py) from what the processor made, as a method sees them.
+Both are read by pdrop/engine/pictures.py from the processor's output, as for a method.
 FLOPs need the first: LLaVA-NeXT cuts the features of padding away after the tower, and Qwen's towers attend within each
-image, so that two small ones cost less than a large one of as many tokens. Overlays need the second.
+image, so that two small images cost less than a large one with equally many tokens. Overlays need the second.
 
-A layout has one entry per picture: its blocks in the order of their tokens. A block is
+A layout has one entry per picture: a list of blocks in the order of their tokens. A block is
 
     [rows, columns, newline, left, top, right, bottom]
 
-a grid of rows x columns tokens over a box of the picture (fractions of the task's own picture; padding lies outside
-of 0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and
-OneVision: the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the
-picture's shape. A layout that blocks cannot say (class tokens, a lone newline, tiles that were not joined) is None.
-Each frame of a video (of Qwen's: each pair) is an entry of its own, before those of pictures; there, a token that lies
-nowhere in it (a class token, the newline that ends a video) is a block of one in an empty box.
+a grid of rows x columns tokens over a box of the picture (in fractions of the task's own picture; padding is outside
+0..1), each row followed by a newline token if `newline` is 1. LLaVA-1.5: one square block. LLaVA-NeXT and OneVision:
+the whole picture squeezed into a square, then the tiles' rows with their newlines. Qwen: one block of the picture's
+shape. A layout that blocks cannot express (class tokens, a lone newline, tiles that were not joined) is None. Each
+frame of a video (for Qwen: each pair) is a separate entry, before those of pictures; there, a token without a place in
+the frame (a class token, the newline that ends a video) is a block of one in an empty box.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]
 
     Args:
         model: A vision-language model.
-        inputs: What the processor made of the batch, `input_ids` [B, L] among it.
+        inputs: The processor's output for the batch, with `input_ids` [B, L].
     """
     ids = inputs["input_ids"]
     visual = visual_tokens(ids, inputs, model.config)
@@ -49,7 +49,7 @@ def pictures_of(model: Any, inputs: Mapping[str, Any]) -> list[list[SeenPicture]
 
 
 def tower_of(pictures: Sequence[SeenPicture]) -> Seen:
-    """What of a prompt's pictures goes through the tower: a number of crops, or each image's grid in patches."""
+    """What goes through the tower for a prompt's pictures: a number of crops, or each image's grid in patches."""
     grids = [list(picture.tower) for picture in pictures if not isinstance(picture.tower, int)]
     return grids or sum(picture.tower for picture in pictures if isinstance(picture.tower, int))
 
@@ -62,19 +62,19 @@ def layout_of(
     videos: Sequence[tuple[tuple[int, int], int]] = (),
     frames_cropped: bool = False,
 ) -> Layout | None:
-    """Where the visual tokens of a prompt lie in its pictures; None where blocks cannot say it.
+    """Where the visual tokens of a prompt are in its pictures; None if blocks cannot express it.
 
     Args:
-        pictures: As they were read.
-        sizes: (width, height) of the task's own.
+        pictures: As read by `pictures_of`.
+        sizes: (width, height) of the task's own pictures.
         image_mode: "crop" or "pad"; frames of videos are never padded.
         cropped: Whether the processor cuts a square out of the middle.
-        videos: (width, height), and number of frames, of those that stand before the pictures.
+        videos: (width, height) and number of frames of the videos, which come before the pictures.
         frames_cropped: Whether the processor cuts a square out of the middle of their frames.
     """
     left = list(pictures)
     layout: Layout = []
-    # videos are read as a picture each, or as one for each frame
+    # a video is read as one picture, or as a picture per frame
     apart = len(pictures) == len(sizes) + sum(count for _, count in videos)
     for (width, height), count in videos:
         for _ in range(min(len(left), count if apart else 1)):
@@ -92,7 +92,7 @@ def layout_of(
 
 
 def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
-    """The blocks of each frame of a video; what stands before or after all frames goes with the next, or the last."""
+    """The blocks of each frame of a video; other tokens belong to the next frame, or after all frames to the last."""
     frames: Layout = []
     lone: list[Block] = []
     whole = any(grid.height * grid.width > 1 for grid in grids)
@@ -108,7 +108,7 @@ def frames_of(grids: Sequence[TokenGrid], box: list[float]) -> Layout:
 
 
 def blocks_of(grids: Sequence[TokenGrid], box: list[float]) -> list[Block] | None:
-    """A picture's grids as blocks; None where one is neither a part of the picture nor the newlines of one."""
+    """A picture's grids as blocks; None if a grid is neither a part of the picture nor the newlines of one."""
     blocks: list[Block] = []
     for place, grid in enumerate(grids):
         before = grids[place - 1] if place else None

@@ -1,10 +1,10 @@
-"""Batches are prepared while the model answers: a few ahead, in threads, handed over in their order.
+"""Prepares batches while the model answers: a few ahead, in threads, returned in order.
 
     with closing(ahead(prepare, batches, depth=3)) as ready:
         for batch in ready:
             ...                     # meanwhile the next three are prepared
 
-What preparing a batch raises comes where that batch would have come, after the answers of those before it.
+An exception from preparing a batch is raised when that batch is due, after the answers of earlier batches.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import TypeVar
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
-DEPTH = 3  # batches ahead where a device computes
+DEPTH = 3  # batches ahead on an accelerator
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How prompts come to the model. No part of a run's identity, for it changes no number.
+    """How inputs are prepared ahead and cached. No part of a run's identity, since it changes no number.
 
     Attributes:
-        prefetch: Batches that are prepared ahead, each by a thread; 0: none. None: DEPTH on an accelerator, none on a
-            CPU, where the threads would take what the model computes with.
-        picture_cache: GiB that processed pictures may take in the host's memory; 0: none is kept.
+        prefetch: Batches that are prepared ahead, each by a thread; 0: none. None: DEPTH on an accelerator, 0 on a CPU,
+            where the threads would compete with the model.
+        picture_cache: GiB of host memory for processed pictures; 0: no cache.
     """
 
     prefetch: int | None = None
     picture_cache: float = 2.0
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Refuse invalid values.
 
         Raises:
-            ValueError: Naming the dial and what it takes.
+            ValueError: Naming the dial and the values that it takes.
         """
         if self.prefetch is not None and self.prefetch < 0:
             raise ValueError(f"prefetch is a whole number of batches from 0 on, or null, not {self.prefetch}")
@@ -59,12 +59,12 @@ class Preparation:
 
 
 def ahead(prepare: Callable[[Given], Made], items: Iterable[Given], depth: int) -> Generator[Made]:
-    """What `prepare` makes of each item, in order. Closing it, or an exception, waits for the threads to end.
+    """Yields `prepare(item)` for each item, in order. Closing it, or an exception, waits for the threads to end.
 
     Args:
         prepare: Called in `depth` threads at once.
         items: Taken as they are needed, never more than `depth` ahead.
-        depth: Items that are prepared before they are asked for; 0: each when it is asked for, by the caller.
+        depth: Items that are prepared in advance; 0: each is prepared when it is due, in the caller's thread.
 
     Raises:
         BaseException: What `prepare` raised, at its item.
@@ -81,6 +81,6 @@ def ahead(prepare: Callable[[Given], Made], items: Iterable[Given], depth: int) 
             made = waiting.popleft().result()
             waiting.extend(pool.submit(prepare, item) for item in itertools.islice(source, 1))
             yield made
-            del made  # the batch that was answered makes room before the next one is taken
+            del made  # free the answered batch before the next one is taken
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""How far a task is: a bar on a terminal, elsewhere a plain line every half a minute."""
+"""A task's progress: a bar on a terminal, otherwise a plain line every half a minute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _bar(task: str) -> Iterator[Progress]:
 
     def update(_: str, done: int, total: int) -> None:
         nonlocal bar
-        if bar is None:  # before the first batch nobody knows how many there are
+        if bar is None:  # the total is not known before the first batch
             bar = tqdm(desc=task, unit=" questions", total=total, leave=False, dynamic_ncols=True)
         bar.update(done - bar.n)
 

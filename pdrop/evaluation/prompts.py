@@ -1,10 +1,10 @@
-"""From a question and its images to a model's inputs: the choices that move a benchmark number most.
+"""From a question and its images to a model's inputs: the choices that affect a benchmark number most.
 
 Prompt style:
     chat        the checkpoint's own chat template
-    vicuna_v1   the template of published LLaVA-1.5 and LLaVA-NeXT numbers, with its system sentence (the templates that
+    vicuna_v1   the template of published LLaVA-1.5 and LLaVA-NeXT numbers, with its system message (the templates that
                 ship with converted checkpoints leave it out)
-    qwen_1_5    ChatML with a system sentence, as published LLaVA-OneVision numbers have it
+    qwen_1_5    ChatML with a system message, as for published LLaVA-OneVision numbers
 
 Image mode:
     crop        the checkpoint's own processing (CLIP's crops the middle of a picture that is not square)
@@ -12,15 +12,15 @@ Image mode:
                 (arXiv 2310.03744, image_aspect_ratio=pad)
 
 Image placing:
-    marked      where the question marks its pictures (`<image>`, `<image 1>`); where it marks none, in front of it
-    front       all in front of the question, whose marks `<image>` are taken out
+    marked      where the question marks its pictures (`<image>`, `<image 1>`); before the question if it marks none
+    front       all before the question, whose marks `<image>` are removed
 
 Image backend:
-    pil, torchvision    what the checkpoint's image processor computes with
+    pil, torchvision    the backend of the checkpoint's image processor
     qwen_vl_utils       Pillow resizes to whole tokens first, 4 to 16384 of them, as that package does before a
                         processor sees a picture; then torchvision
 
-Besides: a system message, and how many pixels or tiles a picture has at most and at least. All are recorded with every
+In addition: a system message, and the most and fewest pixels or tiles of a picture. All are recorded with every
 run; a protocol chooses them together (pdrop/evaluation/protocols.py). Nothing here knows of tasks or of dropping.
 """
 
@@ -55,9 +55,9 @@ VICUNA_V1_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 QWEN_1_5_SYSTEM = "You are a helpful assistant."
-PLACEHOLDER = "<image>"  # how lmms-eval's tasks mark an image inside a question
-STANDING_IN = Image.new("RGB", (1, 1))  # for a picture, where its row is processed elsewhere
-NUMBERED = re.compile(r"<image (\d+)>")  # how MMMU's questions name theirs; a name may come again
+PLACEHOLDER = "<image>"  # marks an image inside a question of lmms-eval's tasks
+STANDING_IN = Image.new("RGB", (1, 1))  # for a picture that is processed with its row elsewhere
+NUMBERED = re.compile(r"<image (\d+)>")  # marks of MMMU's questions; a mark may be repeated
 
 
 class PromptBuilder:
@@ -67,7 +67,7 @@ class PromptBuilder:
         processor: The checkpoint's transformers processor.
         style: Prompt style.
         image_mode: Image mode.
-        max_tokens: Positions the language model has; a longer prompt is an error, never cut.
+        max_tokens: Positions that the language model has; a longer prompt is an error, never cut.
         system: A system message; None: the style's own, or the template's.
         image_placing: Image placing.
         resized: Whether Pillow resizes pictures to whole tokens first (image backend qwen_vl_utils).
@@ -107,11 +107,11 @@ class PromptBuilder:
         own = processor.image_processor
         settings = {"kind": type(own).__name__, "own": own.to_dict(), "mode": image_mode, "resized": resized}
         settings["background"] = self._background
-        self._image_settings = json.dumps(settings, sort_keys=True, default=str)  # all that a picture's result follows
+        self._image_settings = json.dumps(settings, sort_keys=True, default=str)  # what a picture's result depends on
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, spec: RunSpec, max_tokens: int | None = None) -> PromptBuilder:
-        """As a run's spec says.
+        """The builder for a run's spec.
 
         Raises:
             ValueError: If the checkpoint's processor lacks what it asks for.
@@ -141,8 +141,8 @@ class PromptBuilder:
     def render(self, question: str, images: int, videos: Sequence[Video] = ()) -> str:
         """The whole prompt as text, up to where the answer starts.
 
-        A question may say where its images stand (`<image>`, once for each; `<image 1>`, `<image 2>`, where one that
-        comes again stays as it is written); otherwise they stand before it, and videos before them.
+        A question may mark the places of its images (`<image>`, once for each; `<image 1>`, `<image 2>`, where a
+        repeated mark stays as text); otherwise images come before it, and videos before them.
 
         Raises:
             ValueError: If the question marks another number of images than it has, or the template leaves out videos.
@@ -184,7 +184,7 @@ class PromptBuilder:
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def _front(self, images: int, videos: int) -> str:
-        """What stands before a question where the style, and not the checkpoint's template, puts it."""
+        """The marks of pictures and videos before a question, for styles that do not use the checkpoint's template."""
         counts = ((self.videos.token or "", videos), (self.processor.image_token, images))
         return "".join(" ".join([token] * count) + "\n" for token, count in counts if count)
 
@@ -195,16 +195,16 @@ class PromptBuilder:
         pixels: float = 1.0,
         videos: Sequence[Video] = (),
     ) -> Any:
-        """Left-padded inputs of a batch in which every prompt has images, or none has; and so for videos.
+        """Left-padded inputs of a batch in which all prompts have images or none has, and likewise for videos.
 
         Args:
             prompts: Rendered prompts.
-            images: Those of each prompt.
-            pixels: Share of each image's pixels that the processor is shown; its sides shrink by the square root.
-            videos: Those of all prompts, in their order.
+            images: The images of each prompt.
+            pixels: Share of each image's pixels that the processor is given; its sides shrink by the square root.
+            videos: The videos of all prompts, in order.
 
         Returns:
-            BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, what the vision tower takes.
+            BatchFeature with `input_ids`, `attention_mask` [B, L] and, with images, the vision tower's inputs.
 
         Raises:
             ValueError: If a prompt is longer than the model's positions.
@@ -220,14 +220,14 @@ class PromptBuilder:
         pixels: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> Any:
-        """What `encode` gives, with pictures processed by prompts, from a cache where they are in it.
+        """As `encode`, with pictures processed per prompt, or taken from the cache.
 
-        Safe to call in many threads.
+        Thread-safe.
 
         Args:
             prompts: Rendered prompts.
             rows: The pictures and videos of each.
-            cache: Of processed pictures.
+            cache: Cache of processed pictures.
             pixels: As of `encode`.
             dtype: The model's, in which pictures are kept.
 
@@ -279,7 +279,7 @@ class PromptBuilder:
         return not (start and all(prompt.startswith(start) for prompt in prompts))
 
     def text_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each rendered prompt, with one for each picture that stands in it."""
+        """Tokens of each rendered prompt, counting one for each picture."""
         if not prompts:
             return []
         with self._tokenizing:
@@ -287,15 +287,14 @@ class PromptBuilder:
         return [len(row) for row in ids]
 
     def visual_tokens(self, sizes: Sequence[tuple[int, int]], pixels: float = 1.0) -> list[int]:
-        """What a picture's token stands for, by arithmetic: as many tokens as the processor makes of it in a prompt of
-        its own.
+        """Visual tokens of each picture, by arithmetic: as many as the processor makes of it alone in a prompt.
 
         Args:
             sizes: (width, height) of each picture.
             pixels: As of `encode`.
 
         Returns:
-            Of a processor that cannot tell, the pictures' pixels: larger ones still have more.
+            If the processor cannot tell, the number of pixels, which keeps the order of sizes.
         """
         if not sizes:
             return []
@@ -306,7 +305,7 @@ class PromptBuilder:
         return [int(number) for number in counted.num_image_tokens]
 
     def video_tokens(self, videos: Sequence[Video]) -> list[int]:
-        """About as many tokens as the processor makes of each video, by arithmetic; of one that cannot tell, pixels."""
+        """About the number of tokens of each video, by arithmetic; pixels if the processor cannot tell."""
         sizes = [(len(video.places), *video.size[::-1]) for video in videos]
         if not sizes:
             return []
@@ -317,7 +316,7 @@ class PromptBuilder:
         return [frames * height * width for frames, height, width in sizes]
 
     def answer_length(self, prompt: str, answer: str) -> int:
-        """Tokens that `answer` adds after `prompt` (tokenized together, for words may merge across the seam)."""
+        """Tokens that `answer` adds after `prompt` (tokenised together, since words may merge where they meet)."""
         tokenizer = OneByOne(self.processor.tokenizer, self._tokenizing)
         alone, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer))
         shared = 0
@@ -326,7 +325,7 @@ class PromptBuilder:
         return len(both) - shared
 
     def prepare(self, image: Image.Image, pixels: float = 1.0) -> Image.Image:
-        """As it is shown, with that share of its pixels left, padded to a square if that is the image mode, and resized
+        """A picture as it is shown, with that share of its pixels, padded to a square in image mode "pad", and resized
         if the image backend does that first."""
         image = as_shown(image)
         if pixels < 1:
@@ -343,7 +342,7 @@ class PromptBuilder:
         return image
 
     def _prepared_size(self, size: tuple[int, int], pixels: float) -> tuple[int, int]:
-        """(width, height) that `prepare` makes of a picture."""
+        """(width, height) of a picture after `prepare`."""
         width, height = shrunk(size, pixels) if pixels < 1 else size
         if self.image_mode == "pad":
             width = height = max(width, height)
@@ -355,7 +354,7 @@ class PromptBuilder:
 
 
 class OneByOne:
-    """A tokenizer that takes one call at a time: a fast one is set up for each, and refuses it while another runs."""
+    """A tokenizer that takes one call at a time: a fast one is configured per call, and fails if calls overlap."""
 
     def __init__(self, inner: Any, lock: threading.Lock) -> None:
         self._inner, self._lock = inner, lock
@@ -369,9 +368,9 @@ class OneByOne:
 
 
 def first_marks(question: str, images: int) -> str:
-    """A question whose pictures are named by numbers, with the first mark of each as `<image>`.
+    """A question that marks its pictures by numbers, with the first mark of each replaced by `<image>`.
 
-    As many names as there are pictures, in order, name them; otherwise the question is left as it is.
+    If the numbers are not as many as the pictures, in order, the question is returned unchanged.
     """
     names = NUMBERED.findall(question)
     if len(set(names)) != images or list(dict.fromkeys(names)) != sorted(set(names), key=int):

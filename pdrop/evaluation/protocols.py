@@ -1,9 +1,9 @@
-"""Whose settings a model is asked with: those of its published numbers, of lmms-eval's own wrapper, of its checkpoint.
+"""Protocols: settings as for a model's published numbers, as in lmms-eval's own wrapper, or as in its checkpoint.
 
-A protocol is a file of conf/protocols/: settings by family (a config's model_type), as plain values. One choice sets
-what moves a number before anything is dropped: template and system message, how pictures are prepared and how large
-they may be, how long an answer may get, whose prompts of a task are taken. Each becomes a field of RunSpec under its
-own name; a dial of that name wins. docs/protocols.md says where each value is from. No torch.
+A protocol is a file of conf/protocols/: settings by family (a config's model_type), as plain values. It sets everything
+that affects a number before anything is dropped: template and system message, how pictures are prepared and how large
+they may be, how long an answer may get, which of a task's prompts is used. Each becomes a field of RunSpec under its
+own name; a dial of that name takes precedence. docs/protocols.md gives the source of each value. No torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pdrop.record import (
     check_word,
 )
 
-ANY = "*"  # a family's name that stands for all
+ANY = "*"  # a family's name that matches all
 NOTHING = "none"  # a dial's word for no system message, or no wrapper, where the protocol has one
 WORDS: dict[str, Any] = {
     "prompt": PromptStyle,
@@ -37,12 +37,12 @@ WORDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FamilySettings:
-    """What a protocol says of one family; the fields that RunSpec has, too, are documented there.
+    """A protocol's settings for one family; fields that are also in RunSpec are documented there.
 
     Attributes:
-        lengths: Tokens of an answer, for tasks of these names that set none; `*` in a name stands for anything, and of
-            several names that fit the longest counts.
-        sampled: How the published answers were drawn, where they were; ours are greedy. None: they were not.
+        lengths: Answer tokens for tasks of these names that set none; `*` in a name matches anything, and of several
+            matching names the longest counts.
+        sampled: How the published answers were sampled (ours are greedy). None: they were not.
     """
 
     prompt: PromptStyle
@@ -75,16 +75,16 @@ SETTINGS = tuple(field.name for field in fields(FamilySettings) if field.name no
 
 
 def of_family(protocol: str, families: Mapping[str, Mapping[str, Any]], family: str, text: str) -> FamilySettings:
-    """A protocol's settings of a family.
+    """A protocol's settings for a family.
 
     Args:
         protocol: Its name, for the message.
-        families: Its file.
+        families: The content of its file.
         family: model_type of the checkpoint's config.
-        text: model_type of its text model's.
+        text: model_type of its text model's config.
 
     Raises:
-        ValueError: If the protocol says nothing of this family.
+        ValueError: If the protocol has no settings for this family.
     """
     for name in (f"{family}/{text}", family, ANY):
         if name in families:
@@ -97,14 +97,14 @@ def of_family(protocol: str, families: Mapping[str, Mapping[str, Any]], family: 
 
 
 def settle(settings: FamilySettings, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a RunSpec: the protocol's, but for those that a dial sets.
+    """Fields of a RunSpec: the protocol's, except those that a dial sets.
 
     Args:
-        settings: The protocol's of the family.
+        settings: The protocol's settings for the family.
         given: The dials, by the fields' names; None: not set. "none": without the protocol's system message or wrapper.
     """
     found = {name: getattr(settings, name) if given.get(name) is None else given[name] for name in SETTINGS}
     found |= {name: None for name in ("system", "wrapper") if found[name] == NOTHING}
-    # whoever says how long answers may be means all tasks
+    # an explicit answer length applies to all tasks
     lengths = settings.lengths if given.get("max_new_tokens") is None else None
     return found | {"lengths": canonical_json(dict(lengths)) if lengths else ""}

@@ -1,9 +1,9 @@
-"""What a task's rule reads in an answer, and which answers it cannot read: those are invalid.
+"""What a task's rule reads in an answer; answers that it cannot read are invalid.
 
-A yes-or-no question (all of a task's targets are yes or no) is read where one of the two words, or y or n alone, is in
-the answer; a choice (most targets are one of their options) where a letter stands as a word or one option's text is in
-it; a box where four numbers are; anything else where there is a word at all. An invalid answer scores as wrong, which
-is another thing than a wrong one: a model that no longer answers, not one that no longer sees. No torch, no lmms-eval.
+A yes-or-no question (all of a task's targets are yes or no) is readable if the answer has one of the two words, or is y
+or n alone; a choice (most targets are one of their options) if it has a letter as a word or the text of one option; a
+box if it has four numbers; anything else if it has any word. An invalid answer scores as wrong but means something
+else: the model no longer answers, rather than no longer sees. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from pdrop.evaluation.official import LETTERS, option, options_of, said
 
-UNREADABLE = "unreadable"  # the metric by which a task of ours says it itself
+UNREADABLE = "unreadable"  # the metric with which our own tasks report it
 WORD = re.compile(r"[a-z]+")
 LETTER = re.compile(r"(?<![A-Za-z'])[A-H](?![A-Za-z'])")
 
 
 def readings(samples: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """What is read in each answer; None in an invalid one.
+    """What is read in each answer; None if it is invalid.
 
     Args:
         samples: As lmms-eval logs them (doc, target, filtered_resps, metrics), generated answers.
@@ -51,18 +51,18 @@ def is_choice(target: str, options: Mapping[str, str]) -> bool:
 
 
 def yes_or_no(answer: str) -> str | None:
-    """The first word that says it; "not" is no."""
+    """The first yes or no in the answer; "not" is no. None without either."""
     words = WORD.findall(answer.lower())
     said_by = {"yes": "yes", "no": "no", "not": "no"} | ({"y": "yes", "n": "no"} if len(words) == 1 else {})
     return next((said_by[word] for word in words if word in said_by), None)
 
 
 def choice(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter of an answer to a choice: by the official rule, else the last one that stands as a word.
+    """The letter of an answer to a choice: by the official rule, else the last letter that is a word.
 
     Args:
-        answer: As the task's filters left it; a lone small letter counts, too.
-        options: The texts by letter; empty where the document does not show them.
+        answer: The answer after the task's filters; a single lower-case letter counts too.
+        options: The texts by letter; empty if the document does not have them.
     """
     if found := option(answer, options):
         return found

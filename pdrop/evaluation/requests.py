@@ -1,6 +1,6 @@
-"""lmms-eval's requests, turned into questions that know where their images are.
+"""Turns lmms-eval's requests into questions that know their images.
 
-Each request is taken with its own task and split: lmms-eval pools the requests of all tasks that are run together.
+Each request is matched with its own task and split: lmms-eval pools the requests of all tasks that run together.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pdrop.evaluation.documents import Documents
 from pdrop.evaluation.frames import Film
 from pdrop.pictures import FILMS, opened, read, scaled, size_shown
 
-REPEATS = 1000  # a repeated request is a question of its own; more than so many requests has no document
+REPEATS = 1000  # each repeat of a request is a separate question; no document has more requests than this
 
 
 @dataclass(frozen=True)
 class Glance:
-    """What can be told of a question's pictures without decoding them.
+    """What is known about a question's pictures without decoding them.
 
     Attributes:
-        sizes: (width, height) of each, in the order of the question's.
+        sizes: (width, height) of each, in the question's order.
         named: Whether a document only names their files, whose content may change.
-        films: Those of them that are none, but videos.
+        films: Those that are videos instead.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -38,19 +38,19 @@ class Glance:
 
     @classmethod
     def of(cls, visuals: Sequence[Any], named: bool = False) -> Glance:
-        """Of pictures that are decoded, and films."""
+        """The glance at decoded pictures and films."""
         films = tuple(one for one in visuals if isinstance(one, Film))
         return cls(tuple(size_shown(one) for one in visuals if not isinstance(one, Film)), named or bool(films), films)
 
 
 @dataclass(frozen=True)
 class DocumentPictures:
-    """The pictures of a document, as a question about it has them: what Question.images is, where a task asks it.
+    """The pictures of a document, for `Question.images` of a task's question.
 
     Attributes:
-        visual: The task's code that takes them out of a document; None: there are none.
-        document: Gives the document, its pictures decoded.
-        blank: Gives it with blank pictures of the same sizes.
+        visual: The task's code that extracts them from a document; None: there are none.
+        document: Function that returns the document with decoded pictures.
+        blank: Function that returns it with blank pictures of the same sizes.
         identity: Task and data: equal ones have equal pictures, as long as the task's files do not change.
     """
 
@@ -61,7 +61,7 @@ class DocumentPictures:
 
     @classmethod
     def of(cls, task: Any, doc_id: int, name: str, data: str) -> DocumentPictures:
-        """Those of a document of a task (lmms-eval's).
+        """The pictures of a document of an lmms-eval task.
 
         Args:
             task: Loaded.
@@ -74,7 +74,7 @@ class DocumentPictures:
         return cls(task.doc_to_visual, functools.partial(found.__getitem__, doc_id), blank, f"{name} {data}")
 
     def __call__(self) -> list[Any]:
-        """Decode them; what a task names by its file is a picture, or a film, which is not decoded yet."""
+        """Decode them; a file that the task names is a picture, or a film, which is not decoded yet."""
         found: list[Any] = []
         for given in self._given(self.document):
             if isinstance(given, Path):
@@ -85,8 +85,8 @@ class DocumentPictures:
         return found
 
     def glance(self) -> Glance:
-        """Their sizes, by their files' headers. The task's code is run on blank pictures; where it does not take them,
-        they are decoded."""
+        """Their sizes, from their files' headers. The task's code is run on blank pictures; if it fails on these, the
+        real pictures are decoded."""
         sizes: list[tuple[int, int]] = []
         films: list[Film] = []
         named = False
@@ -98,12 +98,12 @@ class DocumentPictures:
                     films.append(Film(given))
                 else:
                     sizes.append(size)
-        except Exception:  # whatever code makes of a picture that is none; the real ones raise what is wrong with them
+        except Exception:  # the task's code may fail on a blank picture; if the real ones are wrong, they raise below
             return Glance.of(self(), named=True)
         return Glance(tuple(sizes), named, tuple(films))
 
     def _given(self, document: Callable[[], Any]) -> Iterator[Any]:
-        """What the task's code takes out of a document: pictures, and paths of files that are there."""
+        """What the task's code extracts from a document: pictures, and paths of existing files."""
         for given in (self.visual(scaled(document())) if self.visual else None) or []:
             if isinstance(given, (str, Path)):
                 if not (path := Path(given)).exists():
@@ -114,7 +114,7 @@ class DocumentPictures:
 
 
 class QuestionReader:
-    """Turns requests into questions; remembers what it has hashed.
+    """Turns requests into questions; caches the documents' hashes.
 
     Args:
         rows: The numbers in the whole task of the documents that are asked; None: as lmms-eval numbers them.

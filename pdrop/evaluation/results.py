@@ -1,18 +1,18 @@
-"""From what lmms-eval returns for a task to our results and per-sample lines. No torch, no lmms-eval.
+"""Converts lmms-eval's output for a task to our results and per-sample lines. No torch, no lmms-eval.
 
 A sample, which pdrop/samples.py keeps on disk:
 
     doc_id, question, prompt, target, answer    what was asked, rendered, expected and given
     scores       {metric: number}, one entry for each metric that a single sample has a number for
-    metrics      {metric: whatever the task's aggregation works on}
-    visual_tokens, visual_per_layer, kept, kept_counts     of the first request; `kept` as in answers.py
-    image        what samples about the same picture share (its id, or a hash), for statistics by cluster
-    layout       where the visual tokens lie in the pictures (pictures.py); null where that is not known
-    attention    where nothing is dropped but layers rank: what the query tokens attend to (pdrop/evaluation/answers.py)
-    losses       of the choices, where the task compares likelihoods
-    parts        {metric: [numerator, denominator, stratum]} of scores that are no plain mean (metrics.py)
-    read         what the task's rule reads in the answer; null in an invalid one (readings.py)
-    group        what samples that are scored together share: a pair, a circle of rotations
+    metrics      {metric: the input of the task's aggregation}
+    visual_tokens, visual_per_layer, kept, kept_counts     for the first request; `kept` as in answers.py
+    image        shared by samples about the same picture (its id, or a hash), for statistics by cluster
+    layout       where the visual tokens are in the pictures (pictures.py); null if that is not known
+    attention    the query tokens' attention if layers rank but nothing is dropped (pdrop/evaluation/answers.py)
+    losses       of the choices, if the task compares likelihoods
+    parts        {metric: [numerator, denominator, stratum]} for scores that are not a plain mean (metrics.py)
+    read         what the task's rule reads in the answer; null if the answer is invalid (readings.py)
+    group        shared by samples that are scored together: a pair, a question's rotations
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from pdrop.shapes import PromptSize
 
 log = logging.getLogger(__name__)
 
-# what is in a logged sample besides its metrics
+# fields of a logged sample other than its metrics
 BOOKKEEPING = {
     *("doc_id", "doc", "doc_hash", "target", "arguments", "input_media"),
     *("resps", "filtered_resps", "raw_filtered_resps", "token_counts"),
 }
 CORRECTED = ("pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio", "ocrbench_accuracy")
-# the metric that papers report, where it is not the first one of the task's list
+# the metric that papers report, if it is not the first in the task's list
 REPORTED = {"pope_f1_score", "seed_image", "average"}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Of a task's own code, what the parts of its scores are found with.
+    """The parts of a task's own code from which the parts of its scores are found.
 
     Attributes:
-        aggregate: Metric and entries -> the score; raises where these entries alone cannot be aggregated.
+        aggregate: (metric, entries) -> the score; raises if these entries alone cannot be aggregated.
         choice: Whether an entry of MMBench's metric is right by the task's rule.
     """
 
@@ -62,8 +62,8 @@ class Rules:
 
 @dataclass
 class Evaluation:
-    """Scores of every task, what each prompt looked like, how many requests were asked or found answered, and who
-    answered them (see pdrop.evaluation.answers.answered_by)."""
+    """Scores of every task, sizes of the prompts, how many requests were asked or already answered, and who answered
+    them (see pdrop.evaluation.answers.answered_by)."""
 
     results: dict[str, TaskResult] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
@@ -87,10 +87,10 @@ def task_result(
         output: What `simple_evaluate` returned.
         name: The task.
         documents: Its documents.
-        answers: By doc_id and number of the request.
-        rules: Of the task's code.
+        answers: Answers by doc_id and number of the request.
+        rules: The rules of the task's code.
         rows: The documents that were asked; None: all, or the first ones.
-        boxes: The family that was asked for boxes, where the task does.
+        boxes: The family whose prompt for boxes was used, if the task asks for boxes.
 
     Raises:
         RuntimeError: If the task has no score that can be computed here.
@@ -181,11 +181,11 @@ def _sample(
 def scored(
     output: Mapping[str, Any], name: str, samples: Sequence[Mapping[str, Any]], rules: Rules
 ) -> tuple[dict[str, Metric], dict[str, bool]]:
-    """lmms-eval's own scores of a task with what they are made of, and whether more is better of each."""
+    """lmms-eval's own scores of a task with their parts, and for each whether higher is better."""
     found: dict[str, Metric] = {}
     higher: dict[str, bool] = {}
     for key, value in output["results"][name].items():
-        metric, _, which = key.partition(",")  # which of the task's filters the answers went through, usually one
+        metric, _, which = key.partition(",")  # the task's filter that the answers went through, usually there is one
         if not which or "_stderr" in metric or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):
@@ -198,7 +198,7 @@ def scored(
 
 
 def made_of(metric: str, value: float, samples: Sequence[Mapping[str, Any]], rules: Rules) -> Metric:
-    """One of lmms-eval's scores with what it is made of."""
+    """One of lmms-eval's scores with its parts."""
     entries = [sample.get(metric) for sample in samples]
     whole = [entry for entry in entries if isinstance(entry, Mapping)]
     if metric == "gpt_eval_score" and len(whole) == len(entries) and all({"index", "A"} <= set(e) for e in whole):
@@ -215,7 +215,8 @@ def corrected(metric: str, entries: Sequence[Mapping[str, Any]]) -> float:
     """POPE's precision, recall, F1 and ratio of yes (arXiv 2305.10355) and OCRBench's accuracy, recomputed.
 
     lmms-eval 0.7.3 leaves answers that are neither yes nor no out of the recall, counts the yes of the ground truth
-    instead of the answers', and adds up OCRBench's points over all runs of a process, out of 1000 whatever was asked.
+    instead of the answers', and sums OCRBench's points over all runs of a process, out of 1000 however many questions
+    were asked.
     """
     if metric == "ocrbench_accuracy":
         return sum(float(entry["score"]) for entry in entries) / len(entries)

@@ -1,8 +1,8 @@
-"""The pictures of each prompt processed by themselves, from the cache where they have been before.
+"""Processes the pictures of each prompt separately, or takes them from the cache.
 
-A batch's pictures are what its prompts' would be one by one, joined: so what is kept of one run or question serves
-another, and a prompt gets in any company what it gets alone. Processors whose pictures cannot be joined so (they are
-filled up to the largest of the batch, say) are called with the whole batch, and nothing of theirs is kept.
+A batch's pictures are those of its prompts, processed one by one and joined: so cached pictures serve other runs and
+questions, and a prompt's inputs are the same in any batch. Processors whose outputs cannot be joined this way (because
+they pad to the largest picture of the batch, say) are called with the whole batch, and their output is not cached.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JOINED = {"pixel_values", "image_sizes", "image_grid_thw", "num_patches", "batch_num_images"}
-TILES = 5  # dimensions of pixel_values [pictures, tiles, channels, height, width], the second filled up with zeros
+TILES = 5  # dimensions of pixel_values [pictures, tiles, channels, height, width], the second padded with zeros
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class PromptPictures:
     """The pictures of one prompt.
 
     Attributes:
-        contents: Of each.
-        pictures: Gives them, as they are shown; decoded only when they are needed.
-        videos: What is shown of its films.
+        contents: Content of each picture.
+        pictures: Function that returns them as they are shown; decoded only when needed.
+        videos: The frames shown of its films.
     """
 
     contents: tuple[Content, ...]
@@ -46,14 +46,14 @@ class PromptPictures:
     def of(
         cls, question: Question, scope: str, cache: PictureCache, films: VideoInputs, pixels: float = 1.0
     ) -> PromptPictures:
-        """A question's.
+        """The pictures of a question.
 
         Args:
             question: The question.
-            scope: What else decides which pictures a document has: the task's files, whose prompts are taken.
-            cache: Knows the contents of documents that were asked about before: they are not decoded again.
+            scope: What else decides which pictures a document has: see `scope_of` in batching.py.
+            cache: Has the contents of documents seen before, which are not decoded again.
             films: How films are shown.
-            pixels: Share of a frame's pixels that is shown.
+            pixels: Share of a frame's pixels that the processor is given.
         """
 
         def decoded() -> list[Image]:
@@ -77,7 +77,7 @@ class PromptPictures:
 
 
 def glance(question: Question, scope: str, cache: PictureCache) -> Glance:
-    """What can be told of a question's pictures without decoding them."""
+    """What is known about a question's pictures without decoding them."""
     images = question.images
     if not isinstance(images, DocumentPictures):
         return Glance.of(images())
@@ -91,15 +91,15 @@ def glance(question: Question, scope: str, cache: PictureCache) -> Glance:
 
 
 class RowProcessor:
-    """Stands in for an image processor while a batch is encoded: gives what it makes of each row, joined.
+    """Replaces an image processor while a batch is encoded: processes each row separately and joins the results.
 
     Args:
         inner: The image processor.
         rows: The batch's prompts that have pictures.
-        prepare: What is done to a picture before the processor sees it.
-        cache: Keeps what was made.
-        settings: Says whatever the result depends on, beside the pictures and the processor's own settings.
-        kept_as: The model's dtype: floating tensors are kept so, where that is smaller than what they come in.
+        prepare: Applied to a picture before the processor.
+        cache: Cache of processed pictures.
+        settings: Everything else that the result depends on, in addition to the pictures and the processor's settings.
+        kept_as: The model's dtype: floating tensors are cached in it if it is smaller than their own.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class RowProcessor:
         return getattr(self.inner, name)
 
     def fetch_images(self, images: Any) -> Any:
-        """What stands in for the pictures is passed on."""
+        """Passes the placeholders on."""
         return images
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        """What the image processor makes of the rows' pictures; those that are given only stand in for them."""
+        """The image processor's output for the rows' pictures; the given pictures are only placeholders."""
         said = f"{self.settings} {json.dumps(options, sort_keys=True, default=str)}"
         parts: list[Mapping[str, Any]] = []
         for row in self.rows:
@@ -145,7 +145,7 @@ class RowProcessor:
         return {name: value.to(dtype) if isinstance(value, Tensor) else value for name, (value, dtype) in kept.items()}
 
     def _smaller(self, value: Any) -> Any:
-        """The same value to the model, which gets it in its own dtype."""
+        """The value in the model's dtype if that is smaller; the model gets it in its own dtype anyway."""
         floating = isinstance(value, Tensor) and value.is_floating_point()
         if self.kept_as is not None and floating and self.kept_as.itemsize < value.dtype.itemsize:
             return value.to(self.kept_as)
@@ -153,7 +153,7 @@ class RowProcessor:
 
 
 def joinable(parts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether what an image processor made of several rows can be joined to what it makes of them together."""
+    """Whether an image processor's outputs for several rows can be joined to its output for all of them."""
     first = parts[0]
     if not set(first) <= JOINED or any(set(part) != set(first) for part in parts):
         return False
@@ -170,7 +170,7 @@ def joinable(parts: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One batch of several rows."""
+    """The outputs of several rows as one batch."""
     found: dict[str, Any] = {}
     for name, value in parts[0].items():
         others = [part[name] for part in parts]

@@ -1,4 +1,4 @@
-"""What the YAML of a task of one's own says and lmms-eval would take without a word, or fail on after all questions."""
+"""Checks for a user's task YAML that lmms-eval would silently accept, or fail on after all questions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pdrop.evaluation.generation_arguments import read_config
 
 
 def check_aggregations(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
-    """Refuse an aggregation that lmms-eval has not: it would say so when every question is answered.
+    """Refuse an aggregation that lmms-eval lacks; it would only fail once every question is answered.
 
     Raises:
         ValueError: Naming task, metric and the nearest ones.
@@ -41,13 +41,13 @@ def aggregations() -> list[str]:
 
 
 def check_target(task: Any) -> None:
-    """Refuse a doc_to_target that names no column: lmms-eval would take the name itself for the right answer.
+    """Refuse a doc_to_target that names no column: lmms-eval would use the name itself as the right answer.
 
     Args:
-        task: lmms-eval's, whose data are loaded.
+        task: An lmms-eval task with its data loaded.
 
     Raises:
-        ValueError: Naming the columns that there are.
+        ValueError: Naming the existing columns.
     """
     config, columns = task.config, list(task.eval_docs.column_names)
     target = config.doc_to_target

@@ -1,6 +1,6 @@
-"""Where the data of tasks come from: a repository on the Hub, or files; and whether they are in the local cache.
+"""The sources of tasks' data: a repository on the Hub, or files; and whether they are in the local cache.
 
-What is downloaded, where to, and whether it is whole, are the datasets library's affair. No torch, no lmms-eval.
+The datasets library does the download and checks that it is complete. No torch, no lmms-eval.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pdrop.evaluation import task_index
 from pdrop.evaluation.generation_arguments import read_config
 
 FILES = ("parquet", "json", "csv", "arrow", "text", "imagefolder", "videofolder")  # builders of local files
-PASSED = ("data_dir", "data_files", "revision")  # of dataset_kwargs, what says which data
+PASSED = ("data_dir", "data_files", "revision")  # the dataset_kwargs that select data
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class TaskData:
     Attributes:
         path: Its repository.
         name: Its configuration; None: the only one.
-        tasks: Which tasks need it.
-        kwargs: What else says which data, for `datasets.load_dataset_builder`.
+        tasks: The tasks that need it.
+        kwargs: Other arguments that select data, for `datasets.load_dataset_builder`.
     """
 
     path: str
@@ -48,7 +48,7 @@ class TaskData:
         return self.name is None or self.name in str(found.builder_kwargs.get("config_name", self.name))
 
     def builder(self) -> Any:
-        """What downloads and prepares it."""
+        """The `datasets` builder that downloads and prepares it."""
         import datasets
 
         return datasets.load_dataset_builder(self.path, self.name, **self.kwargs)

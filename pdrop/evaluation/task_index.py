@@ -1,8 +1,8 @@
-"""Which lmms-eval tasks there are, and in which files, in a fraction of a second and without importing lmms-eval.
+"""Finds lmms-eval's tasks and their files in a fraction of a second, without importing lmms-eval.
 
 lmms-eval's own index parses some 2000 YAML files (5 s). Here one regular expression reads each file's `task:`,
 `group:` and `tag:` lines, so that a misspelt task fails before any model is loaded. Tasks of the project's own
-folders shadow lmms-eval's (its own rule is the reverse: there a project's `mme` would be ignored).
+folders shadow lmms-eval's (lmms-eval does the reverse: a project's `mme` would be ignored).
 
     find(["mme", "pope_full"], task_dirs=["my/tasks"])
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from pdrop.evaluation.answers import described
 from pdrop.names import check
 
-# tasks of our own: of the embedded corpus, and of benchmarks that lmms-eval has not, or scores otherwise
+# our own tasks: of the embedded corpus, and of benchmarks that lmms-eval lacks or scores differently
 OWN_TASKS = ("package://pdrop.embedded/tasks", "package://pdrop.evaluation/tasks")
 _DATA_FILE = re.compile(r"[\w./-]+\.(?:parquet|jsonl?|csv|arrow)\b")
 _KEY = re.compile(r"^[\"']?(task|group|tag|include)[\"']?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
@@ -31,7 +31,7 @@ _ITEM = re.compile(r"^[ \t]*-[ \t]*(?:task[ \t]*:[ \t]*)?([^\s#{}:]+)[ \t]*(?:#.
 
 @dataclass
 class Entry:
-    """A name that may be asked for: the file that defines it, and its members if it is a group or a tag."""
+    """A name of a task, group or tag: the file that defines it, and its members if it is a group or a tag."""
 
     path: Path
     members: list[str] = field(default_factory=list)
@@ -39,15 +39,15 @@ class Entry:
 
 
 def find(names: Sequence[str], task_dirs: Sequence[str | Path] = (), also: Sequence[str] = ()) -> dict[str, list[Path]]:
-    """For each name the YAML files that it and, if it is a group or a tag, its members are defined in.
+    """For each name, the YAML files that define it and, for a group or a tag, its members.
 
     Args:
         names: Tasks, groups or tags.
-        task_dirs: Folders with tasks of one's own ("package://module/folder" too), the first ones win.
+        task_dirs: Folders with the user's own tasks (also "package://module/folder"); earlier folders take precedence.
         also: Other names that the user may have meant, such as those of sets of tasks.
 
     Raises:
-        ValueError: If a name is unknown (close matches are named), or no name at all.
+        ValueError: If a name is unknown (close matches are named), or `names` is empty.
     """
     entries = index(task_dirs)
     if unknown := [name for name in names if name not in entries]:
@@ -65,7 +65,7 @@ def index(task_dirs: Sequence[str | Path] = ()) -> dict[str, Entry]:
 
 
 def digest(tasks: tuple[str, ...], folders: tuple[str, ...]) -> str:
-    """12 hex digits over the files of tasks that do not come with lmms-eval, and the local data they name; else "".
+    """12 hex digits over the files of tasks that do not come with lmms-eval and the local data they name; "" if none.
 
     Raises:
         ValueError: If a task is unknown; close matches are named.
@@ -99,7 +99,7 @@ def content(own: tuple[Path, ...]) -> str:
 
 
 def definitions(folders: Sequence[str]) -> str:
-    """12 hex digits over the YAML files of the project's folders: while they stay, a name means the same files."""
+    """12 hex digits over the YAML files of the project's folders: if equal, a name means the same files."""
     found = hashlib.sha256()
     for folder in map(_folder, (*folders, *OWN_TASKS)):
         for path in sorted(folder.rglob("*.yaml")):
@@ -113,7 +113,7 @@ def is_shipped(folder: Path) -> bool:
 
 
 def installed_folder() -> Path:
-    """Where lmms-eval's own tasks lie.
+    """The folder of lmms-eval's own tasks.
 
     Raises:
         ValueError: If it is not installed.
@@ -162,12 +162,12 @@ def _scan(root: Path) -> dict[str, Entry]:
 
 
 def again(entry: Entry | None) -> list[Path]:
-    """The files that have defined a name before."""
+    """The files that already define a name."""
     return [] if entry is None else [*entry.also, entry.path]
 
 
 def _keys(path: Path, within: tuple[Path, ...] = ()) -> dict[str, tuple[list[str], bool]]:
-    """The values of a file's keys and whether they are written as a list; keys of the files it includes count too."""
+    """The values of a file's keys and whether they are written as a list; keys of included files count too."""
     text = path.read_text(encoding="utf8", errors="replace")
     keys: dict[str, tuple[list[str], bool]] = {}
     for match in _KEY.finditer(text):
@@ -198,7 +198,7 @@ def _values(text: str, match: re.Match[str]) -> list[str]:
 
 def _files(name: str, entries: dict[str, Entry], seen: tuple[str, ...]) -> Iterator[Path]:
     entry = entries[name]
-    check(f"a task of {entry.path}", name)  # its samples go into a file of this name
+    check(f"a task of {entry.path}", name)  # its samples are stored in a file of this name
     if entry.also and not is_shipped(entry.path.parent):
         files = " and ".join(sorted(str(path) for path in (entry.path, *entry.also)))
         raise ValueError(f"task {name!r} is defined in {files}: rename one of them")

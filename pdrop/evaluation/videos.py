@@ -1,9 +1,9 @@
-"""How one checkpoint is shown videos: as videos where its processor takes them, else as so many pictures.
+"""How videos are given to a checkpoint: as videos if its processor takes them, else as pictures.
 
-Qwen's processors take frames by twos, with the times they stand for; LLaVA-OneVision's, Video-LLaVA's and InternVL's as
-many of one size. What a frame may have of pixels is Qwen's own rule (qwen-vl-utils' `fetch_video`): between two limits,
-and all frames of a video together below a third, so that those of a long one are smaller. Without limits the processor
-sizes frames as it was saved.
+Qwen's processors take frames in pairs, with their times; LLaVA-OneVision's, Video-LLaVA's and InternVL's take frames of
+one size. The pixels of a frame follow Qwen's own rule (qwen-vl-utils' `fetch_video`): between two limits, and all
+frames of a video together below a third limit, so that frames of a long video are smaller. Without limits the
+processor's saved settings apply.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pdrop.pictures import as_shown
 from pdrop.record import RunSpec
 
 NO_LIMITS = (None, None, None)
-LEAST_TOKENS, MOST_TOKENS = 128, 768  # of a frame, where only another limit is given (qwen-vl-utils)
-SLACK = 1.05  # the least is never above the most by more than this
+LEAST_TOKENS, MOST_TOKENS = 128, 768  # tokens of a frame, if only another limit is given (qwen-vl-utils)
+SLACK = 1.05  # the lower limit exceeds the upper one by at most this factor
 
 
 class VideoInputs:
-    """What a processor makes of videos.
+    """A processor's inputs for videos.
 
     Args:
         processor: The checkpoint's.
         sampling: Which frames.
-        times: Whether a sentence before the question says when they are shown.
-        limits: Pixels of a frame at least and at most, and of all frames together; None: as the processor has it.
+        times: Whether a sentence before the question gives their times.
+        limits: Fewest and most pixels of a frame, and most of all frames together; None: the processor's own.
 
     Raises:
         ValueError: If the processor has no such limits.
@@ -47,7 +47,7 @@ class VideoInputs:
         kind: Any = getattr(processor, "video_processor", None)
         token = getattr(processor, "video_token", None)
         self.token: str | None = token if kind is not None and isinstance(token, str) else None
-        # processors that stack videos take those of a batch that have as many frames; Qwen's lay patches in a row
+        # processors that stack videos need equally many frames in a batch; Qwen's concatenate patches
         self.stacks = self.token is not None and not hasattr(kind, "merge_size")
         self.cropped = bool(getattr(kind, "do_center_crop", False))
         self.group = int(getattr(kind, "temporal_patch_size", 1))
@@ -63,7 +63,7 @@ class VideoInputs:
 
     @classmethod
     def of(cls, processor: Any, spec: RunSpec) -> VideoInputs:
-        """As a run's spec says.
+        """The video inputs for a run's spec.
 
         Raises:
             ValueError: If the processor has no such limits.
@@ -72,16 +72,16 @@ class VideoInputs:
         return cls(processor, Sampling(spec.frames, spec.frame_sampling, spec.fps), spec.frame_times, limits)
 
     def kind(self, pictures: int, videos: Sequence[Video]) -> tuple[int, ...]:
-        """Prompts of one kind may share a batch; those with pictures alone sort first, those without anything last."""
+        """Sort key: prompts of the same kind may share a batch; with pictures only first, without any last."""
         counts = tuple(len(video.places) for video in videos) if self.stacks else ()
         return int(not pictures and not videos), len(videos) and 1 + (pictures > 0), *counts
 
     def show(self, visuals: Sequence[Any], pixels: float = 1.0) -> tuple[list[Image.Image], list[Video]]:
-        """A question's pictures and films as the model is shown them.
+        """A question's pictures and films as given to the model.
 
         Args:
             visuals: Pictures and `Film`s, in order.
-            pixels: Share of each frame's pixels that the processor is shown.
+            pixels: Share of each frame's pixels that the processor is given.
 
         Returns:
             The pictures, and the videos.
@@ -98,14 +98,14 @@ class VideoInputs:
         return pictures, videos
 
     def outline(self, films: Sequence[Film], pixels: float = 1.0) -> tuple[list[tuple[int, int]], list[Video]]:
-        """What `show` shows of films, without decoding them: sizes of pictures, and videos without their frames."""
+        """The result of `show` for films, without decoding: sizes of pictures, and videos without their frames."""
         videos = [film.outline(self.sampling) for film in films]
         if self.token is None:
             return [video.size for video in videos for _ in video.places], []
         return [], [replace(one, size=self._size(one.size, len(one.places), pixels)) for one in videos]
 
     def _sized(self, frame: Image.Image, count: int, pixels: float) -> Image.Image:
-        """A frame of so many, with that share of its pixels, within the limits."""
+        """A frame of a video of `count`, with that share of its pixels, within the limits."""
         if pixels < 1:
             frame = frame.resize(shrunk(frame.size, pixels), Image.Resampling.BICUBIC)
         width, height = self._size(frame.size, count)
@@ -120,7 +120,7 @@ class VideoInputs:
         return made
 
     def _size(self, size: tuple[int, int], count: int, pixels: float = 1.0) -> tuple[int, int]:
-        """(width, height) of a frame of so many, with that share of its pixels, within the limits."""
+        """(width, height) of a frame of a video of `count`, with that share of its pixels, within the limits."""
         size = shrunk(size, pixels) if pixels < 1 else size
         if not self.limited or self.stacks:
             return size
@@ -136,7 +136,7 @@ class VideoInputs:
         return width, height
 
     def arguments(self, videos: Sequence[Video]) -> dict[str, Any]:
-        """What a processor's call takes besides text and pictures; {} without videos."""
+        """The video arguments of a processor's call; {} without videos."""
         if not videos:
             return {}
         from transformers.video_utils import VideoMetadata
@@ -153,14 +153,14 @@ class VideoInputs:
             for video in videos
         ]
         options: dict[str, Any] = {"do_sample_frames": False, "video_metadata": about}
-        if self.capped:  # transformers' own, beside what the processor was saved with; ours is in `_sized`
+        if self.capped:  # transformers' own limit, in addition to the processor's saved ones; ours is in `_sized`
             options["cap_pixels_per_frame"] = False
         if self.limited:
             options["do_resize"] = False
         return {"videos": [list(video.frames) for video in videos], "videos_kwargs": options}
 
     def sentence(self, video: Video) -> str:
-        """How long a video is, and when its frames are shown, in LLaVA-Video's words (docs/LLaVA_Video_1003.md)."""
+        """A video's length and its frames' times, in LLaVA-Video's words (docs/LLaVA_Video_1003.md)."""
         times = ",".join(f"{time:.2f}s" for time in video.times)
         return (
             f"The video lasts for {video.seconds:.2f} seconds, and {len(video.places)} frames are uniformly sampled "

@@ -1,1 +1,1 @@
-"""One model, whatever it is made of: a checkpoint, a repository of the Hub, the shipped sizes of a common one."""
+"""Models: from a checkpoint folder, a repository on the Hub, or the shipped sizes of a common checkpoint."""

@@ -1,11 +1,11 @@
-"""Which of torch's kernels compute scaled-dot-product attention on CUDA: chosen, and part of what a run is.
+"""The choice of torch's kernels for scaled-dot-product attention on CUDA, which is part of a run's identity.
 
-Left alone, torch takes cuDNN's first on recent cards, which builds a plan for each new length of queries and keys: tens
-of milliseconds of the host each. Dropping multiplies the lengths, one per stage and decoding step. So scoring and
-training take flash attention first unless asked otherwise; where lengths repeat, as in timing, cuDNN's may be faster.
+By default torch prefers cuDNN's kernel on recent cards, which builds a plan for each new length of queries and keys, at
+tens of milliseconds of host time each. Dropping multiplies the lengths, one per stage and decoding step. So scoring and
+training prefer flash attention unless asked otherwise; if lengths repeat, as in timing, cuDNN's may be faster.
 
-An order names what comes first; where a kernel cannot compute what is asked (flash takes no mask and no float32), the
-next of its order does.
+An order is named after its first kernel; if a kernel does not support a call (flash takes no mask and no float32), the
+next in the order is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT = "flash"
 
 
 def check_kernel(told: str, name: object) -> None:
-    """Refuse a name that is none of ORDERS.
+    """Refuse a name that is not in ORDERS.
 
     Raises:
         ValueError: Naming what the user calls it, and the names.
@@ -33,7 +33,7 @@ def check_kernel(told: str, name: object) -> None:
 
 
 def resolved(name: str | None, attn_implementation: str, device: str) -> str:
-    """The order that a run is made with; "" where there is nothing to choose: elsewhere than CUDA, or without sdpa.
+    """The order that a run uses; "" if there is no choice: not on CUDA, or without sdpa.
 
     Args:
         name: As asked for; None: DEFAULT.
@@ -50,7 +50,7 @@ def resolved(name: str | None, attn_implementation: str, device: str) -> str:
 
 @contextmanager
 def sdpa_order(name: str) -> Iterator[None]:
-    """A block in which torch takes the kernels of this order alone, and in this order; of all threads. "": as it is."""
+    """A block in which torch uses only the kernels of this order, in this order, in all threads. "": no change."""
     if not name:
         yield
         return

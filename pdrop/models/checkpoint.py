@@ -1,15 +1,15 @@
-"""Load a vision-language checkpoint, or say in one line why it cannot be loaded.
+"""Loads a vision-language checkpoint, or says in one line why it cannot be loaded.
 
     checkpoint = load("llava-hf/llava-1.5-7b-hf", name="llava15_7b", dtype="bfloat16", device="cuda")
     checkpoint = load("package://pdrop.embedded/model", name="embedded")
 
 A path is a folder, the name of a repository on the Hugging Face Hub, or `package://module/folder` inside an installed
-package. `weights="random"` builds the same architecture from its config alone, seeded: speed can be measured without
-the weights. Code that comes with a checkpoint is never executed.
+package. `weights="random"` builds the same architecture from its config with seeded random weights, enough to measure
+speed. Code that comes with a checkpoint is never executed.
 
-What would silently change a number is refused or pinned: weights that do not cover the model (transformers would fill
-the gaps with random values), weights that are not numbers, a text-only checkpoint, and the image processor's backend
-(torchvision and PIL resize differently; published numbers were made with PIL).
+Whatever could silently change a number is refused or pinned: weights that do not cover the model (transformers would
+fill the gaps with random values), weights that are not numbers, a text-only checkpoint, and the image processor's
+backend (torchvision and PIL resize differently; published numbers were made with PIL).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ OTHER_FILES = (
     "chat_template*",
 )
 SMALL = 64 << 20  # bytes; larger files are sampled for the fingerprint
-BLOCKS, BLOCK = 256, 1 << 16  # how a large file is sampled, besides its header and size
+BLOCKS, BLOCK = 256, 1 << 16  # how a large file is sampled, in addition to its header and size
 
 
 @dataclass(eq=False)
 class Checkpoint:
-    """A loaded model with what turns questions into its inputs."""
+    """A loaded model with its processor."""
 
     name: str
     path: str
@@ -69,12 +69,12 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's; None where there is no processor."""
+        """The processor's tokenizer; None without a processor."""
         return getattr(self.processor, "tokenizer", None)
 
     @functools.cached_property
     def second_tokenizer(self) -> Any:
-        """Another one like it, for other threads: a fast tokenizer is set up for each call, and takes one at a time."""
+        """A copy for other threads: a fast tokenizer is configured per call, and takes one call at a time."""
         return copy.deepcopy(self.tokenizer)
 
     @property
@@ -104,10 +104,10 @@ def load(
         dtype: One of DTYPES.
         attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2", ...
         device: "cpu", "cuda", "cuda:1", "mps".
-        seed: Of random weights.
+        seed: Seed of random weights.
 
     Raises:
-        ValueError: If any of these cannot be had, with the remedy in the message.
+        ValueError: If any of these is not available, with the remedy in the message.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -116,7 +116,7 @@ def load(
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     quantised = quantisation_of(config) is not None
-    if device.startswith("cuda") or quantised:  # each weight straight to its place; quantised ones cannot be moved
+    if device.startswith("cuda") or quantised:  # load weights directly to the device; quantised weights cannot be moved
         options["device_map"] = {"": f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device}
     try:
         model, missing = _random(config, options, device, seed) if weights == "random" else _pretrained(folder, options)
@@ -126,10 +126,10 @@ def load(
                 f"attn_implementation={attn_implementation!r} cannot be had here ({first_line(error)}): "
                 "use sdpa or eager"
             ) from error
-        if isinstance(error, ImportError):  # of a package that its config asks for, such as one that quantises
+        if isinstance(error, ImportError):  # a package that its config needs, such as a quantisation library
             raise ValueError(f"{path}: {first_line(error)}") from error
         raise
-    if missing:  # of weights whose headers tell nothing, such as quantised ones
+    if missing:  # for weights whose headers cannot be checked, such as quantised ones
         raise ValueError(f"{path}: {len(missing)} weights are missing (such as {missing[0]}) and would be random")
     if weights == "pretrained":
         refuse_not_finite(model, path)
@@ -144,7 +144,7 @@ def load(
 
 
 def examine(path: str, *, revision: str | None, weights: Weights, device: str) -> tuple[Path, Any, Any]:
-    """All that can be refused before weights are read; nothing is put on the device. Arguments as of `load`.
+    """All checks that are possible before weights are read; the device is not used. Arguments as in `load`.
 
     Returns:
         The folder, its config and its processor.
@@ -171,7 +171,7 @@ def examine(path: str, *, revision: str | None, weights: Weights, device: str) -
 
 
 def locate(path: str, *, revision: str | None = None, weights: Weights = "pretrained") -> Path:
-    """The local folder of `path`; a Hub repository is downloaded (its weights only if they are wanted).
+    """The local folder of `path`; a Hub repository is downloaded (its weights only if `weights` needs them).
 
     Raises:
         ValueError: If there is none, or it lacks config or weights.
@@ -216,12 +216,12 @@ def _download(path: str, revision: str | None, weights: Weights) -> Path:
 
 
 def wanted_files(weights: Weights) -> list[str]:
-    """Patterns of a repository's files that are downloaded: its weights only if they are wanted."""
+    """Patterns of the files to download from a repository: its weights only if needed."""
     return list(OTHER_FILES + (WEIGHT_FILES if weights == "pretrained" else ()))
 
 
 def at_hand(path: str, revision: str | None = None) -> bool:
-    """Whether a checkpoint can be had without the network: a folder, or a Hub repository downloaded before."""
+    """Whether a checkpoint is available without the network: a folder, or a Hub repository downloaded before."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -238,7 +238,7 @@ def read_config(folder: Path, path: str) -> Any:
     """The config of a vision-language checkpoint.
 
     Raises:
-        ValueError: If transformers does not know it, or it is another kind of model.
+        ValueError: If transformers does not know it, or it is not a vision-language model.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -257,7 +257,7 @@ def read_config(folder: Path, path: str) -> Any:
 
 
 def refuse_own_code(error: BaseException, path: str) -> None:
-    """Raise with a remedy what transformers raises for a checkpoint that needs code of its own.
+    """Turn transformers' error for a checkpoint that needs its own code into one with a remedy.
 
     Raises:
         ValueError: If that is what the error is about.
@@ -270,7 +270,7 @@ def refuse_own_code(error: BaseException, path: str) -> None:
 
 
 def check_json(folder: Path, path: str) -> None:
-    """Refuse configs and tokenizer files that are not valid JSON; transformers passes over some and misnames others.
+    """Refuse configs and tokenizer files that are not valid JSON; transformers ignores some and misreports others.
 
     Raises:
         ValueError: Naming file and place.
@@ -282,7 +282,7 @@ def check_json(folder: Path, path: str) -> None:
 
 
 def check_weights(weights: str) -> None:
-    """Refuse a value of `weights` that is not one of the two.
+    """Refuse a value of `weights` other than the two known ones.
 
     Raises:
         ValueError: Naming the two.
@@ -336,7 +336,7 @@ def _processor(folder: Path, path: str) -> Any:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         if not hasattr(processor, "image_processor"):
             raise ValueError("it has a tokenizer, but no preprocessor_config.json")
-        # pinned on its own: video processors know no other backend than torchvision
+        # pinned separately: video processors only have the torchvision backend
         processor.image_processor = AutoImageProcessor.from_pretrained(
             folder, backend=IMAGE_BACKEND, trust_remote_code=False
         )
@@ -350,16 +350,16 @@ def _processor(folder: Path, path: str) -> Any:
 
 
 def image_processor(checkpoint: Checkpoint, backend: str) -> Any:
-    """A copy of a checkpoint's image processor that prepares pictures by another library: "pil" or "torchvision".
+    """A copy of a checkpoint's image processor with another backend: "pil" or "torchvision".
 
     Raises:
-        ValueError: If there is none of this kind.
+        ValueError: If the processor does not have this backend.
     """
     if backend == IMAGE_BACKEND:
         return copy.deepcopy(checkpoint.processor.image_processor)
     from transformers import AutoImageProcessor
 
-    with tempfile.TemporaryDirectory() as folder:  # transformers chooses by what is saved, and by nothing else
+    with tempfile.TemporaryDirectory() as folder:  # transformers only chooses the backend by saved files
         checkpoint.processor.image_processor.save_pretrained(folder)
         try:
             return AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=False)
@@ -370,7 +370,7 @@ def image_processor(checkpoint: Checkpoint, backend: str) -> Any:
 
 
 def fingerprint(folder: Path | str, *, weights: Weights = "pretrained", seed: int = 0) -> str:
-    """16 hex digits over weights, configs, tokenizer and processor files: another result means another model.
+    """16 hex digits over weights, configs, tokenizer and processor files, which identify the model.
 
     Files up to 64 MiB are hashed whole, larger ones by header, size and sampled blocks. A Hub snapshot is named by
     its commit. Random weights: the configs and the seed.

@@ -1,6 +1,6 @@
-"""Does a processor count as many visual tokens as the tower makes? Older LLaVA folders leave out what that takes.
+"""Checks that a processor counts as many visual tokens as the tower makes: older LLaVA folders lack settings for it.
 
-Their prompts would hold another number of image tokens than there are features, which shows in the first question.
+Their prompts would have a different number of image tokens than features, which fails at the first question.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 
 def refuse_other_tower(processor: Any, config: Any, what: str) -> None:
-    """Hold what a processor of LLaVA's kind says of the tower against the config. Other kinds are left alone.
+    """Compare a LLaVA processor's settings for the tower with the config. Other kinds of processors are not checked.
 
     Args:
-        processor: The checkpoint's.
-        config: The checkpoint's.
+        processor: The checkpoint's processor.
+        config: The checkpoint's config.
         what: The checkpoint, for the message.
 
     Raises:
@@ -44,7 +44,7 @@ def refuse_other_tower(processor: Any, config: Any, what: str) -> None:
 
 
 def shown_side(image_processor: Any) -> int | None:
-    """The side in pixels of the square pictures (or tiles) that the tower is shown; None where they are none."""
+    """The side in pixels of the square pictures (or tiles) given to the tower; None if they are not square."""
     cropped = getattr(image_processor, "do_center_crop", False)
     size = getattr(image_processor, "crop_size" if cropped else "size", None)
     height, width = (getattr(size, name, None) for name in ("height", "width"))
@@ -52,20 +52,20 @@ def shown_side(image_processor: Any) -> int | None:
 
 
 def json_word(value: Any) -> str:
-    """A word or number as JSON has it."""
+    """A word or number in JSON."""
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def limited(image_processor: Any, min_pixels: int | None, max_pixels: int | None, max_tiles: int | None) -> Any:
-    """An image processor with other limits, changed in place.
+    """Set an image processor's limits in place.
 
     Args:
-        image_processor: Transformers'.
-        min_pixels, max_pixels: Of a picture, of those that keep its sides (Qwen's); None: as they are.
-        max_tiles: Of a picture, of those that cut it into tiles as many as they like (InternVL's); None: as it is.
+        image_processor: An image processor of transformers.
+        min_pixels, max_pixels: Pixels of a picture, for processors that keep its proportions (Qwen's); None: unchanged.
+        max_tiles: Tiles of a picture, for processors with a variable number of tiles (InternVL's); None: unchanged.
 
     Raises:
-        ValueError: If it has no such limit, or they contradict.
+        ValueError: If it has no such limit, or the limits contradict each other.
     """
     kind = type(image_processor).__name__
     size = getattr(image_processor, "size", None)

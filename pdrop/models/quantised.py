@@ -1,8 +1,8 @@
-"""Checkpoints with quantised weights: can they be had here, and do they compute in the dtype that was asked for?
+"""Checkpoints with quantised weights: checks that they can be loaded here, and compute in the requested dtype.
 
-The engine calls a layer's projections as modules, so that it does not matter what their weights are. What matters is
-how they are loaded: straight onto their device, for most kinds cannot be moved. Which library a kind needs,
-transformers knows; that it is missing shows before any weight is read. FLOPs are counted as those of whole numbers.
+The engine calls a layer's projections as modules, so the form of their weights does not matter. They must be loaded
+directly onto their device, since most kinds cannot be moved. transformers knows which library a kind needs; a missing
+one is reported before any weight is read. FLOPs are counted as for unquantised weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LIBRARIES = {"bitsandbytes_4bit": "bitsandbytes", "bitsandbytes_8bit": "bitsandb
 
 
 def quantisation_of(config: Any) -> Any:
-    """The quantisation that a checkpoint's config tells of, of the whole model or its decoder; None: none."""
+    """The quantisation in a checkpoint's config, of the whole model or its decoder; None: none."""
     own = getattr(config, "quantization_config", None)
     return own if own is not None else getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
 def kind_of(config: Any) -> str | None:
-    """Its name, such as bitsandbytes_4bit, awq or fp8; None where weights are whole numbers."""
+    """The name of a config's quantisation, such as bitsandbytes_4bit, awq or fp8; None if weights are not quantised."""
     told = quantisation_of(config)
     if told is None:
         return None
@@ -36,16 +36,16 @@ def kind_of(config: Any) -> str | None:
 
 
 def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
-    """Refuse quantised weights that cannot be read or run here. Whole ones are passed over.
+    """Refuse quantised weights that cannot be read or run here. Unquantised weights pass.
 
     Args:
         config: The checkpoint's.
         weights: "pretrained" or "random".
-        device: Where the model is to be.
+        device: The model's device.
         what: The checkpoint, for the message.
 
     Raises:
-        ValueError: Naming the kind, and what it takes.
+        ValueError: Naming the kind, and what it needs.
     """
     kind = kind_of(config)
     if kind is None:
@@ -68,7 +68,7 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
             told = AutoQuantizationConfig.from_dict(told) if isinstance(told, dict) else told
             quantiser: Any = AUTO_QUANTIZER_MAPPING[kind](told, pre_quantized=True)
             quantiser.validate_environment(device_map={"": device}, weights_only=True)
-    except Exception as error:  # each library raises its own kinds, for what is missing, too old or not for this device
+    except Exception as error:  # each library raises its own types if it is missing, too old or not for this device
         library = LIBRARIES.get(kind, kind)
         missing = isinstance(error, ImportError) and "pip install" not in str(error) and "GPU" not in str(error)
         raise ValueError(
@@ -80,7 +80,7 @@ def refuse_quantised(config: Any, weights: str, device: str, what: str) -> None:
 
 
 def refuse_training(config: Any, what: str) -> None:
-    """Refuse quantised weights where weights are trained, or taken over into a model that is.
+    """Refuse quantised weights that are to be trained, or copied into a model that is.
 
     Args:
         config: The checkpoint's.
@@ -97,20 +97,20 @@ def refuse_training(config: Any, what: str) -> None:
 
 
 def made_whole(model: Any) -> bool:
-    """Whether no weight of a loaded model is quantised any more."""
+    """Whether a model was dequantised on loading, so that none of its weights is quantised."""
     return all(weight.is_floating_point() and weight.dtype.itemsize > 1 for weight in model.parameters())
 
 
 def refuse_other_dtype(model: Any, dtype: Any, what: str) -> None:
-    """Refuse a loaded model that computes in another dtype than was asked for: some kinds know but one.
+    """Refuse a loaded model that computes in another dtype than requested: some kinds only have one.
 
     Args:
-        model: As loaded.
-        dtype: As asked for.
+        model: The loaded model.
+        dtype: The requested dtype.
         what: The checkpoint, for the message.
 
     Raises:
-        ValueError: Naming the dial's value that is true.
+        ValueError: Naming the value of the dial that fits.
     """
     there = model.get_input_embeddings().weight.dtype
     if there != dtype:

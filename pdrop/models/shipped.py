@@ -1,8 +1,8 @@
-"""Architectures of the papers' and today's common checkpoints: their published configs, without weights.
+"""Architectures of the papers' and today's common checkpoints: published configs, without weights.
 
-What a forward costs follows from the config alone, and so does its speed with random weights. So both can be had
-without a download: `read` gives the config, `noise_prompt` inputs of the right shapes. One JSON file per checkpoint:
-which one it is, a prompt to compute with, and those values of its config.json that decide shapes.
+The cost of a forward follows from the config alone, and its speed can be measured with random weights, so neither needs
+a download: `read` returns the config, `noise_prompt` inputs of the right shapes. Each checkpoint has a JSON file with
+its repository, a reference prompt, and the values of its config.json that determine shapes.
 
     config = read("llava_1_5_7b")
     sizes = ModelSizes.from_config(config)              # pdrop/shapes.py
@@ -31,7 +31,7 @@ def entry(name: str) -> dict[str, Any]:
     """The JSON file of an architecture.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such architecture.
     """
     if name not in names():
         raise ValueError(f"no architecture {name!r} is shipped, only {', '.join(names())}")
@@ -40,13 +40,13 @@ def entry(name: str) -> dict[str, Any]:
 
 @functools.cache
 def of_checkpoint(path: str) -> str | None:
-    """The architecture that is shipped for a checkpoint of the Hub; None if there is no such one."""
+    """The shipped architecture of a checkpoint on the Hub; None if there is none."""
     return next((name for name in names() if entry(name)["checkpoint"] == path), None)
 
 
 @functools.cache
 def read(name: str) -> Any:
-    """The config, as transformers has it for the checkpoint."""
+    """The config, as transformers reads it for the checkpoint."""
     from transformers import AutoConfig
 
     values = dict(entry(name)["config"])
@@ -73,7 +73,7 @@ def build(name: str, *, dtype: str, attn_implementation: str, device: str, seed:
     """The model with seeded random weights, in eval mode: speed does not depend on them.
 
     Raises:
-        ValueError: If the attention backend cannot be had.
+        ValueError: If the attention backend is not available.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -100,8 +100,8 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
     Args:
         config: The model's.
         prompt: Sizes of one prompt with one image, or one video.
-        batch: Equal prompts.
-        images: Images, or videos, of each.
+        batch: Number of equal prompts.
+        images: Images, or videos, per prompt.
     """
     import torch
 
@@ -128,7 +128,7 @@ def noise_prompt(config: Any, prompt: PromptSize, *, batch: int = 1, images: int
         patches = sum(frames * height * width for frames, height, width in grids)
         pixels = {"pixel_values": noise(many * patches, values)}
         pixels["image_grid_thw"] = torch.tensor(grids * many)
-    between = images if images > 1 else 0  # images of one prompt are separated by what stands between
+    between = images if images > 1 else 0  # images of one prompt are separated by text tokens
     words = torch.randint(3, 900, (batch, max(2, text - between)), generator=generator)
     blocks = []
     for _ in range(images):

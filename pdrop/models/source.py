@@ -1,10 +1,10 @@
-"""What a model is made of, found out once, before anything is loaded: its identity, its sizes, how to load it.
+"""A model's source, resolved once before anything is loaded: its identity, its sizes, how to load it.
 
     source = ModelSource.of("llava15_7b", "llava-hf/llava-1.5-7b-hf")
     source.layers, source.sizes, source.one_image
     checkpoint = source.load(dtype="bfloat16", attn_implementation="sdpa", device="cuda")
 
-A source is a value: equal ones are the same model, and the last one that was loaded is kept.
+A source is a value: equal sources are the same model. The last model loaded is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-TEXT_TOKENS = 60  # of a prompt where nobody says: a system sentence, a question and how to answer it
+TEXT_TOKENS = 60  # default for a prompt: a system message, a question and how to answer it
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class ModelSource:
     """A model before it is loaded. Made by `of`.
 
     Attributes:
-        name: What folders and tables call it.
+        name: Its name in folders and tables.
         path: A folder, a repository on the Hub, or package://module/folder.
         revision: Branch, tag or commit on the Hub.
-        weights: "pretrained"; "random", seeded, from the config alone; "architecture": sizes alone, nothing runs.
-        seed: Of random weights; 0 where there are none.
-        stands_in: The shipped architecture (see shipped.py) that is taken for the checkpoint: no network and no
-            processor is needed then. None: the checkpoint itself.
-        fingerprint: 16 hex digits over whatever makes the model.
-        layers: Of the decoder.
-        visual_tokens, text_tokens: Of the prompt that budgets and breakdowns are computed for; None: the model's own.
+        weights: "pretrained"; "random", seeded, from the config alone; "architecture": sizes only, nothing runs.
+        seed: Seed of random weights; 0 otherwise.
+        stands_in: The shipped architecture (see shipped.py) that replaces the checkpoint, which needs no network and no
+            processor. None: the checkpoint itself.
+        fingerprint: 16 hex digits over everything that makes the model.
+        layers: Layers of the decoder.
+        visual_tokens, text_tokens: Size of the prompt for budgets and breakdowns; None: the model's own.
     """
 
     name: str
@@ -68,16 +68,16 @@ class ModelSource:
         visual_tokens: int | None = None,
         text_tokens: int | None = None,
     ) -> ModelSource:
-        """Find out what a model is made of. A Hub repository is downloaded, unless a shipped architecture will do.
+        """Resolve a model's source. A Hub repository is downloaded, unless a shipped architecture is enough.
 
         Args:
-            asked: Whether it is to answer questions, which takes weights and a processor. Where not, and the weights
-                of a shipped architecture are not here, its sizes alone are taken.
+            asked: Whether it will answer questions, which needs weights and a processor. If not, and the weights of a
+                shipped architecture are not on this machine, only its sizes are used.
 
-        The others are the attributes'.
+        The others are as the attributes.
 
         Raises:
-            ValueError: If there is no such model, or it cannot be had.
+            ValueError: If there is no such model, or it is not available.
         """
         checkpoint.check_weights(weights)
         known, seed = shipped.of_checkpoint(path), seed if weights == "random" else 0
@@ -95,7 +95,7 @@ class ModelSource:
 
     @property
     def loadable(self) -> bool:
-        """Whether there is a model to load; otherwise there is its cost in closed form alone."""
+        """Whether there is a model to load; otherwise only its cost in closed form is known."""
         return self.weights != "architecture"
 
     @functools.cached_property
@@ -106,10 +106,10 @@ class ModelSource:
         return config.model_type, config.get_text_config(decoder=True).model_type
 
     def unchanged(self) -> bool:
-        """Whether `of` would find the same now, where this value was kept; without transformers.
+        """Whether `of` would still return this value, checked without transformers.
 
         Raises:
-            ValueError: If the model cannot be had any more.
+            ValueError: If the model is no longer available.
         """
         if self.stands_in is None:
             return _fingerprint(self.path, self.revision, self.weights, self.seed) == self.fingerprint
@@ -120,7 +120,7 @@ class ModelSource:
         """From the config alone.
 
         Raises:
-            ValueError: If the config is of a kind whose cost is not known.
+            ValueError: If the cost of such a model is not known.
         """
         known = shipped.of_checkpoint(self.path)
         if known is not None:
@@ -129,8 +129,8 @@ class ModelSource:
 
     @functools.cached_property
     def one_image(self) -> PromptSize | None:
-        """The model's prompt with one image, which budgets and costs are of; None where its size depends on the
-        image, and nobody has said it."""
+        """The model's prompt with one image, for which budgets and costs are computed; None if its size depends on the
+        image and is not given."""
         known, text = shipped.of_checkpoint(self.path), self.text_tokens
         own = None if known is None else shipped.reference_prompt(known)
         if own is not None and self.visual_tokens in (None, own.visual):
@@ -144,12 +144,12 @@ class ModelSource:
         return PromptSize(TEXT_TOKENS if text is None else text, visual, images=images)
 
     def load(self, dtype: str = "float32", attn_implementation: str = "sdpa", device: str = "cpu") -> Checkpoint:
-        """The model, kept until another is loaded: a further run costs its own forward passes only.
+        """Load the model, which is kept until another is loaded, so that further runs do not load it again.
 
         A shipped architecture has no processor.
 
         Raises:
-            ValueError: If it cannot be had so; the message holds the remedy.
+            ValueError: If it cannot be loaded this way; the message has the remedy.
         """
         if not self.loadable:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
@@ -159,12 +159,12 @@ class ModelSource:
         """The checkpoint with its processor and without the model, for a process that asks others for answers.
 
         Raises:
-            ValueError: As `load` does, as far as it shows without reading weights.
+            ValueError: As `load`, as far as can be checked without reading weights.
         """
         return _without_model(self)
 
     def check(self, device: str = "cpu") -> None:
-        """Refuse what loading would, as far as it shows without reading weights or touching the device.
+        """Refuse what `load` would refuse, as far as can be checked without reading weights or using the device.
 
         Raises:
             ValueError: With the remedy in the message.
@@ -186,7 +186,7 @@ def _described(path: str, revision: str | None, weights: Weights, seed: int) -> 
     folder = checkpoint.locate(path, revision=revision, weights=weights)
     text = read_json(folder / "config.json", path).get("text_config")
     layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
-    if not isinstance(layers, int):  # left out where it is the architecture's default: transformers knows it
+    if not isinstance(layers, int):  # missing in the config if it is the architecture's default
         layers = checkpoint.read_config(folder, path).get_text_config(decoder=True).num_hidden_layers
     return _fingerprint(path, revision, weights, seed), int(layers)
 
@@ -206,7 +206,7 @@ def _without_model(source: ModelSource) -> Checkpoint:
 
 
 def forget() -> None:
-    """Let go of the model that was loaded last: its memory on the device is free then, if nothing else holds it."""
+    """Release the last model loaded, which frees its device memory if nothing else holds it."""
     _loaded.cache_clear()
 
 

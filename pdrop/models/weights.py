@@ -1,8 +1,8 @@
-"""Weights of a checkpoint: do they fit its config, by the files' headers alone, and are they numbers?
+"""Checks of a checkpoint's weights: that they fit its config, by the files' headers, and that they are finite.
 
-What does not fit costs transformers gigabytes before it says so: it builds the model that the config names, whatever
-lies in the files. Headers are read in milliseconds, and a model without memory (on torch's meta device) holds them
-against the config as transformers itself does, renamings and conversions included.
+transformers reports a misfit only after allocating gigabytes: it builds the config's model, whatever is in the files.
+Headers are read in milliseconds, and compared with a model on torch's meta device as transformers itself does,
+including renamings and conversions.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 
 INDEXED = re.compile(r"\.(\d+)(?=\.)")  # a layer's number in a weight's name
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "depth")
-DEEPEST = 1024  # no model has more layers
-SAME_MAGNITUDE = 2  # tied and fused weights are counted twice at most
+DEEPEST = 1024  # upper bound for the layers of a model
+SAME_MAGNITUDE = 2  # tied and fused weights are counted at most twice
 POINTER = b"version https://git-lfs.github.com/spec/"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A file of a checkpoint that holds a JSON object.
+    """The JSON object in a file of a checkpoint.
 
     Args:
         path: The file.
         what: The checkpoint, for the message.
 
     Raises:
-        ValueError: Naming file and place, if it does not.
+        ValueError: If it is not a JSON object, naming file and place.
     """
     refuse_pointer(path, what)
     try:
@@ -50,10 +50,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def refuse_pointer(path: Path, what: str) -> None:
-    """Refuse the few lines that git leaves in place of a large file.
+    """Refuse a Git LFS pointer, the few lines that git leaves in place of a large file.
 
     Raises:
-        ValueError: Naming the file and how it is fetched.
+        ValueError: Naming the file and how to fetch it.
     """
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
@@ -64,7 +64,7 @@ def weight_files(folder: Path, what: str) -> list[Path]:
     """The safetensors files that transformers reads for a folder.
 
     Raises:
-        ValueError: If there are none, or one that the index names is missing or lies elsewhere.
+        ValueError: If there are none, or a file in the index is missing or outside the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -110,7 +110,7 @@ def headers(folder: Path, what: str) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], what: str) -> None:
-    """Hold a config against the headers of weights, as transformers will when it loads them.
+    """Compare a config with the headers of weights, as transformers will when it loads them.
 
     Quantised weights have shapes of their own and are left to transformers.
 
@@ -121,7 +121,7 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
         what: The checkpoint, for the message.
 
     Raises:
-        ValueError: If a weight has another size than the config gives it, or is missing.
+        ValueError: If a weight is missing or has another size than in the config.
     """
     import torch
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -140,7 +140,7 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
     try:
         with quiet():
             model, loading = kind.from_pretrained(None, config=config, state_dict=empty, **options)
-    except Exception as error:  # whatever it is, the config's numbers are what it comes from
+    except Exception as error:  # whatever it is, the config's numbers caused it
         raise ValueError(f"{what}: no model can be built as its config.json says ({first_line(error)})") from error
     found, unexpected = [], sorted(loading["unexpected_keys"])
     if other := sorted(loading["mismatched_keys"], key=str):
@@ -150,7 +150,7 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
         )
     if missing := sorted(loading["missing_keys"]):
         found.append(f"{len(missing)} are missing (such as {missing[0]}) and would be random")
-    # the same weight of a further layer: the model would end early
+    # the same weight of a further layer: the config's model has too few layers
     known = {INDEXED.sub(".N", name) for name in model.state_dict()}
     if further := [name for name in unexpected if INDEXED.sub(".N", name) in known]:
         found.append(f"{len(further)} are of layers that it does not have (such as {further[0]})")
@@ -164,7 +164,7 @@ def refuse_misfit(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], w
 
 
 def refuse_other_magnitude(auto: Any, config: Any, tensors: dict[str, tuple[int, ...]], what: str) -> None:
-    """Refuse a config whose model is of another size altogether: even a model without memory has tables of positions.
+    """Refuse a config whose model has a very different size: even on the meta device, position tables take memory.
 
     Raises:
         ValueError: With both numbers of weights.
@@ -186,13 +186,13 @@ def refuse_other_magnitude(auto: Any, config: Any, tensors: dict[str, tuple[int,
 
 
 def refuse_depths(node: Any, what: str, deepest: int, name: str = "") -> None:
-    """Refuse a config.json with more layers than there can be: already reading it would make a list of them.
+    """Refuse a config.json with impossibly many layers: transformers makes a list of them when it reads it.
 
     Args:
         node: The file's content.
         what: The checkpoint, for the message.
-        deepest: The most layers that there can be.
-        name: Of the part that `node` is.
+        deepest: The most layers that are possible.
+        name: Name of the part `node`.
 
     Raises:
         ValueError: Naming the field.
@@ -205,20 +205,20 @@ def refuse_depths(node: Any, what: str, deepest: int, name: str = "") -> None:
 
 
 def deepest_of(tensors: Iterable[str]) -> int:
-    """The number of layers that weights of these names can be of: one more than the highest index in them."""
+    """The most layers that weights of these names can belong to: one more than the highest index in them."""
     return 1 + max((int(number) for name in tensors for number in INDEXED.findall(name)), default=0)
 
 
 def refuse_not_finite(model: Any, what: str) -> None:
-    """Refuse a loaded model with weights that are not numbers, or that its dtype cannot hold.
+    """Refuse a loaded model with weights that are NaN or infinite, or too large for its dtype.
 
-    One pass over each tensor without a copy: 0.3 s for a billion weights. Of several processes that read the
-    same files, the first of each machine looks.
+    One pass over each tensor without a copy: 0.3 s for a billion weights. If several processes read the same files,
+    only the first on each machine checks.
 
     Raises:
         ValueError: Naming one.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # with FSDP the others' weights come later, from the first
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # with FSDP the others get their weights later, from the first
         return
     held = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     wrong = [name for name, tensor in held.items() if not finite(tensor)]
@@ -245,7 +245,7 @@ def finite(tensor: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers without its report on loading and its bars: what they say is said by our own messages."""
+    """Silences transformers' loading report and progress bars, which our own messages replace."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
@@ -260,6 +260,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, with the next one where it only announces it."""
+    """The first line of an error's message, with the next line if the first only introduces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 1 + lines[0].endswith(":")]).rstrip(".")

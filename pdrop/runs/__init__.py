@@ -1,1 +1,1 @@
-"""One run, from settings to record: run.py finds it done or does it, measured.py is what it does."""
+"""One run, from settings to record: run.py skips or executes it, measured.py does the measuring."""

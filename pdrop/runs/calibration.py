@@ -1,4 +1,4 @@
-"""What two methods find out on some samples before they are used: VTW's layer, FitPrune's table.
+"""Calibration on samples that two methods need before use: VTW's layer, FitPrune's table.
 
     layer, divergences = withdrawal_layer(model, batches)                  # VTW: single(layer, 0.0)
     fitted = fitprune(model, batches, reduction=0.6)                       # FitPrune: fitted.schedule()
@@ -23,7 +23,7 @@ from pdrop.schedule import Schedule, Stage, single
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALPHA_STEP = 0.01  # the bisection ends there
+ALPHA_STEP = 0.01  # width at which the bisection ends
 
 Batch = Mapping[str, Any]
 
@@ -37,18 +37,18 @@ def withdrawal_layer(
 ) -> tuple[int | None, dict[int, float]]:
     """The first layer at which all visual tokens can go (VTW, arXiv 2405.05803, section 3.3; its code's search).
 
-    Withdrawing them there changes the next token's probabilities by a divergence of at most `threshold`, on average
-    over the samples: KL(withdrawn || whole). That code takes 20 samples and 0.003, 0.0005 for 13B, 0.0001 for
+    Withdrawing them there changes the next token's probabilities by a mean divergence over the samples, KL(withdrawn ||
+    whole), of at most `threshold`. That code uses 20 samples and a threshold of 0.003, 0.0005 for 13B, 0.0001 for
     LLaVA-NeXT.
 
     Args:
         model: A vision-language model.
         batches: One prompt each.
         threshold: The paper's eta.
-        first: The first layer that is tried.
+        first: The first layer to try.
 
     Returns:
-        The layer, None if there is none; and the mean divergence at each that was tried.
+        The layer, None if there is none; and the mean divergence at each layer tried.
 
     Raises:
         ValueError: If there is no sample.
@@ -80,13 +80,13 @@ def next_token(model: Any, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A table of what goes in each layer.
+    """A table of how many tokens go in each layer.
 
     Attributes:
-        gone: Visual tokens that go in each layer, the whole part of the samples' mean.
+        gone: Visual tokens that go in each layer, the integer part of the samples' mean.
         visual: Visual tokens of a prompt.
-        alpha: The share of attention that may go, as it was found.
-        tried: Every alpha that was tried: (alpha, whether the table keeps the FLOPs, the table).
+        alpha: The share of attention that may be lost, as found.
+        tried: For every alpha tried: (alpha, whether the table meets the FLOPs, the table).
     """
 
     gone: list[int]
@@ -95,7 +95,7 @@ class Fitted:
     tried: list[tuple[float, bool, list[int]]]
 
     def schedule(self) -> Schedule:
-        """Counts for prompts of as many visual tokens; what goes in the last layer has no boundary."""
+        """Counts for prompts with `visual` visual tokens; tokens that go in the last layer need no boundary."""
         stages = []
         for layer in range(1, len(self.gone)):
             if self.gone[layer - 1]:
@@ -107,15 +107,15 @@ class Fitted:
 def fitprune(model: Any, batches: Sequence[Batch], reduction: float) -> Fitted:
     """FitPrune's table by its own search (arXiv 2409.10197, section 3.3; its code's statistical_analysis.py).
 
-    One alpha for all layers, by bisection to 0.01: in each layer those go that are among the least attended both by the
-    visual tokens and by the question, as long as the attention that is lost stays below alpha of the whole model's;
-    from the layer on where 1 - `reduction` of the visual tokens' FLOPs are kept, nothing more. That code prints the
-    table of the last alpha that it tried, also where it misses the FLOPs; this returns the last one that keeps them.
+    One alpha for all layers, by bisection to 0.01. In each layer the tokens go that are among the least attended both
+    by the visual tokens and by the question, as long as the lost attention stays below alpha of the unpruned model's;
+    once only 1 - `reduction` of the visual tokens' FLOPs are left, nothing more goes. That code prints the table of the
+    last alpha that it tried, even if it misses the FLOPs; this returns the last table that meets them.
 
     Args:
         model: A vision-language model.
         batches: One prompt each, with equally many visual tokens.
-        reduction: Share of the FLOPs that goes, 0.6 for the published "60 %".
+        reduction: Share of the FLOPs to save, 0.6 for the published "60 %".
 
     Raises:
         ValueError: If there is no sample, they have different numbers of visual tokens, or no alpha keeps the FLOPs.
@@ -145,7 +145,7 @@ def fitprune(model: Any, batches: Sequence[Batch], reduction: float) -> Fitted:
 
 @dataclass
 class Sums:
-    """Attention that all visual tokens of a sample get in each layer of the whole model."""
+    """Attention that all visual tokens of a sample get in each layer of the unpruned model."""
 
     own: dict[int, float] = field(default_factory=dict)
     question: dict[int, float] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Looking(FitPrune):
-    """Notes the sums of a sample of one, and drops nothing."""
+    """Records the sums of one sample, and drops nothing."""
 
     sums: Sums = field(default_factory=Sums)
     adaptive: ClassVar[bool] = True
@@ -168,14 +168,14 @@ class Looking(FitPrune):
 
 @dataclass(frozen=True)
 class Fitting(FitPrune):
-    """Drops what is little attended by both, as far as alpha goes."""
+    """Drops the tokens little attended by both, within alpha."""
 
     sums: Sums = field(default_factory=Sums)
     alpha: float = 0.0
     adaptive: ClassVar[bool] = True
 
     def score(self, view: View) -> Tensor | Ranking:  # type: ignore[override]
-        """1 for those that stay."""
+        """1 for tokens that stay."""
         own, question = self.attention(view)
         visual = view.visual[0].nonzero()[:, 0]
         stays = torch.ones_like(own)
@@ -188,7 +188,7 @@ class Fitting(FitPrune):
         return Ranking(stays, torch.tensor([view.visual_counts[0] - len(gone)]))
 
     def least(self, got: Tensor, whole: float) -> list[int]:
-        """The least attended tokens whose attention can go, one less than would be too many."""
+        """The least attended tokens whose attention together stays within alpha."""
         order = got.argsort()
         left = got.sum() - torch.cat([got.new_zeros(1), got[order].cumsum(0)])[: len(got)]
         short = (left < (1 - self.alpha) * whole).nonzero()
@@ -205,12 +205,12 @@ def entering(model: Any, batch: Batch, method: FitPrune, layers: int) -> list[in
 
 
 def within(left: Sequence[Sequence[int]], hidden: int, inner: int, reduction: float) -> tuple[bool, list[int]]:
-    """Whether a table saves enough, and the table: nothing goes from the layer on where enough is saved.
+    """Whether a table saves enough, and the table, in which nothing goes once enough is saved.
 
     Args:
-        left: Of each sample, the visual tokens that enter each layer.
+        left: For each sample, the visual tokens that enter each layer.
         hidden, inner: Sizes of the decoder and its MLP.
-        reduction: Share of the FLOPs (multiply-adds of the visual tokens) that is to go.
+        reduction: Share of the FLOPs (multiply-adds of the visual tokens) to save.
     """
     layers, d, m = len(left[0]), hidden, inner
 

@@ -1,8 +1,8 @@
-"""A card for each job that a launcher starts beside others: joblib's jobs would all take the first one.
+"""Gives each of a launcher's concurrent jobs its own card: joblib's jobs would all take the first one.
 
-A job takes the first card that no other job of this machine and user has, by a lock that the system frees however the
-process ends, and sees no other card from then on. Where one card is visible (SLURM gives each job its own) there is
-nothing to take. Standard library only: a process that has asked CUDA once does not look again.
+A job takes the first card that no other job of this machine and user holds, by a lock that the system releases however
+the process ends, and sees no other card from then on. If only one card is visible (SLURM gives each job its own)
+nothing is taken. Standard library only: once a process has initialised CUDA, the choice has no effect.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) 
 
 @functools.cache
 def claim() -> str | None:
-    """Take a card for this process, once; None where there is nothing to choose.
+    """Take a card for this process, once; None if there is no choice.
 
     Raises:
-        ValueError: If other jobs have all of them.
+        ValueError: If other jobs hold all cards.
     """
     cards = visible()
     if len(cards) < 2:
@@ -40,14 +40,14 @@ def claim() -> str | None:
 
 
 def first_free(cards: Sequence[str], folder: Path | None = None) -> str:
-    """Lock the first card that nobody holds, until this process ends.
+    """Lock the first free card until this process ends.
 
     Args:
         cards: Their names.
-        folder: Where the locks lie; None: the system's folder for temporary files.
+        folder: Folder of the locks; None: the system's folder for temporary files.
 
     Raises:
-        ValueError: If all are held.
+        ValueError: If all cards are held.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"pdrop-cards-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -58,7 +58,7 @@ def first_free(cards: Sequence[str], folder: Path | None = None) -> str:
         except BlockingIOError:
             os.close(lock)
             continue
-        return card  # the descriptor stays open: the lock is this process's
+        return card  # the descriptor stays open, and with it the lock is held
     raise ValueError(
         f"all {len(cards)} cards of this machine are taken by other jobs: start fewer at once, "
         f"hydra.launcher.n_jobs={len(cards)}, or use workers={len(cards)} without a launcher"

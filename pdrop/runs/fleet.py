@@ -1,7 +1,7 @@
-"""What the workers of a run do at the moment: how fast each answers, for the terminal, the log and other processes.
+"""Progress of a run's workers: how fast each answers, for the terminal, the log and other processes.
 
-The note of who holds a run's folder (pdrop/store.py) says it, a few seconds old at most: `python -m analysis status`
-shows it from anywhere that sees the store.
+It is kept in the note of a run's folder (pdrop/store.py), at most a few seconds old: `python -m analysis status` shows
+it on any machine that sees the store.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 NOTED = 5.0  # s between two notes
-SHOWN = 0.5  # s between two looks of a terminal
+SHOWN = 0.5  # s between two updates of a terminal
 
 
 @dataclass(frozen=True)
 class SweepPosition:
-    """Where a sweep is.
+    """The position of a run in its sweep.
 
     Attributes:
-        number, whole: Of the run, from 1 on, and of how many.
-        seconds: About how long this run and the rest take; None: nobody knows.
-        since: When that was said, by the monotonic clock.
+        number, whole: The run's number, from 1 on, and the number of runs.
+        seconds: About how long this run and the rest take; None: unknown.
+        since: When that was estimated, by the monotonic clock.
     """
 
     number: int
@@ -52,14 +52,14 @@ SWEEP: ContextVar[SweepPosition | None] = ContextVar("sweep", default=None)
 
 
 class Fleet:
-    """Counts what each worker of a team answers of one task's questions, and says it now and then.
+    """Counts how many of a task's questions each worker of a team has answered, and reports it regularly.
 
     Args:
         team: The workers.
-        task: What is asked.
-        done: Questions that are answered already.
-        total: How many there are.
-        folder: The run's; None: there is none to note it in.
+        task: The task.
+        done: Questions already answered.
+        total: Number of questions.
+        folder: The run's folder, for the note; None: no note.
     """
 
     def __init__(self, team: Team, task: str, done: int, total: int, folder: Path | None) -> None:
@@ -78,7 +78,7 @@ class Fleet:
         self.note()
 
     def answered(self, member: Member, count: int) -> None:
-        """A worker has answered so many questions more."""
+        """Count further answers of a worker."""
         self.counts[member.number] = self.counts.get(member.number, 0) + count
         self.done += count
         now = time.monotonic()
@@ -92,12 +92,12 @@ class Fleet:
             log.info("workers       %s", self.line())
 
     def rate(self, member: Member) -> float:
-        """Questions per second that a worker has answered since it was there, or this began."""
+        """A worker's questions per second, since it was ready or this task began."""
         seconds = time.monotonic() - max(self.started, member.arrived)
         return self.counts.get(member.number, 0) / max(seconds, 1e-3)
 
     def line(self) -> str:
-        """The whole fleet, and where the sweep is."""
+        """The rates of all workers, and the position in the sweep, as text."""
         rates = sorted(self.rate(member) for member in self.team.members) or [0.0]
         text = f"{counted(len(self.team.members), 'worker')}, {speed(sum(rates))}" if sum(rates) else "workers start"
         if len(rates) > 1 and rates[0]:
@@ -106,7 +106,7 @@ class Fleet:
         return text if place is None else f"{text}; {place}"
 
     def show(self) -> None:
-        """On a terminal: below the bar of the task."""
+        """Show the line below the task's bar on a terminal."""
         from tqdm import tqdm
 
         if self.bar is None:
@@ -114,7 +114,7 @@ class Fleet:
         self.bar.set_description_str(self.line())
 
     def note(self) -> None:
-        """For other processes: see `pdrop.store.holder`."""
+        """Write the note for other processes: see `pdrop.store.holder`."""
         self.noted = time.monotonic()
         if self.folder is not None:
             tell(
@@ -126,11 +126,11 @@ class Fleet:
             )
 
     def about(self, member: Member) -> dict[str, Any]:
-        """A worker for the note."""
+        """A worker's entry in the note."""
         count = self.counts.get(member.number, 0)
         return {"number": member.number, **(member.about or {}), "answered": count, "rate": round(self.rate(member), 3)}
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things."""
+    """A count with its noun in singular or plural."""
     return f"{number} {what}{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""What a run measures: scores, counts, times; without a model, what can be counted. Heavy imports wait until then."""
+"""What a run measures: scores, counts and times, or without a model only counts. Imports heavy packages late."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
     """Fill in the record's results and cost.
 
     Args:
-        record: Of a run that has started.
+        record: The record of a run that has started.
         settings: The run's.
-        checkpoint: The loaded model; None where workers have it, where fresh processes are timed before it is loaded
-            here, or there is none: then what can be counted for the reference prompt is.
+        checkpoint: The loaded model. None if workers have it, if fresh processes are timed before it is loaded here, or
+            if there is none: then costs are counted for the reference prompt.
 
     Raises:
-        ValueError: If the model is of a kind whose cost is not known; nothing has been asked then.
+        ValueError: If the cost of such a model is not known; no question has been asked then.
     """
     if not settings.source.loadable:
         count(record, settings)
@@ -38,9 +38,9 @@ def measure(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None
 
 
 def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) -> None:
-    """Runs the tasks, counts what the prompts cost and times them; fills in `record`.
+    """Run the tasks, count the prompts' cost and time them; fills in `record`.
 
-    What is timed in fresh processes is timed first: while they run, this one has loaded nothing.
+    Timing in fresh processes comes first: while they run, this process has loaded nothing.
 
     Args:
         checkpoint: None: workers have it, or fresh processes are timed first.
@@ -52,7 +52,7 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
     from pdrop.shapes import ModelSizes
 
     spec, method, schedule, protocol = settings.spec, settings.method, settings.schedule, settings.protocol
-    # first: what cannot be counted is refused before scoring
+    # first, so that an uncountable model is refused before scoring
     team = alone = None
     if settings.elsewhere:
         from pdrop.runs.workers import TeamGenerator
@@ -106,7 +106,7 @@ def score(record: RunRecord, settings: Settings, checkpoint: Checkpoint | None) 
 
 
 def count(record: RunRecord, settings: Settings) -> None:
-    """Without a model: fills in the record's cost in closed form and logs its breakdown."""
+    """Without a model: fill in the record's cost in closed form and log its breakdown."""
     from pdrop.cost import breakdown, flops
 
     spec, method, schedule = settings.spec, settings.method, settings.schedule
@@ -120,8 +120,8 @@ def count(record: RunRecord, settings: Settings) -> None:
 
 
 def answered_on(answered_by: list[dict[str, Any]]) -> dict[str, Any]:
-    """Who answered, for a record's environment. The device's name is that of all answers, so that answers of different
-    devices, from a run that went on elsewhere or from many workers, stand in no table with others."""
+    """Who answered, for a record's environment. The device's name covers all answers, so that a run answered on
+    different devices (resumed elsewhere, or by mixed workers) is not compared with others."""
     names = sorted({entry["device"] for entry in answered_by if entry.get("device") is not None})
     several = {"device_name": " + ".join(names)} if len(names) > 1 else {}
     return {"answered_by": answered_by, **several}

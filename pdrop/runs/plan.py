@@ -1,4 +1,4 @@
-"""What a sweep's jobs come to: which runs, which of them are done, and about how long the rest takes."""
+"""The plan of a sweep: its runs, which of them are done, and about how long the rest takes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pdrop.store import state
 
 log = logging.getLogger("pdrop")
 
-# runs that agree in all but these take about as long
+# runs that differ only in these take about equally long
 UNLIKE = {"method", "method_args", "schedule", "positions", "seed", "versions", "code", "task_files", "format"}
 ALIKE = tuple(field.name for field in fields(RunSpec) if field.name not in UNLIKE)
-AGAIN = ("failed", "stopped")  # what retry=failed does again
+AGAIN = ("failed", "stopped")  # the states that retry=failed repeats
 
 
 @dataclass
@@ -27,14 +27,14 @@ class Planned:
     """A run that is asked for.
 
     Attributes:
-        words: The command line's overrides of its job, as Hydra takes them.
-        run: What they mean; None where they mean no run (`error`), or one that is known only when it is measured.
-        record: What the store has of it.
-        force: Whether it is to be done again.
-        error: Why it is refused.
+        words: The command-line overrides of its job, in Hydra's syntax.
+        run: The run that they mean; None if they mean none (`error`), or one that is only known after measuring.
+        record: Its record in the store.
+        force: Whether to repeat it even if it is done.
+        error: Why its overrides are refused.
         jobs: How many jobs of the sweep mean this run.
-        label: What tells it from the sweep's other runs.
-        seconds: About how long it will take; None: nothing alike has been run in this store.
+        label: What distinguishes it from the sweep's other runs.
+        seconds: About how long it will take; None: the store has no similar run.
     """
 
     words: tuple[str, ...]
@@ -58,9 +58,9 @@ class Planned:
 
     @property
     def prefill(self) -> tuple[float, float] | None:
-        """FLOPs of its prefill and their ratio to nothing dropped: as counted, else for the model's prompt.
+        """FLOPs of its prefill and their ratio to the unpruned prefill: as counted, else for the model's prompt.
 
-        None where the prompt's size is not known.
+        None if the prompt's size is not known.
         """
         if self.record is not None and self.record.cost is not None:
             return self.record.cost.prefill_flops, self.record.cost.prefill_flops_ratio
@@ -78,7 +78,7 @@ class Planned:
 
 
 def different(planned: Iterable[Planned]) -> list[Planned]:
-    """Jobs that mean the same run as one: the last one's words, in the place of the first."""
+    """Jobs that mean the same run merged into one: the last job's words, in the place of the first."""
     found: dict[str, Planned] = {}
     for number, one in enumerate(planned):
         name = one.run.spec.run_id if one.run is not None else f"{number}"
@@ -89,7 +89,7 @@ def different(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def estimate(planned: Sequence[Planned]) -> None:
-    """Fill in `seconds` of those that are not done, from the store's finished runs that are alike."""
+    """Fill in `seconds` of runs that are not done, from similar finished runs in the store."""
     taken: dict[Path, list[RunRecord]] = {}
     for one in planned:
         if one.run is None or one.state == "done":
@@ -100,20 +100,20 @@ def estimate(planned: Sequence[Planned]) -> None:
 
 
 def expected(spec: RunSpec, finished: Sequence[RunRecord]) -> float | None:
-    """Seconds that a run will take: the median of those alike, of the same method where there are some."""
+    """Seconds that a run will take: the median of similar runs, of the same method if there are any."""
     alike = [one for one in finished if all(getattr(one.spec, name) == getattr(spec, name) for name in ALIKE)]
     alike = [one for one in alike if one.spec.method == spec.method] or alike
     return median(one.wall_s for one in alike) if alike else None
 
 
 def left(planned: Iterable[Planned]) -> float | None:
-    """Seconds that these take together; None where that is not known of one of them."""
+    """Seconds that these take together; None if one of them is unknown."""
     seconds = [one.seconds for one in planned]
     return None if None in seconds else sum(one or 0 for one in seconds)
 
 
 def lines(planned: Sequence[Planned]) -> list[str]:
-    """The plan as text: a line for each run, then what it comes to."""
+    """The plan as text: a line for each run, then the total."""
     found = [f"{'state':8s} {'run':12s} {'prefill FLOPs':>19s} {'about':>7s}  method and schedule"]
     for one in planned:
         if one.run is None:

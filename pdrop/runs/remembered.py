@@ -1,12 +1,12 @@
-"""What command lines have been resolved to, remembered, so that a finished run is found without torch or lmms-eval.
+"""A cache of resolved command lines, so that a finished run is found without torch or lmms-eval.
 
     ~/.cache/pdrop/resolved/<what it was resolved with>.jsonl    PDROP_CACHE names another folder than ~/.cache/pdrop
 
-A line holds what was asked (a hash of the words and of the folder they were said in) and the settings they mean: the
-run's spec, model and store. A file belongs to one state of the package, its configuration, the packages that matter
-and the machine: after an edit there is another one. What lies outside is looked at anew: the model's weights, the files
-of tasks, the files of a method of one's own. Where anything differs, or a line is damaged, the words are resolved as if
-nothing had been remembered. Nothing here is a result, and the folder can be deleted at any time.
+A line has a key (a hash of the words and the working folder) and the settings that they mean: the run's spec, model and
+store. A file belongs to one state of the package, its configuration, the packages that matter and the machine: an edit
+starts another file. Everything else is checked each time: the model's weights, the files of tasks, the files of a
+user's own method. If anything differs, or a line is damaged, the words are resolved again. Nothing here is a result,
+and the folder can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pdrop.store import open_in_place
 
 log = logging.getLogger("pdrop")
 
-FILES = 20  # of older states that are kept
+FILES = 20  # files of older states that are kept
 
 
 @dataclass(frozen=True)
 class Known:
-    """What words mean, as far as it is needed to find a run: see `Settings`."""
+    """What words mean, as far as needed to find a run: see `Settings`."""
 
     spec: RunSpec
     results: Path
@@ -70,14 +70,14 @@ def recall(words: Sequence[str], conf: Path) -> Known | None:
             and all(_digest([Path(path)]) == digest for path, digest in line["method"].items())
         ):
             return None
-    except (ValueError, OSError) as error:  # such as a model that has gone: resolving says it with the remedy
+    except (ValueError, OSError) as error:  # such as a model that was removed: resolving again gives the remedy
         log.debug("resolved anew: %s", error)
         return None
     return Known(spec, Path(line["results"]), line["experiment"])
 
 
 def remember(words: Sequence[str], settings: Settings, conf: Path) -> None:
-    """Note what words were resolved to. Where that cannot be written, the next start resolves them again.
+    """Store what words were resolved to. If that cannot be written, the next start resolves them again.
 
     Args:
         words: The command line's overrides of the run.
@@ -110,13 +110,13 @@ def remember(words: Sequence[str], settings: Settings, conf: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what is remembered lies."""
+    """The folder of the cache."""
     named = os.environ.get("PDROP_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pdrop"
 
 
 def _asked(words: Sequence[str]) -> str:
-    if len({word.partition("=")[0] for word in words}) == len(words):  # then their order means nothing
+    if len({word.partition("=")[0] for word in words}) == len(words):  # then their order does not matter
         words = sorted(words)
     return hashlib.sha256(json.dumps([os.getcwd(), *words]).encode()).hexdigest()[:24]  # paths may be relative
 
@@ -144,28 +144,28 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def _outside(settings: Settings) -> list[Path]:
-    """The sources of a method that is not the package's."""
+    """The sources of a method from outside the package."""
     parts = [] if settings.method is None else settings.method.parts
     files = [Path(file) for part in parts if (file := inspect.getsourcefile(type(part))) is not None]
     return [path for path in identity.sources(files, parts=()) if identity.PACKAGE not in path.parents]
 
 
 def _reads_files(settings: Settings) -> bool:
-    """Whether the method is made with files, whose content may change."""
+    """Whether the method has file parameters, whose content may change."""
     parts = [] if settings.method is None else settings.method.parts
     texts = [value for part in parts for value in vars(part).values() if isinstance(value, str)]
     return any(Path(text).expanduser().exists() for text in texts)
 
 
 def _sealed(line: dict[str, Any]) -> str:
-    """JSON with a checksum, so that a damaged line is no other run."""
+    """JSON with a checksum, so that a damaged line is not taken for another run."""
     text = json.dumps(line)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}"
 
 
 @functools.lru_cache(maxsize=1)
 def _lines(path: Path) -> dict[str, dict[str, Any]]:
-    """What was asked -> its last line; damaged ones are passed over."""
+    """Key -> its last line; damaged lines are skipped."""
     found = {}
     for sealed in path.read_bytes().split(b"\n") if path.is_file() else ():
         seal, _, text = sealed.partition(b" ")

@@ -1,8 +1,8 @@
-"""Score a finished run's stored answers anew, with the task's present code and without the model.
+"""Rescore a finished run's stored answers with the task's current code, without the model.
 
-The answers stay what they are; results and samples become what the installed lmms-eval and this version make of them.
-What was replaced is kept in the record (`rescored`), and so is when and by which code. A task that asks something else
-now (another prompt, other generation arguments, other data) cannot be scored from these answers, and is refused.
+The answers are not changed; results and samples are recomputed with the installed lmms-eval and this version. The
+replaced scores are kept in the record (`rescored`), with the time and the code version. A task that now asks something
+else (another prompt, other generation arguments, other data) cannot be scored from these answers, and is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("pdrop")
 
 @dataclass(frozen=True)
 class Change:
-    """A score that is another one now; None where there was, or is, none."""
+    """A score that has changed; None if there was, or is, none."""
 
     task: str
     metric: str
@@ -43,18 +43,18 @@ class Change:
 
 
 def rescore(folder: Path, task_dirs: Sequence[str | Path] | None = None, write: bool = True) -> list[Change]:
-    """Score a run's stored answers anew.
+    """Rescore a run's stored answers.
 
     Args:
         folder: The run's.
-        task_dirs: Folders with tasks of one's own; None: those of the command that made the run.
-        write: Whether results and samples are replaced; otherwise it is only said what would change.
+        task_dirs: Folders with the user's own tasks; None: those of the command that made the run.
+        write: Whether to replace results and samples; otherwise only report what would change.
 
     Returns:
         The scores that differ.
 
     Raises:
-        ValueError: If the run is not done, or its answers are not there or are of other questions.
+        ValueError: If the run is not done, or its answers are missing or belong to other questions.
         RuntimeError: From the tasks' own code.
     """
     refuse_links(folder)
@@ -70,7 +70,7 @@ def rescore(folder: Path, task_dirs: Sequence[str | Path] | None = None, write: 
 
 
 def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence[str | Path]) -> list[Change]:
-    """What `rescore` does once it is known that it can; the record is written where the samples are."""
+    """The rescoring after all checks; the record is written where the samples are."""
     from pdrop.evaluation.lmms import scored_answers
 
     store, spec = AnswerStore(folder / "answers.jsonl"), record.spec
@@ -106,7 +106,7 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
 
 
 def differences(before: dict[str, TaskResult], after: dict[str, TaskResult]) -> list[Change]:
-    """The scores that are not the same, tasks in their order."""
+    """The scores that differ, in the order of the tasks."""
     found = []
     for task in dict.fromkeys([*before, *after]):
         old, new = (results[task].scores if task in results else {} for results in (before, after))
@@ -118,7 +118,7 @@ def differences(before: dict[str, TaskResult], after: dict[str, TaskResult]) -> 
 
 
 def folders_of(record: RunRecord) -> list[str]:
-    """The folders of tasks of one's own that the run's command named."""
+    """The folders with the user's own tasks that the run's command named."""
     given: list[Any] = [word.partition("=")[2] for word in record.command if word.startswith("task_folders=")]
     read = yaml.safe_load(given[-1]) if given else []
     return [str(one) for one in (read if isinstance(read, list) else [read])]

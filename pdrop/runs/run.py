@@ -1,7 +1,7 @@
-"""One run of a sweep: find it done, or do it and write its record.
+"""One run of a sweep: skip it if it is done, else execute it and write its record.
 
-Settings come in, a RunRecord and a folder under results/runs/ come out. A finished run is skipped; one that was
-killed goes on from its stored answers; one that fails keeps its error and raises.
+Takes settings and makes a RunRecord and a folder under results/runs/. A finished run is skipped; a killed run resumes
+from its stored answers; a run that fails keeps its error and raises.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger("pdrop")
 
 
 class RunHeld(RuntimeError):
-    """Another process does the run at the moment."""
+    """Another process is executing the run."""
 
 
 class RunFailed(RuntimeError):
@@ -49,19 +49,19 @@ class RunFailed(RuntimeError):
 
 
 def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) -> RunRecord:
-    """Do one run, or find it done.
+    """Execute one run, or return its record if it is done.
 
     Args:
         settings: What to run (pdrop/runs/settings.py).
-        overrides: The command line's, for the record.
-        wait: Where another process does it: wait for it, and find it done, or go on where it was killed.
+        overrides: The command line's overrides, for the record.
+        wait: If another process is executing it, wait until it is done, or resume it if that process is killed.
 
     Raises:
-        ValueError: If the model cannot be loaded as asked, or the run's folder is or holds a link; nothing has been
+        ValueError: If the model cannot be loaded as asked, or the run's folder is or contains a link; nothing has been
             written then.
         OSError: If the store cannot be written to; nothing has been loaded then.
-        RunHeld: If another process does it, and it is not to be waited for; nothing has been loaded then, as a rule.
-        RunFailed: If the run broke; its record says status "failed" and holds the traceback.
+        RunHeld: If another process is executing it and `wait` is false; usually nothing has been loaded then.
+        RunFailed: If the run failed; its record has status "failed" and the traceback.
     """
     refuse_links(settings.folder)
     if (done := finished(settings, overrides, settings.force)) is not None:
@@ -80,16 +80,16 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
         checkpoint = settings.load()
     try:
         with locked(settings.folder, wait, settings.locks, answered=stored_answers(settings.folder)) as held:
-            # another process may have done it while this one loaded, or waited
+            # another process may have finished it while this one loaded or waited
             return finished(settings, overrides, settings.force) or start(settings, checkpoint, overrides, held)
     except Held as error:
-        if wait:  # it was taken over: by now another process does it, or has done it
+        if wait:  # it was taken over: another process is executing it, or has finished it
             return run(settings, overrides, wait)
         raise RunHeld(settings.spec.folder) from error
 
 
 def finished(run: Settings | Known, overrides: Sequence[str], force: bool = False) -> RunRecord | None:
-    """The run's record, if it is done and need not be redone. `force` redoes a run once per process.
+    """The run's record if it is done and not to be repeated. `force` repeats a run once per process.
 
     Raises:
         ValueError: If the record cannot be read.
@@ -104,12 +104,12 @@ def finished(run: Settings | Known, overrides: Sequence[str], force: bool = Fals
     return record
 
 
-redone: set[str] = set()  # runs that this process has done because of force=true
+redone: set[str] = set()  # runs that this process has repeated because of force=true
 
 
 def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence[str], held: Hold) -> RunRecord:
-    """Do the run, from stored answers if there are any. Without a checkpoint workers or fresh processes have it, or the
-    cost is counted alone."""
+    """Execute the run, from stored answers if there are any. Without a checkpoint, workers or fresh processes load it,
+    or only the cost is counted."""
     spec, folder = settings.spec, settings.folder
     if settings.force:
         (folder / "answers.jsonl").unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     try:
         measure(record, settings, checkpoint)
     except BaseException as error:  # also an interrupt: the record must not say "running" for ever
-        held.check()  # nothing is written over the record of who has taken the run over
+        held.check()  # do not overwrite the record of a process that has taken over the run
         record.status, record.error, record.wall_s = "failed", traceback.format_exc(), time.perf_counter() - started
         record.write(folder)
         if isinstance(error, KeyboardInterrupt):
@@ -147,7 +147,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
 
 
 def note(run: Settings | Known, overrides: Sequence[str]) -> None:
-    """Note that the experiment asked for this run."""
+    """Record that the experiment asked for this run."""
     if run.experiment is not None:
         mark(run.results, run.experiment, run.spec.folder, overrides)
 

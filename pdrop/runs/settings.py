@@ -1,7 +1,7 @@
-"""A run's settings, resolved: its identity (RunSpec), the objects that it names, and what does not identify it.
+"""A run's resolved settings: its identity (RunSpec), the objects that it names, and settings that do not identify it.
 
-Dials come in as plain values, as conf/run.yaml has them. A dial that is a field of RunSpec reaches it under its own
-name: a new one needs its line there, its value in conf/, and its use. No torch.
+Dials come in as plain values, as in conf/run.yaml. A dial that is a field of RunSpec reaches it under its own
+name: a new one needs a field there, a value in conf/, and its use. No torch.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ log = logging.getLogger("pdrop")
 # families whose pictures (or their tiles) all have one size, and those whose tiles cannot be limited
 OF_ONE_SIZE = {"llava", "llava_next", "llava_next_video", "llava_onevision", "internvl", "video_llava"}
 OF_FIXED_TILES = OF_ONE_SIZE - {"internvl"} | {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
-PLAIN = protocols.FamilySettings("chat", "crop", 16)  # of a spec whose model is not known yet
+PLAIN = protocols.FamilySettings("chat", "crop", 16)  # for a spec whose model is not known yet
 
 MakeSchedule = Callable[..., Schedule]  # (layers of the decoder), and with `ratio` and `layers` turned, for budgets
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. Everything that can change a number is in `spec`; the rest says how to get there and where to.
+    """What to run. Everything that can change a number is in `spec`; the rest says how and where it is run.
 
     Attributes:
         spec: The run's identity.
@@ -54,16 +54,16 @@ class Settings:
         method: The method that it names; None drops nothing.
         schedule: The schedule that it spells.
         protocol: The timing protocol that it spells; without a schedule nothing is timed.
-        device: Which of several like devices: "cuda:1".
+        device: Which of several equal devices: "cuda:1".
         results: Folder of the store.
-        task_folders: Folders with tasks of one's own.
-        experiment: Which one asks for the run.
+        task_folders: Folders with the user's own tasks.
+        experiment: The experiment that asks for the run.
         force: Redo a finished run.
-        workers: How many processes answer; it is no part of the identity, for it changes no number.
-        locks: How a run is held while it is done, one of pdrop.leases.KINDS.
-        preparation: How prompts come to the model; no part of the identity either.
-        published_sampling: How the answers of published numbers were drawn, where they were; ours are not.
-        turned: Settings of the protocol that a dial has at another value, for the record.
+        workers: How many processes answer; not part of the identity, since it changes no number.
+        locks: How a run's folder is held, one of pdrop.leases.KINDS.
+        preparation: How inputs are prepared ahead and cached; not part of the identity either.
+        published_sampling: How the answers of published numbers were sampled, if they were; ours are not.
+        turned: Settings of the protocol that a dial overrides, for the record.
     """
 
     spec: RunSpec
@@ -84,7 +84,7 @@ class Settings:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether workers answer; where nothing is asked, this process measures by itself."""
+        """Whether workers answer; if nothing is asked, this process does the measuring."""
         return self.workers.count > 0 and bool(self.spec.tasks)
 
     @property
@@ -93,16 +93,17 @@ class Settings:
 
     @property
     def known_prompt(self) -> PromptSize | None:
-        """`prompt`; None where nobody has said its size."""
+        """`prompt`; None if its size is not known."""
         one = self.source.one_image
         return one if one is None or self.spec.tasks else one.times(self.protocol.images)
 
     @property
     def prompt(self) -> PromptSize:
-        """The model's prompt, which budgets and costs are of; where nothing is scored, with the protocol's images.
+        """The model's prompt, for which budgets and costs are computed; if nothing is scored, with the protocol's
+        images.
 
         Raises:
-            ValueError: If its size depends on the image, and nobody has said it.
+            ValueError: If its size depends on the image and is not given.
         """
         if (known := self.known_prompt) is None:
             raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
@@ -117,11 +118,11 @@ class Settings:
 
     @property
     def timed_alone(self) -> bool:
-        """Whether it is timed in fresh processes, which are to have the device for themselves."""
+        """Whether it is timed in fresh processes, which must have the device to themselves."""
         return self.timed and self.protocol.fresh
 
     def load(self) -> Checkpoint:
-        """Loads the model as the spec says; `ModelSource.load` has the errors."""
+        """Load the model as the spec says; errors as in `ModelSource.load`."""
         return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
 
 
@@ -133,18 +134,18 @@ def resolve(
     protocol: TimingProtocol,
     asked: bool | None = None,
 ) -> Settings:
-    """Settings from dials; no default is left to fill in.
+    """Settings from dials, which must all be set.
 
     Args:
         dials: conf/run.yaml's, composed; `tasks` lists lmms-eval's names, `device` is one.
-        name: What tables call the method.
+        name: The method's name in tables.
         method: Ranks the visual tokens; None drops nothing.
-        make_schedule: The schedule of the dials, for a number of layers.
+        make_schedule: Makes the dials' schedule for a number of layers.
         protocol: The timing protocol.
-        asked: Whether the model is to answer questions; None: if there are tasks.
+        asked: Whether the model will answer questions; None: if there are tasks.
 
     Raises:
-        ValueError: If something asked for cannot be had; nothing has been written or loaded then.
+        ValueError: If something asked for is not available; nothing has been written or loaded then.
     """
     spec = read_dials(dials)
     names.check("method", name)
@@ -164,7 +165,7 @@ def resolve(
         grounding.family_of(spec.tasks, source.family[0])
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
-    # where there is but one kernel, or it is the run's own, there is no other to time
+    # with only one kernel, or with the run's own choice of kernel, there is no other to time
     others = [name for name in protocol.kernels if name != spec.sdpa_kernel] if spec.sdpa_kernel else []
     protocol = replace(protocol, kernels=others)
     drawn = sampled or source.weights == "random"  # answers, weights
@@ -200,7 +201,7 @@ def resolve(
 
 
 def scheduled(settings: Settings, schedule: Schedule) -> Settings:
-    """The same settings with a schedule. What it makes idle is not part of the identity: positions, timing."""
+    """The same settings with a schedule. Settings without effect under it (positions, timing) leave the identity."""
     method, protocol = settings.method, settings.protocol
     spec = replace(
         settings.spec,
@@ -212,24 +213,24 @@ def scheduled(settings: Settings, schedule: Schedule) -> Settings:
 
 
 def spelled(settings: Settings, timed: bool) -> str:
-    """The protocol as it identifies a run: with the prompt given for the model, where that is counted or timed,
-    and with the number of prompts where that is not the batch's."""
+    """The protocol as part of a run's identity: with the prompt given for the model, if that is counted or timed, and
+    with the number of timed prompts if it is not the batch size."""
     protocol, spec, source = settings.protocol, settings.spec, settings.source
     words = [protocol.spelled if timed else "off"]
     if timed and (batch := timed_batch(spec.batch_size)) < spec.batch_size:
         words.append(f"batch {batch}")
     if timed or not spec.tasks:
-        sizes = {"images": 0 if timed or protocol.images == 1 else protocol.images}  # a timed protocol says its own
+        sizes = {"images": 0 if timed or protocol.images == 1 else protocol.images}  # a timed protocol has its own
         sizes |= {"visual": source.visual_tokens or 0, "text": source.text_tokens or 0}
         words += [f"{name} {size}" for name, size in sizes.items() if size]
     return " ".join(words)
 
 
 def read_dials(dials: Mapping[str, Any]) -> RunSpec:
-    """A spec of what the dials say by themselves; what model, method and schedule say is empty yet.
+    """A spec from the dials alone; the fields of model, method and schedule are still empty.
 
-    A dial that is not set is the model's: its file in conf/model/ says dtype, batch_size and protocol. What the
-    protocol says waits for the model's family (`asked_with`); until then a plain one stands in.
+    A dial that is not set takes the model's value: its file in conf/model/ sets dtype, batch_size and protocol. The
+    protocol's settings depend on the model's family (`asked_with`); until then a plain protocol is used.
 
     Raises:
         ValueError: For a value that a dial cannot have.
@@ -238,7 +239,7 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     given: dict[str, Any] = dict.fromkeys((field.name for field in fields(RunSpec)), "")
     for name in set(given) & {*dials, *model}:
         given[name] = model.get(name) if dials.get(name) is None else dials[name]
-    kind = str(dials["device"]).partition(":")[0]  # which of several like devices does not matter
+    kind = str(dials["device"]).partition(":")[0]  # which of several equal devices does not matter
     given |= protocols.settle(PLAIN, given)
     given |= {"model": model["name"], "tasks": tuple(dials["tasks"]), "device": kind, "format": RunSpec.format}
     spec = RunSpec(**given)
@@ -260,11 +261,11 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
 def asked_with(
     spec: RunSpec, dials: Mapping[str, Any], source: ModelSource
 ) -> tuple[RunSpec, str | None, tuple[str, ...]]:
-    """The spec with the settings of its protocol for the model's family, but for those that a dial sets; how published
-    answers were drawn; and which settings a dial has turned.
+    """The spec with its protocol's settings for the model's family, except those that a dial sets; how published
+    answers were sampled; and which settings a dial overrides.
 
     Raises:
-        ValueError: If the protocol says nothing of the family.
+        ValueError: If the protocol has no settings for the family.
     """
     families, model = dials["families"], dials["model"]
     check_limits(dials, source)
@@ -276,7 +277,7 @@ def asked_with(
 
 
 def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
-    """Refuse limits of pictures that a family's processor has not, and a model that lmms-eval has not.
+    """Refuse picture limits that a family's processor does not have, and a `wrapper` that lmms-eval does not have.
 
     Raises:
         ValueError: Naming the dial.
@@ -305,13 +306,13 @@ def check_limits(dials: Mapping[str, Any], source: ModelSource) -> None:
 
 @functools.cache
 def lmms_models() -> list[str]:
-    """The names of lmms-eval's own models, by their files: importing them takes packages that are not here."""
+    """The names of lmms-eval's own models, from their files: importing them needs packages that are not installed."""
     folder = task_index.installed_folder().parent / "models"
     return sorted({path.stem for kind in ("simple", "chat") for path in (folder / kind).glob("[a-z]*.py")})
 
 
 def check_words(dials: Mapping[str, Any]) -> None:
-    """Refuse empty words, and numbers that no prompt has.
+    """Refuse empty words, and numbers that no prompt can have.
 
     Raises:
         ValueError: Naming the dial and what it takes.
@@ -346,20 +347,20 @@ def _of_method(name: str, method: Method | None, seed: int, drawn: bool) -> dict
     return {
         "method": name,
         "method_args": canonical_json(arguments),
-        "seed": seed if drawn or "seed" in arguments else 0,  # as far as anything is drawn
+        "seed": seed if drawn or "seed" in arguments else 0,  # only if anything is random
         "versions": canonical_json(versions()),
         "code": code_digest(files),
     }
 
 
 def budgeted(settings: Settings, method: Method, dials: Mapping[str, Any], make_schedule: MakeSchedule) -> Schedule:
-    """The method's schedule that spends the budget on the model's reference prompt.
+    """The method's schedule that meets the budget for the model's reference prompt.
 
     Args:
-        settings: Of the unpruned model.
+        settings: Settings of the unpruned model.
 
     Raises:
-        ValueError: If it cannot be met.
+        ValueError: If the budget cannot be met.
     """
     from pdrop.cost.budget import solve
 

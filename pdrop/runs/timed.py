@@ -1,8 +1,8 @@
-"""What is timed in a run, and where: in this process, or in fresh ones that hold nothing else.
+"""Timing of a run: in this process, or in fresh processes that do nothing else.
 
 A sweep's process has warm caches, leftovers on the device and threads of libraries; `latency=full` therefore measures
-each run in processes of its own, one after the other, and before this one loads anything. Such a process gets the
-settings, loads the model, and gives back what it found.
+each run in separate processes, one after the other, before this one loads anything. Such a process gets the settings,
+loads the model, and returns its measurements.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ log = logging.getLogger("pdrop")
 
 @dataclass(frozen=True)
 class Alone:
-    """What fresh processes found out of a run."""
+    """What fresh processes measured of a run."""
 
     found: dict[str, Any]  # as pdrop.timing.measure.measure returns it
     timed_prompt: dict[str, float]
-    counted: PromptSize | None  # what is counted where nothing is scored
+    counted: PromptSize | None  # the counted prompt if nothing is scored
 
 
 def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alone: Alone | None = None) -> None:
     """Time a run under its protocol; fills in the times of `cost`.
 
     Args:
-        cost: Counted already.
+        cost: Its counted cost.
         settings: The run's.
-        checkpoint: What is timed here;
-        alone: or what fresh processes have found.
+        checkpoint: The model to time in this process;
+        alone: or the measurements of fresh processes.
     """
     if (batch := timed_batch(settings.spec.batch_size)) < settings.spec.batch_size:
         log.warning("batch_size=%d: what is timed is a batch of %d", settings.spec.batch_size, batch)
@@ -61,7 +61,7 @@ def time_run(cost: Cost, settings: Settings, checkpoint: Checkpoint | None, alon
     assert cost.timing is not None
     times = cost.timing["stages"]["prefill"]
     cost.prefill_ms, cost.baseline_prefill_ms = as_interval(times["this"]), as_interval(times["none"])
-    if not cost.timing["invalid"]:  # a table shows no ratio that means nothing, and says why
+    if not cost.timing["invalid"]:  # a table shows no invalid ratio, but says why
         cost.prefill_time_ratio = as_interval(times["ratio"])
     for reason in cost.timing["invalid"]:
         log.warning("these times are invalid: %s", reason)
@@ -95,7 +95,7 @@ def as_interval(times: Mapping[str, Any]) -> Interval:
 
 
 def prefill_ms(settings: Settings, method: Method) -> Callable[[Schedule], float]:
-    """What a schedule's prefill takes, by measuring: for budgets in milliseconds. Medians of interleaved pairs."""
+    """A function that measures a schedule's prefill, for budgets in milliseconds: medians of interleaved pairs."""
     from pdrop.timing import paired
 
     checkpoint = settings.load()
@@ -117,15 +117,15 @@ def in_fresh_processes(settings: Settings) -> Alone:
     """Measure a run in `repeats` processes, one after the other, each of which loads the model once.
 
     Raises:
-        RuntimeError: If one of them fails; with what it said.
-        ValueError: If there can be no second process on the device.
+        RuntimeError: If one of them fails; with its message.
+        ValueError: If the device does not allow a second process.
     """
     from pdrop.evaluation.answers import described
     from pdrop.timing.measure import pooled
 
     leave_the_device(settings.device)
     found, repeats = [], settings.protocol.repeats
-    spawn = multiprocessing.get_context("spawn")  # a forked one would hold what this one holds
+    spawn = multiprocessing.get_context("spawn")  # a forked process would hold what this one holds
     for number in range(repeats):
         log.info("timing        process %d of %d", number + 1, repeats)
         with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
@@ -138,10 +138,10 @@ def in_fresh_processes(settings: Settings) -> Alone:
 
 
 def leave_the_device(device: str) -> None:
-    """A model of the run before must not lie on a GPU beside the measured one.
+    """Free a GPU from the previous run's model before measuring.
 
     Raises:
-        ValueError: If the GPU takes one process at a time, and this one has used it: what it holds cannot be undone.
+        ValueError: If the GPU takes one process at a time, and this one has used it: its context cannot be released.
     """
     import torch
 
@@ -162,14 +162,15 @@ def leave_the_device(device: str) -> None:
 
 
 def threads() -> int:
-    """Of torch, in this process."""
+    """Torch's threads in this process."""
     import torch
 
     return torch.get_num_threads()
 
 
 def measured_alone(settings: Settings, torch_threads: int) -> tuple[str, dict[str, float], PromptSize | None]:
-    """The other side: build the model, measure; what was found, as JSON, and the other fields of Alone."""
+    """In the fresh process: load the model and measure; returns the measurement as JSON, and the other fields of
+    Alone."""
     import torch
     import transformers
 

@@ -1,7 +1,7 @@
-"""The prompt that is timed, the same in every run: the model's, of noise pictures and a question, `timed_batch` times.
+"""The timed prompt, the same in every run: the model's prompt, made of noise pictures and a question, in a batch.
 
-It has as many tokens as the model's prompt, which budgets and costs are of, wherever its size is known and the
-processor can make it. Without a processor, it is the reference prompt of the shipped architecture.
+It has as many tokens as the prompt for which budgets and costs are computed, if that size is known and the processor
+can make it. Without a processor, it is the reference prompt of the shipped architecture.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from pdrop.schedule import Schedule
 
 QUESTION = "What is shown in this picture, and where in it? Answer with a single word or phrase."
-NOISE_SIDE = 336  # pixels of the square picture that is timed, where the model's prompt does not say its size
-# prompts: of a batch that is scored there are as many as there are questions, a timed one is always full
+NOISE_SIDE = 336  # side in pixels of the timed picture, if the model's prompt does not give its size
+# prompts: a scored batch has at most as many as there are questions, a timed batch is always full
 MOST_TIMED = 64
 
 
 def timed_batch(batch_size: int) -> int:
-    """Prompts in what is timed: a batch, but no more than MOST_TIMED."""
+    """Prompts in the timed batch: the batch size, but at most MOST_TIMED."""
     return min(batch_size, MOST_TIMED)
 
 
@@ -40,10 +40,10 @@ def inputs(
 
     Args:
         checkpoint: The loaded model.
-        source: What its reference prompt is, where there is no processor.
+        source: Gives the reference prompt if there is no processor.
         spec: The run's.
         images: Pictures in each prompt.
-        batch: Prompts; None: as many as are timed.
+        batch: Number of prompts; None: as many as are timed.
     """
     batch = timed_batch(spec.batch_size) if batch is None else batch
     if (make := preprocessing(checkpoint, source, spec, images, batch)) is not None:
@@ -58,7 +58,8 @@ def inputs(
 def preprocessing(
     checkpoint: Checkpoint, source: ModelSource, spec: RunSpec, images: int, batch: int | None = None
 ) -> Callable[[], Any] | None:
-    """Makes the timed inputs from pictures and text; None where there is no processor. Arguments as of `inputs`."""
+    """A function that makes the timed inputs from pictures and text; None without a processor. Arguments as
+    `inputs`."""
     if checkpoint.processor is None:
         return None
     import numpy as np
@@ -91,25 +92,25 @@ def preprocessing(
 
 
 def picture_size(prompt: PromptSize, config: Any) -> tuple[int, int]:
-    """Height and width in pixels of a picture that makes the prompt's visual tokens."""
+    """Height and width in pixels of a picture with the prompt's number of visual tokens."""
     if prompt.picture is not None:
         return prompt.picture
     if isinstance(prompt.images, int) or not prompt.images:
-        return NOISE_SIDE, NOISE_SIDE  # scaled by the processor to what the tower takes
+        return NOISE_SIDE, NOISE_SIDE  # the processor scales it to the tower's size
     _, height, width = prompt.images[0]
     patch = config.vision_config.patch_size
     return height * patch, width * patch
 
 
 def question_of(text: float, tokens: Callable[[str], int]) -> str:
-    """A question that makes a prompt of so many tokens of text: words of QUESTION, filled up with a short one.
+    """A question for a prompt with so many text tokens: words of QUESTION, padded with a short one.
 
     Args:
         text: Tokens of text in the whole prompt.
-        tokens: How many a question makes.
+        tokens: Returns the number of text tokens for a question.
 
     Returns:
-        The longest that makes at most so many; one word where the template alone makes more.
+        The longest question within `text`; one word if the template alone has more tokens.
     """
     question = ""
     for words in (QUESTION.split(), ["is"]):
@@ -135,9 +136,9 @@ def counted(
     schedule: Schedule,
     images: int,
 ) -> PromptSize:
-    """What is counted where nothing is scored: the model's prompt as the schedule leaves it.
+    """The prompt that is counted if nothing is scored: the model's prompt under the schedule.
 
-    Where only a forward knows its size, or how many tokens stay, it is the timed prompt as one forward sees it.
+    If its size, or how many tokens stay, is only known in a forward, it is the timed prompt in one forward.
     """
     if source.one_image is not None and not any(stage.adaptive for stage in schedule):
         return source.one_image.times(images).under(method, schedule, source.layers)

@@ -1,7 +1,7 @@
-"""A worker: one process with a device and a model, which answers the batches that it is handed (pdrop/runs/workers.py).
+"""A worker: one process with a device and a model, which answers batches that it is given (pdrop/runs/workers.py).
 
 It loads the model and the tasks itself, once each, and reads the pictures of the documents whose numbers it gets. It
-may be called in several threads: some prepare batches, one at a time uses the model.
+may be called in several threads, which prepare batches; one at a time uses the model.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the process that hands out has to know about a model that it has not loaded.
+    """What the main process needs to know about a model that it has not loaded.
 
     Attributes:
-        sizes: Of its architecture.
+        sizes: The sizes of its architecture.
         itemsize: Bytes of a number.
-        machine: The device's name and the threads of a worker, as a record's environment has them.
+        machine: The device's name and the threads of a worker, as in a record's environment.
     """
 
     sizes: ModelSizes
@@ -47,7 +47,7 @@ class Worker:
     """
 
     def __init__(self, threads: int) -> None:
-        # before torch is imported: what it starts then are as many
+        # before torch is imported, so that it starts as many
         os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 
@@ -60,7 +60,7 @@ class Worker:
         self._asked, self._rests = 0, threading.Condition()  # batches under way
 
     def rest(self) -> None:
-        """Return when no batch is under way any more."""
+        """Return when no batch is in progress."""
         with self._rests:
             self._rests.wait_for(lambda: not self._asked)
 
@@ -72,7 +72,7 @@ class Worker:
         return {"host": platform.node(), "pid": os.getpid(), "device": device}
 
     def loaded(self, settings: Settings) -> Loaded:
-        """The sizes of the run's model, which is loaded if it is not yet."""
+        """The sizes of the run's model, which is loaded if necessary."""
         from pdrop.environment import accelerator
         from pdrop.shapes import ModelSizes
 
@@ -89,7 +89,7 @@ class Worker:
             questions: Without images.
 
         Raises:
-            QuestionError: If anything goes wrong with a question.
+            QuestionError: If a question fails.
         """
         with self._under_way():
             with self._loading:
@@ -104,17 +104,17 @@ class Worker:
             return [answers[question.key] for question in questions]
 
     def timed(self, settings: Settings, cost: Cost) -> Cost:
-        """The cost with what this worker measured under the run's timing protocol."""
+        """The cost with this worker's measurements under the run's timing protocol."""
         from pdrop.runs import timed
 
         here = local(settings)
-        with ExitStack() as alone:  # nothing else runs here, not even what is left of a run that failed
+        with ExitStack() as alone:  # nothing else may run here, not even the rest of a failed run
             alone.enter_context(self._loading)
             for _ in range(DEPTH):
                 alone.enter_context(self._preparing)
             alone.enter_context(self._answering)
             if here.timed_alone:
-                self._generator = self._run = None  # its model makes room on the device, and is loaded again when asked
+                self._generator = self._run = None  # frees its model on the device; loaded again when needed
                 timed.time_run(cost, here, None, timed.in_fresh_processes(here))
             else:
                 timed.time_run(cost, here, here.load())
@@ -157,5 +157,5 @@ class Worker:
 
 
 def local(settings: Settings) -> Settings:
-    """The settings as this process has them: Ray shows each worker its own device as the first."""
+    """The settings for this process: Ray shows each worker its own device as the first."""
     return replace(settings, device="cuda") if settings.device.startswith("cuda") else settings

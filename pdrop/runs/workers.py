@@ -1,16 +1,16 @@
-"""Many devices: a run's batches are answered by workers, each a process with a device and the model of its own.
+"""Many devices: a run's batches are answered by workers, each a process with its own device and model.
 
     python run.py -m workers=8 ratio=0.3,0.5,0.7          one node
     python run.py -m workers=16 workers.address=auto ...  a Ray cluster
 
-Batches are made from the questions alone, so who answers one changes nothing: scores, samples and answers are the
-same to the bit with any number of workers on devices of one kind. This process composes, hands out batches, stores
-answers as they come and scores; workers load the task's pictures themselves (pdrop/runs/worker.py). They stay for the
-whole sweep, and load a model once.
+Batches are made from the questions alone, so it does not matter which worker answers one: scores, samples and answers
+are identical with any number of workers on devices of one kind. This process makes and distributes the batches, stores
+answers as they arrive and scores them; workers load the task's pictures themselves (pdrop/runs/worker.py). They stay
+for the whole sweep, and load a model once.
 
-A worker that dies has its batches asked again by others, and is replaced. A batch that three workers died of fails the
-run. What a batch raises (out of memory, a broken picture) fails the run as it does in one process; nothing is ever
-answered another way instead.
+If a worker dies, its batches are given to others, and it is replaced. A batch on which three workers died fails the
+run. An exception in a batch (out of memory, a broken picture) fails the run as it does in one process; there is no
+fallback.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pdrop")
 
-DEATHS = 3  # of workers, on one batch or while they load, that fail a run
-TRIES = 3  # to start Ray, which gives up after half a minute where others use the machine
-AHEAD = 2  # batches that a worker has at hand at least: it never waits for this process
-SILENCE = 60.0  # s without an answer or a new worker, after which it is said what is waited for
+DEATHS = 3  # worker deaths, on one batch or while loading, that fail a run
+TRIES = 3  # attempts to start Ray, which gives up after half a minute on a busy machine
+AHEAD = 2  # least number of batches queued at a worker, so that it never waits for this process
+SILENCE = 60.0  # s without an answer or a new worker, after which a message says what is waited for
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many processes answer, and what each takes.
+    """How many processes answer, and the resources of each.
 
     Attributes:
-        count: Workers; 0: this process answers by itself.
-        address: Of a Ray cluster; "auto" finds the one of this machine. None: this machine alone.
+        count: Number of workers; 0: this process answers itself.
+        address: Address of a Ray cluster; "auto" finds the one of this machine. None: this machine alone.
         gpus: Share of a GPU that each takes; None: one on cuda, else none.
-        threads: Of the CPU, for each.
+        threads: CPU threads of each.
     """
 
     count: int = 0
@@ -58,7 +58,7 @@ class Workers:
     threads: int = 1
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Refuse invalid values.
 
         Raises:
             ValueError: Naming the dial and what it takes.
@@ -77,10 +77,11 @@ class Workers:
             raise ValueError("workers need Ray, which is not installed: pip install 'pdrop[workers]'; or workers=0")
 
     def check_device(self, device: str, timed: bool) -> None:
-        """Refuse more cards than there are, and shares that leave a worker without one, or without one to be timed on.
+        """Refuse more cards than there are, and shares that leave a worker without a card, or without a whole one for
+        timing.
 
         Args:
-            device: Of the run.
+            device: The run's device.
             timed: Whether something is timed.
 
         Raises:
@@ -91,7 +92,7 @@ class Workers:
             raise ValueError("workers.gpus=0 hides every card from the workers: workers.gpus=1, or device=cpu")
         if timed and 0 < share < 1:
             raise ValueError("what is timed needs a card of its own: workers.gpus=1, or latency=off")
-        if share and self.address is None:  # a cluster may have what this machine has not
+        if share and self.address is None:  # a cluster may have cards that this machine lacks
             import torch
 
             if self.count * share > (there := torch.cuda.device_count()):
@@ -113,7 +114,7 @@ def ray_is_here() -> bool:
 
 
 def started_ray(workers: Workers) -> Any:
-    """What `ray.init` returns: of the cluster that is named, or of Ray on this machine, which is given three tries.
+    """The result of `ray.init`: for the named cluster, or for Ray on this machine, which is tried three times.
 
     Raises:
         RuntimeError: If Ray does not start here.
@@ -127,7 +128,7 @@ def started_ray(workers: Workers) -> Any:
     for attempt in range(1, TRIES + 1):
         try:
             return ray.init(num_cpus=workers.count * workers.threads, **quiet)
-        except Exception as error:  # a plain one, where its processes took longer than half a minute to start
+        except Exception as error:  # Ray raises a plain Exception if its processes start too slowly
             ray.shutdown()
             if attempt == TRIES:
                 raise RuntimeError(f"Ray did not start on this machine: {line_of(error)}") from error
@@ -141,9 +142,9 @@ class Member:
 
     number: int
     actor: Any
-    about: dict[str, Any] | None = None  # host, process, device, once it is there
-    replaces: bool = False  # one that died: there is room for it
-    arrived: float = 0.0  # when it was there, by the monotonic clock
+    about: dict[str, Any] | None = None  # host, process, device, once it is ready
+    replaces: bool = False  # a dead worker, whose resources are free
+    arrived: float = 0.0  # when it became ready, by the monotonic clock
     in_flight: deque[int] = field(default_factory=deque)  # batches, the one being answered first
 
 
@@ -151,11 +152,10 @@ class Team:
     """The workers of this process; made by `team`, and kept until it ends.
 
     Args:
-        workers: How many, and what each takes.
-        device: Where they compute.
-        kind: What each of them is; None: pdrop.runs.worker.Worker. Others stand in for it where the handing out itself
-            is looked at.
-        depth: Batches that each prepares while it answers another.
+        workers: How many, and the resources of each.
+        device: The device that they use.
+        kind: The class of each; None: pdrop.runs.worker.Worker. Tests of the distribution use another.
+        depth: Batches that each prepares ahead while it answers another.
     """
 
     def __init__(self, workers: Workers, device: str, kind: type | None = None, depth: int = 0) -> None:
@@ -166,9 +166,9 @@ class Team:
         self.workers, self.device, self.kind, self.started = workers, device, kind or Worker, 0
         self.depth, self.at_hand = depth, max(AHEAD, depth + 1)
         self.members: list[Member] = []
-        self.starting: dict[Any, Member] = {}  # by the reference that is there when the worker is
+        self.starting: dict[Any, Member] = {}  # by the reference that resolves when the worker is ready
         self.early_deaths = 0  # in a row, before a worker was ready
-        self.dashboard: str | None = None  # host:port, where Ray shows one
+        self.dashboard: str | None = None  # host:port, if Ray has one
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         self.owns_ray = not ray.is_initialized()  # otherwise it is the caller's
         if self.owns_ray:
@@ -180,7 +180,7 @@ class Team:
             self.hire()
 
     def close(self) -> None:
-        """Kill the workers; shut Ray down where this team started it."""
+        """Kill the workers; shut Ray down if this team started it."""
         import ray
 
         for member in [*self.members, *self.starting.values()]:
@@ -189,11 +189,11 @@ class Team:
             ray.shutdown()
 
     def hire(self, replacing: bool = False) -> None:
-        """Start a worker; it comes when there is room for it, such as that of one that died."""
+        """Start a worker; it becomes ready when resources are free, such as those of a dead worker."""
         import ray
 
         share, threads = self.workers.share(self.device), self.workers.threads
-        # Ray starts none again by itself and asks nothing twice: what is asked again is decided here
+        # Ray restarts no worker and repeats no call by itself: that is decided here
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
         member = Member(self.started, made.remote(threads), replaces=replacing)
@@ -201,10 +201,10 @@ class Team:
         self.starting[member.actor.about.remote()] = member
 
     def arrive(self, reference: Any) -> None:
-        """A worker is there, or has died before it was.
+        """Handle a worker that has become ready, or has died before.
 
         Raises:
-            RuntimeError: If three in a row died.
+            RuntimeError: If three in a row have died.
         """
         import ray
 
@@ -226,13 +226,14 @@ class Team:
         log.debug("worker %d is process %s on %s (%s)", member.number, about["pid"], about["host"], about["device"])
 
     def lose(self, member: Member, error: BaseException) -> None:
-        """A worker died: another one starts in its place."""
+        """Replace a worker that died."""
         log.warning("worker %d died (%s); its batches are asked again", member.number, line_of(error))
         self.members.remove(member)
         self.hire(replacing=True)
 
     def wait(self, references: Sequence[Any] = ()) -> list[Any]:
-        """The references that are there, at least one of them or of the workers that start; the latter arrive."""
+        """The references that are resolved, after waiting for at least one or for a starting worker, which is
+        handled."""
         import ray
 
         while True:
@@ -246,29 +247,29 @@ class Team:
         return [one for one in there if one in set(references)]
 
     def rest(self) -> None:
-        """Wait until no worker does anything: what a failed run had begun has ended, who replaces another is there."""
+        """Wait until all workers are idle: batches of a failed run have ended, and replacements are ready."""
         import ray
 
         for member in list(self.members):
             try:
-                ray.get(member.actor.rest.remote())  # it comes after all that was handed out before
+                ray.get(member.actor.rest.remote())  # runs after everything that was given to it before
             except ray.exceptions.RayError as error:
                 self.lose(member, error)
         while any(member.replaces for member in self.starting.values()):
             self.wait()
 
     def one(self) -> Member:
-        """A worker that is there; waits for the first."""
+        """A worker that is ready; waits for the first."""
         while not self.members:
             self.wait()
         return self.members[0]
 
 
-_TEAM: list[Team] = []  # the one of this process, once there is one
+_TEAM: list[Team] = []  # the team of this process, once there is one
 
 
 def team(workers: Workers, device: str, depth: int) -> Team:
-    """The workers of this process, started at the first use; they are let go where others are asked for."""
+    """The workers of this process, started at first use, and replaced if others are asked for."""
     if _TEAM and (_TEAM[0].workers, _TEAM[0].device, _TEAM[0].depth) == (workers, device, depth):
         return _TEAM[0]
     dismiss()
@@ -277,17 +278,17 @@ def team(workers: Workers, device: str, depth: int) -> Team:
 
 
 def dismiss() -> None:
-    """Let the workers of this process go, and the Ray that was started for them."""
+    """Stop the workers of this process, and Ray if it was started for them."""
     while _TEAM:
         _TEAM.pop().close()
 
 
 class TeamGenerator:
-    """Answers as pdrop.evaluation.generation.Generator does, by the workers of a team.
+    """Answers like pdrop.evaluation.generation.Generator, with the workers of a team.
 
     Args:
         settings: The run's.
-        those: The team; None: this process's, as the settings have it.
+        those: The team; None: this process's team for the settings.
     """
 
     def __init__(self, settings: Settings, those: Team | None = None) -> None:
@@ -298,7 +299,7 @@ class TeamGenerator:
         self.spec, self.here, self.settings = settings.spec, settings, ray.put(settings)
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
-        """The batches, as this process would ask them if it had the model."""
+        """The batches, as this process would make them with a model of its own."""
         from pdrop.evaluation import batching
         from pdrop.evaluation.picture_cache import of_process
         from pdrop.evaluation.prompts import PromptBuilder
@@ -308,22 +309,22 @@ class TeamGenerator:
         return batching.planned(questions, builder, self.spec, cache, 1.0 if method is None else method.pixels)
 
     def loaded(self) -> Loaded:
-        """What a worker says about the model that it has loaded."""
+        """A worker's information about the model that it has loaded."""
         found: Loaded = self.call("loaded")
         return found
 
     def timed(self, cost: Cost) -> Cost:
-        """The cost with its times, measured by one worker while the others do nothing."""
+        """The cost with its times, measured by one worker while the others are idle."""
         self.team.rest()
         found: Cost = self.call("timed", cost)
         return found
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """What one worker returns; another one is asked where it dies.
+        """Call one worker; if it dies, another.
 
         Raises:
-            BaseException: What it raised.
-            RuntimeError: If three died of it.
+            BaseException: What the worker raised.
+            RuntimeError: If three workers died.
         """
         import ray
 
@@ -344,10 +345,10 @@ class TeamGenerator:
     def answer(
         self, questions: Sequence[Question], store: AnswerStore | None = None, progress: Progress | None = None
     ) -> Answered:
-        """Ask what the store does not hold yet, storing every batch as it comes.
+        """Ask the questions whose answers are not in the store, storing every batch as it arrives.
 
         Raises:
-            QuestionError: If anything goes wrong with a question; it names the task and the documents.
+            QuestionError: If a question fails; it names the task and the documents.
         """
         from pdrop.evaluation.generation import Answered
 
@@ -374,31 +375,31 @@ class TeamGenerator:
         return Answered([answers[question.key] for question in questions], len(questions) - reused, reused)
 
 
-# a batch's number, its answers, and which worker gave them
+# a batch's number, its answers, and the worker that gave them
 Part = tuple[int, list["Answer"], Member]
 
 
 class Work:
-    """The batches that are to be answered, handed out as workers have room.
+    """The batches to be answered, distributed as workers have room.
 
     Args:
-        generator: Whose run it is.
+        generator: The generator of the run.
         planned: All batches of the questions.
-        wanted: Numbers of those to ask, in the order to ask them.
+        wanted: Numbers of the batches to ask, in order.
     """
 
     def __init__(self, generator: TeamGenerator, planned: Sequence[Sequence[Question]], wanted: Sequence[int]) -> None:
         self.generator, self.team, self.planned = generator, generator.team, planned
         self.waiting = deque(wanted)
-        self.asked: dict[Any, tuple[Member, int]] = {}  # by the reference that is there when the batch is answered
+        self.asked: dict[Any, tuple[Member, int]] = {}  # by the reference that resolves when the batch is answered
         self.deaths: dict[int, int] = defaultdict(int)
-        self.suspects: set[int] = set()  # batches that a worker had at hand when it died: each is asked alone
+        self.suspects: set[int] = set()  # batches queued at a worker when it died: each is asked alone
 
     def results(self) -> Iterator[Part]:
-        """The batches with their answers, as they come.
+        """The batches with their answers, as they arrive.
 
         Raises:
-            QuestionError: If a batch could not be answered, or three workers died of it.
+            QuestionError: If a batch could not be answered, or three workers died on it.
         """
         try:
             while self.waiting or self.asked:
@@ -406,11 +407,11 @@ class Work:
                 for reference in self.team.wait([*self.asked]):
                     if (found := self.collect(reference)) is not None:
                         yield found
-        finally:  # a failure or an interrupt leaves nothing under way that a next run would wait for
+        finally:  # after a failure or an interrupt nothing is left running that a next run would wait for
             self.forget()
 
     def hand_out(self) -> None:
-        """Give batches to the workers that have fewest, until each has some at hand."""
+        """Give batches to the workers that have fewest, until each has enough queued."""
         while self.waiting and (free := [m for m in self.team.members if self.room(m)]):
             member, number = min(free, key=lambda m: len(m.in_flight)), self.waiting.popleft()
             plain = [replace(question, images=elsewhere) for question in self.planned[number]]
@@ -419,18 +420,17 @@ class Work:
             self.asked[reference] = (member, number)
 
     def room(self, member: Member) -> bool:
-        """Whether a worker can take the batch that is next. One of those that a worker died with shares it with none:
-        if that one dies, too, it is clear of what."""
+        """Whether a worker can take the next batch; a suspect one is asked alone, to see if it kills the worker."""
         assert self.waiting
         if self.waiting[0] in self.suspects or self.suspects & set(member.in_flight):
             return not member.in_flight
         return len(member.in_flight) < self.team.at_hand
 
     def collect(self, reference: Any) -> Part | None:
-        """A batch's answers; None where its worker died, and it waits again."""
+        """A batch's answers; None if its worker died, and the batch is queued again."""
         import ray
 
-        if reference not in self.asked:  # its worker died of another batch meanwhile
+        if reference not in self.asked:  # its worker has died on another batch
             return None
         member, number = self.asked[reference]
         try:
@@ -446,10 +446,10 @@ class Work:
         return number, answers, member
 
     def bury(self, member: Member, error: BaseException) -> None:
-        """Put the batches of a worker that died back in front, each to be asked alone: one of them may have killed it.
+        """Put the batches of a dead worker back first, each to be asked alone: one of them may have killed it.
 
         Raises:
-            QuestionError: If three died of that one.
+            QuestionError: If three workers have died on a batch.
         """
         at_hand = list(member.in_flight)
         self.suspects.update(at_hand)
@@ -463,7 +463,7 @@ class Work:
             raise died_of(self.planned[at_hand[0]], error)
 
     def forget(self) -> None:
-        """Cancel what is under way; what has begun ends in its worker, and nobody reads it."""
+        """Cancel queued batches; running ones end in their workers and are ignored."""
         import ray
 
         for reference, (member, _) in self.asked.items():
@@ -473,7 +473,7 @@ class Work:
 
 
 def elsewhere() -> list[Any]:
-    """In place of a question's images, which its worker reads itself."""
+    """Replaces a question's images, which its worker reads itself."""
     raise RuntimeError("a question that was sent to a worker has its images there")
 
 
@@ -495,6 +495,6 @@ def cause_of(error: Any) -> BaseException:
 
 
 def line_of(error: BaseException) -> str:
-    """What Ray says about a death, in a line."""
+    """Ray's message about a death, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,1 +1,1 @@
-"""What it takes, by the clock: in turns with the unpruned model, in one process, on the same inputs."""
+"""Timing, in turns with the unpruned model, in one process, on the same inputs."""

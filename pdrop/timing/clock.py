@@ -1,4 +1,4 @@
-"""The clocks: of one call, and of an attachment's own hooks."""
+"""Clocks for one call, and for an attachment's own hooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pdrop.engine import Attachment
 
 @dataclass(frozen=True)
 class Timed:
-    """One call: its time on the clock, and what the process spent of the processor (all threads), in milliseconds."""
+    """One call: its wall time, and the process's CPU time (all threads), in milliseconds."""
 
     wall_ms: float
     cpu_ms: float
@@ -41,7 +41,7 @@ def time_call(call: Callable[[], Any], device: torch.device) -> Timed:
 
 
 def model_device(model: torch.nn.Module) -> torch.device:
-    """Where the model's first weights are."""
+    """The device of the model's first weights."""
     return next(model.parameters()).device
 
 

@@ -1,8 +1,8 @@
-"""The conditions of a measurement, and whether two times may be compared at all.
+"""The conditions of a measurement, and whether two times may be compared.
 
-A ratio of times says something of dropping only if nothing else differs. So every measurement notes its conditions, and
-whoever compares asks `differences` first: other attention backends, dtypes, devices or numbers of threads make a
-comparison meaningless, and a device that others use makes it doubtful.
+A ratio of times measures dropping only if nothing else differs. So every measurement records its conditions, and
+comparisons call `differences` first: other attention backends, dtypes, devices or numbers of threads make a comparison
+meaningless, and a device that others use makes it doubtful.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pdrop.environment import versions
 from pdrop.record import differing_conditions
 from pdrop.timing import nvidia
 
-OTHERS_GIB = 2.0  # of the GPU's memory in other processes: a driver's contexts take less
+OTHERS_GIB = 2.0  # GPU memory in other processes: a driver's contexts take less
 # what a process may hold outside torch's allocator: its context, and cuDNN's kernels, some for each shape
 OWN_GIB = 2.0
 
@@ -25,10 +25,10 @@ OWN_GIB = 2.0
 def conditions(model: torch.nn.Module) -> dict[str, Any]:
     """The conditions under which `model` is measured now.
 
-    Attention backends are read off the configs that the layers look at, of decoder and tower apart; `sdpa_kernels` are
-    those of torch that may be taken. `others_gib` is memory of the GPU that other processes hold, where the driver
-    tells; `outside_gib` all that is not torch's in this one, its own context and kernels among it. `load` is the
-    machine's running processes, mean of a minute.
+    Attention backends are read from the configs that the layers use, separately for decoder and tower; `sdpa_kernels`
+    are torch's enabled kernels. `others_gib` is GPU memory of other processes, if the driver reports it; `outside_gib`
+    is all memory of this process that is not torch's, including its context and kernels. `load` is the machine's
+    running processes, mean of a minute.
     """
     weights = next(model.parameters())
     config: Any = model.config
@@ -57,7 +57,7 @@ def conditions(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def sdpa_kernels() -> str:
-    """Torch's attention kernels that may be taken, and the environment's say in their order."""
+    """Torch's enabled attention kernels, and environment variables that affect their order."""
     backends = torch.backends.cuda
     on = {
         "cudnn": backends.cudnn_sdp_enabled(),
@@ -70,7 +70,7 @@ def sdpa_kernels() -> str:
 
 
 def libraries(device: torch.device) -> str:
-    """What brings the kernels, and for which generation of cards."""
+    """The libraries that bring the kernels, and the generation of the card."""
     major, minor = torch.cuda.get_device_capability(device)
     found = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
     found += [f"{name} {version}" for name, version in versions(("flash-attn", "kernels")).items()]
@@ -78,15 +78,15 @@ def libraries(device: torch.device) -> str:
 
 
 def tf32() -> bool:
-    """Whether float32 products are rounded to TF32 on CUDA, by whichever of torch's two ways that was asked for.
+    """Whether float32 products are rounded to TF32 on CUDA, by either of torch's two settings.
 
-    The older way of asking, allow_tf32, raises once anything in the process has used the newer one.
+    Reading the older setting, allow_tf32, raises once anything in the process has used the newer one.
     """
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What forbids a comparison, in words; empty where it may be made."""
+    """What forbids a comparison, in words; empty if it is allowed."""
     return differing_conditions(one, other)
 
 
@@ -101,7 +101,7 @@ def refuse_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> None
 
 
 def invalid(before: Mapping[str, Any], after: Mapping[str, Any], busy: bool = True) -> list[str]:
-    """Why a measurement between these two moments is invalid; empty where it is valid.
+    """Why a measurement between these two moments is invalid; empty if it is valid.
 
     Args:
         before: The conditions then;

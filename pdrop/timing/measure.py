@@ -6,13 +6,13 @@
     found = measure(model, inputs, PyramidDrop(), pyramid(32), TimingProtocol("mine", 2, 10, new_tokens=(1, 64)))
     found["end_to_end"]["64"]["ratio"]["median"]        # time of a 64-token answer / the unpruned model's
 
-Measurements, each in a pass of its own: answers of a fixed length (time to the first token, time per token, end to end
-at every length asked for), prefill where no answer is asked for, vision tower with projector, selection inside the
-attached hooks, preprocessing where there is a processor, peak memory, and on CUDA the answers once more with other
-attention kernels. This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions
-are noted before and after. Needs torch and transformers alone, so that a bare machine with a GPU can run it.
+Measurements, each in a separate pass: answers of a fixed length (time to the first token, time per token, end to end at
+every length asked for), prefill if no answer is asked for, vision tower with projector, selection inside the attached
+hooks, preprocessing if there is a processor, peak memory, and on CUDA the answers again with other attention kernels.
+This model and the unpruned one take turns on the same inputs (pdrop/timing/paired.py); conditions are recorded before
+and after. Needs only torch and transformers, so that it runs on a bare machine with a GPU.
 
-The result is plain data, as it stands in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
+The result is plain data, as in a record: an interval of times is {unit, median, iqr, p90, low, high, values}.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def measure(
     Args:
         model: In eval mode, with nothing attached.
         inputs: One batch of prompts with their pixels, on the model's device.
-        method: What is measured,
+        method: The method to measure,
         schedule: with this schedule, which has a boundary.
-        protocol: How long, how many tokens, memory or not.
-        preprocess: Makes the inputs from images and text; timed on the CPU where it is given.
-        tokenizer: The prompts' own, for methods that read the question.
+        protocol: How long, how many tokens, whether memory.
+        preprocess: Makes the inputs from images and text; timed on the CPU if given.
+        tokenizer: The prompts' tokenizer, for methods that read the question.
 
     Returns:
         `stages` ({name: {this, none, ratio}}), `end_to_end` (the same by length), `kernels` (both, by the order of
-        attention kernels), `memory`, `conditions` (before, after), `invalid` (why the numbers do not count; empty where
-        they do), `notes` (what else must be known of a stage) and `protocol`.
+        attention kernels), `memory`, `conditions` (before, after), `invalid` (why the numbers do not count; empty if
+        they do), `notes` (remarks on a stage) and `protocol`.
 
     Raises:
         ValueError: If the schedule is empty or the protocol times nothing.
@@ -103,10 +103,10 @@ def measure_prefill(
     protocol: TimingProtocol,
     tokenizer: Any = None,
 ) -> Measurement:
-    """Prefills alone, and the conditions: an indication that may be taken on a busy machine.
+    """Prefills and conditions only: an indication that can be measured on a busy machine.
 
-    Arguments and what is raised as of `measure`; so is what is returned, with one stage and no answers. A load by
-    others is in the conditions, and does not make it invalid: both sides take turns under it.
+    Arguments, errors and result as in `measure`, with one stage and no answers. Load by others is in the conditions and
+    does not make it invalid: both sides take turns under it.
     """
     if not schedule.stages:
         raise ValueError("a schedule without a boundary drops nothing: its prefill is the unpruned one, not timed")
@@ -122,7 +122,7 @@ def measure_prefill(
 def described(
     conditions: Measurement, invalid: list[str], inputs: Mapping[str, Any], protocol: TimingProtocol
 ) -> Measurement:
-    """What must be known of a measurement besides its numbers."""
+    """Remarks and settings of a measurement other than its numbers."""
     return {
         "conditions": conditions,
         "invalid": invalid,
@@ -133,7 +133,7 @@ def described(
 
 
 def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Measurement:
-    """The conditions of this moment, with the clocks of a GPU that prefills."""
+    """The current conditions, with the clocks of a GPU under prefills."""
     clocks = clocks_at_work(lambda: prefill(model, inputs), device) if device.type == "cuda" else {}
     return conditions(model) | clocks
 
@@ -141,7 +141,7 @@ def at_work(model: Any, inputs: Mapping[str, Any], device: torch.device) -> Meas
 def turns(
     model: Any, inputs: Mapping[str, Any], attachment: Any, protocol: TimingProtocol, device: torch.device
 ) -> Measurement:
-    """`stages` and `end_to_end`: answers, or prefills where none are asked for."""
+    """`stages` and `end_to_end`: answers, or prefills if no answers are asked for."""
     timed = answers if protocol.new_tokens else prefills
     return timed(model, inputs, attachment, protocol, device)
 
@@ -160,7 +160,7 @@ def prefills(
 
 
 def within(attachment: Any, call: Callable[[], Any]) -> Callable[[], Any]:
-    """The same call with dropping."""
+    """The same call with the method attached."""
 
     def attached() -> Any:
         with attachment:
@@ -238,13 +238,13 @@ def summary(values: Sequence[float], unit: str, base: Sequence[float] | None = N
 
 
 def unpaired_times(call: Callable[[], float], protocol: TimingProtocol) -> Measurement:
-    """A stage that both sides share, or that only one has: milliseconds of it."""
+    """Milliseconds of a stage that both sides share, or that only one has."""
     call()
     return {"this": summary([call() for _ in range(max(3, min(10, protocol.pairs)))], "ms")}
 
 
 def pooled(processes: Sequence[Measurement]) -> Measurement:
-    """Several processes' measurements of one run as one: raw values together, intervals over all of them.
+    """Measurements of one run by several processes, pooled: raw values together, intervals over all of them.
 
     Raises:
         ValueError: If they were made under different conditions.

@@ -1,8 +1,8 @@
-"""What a prefill and its answer hold: peak memory in a pass of its own, and the cache's bytes layer by layer.
+"""Memory of a prefill and its answer: the peak, in a separate pass, and the cache's bytes per layer.
 
-On a GPU peaks are those of torch's allocator, allocated and reserved, without the weights. On a CPU the process is all
-there is to see: the growth of its resident set to its highest mark, which Linux lets a process reset. Never measured in
-the same pass as time.
+On a GPU peaks are those of torch's allocator, allocated and reserved, without the weights. On a CPU only the process
+can be measured: the growth of its resident set to its peak, which Linux lets a process reset. Never measured in the
+same pass as time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def cache_bytes(cache: Any) -> list[int]:
-    """Bytes of keys and values of each layer, counted on the tensors that are there; of a quantised cache the codes and
-    their scales, and what it holds unquantised."""
+    """Bytes of keys and values of each layer, counted on the actual tensors; for a quantised cache codes, scales and
+    the unquantised rest."""
     held = ("keys", "values", "_quantized_keys", "_quantized_values")
     return [sum(bytes_of(getattr(layer, name, None)) for name in held) for layer in cache.layers]
 
 
 def bytes_of(held: Any) -> int:
-    """Bytes of a tensor, or of all those in tuples, lists and dicts; of a tensor that is made of others, of these."""
+    """Bytes of a tensor, or of all tensors in tuples, lists and dicts; for a composite tensor, of its parts."""
     if isinstance(held, torch.Tensor):
         if (parts := getattr(held, "__tensor_flatten__", None)) is not None:
             return sum(bytes_of(getattr(held, name)) for name in parts()[0])
@@ -43,10 +43,10 @@ def bytes_of(held: Any) -> int:
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
-    """Bytes that `call` needs at its peak on top of what is held before it.
+    """Peak bytes that `call` needs above what was held before it.
 
     Returns:
-        `allocated` and `reserved` on a GPU, `resident` on a CPU; None where the system does not tell.
+        `allocated` and `reserved` on a GPU, `resident` on a CPU; None if the system does not report it.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -70,7 +70,7 @@ def peak(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]
 
 
 def restart_peak(device: torch.device) -> None:
-    """What was held before does not count in `peak_since`."""
+    """Start a new peak for `peak_since`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif RESET.exists():
@@ -78,9 +78,9 @@ def restart_peak(device: torch.device) -> None:
 
 
 def peak_since(device: torch.device) -> int | None:
-    """The most that was held since `restart_peak`, in bytes: by torch on a GPU, by the process on a CPU.
+    """The peak since `restart_peak`, in bytes: of torch on a GPU, of the process on a CPU.
 
-    None where the system does not tell.
+    None if the system does not report it.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -88,7 +88,7 @@ def peak_since(device: torch.device) -> int | None:
 
 
 def give_back() -> None:
-    """Freed memory goes back to the system, so that what `call` needs is seen to grow. Where the C library can."""
+    """Return freed memory to the system, if the C library can, so that growth during `call` is visible."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     gc.collect()
     if trim is not None:
@@ -96,7 +96,7 @@ def give_back() -> None:
 
 
 def resident() -> dict[str, int]:
-    """The process's resident set and its highest mark, in bytes."""
+    """The process's resident set and its peak, in bytes."""
     lines = (line.split() for line in STATUS.read_text().splitlines() if line.startswith(("VmRSS", "VmHWM")))
     return {name.rstrip(":"): int(kib) * 1024 for name, kib, _ in lines}
 
@@ -107,9 +107,9 @@ def memory(
     """Peaks of a prefill and of an answer, and the cache after the prefill.
 
     Args:
-        model: Whose weights are counted apart.
+        model: The model, whose weights are counted separately.
         prefill: Returns an output with its cache.
-        answer: A whole answer; None: not measured.
+        answer: Generates a whole answer; None: not measured.
         device: The model's.
     """
     cache = returned_cache(prefill())

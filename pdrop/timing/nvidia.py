@@ -1,7 +1,7 @@
-"""What a GPU does besides what torch sees: its clocks, whether it is slowed down, who else holds memory on it.
+"""GPU state that torch does not report: clocks, throttling, memory held by other processes.
 
-Read by nvidia-smi, which comes with the driver; where there is none, or a value is not told (in a container, of a part
-of a card), nothing is said of it.
+Read by nvidia-smi, which comes with the driver; without it, or if a value is not reported (in a container, for a part
+of a card), the value is None.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 
 CLOCKS = ("clocks.sm", "power.draw", "temperature.gpu")
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # its name of today, and of older drivers
-# of the bits of these reasons: those of a card that is in trouble
+# the bits of these reasons that mean a problem of the card
 SLOWED = {0x8: "hardware", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power supply"}
-POWER_CAP = 0x4  # at its power limit, as big cards under load are
+POWER_CAP = 0x4  # at its power limit, which is normal for large cards under load
 EXCLUSIVE = "Exclusive_Process"
 
 
 def uuid_of(device: torch.device) -> str:
-    """The card's name for nvidia-smi, whichever are visible to torch."""
+    """The card's identifier for nvidia-smi, independent of the cards visible to torch."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def command(device: torch.device, what: str) -> list[str]:
-    """What is typed for one card: the answer is CSV without a head and without units."""
+    """The nvidia-smi command for one card; its output is CSV without header and units."""
     return ["nvidia-smi", f"--id={uuid_of(device)}", f"--query-{what}", "--format=csv,noheader,nounits"]
 
 
 def ask(device: torch.device, what: str) -> str | None:
-    """What nvidia-smi says, as CSV; None where it cannot be asked."""
+    """The output of nvidia-smi, as CSV; None if it cannot be run."""
     if shutil.which("nvidia-smi") is None:
         return None
     found = subprocess.run(command(device, what), capture_output=True, text=True, timeout=60, check=False)
@@ -42,14 +42,14 @@ def ask(device: torch.device, what: str) -> str | None:
 
 
 def clocks_at_work(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """Clocks while `work` is done again and again: those of an idle card say nothing.
+    """Clocks while `work` is repeated: those of an idle card mean nothing.
 
     Returns:
         As `read_clocks`.
     """
     for reasons in REASONS if shutil.which("nvidia-smi") is not None else ():
         line = command(device, f"gpu={','.join([*CLOCKS, reasons])}")
-        work()  # however soon the answer comes, the card was not idle
+        work()  # so that the card is not idle, however soon nvidia-smi answers
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asked:
             while asked.poll() is None:
                 work()
@@ -61,7 +61,7 @@ def clocks_at_work(work: Callable[[], Any], device: torch.device) -> dict[str, A
 
 
 def read_clocks(text: str | None) -> dict[str, Any]:
-    """`clock_mhz`, `power_w`, `temperature_c`, each None where it is not told, and `slowed`: by what, in words."""
+    """`clock_mhz`, `power_w`, `temperature_c`, each None if not reported, and `slowed`: the reason, in words."""
     values = [value.strip() for value in (text or "").strip().split(",")]
     clock, power, temperature, reasons = values if len(values) == len(CLOCKS) + 1 else ["", "", "", ""]
     active = int(reasons, 16) if reasons.startswith("0x") else None
@@ -75,7 +75,7 @@ def read_clocks(text: str | None) -> dict[str, Any]:
 
 
 def number(text: str) -> float | None:
-    """A number of nvidia-smi's; None for "[N/A]" and the like."""
+    """A number from nvidia-smi; None for "[N/A]" and similar."""
     try:
         return float(text)
     except ValueError:
@@ -83,12 +83,12 @@ def number(text: str) -> float | None:
 
 
 def others_gib(device: torch.device) -> float | None:
-    """Memory that other processes hold on the card, without those that started this one; None where it is not told."""
+    """GiB that other processes hold on the card, except ancestors of this one; None if not reported."""
     return read_others(ask(device, "compute-apps=pid,used_memory"), {os.getpid(), *ancestors(os.getpid())})
 
 
 def read_others(text: str | None, own: set[int]) -> float | None:
-    """GiB of all processes that are not `own`; None unless one of `own` is listed, for then the ids are another's."""
+    """GiB of all processes that are not `own`; None if none of `own` is listed, since ids then differ (containers)."""
     held: dict[int, float | None] = {}
     for line in (text or "").splitlines():
         pid, _, mib = line.partition(",")
@@ -101,7 +101,7 @@ def read_others(text: str | None, own: set[int]) -> float | None:
 
 
 def ancestors(pid: int) -> set[int]:
-    """Process ids above one, as Linux tells them."""
+    """The ids of a process's ancestors, from Linux's /proc."""
     found: set[int] = set()
     while (stat := Path(f"/proc/{pid}/stat")).exists():
         pid = int(stat.read_text().rpartition(")")[2].split()[1])

@@ -1,11 +1,11 @@
-"""How long a prefill takes, as a ratio to the unpruned model measured side by side.
+"""The time of a prefill, as a ratio to the unpruned model measured in turns with it.
 
-Why a ratio: on a machine that others use, absolute times drift by far more than what dropping saves. So both sides run
+Why a ratio: on a shared machine, absolute times drift by far more than dropping saves. So both sides run
 in one process, on the same inputs and attention backend, taking turns (ABBA: each pair swaps who goes first), and the
 result is the median of the paired ratios with a bootstrap interval. Raw values are kept.
 
 What is timed: one call of the model with `use_cache=True, logits_to_keep=1`, what `generate` does before the first
-token: vision tower, projector, decoder, selection, filling the cache, lm_head on the last position. Not in it: image
+token: vision tower, projector, decoder, selection, filling the cache, lm_head on the last position. Not included: image
 preprocessing, tokenisation, sampling. `decoder_inputs(inputs)` leaves the tower out, for the unpruned model. On a GPU
 the clock is a pair of CUDA events around the call, synchronised; on a CPU it is perf_counter. Other stages:
 pdrop/timing/measure.py.
@@ -53,11 +53,11 @@ def prefill_ratio(
 
     Args:
         model: In eval mode, with nothing attached.
-        inputs: What `model(**inputs)` takes for one batch of prompts, on the model's device, without a cache.
-        method: What is timed,
-        schedule: with this schedule, which has a boundary: there is nothing to time where nothing is dropped.
+        inputs: Arguments of `model(**inputs)` for one batch of prompts, on the model's device, without a cache.
+        method: The method to time,
+        schedule: with this schedule, which must have a boundary.
         protocol: How long.
-        tokenizer: The prompts' own, for methods that read the question.
+        tokenizer: The prompts' tokenizer, for methods that read the question.
 
     Returns:
         This prefill in ms, the unpruned one in ms, and the paired ratio this / unpruned.
@@ -83,7 +83,7 @@ def prefill_ratio(
 
 
 def selection_share(model: torch.nn.Module, inputs: Mapping[str, Any], method: Method, schedule: Schedule) -> float:
-    """Share of one prefill that is spent on dropping. Not a way to time a prefill: the clocks cost something."""
+    """Share of one prefill that is spent on dropping. Do not use it to time a prefill: its clocks take time."""
     with (attachment := ClockedAttachment(model, method, schedule)):
         begin = attachment.seconds()
         prefill(model, inputs)
@@ -99,21 +99,21 @@ def prefill(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
 def decoder_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs for timing the unpruned decoder alone: without pixels the placeholder ids are embedded like words.
 
-    They are text then, of which nothing is dropped; give features (`mm_encoder_outputs`) to time dropping without the
+    They then count as text, so nothing is dropped; pass features (`mm_encoder_outputs`) to time dropping without the
     tower.
     """
     return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
 
 def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtocol) -> dict[str, list[Timed]]:
-    """Measure several sides in rounds, each round in the opposite order of the one before (ABBA, ABCCBA, ...).
+    """Measure several sides in rounds, each in the opposite order of the previous round (ABBA, ABCCBA, ...).
 
     Args:
-        sides: What to call, by name; each call gives one sample.
+        sides: Functions to call, by name; each call gives one sample.
         protocol: `pairs` is the least number of rounds.
 
     Returns:
-        By name, one sample per round: samples of the same place in the lists were taken side by side.
+        By name, one sample per round: samples at the same index were taken in the same round.
 
     Raises:
         ValueError: If the protocol times nothing.
@@ -134,7 +134,7 @@ def take_turns(sides: Mapping[str, Callable[[], Timed]], protocol: TimingProtoco
 
 
 def warm_up(side: Callable[[], Timed], protocol: TimingProtocol) -> int:
-    """Call a side until it is warm; how often."""
+    """Call a side until it is warm; returns the number of calls."""
     seen = [side().wall_ms for _ in range(protocol.warmup)]
     while protocol.steady and len(seen) < 10 * max(1, protocol.warmup):
         last = seen[-3:]
@@ -160,7 +160,7 @@ def interval(values: Sequence[float], unit: str, seed: int = 0) -> Interval:
 
 
 def paired_ratio(this: Sequence[float], base: Sequence[float]) -> Interval:
-    """Interval of the ratios this / base of values taken side by side; the resampling draws whole pairs.
+    """Interval of the ratios this / base of paired values; the bootstrap draws whole pairs.
 
     Raises:
         ValueError: If the two are not of the same length.

@@ -1,4 +1,4 @@
-"""How long to measure: a timing protocol, as conf/latency/ chooses it. Standard library only."""
+"""Timing protocols: how long to measure, as in conf/latency/. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ class TimingProtocol:
     """How long to measure.
 
     Attributes:
-        name: Goes into the record.
-        warmup: Calls of each side before the clock counts, at the same shapes.
+        name: Its name in the record.
+        warmup: Untimed calls of each side first, at the same shapes.
         pairs: Least number of paired measurements; 0 = nothing is timed.
-        min_seconds: Go on in pairs until this much time is spent on them.
+        min_seconds: Measure further pairs until they have taken this long.
         steady: Warm up until the last three calls differ by less than this share, at most ten times `warmup`. 0: do not
             look.
-        new_tokens: Lengths of answers that are generated, for decoding and end-to-end times. None of them: prefill
-            alone.
+        new_tokens: Lengths of generated answers, for decoding and end-to-end times. Empty: prefill only.
         images: Images in the prompt.
         kernels: Orders of torch's attention kernels (pdrop/models/attention.py) that are timed, too: on CUDA, of sdpa.
         memory: Whether peak memory is measured, in a pass of its own.
-        fresh: Whether a run is measured in a process of its own,
-        repeats: and in how many.
+        fresh: Whether a run is measured in fresh processes,
+        repeats: and in how many of them.
     """
 
     name: str
@@ -52,7 +51,7 @@ class TimingProtocol:
             raise ValueError(f"latency.repeats={self.repeats} are processes: set latency.fresh=true, too")
 
     def _check_kinds(self) -> None:
-        """A dial's value comes from a command line, where a word or half a number is soon written."""
+        """Refuse values of the wrong type, since dials come from a command line."""
         whole = "a whole number"
         kinds: dict[str, tuple[str, tuple[type, ...]]] = dict.fromkeys(
             ("warmup", "pairs", "images", "repeats"), (whole, (int,))
@@ -77,7 +76,7 @@ class TimingProtocol:
 
     @property
     def spelled(self) -> str:
-        """The protocol as it identifies a run: what is not at its default."""
+        """The protocol as part of a run's identity: everything that is not at its default."""
         parts = [f"{self.name} {self.warmup}/{self.pairs}/{self.min_seconds:g}"]
         parts += [f"steady {self.steady:g}"] if self.steady else []
         parts += [f"new {'/'.join(map(str, self.new_tokens))}"] if self.new_tokens else []

@@ -1,8 +1,8 @@
-"""When each token of an answer is there: one generation of fixed length gives TTFT, TPOT and every shorter answer.
+"""The time of each token of an answer: one generation of fixed length gives TTFT, TPOT and all shorter answers.
 
 `generate` is watched by a logits processor, which is called once per step, when its logits are ready. On a GPU it
-records a CUDA event and does not wait; on a CPU it reads the clock. The answer's length is fixed: methods that made
-models stop early or ramble would otherwise be timed by their words.
+records a CUDA event and does not wait; on a CPU it reads the clock. The answer's length is fixed, because otherwise a
+method that makes answers shorter or longer would be timed by their length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 
 @dataclass(frozen=True)
 class Timeline:
-    """Milliseconds from the call to each token, and what the process spent of the processor until the last."""
+    """Milliseconds from the call to each token, and the process's CPU time until the last."""
 
     ms: tuple[float, ...]
     cpu_ms: float
@@ -40,7 +40,7 @@ class Timeline:
 
 
 class Clock(LogitsProcessor):
-    """Notes when it is called; changes nothing."""
+    """Records when it is called; changes nothing."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -67,16 +67,16 @@ class Clock(LogitsProcessor):
 
 
 def answer(model: Any, inputs: Mapping[str, Any], tokens: int, device: torch.device) -> Timeline:
-    """Generate exactly `tokens` tokens greedily, and note when each is there.
+    """Generate exactly `tokens` tokens greedily, and record when each is ready.
 
     Args:
         model: An image-text-to-text model, in eval mode, with or without an attachment.
-        inputs: What `model.generate` takes: one batch of prompts.
+        inputs: Arguments of `model.generate`: one batch of prompts.
         tokens: New tokens of every prompt.
         device: The model's.
 
     Raises:
-        RuntimeError: If another number came out.
+        RuntimeError: If another number of tokens was generated.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

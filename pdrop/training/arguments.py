@@ -10,7 +10,7 @@ import torch
 
 from pdrop.training.settings import TrainingSettings
 
-# Arguments that would train something else than they say.
+# Arguments whose effect here would not be what they say.
 REFUSED = {
     "num_train_epochs": "set train.epochs, and train.steps=null",
     "label_smoothing_factor": "the Trainer would smooth labels of the wrong tokens here, one too early",
@@ -26,10 +26,10 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int, layers: S
         settings: Of the training.
         folder: Where checkpoints go.
         steps: Optimizer steps.
-        layers: Classes of the modules that FSDP shards one by one; none: those that the model names.
+        layers: Classes of the modules that FSDP shards one by one; empty: those that the model names.
 
     Raises:
-        ValueError: If the recipe or the user sets what is set elsewhere, or transformers refuses it.
+        ValueError: If the recipe or the user sets an argument that is set elsewhere, or transformers refuses it.
     """
     from transformers import TrainingArguments
 

@@ -13,17 +13,17 @@ from pdrop.training.encode import PER_TOKEN, Encoder, Row, stack
 
 
 class Collator:
-    """Pads rows on the right and stacks what goes into the vision tower.
+    """Pads rows on the right and stacks the vision tower's inputs.
 
-    Where several processes train together, every batch must bring an image: one process that calls the tower while
-    another does not would wait for it for ever (FSDP, ZeRO-3), or lack its gradients (DDP). A batch of text alone then
-    carries a black image after its shortest row, as padding: nothing attends to it, it is not a visual token to any
-    method, and the loss is what it was. LLaVA's code has a dummy image for the same reason.
+    If several processes train together, every batch must have an image: a process that calls the tower while another
+    does not would wait for ever (FSDP, ZeRO-3), or miss gradients (DDP). A batch of text only then gets a black image
+    after its shortest row, as padding: nothing attends to it, no method sees it as visual tokens, and the loss does not
+    change. LLaVA's code has a dummy image for the same reason.
 
     Args:
         encoder: Makes the black image.
         pad_id: Token id of padding.
-        always_image: Whether batches of text alone get one.
+        always_image: Whether batches of text only get a black image.
     """
 
     def __init__(self, encoder: Encoder, pad_id: int, always_image: bool = False) -> None:
@@ -57,14 +57,14 @@ class Collator:
 
 
 class ByModality(torch.utils.data.Sampler[int]):
-    """Every epoch, all records once: those with images and those of text alone in batches of their own, like lengths
-    together, the batches in random order (LLaVA's group_by_modality_length).
+    """All records once per epoch: records with images and text-only records in separate batches of similar lengths, the
+    batches in random order (LLaVA's group_by_modality_length).
 
     Args:
-        lengths: Of each record; negative for those of text alone.
+        lengths: Length of each record, negative for text only.
         batch: Records of a step, over all processes and accumulated batches.
-        seed: Of the order.
-        epoch: Tells the number of the epoch that begins, so that a resumed training goes on in its order.
+        seed: Seed of the order.
+        epoch: Returns the number of the epoch that begins, so that a resumed training continues in its order.
         grouped: False: any order, modalities and lengths mixed.
     """
 
@@ -83,7 +83,7 @@ class ByModality(torch.utils.data.Sampler[int]):
         return iter(self._group(everything, rng) if self.grouped else everything)
 
     def _group(self, order: list[int], rng: random.Random) -> list[int]:
-        """In steps of one modality; what is left over of each makes the last, mixed ones."""
+        """Group into steps of one modality; the remainders make the last, mixed steps."""
         whole, left = [], []
         for text in (False, True):
             one = [index for index in order if (self.lengths[index] < 0) == text]
@@ -95,6 +95,6 @@ class ByModality(torch.utils.data.Sampler[int]):
                 near = sorted(one[start : min(start + stretch, full)], key=lambda index: -abs(self.lengths[index]))
                 whole += [near[at : at + self.batch] for at in range(0, len(near), self.batch)]
         rng.shuffle(whole)
-        # longest in front within a step: of several processes each gets rows of like lengths
+        # longest first within a step, so that each of several processes gets rows of similar lengths
         left.sort(key=lambda index: -abs(self.lengths[index]))
         return [index for step in whole for index in step] + left

@@ -4,8 +4,8 @@
         {"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}]}, ...]
 
 `image` is one path or a list of them (relative to the image folder), or absent in a record of text alone; `<image>`
-marks where each stands. A `.jsonl` file has one record a line. As LLaVA's own loader does, a record's first turn is
-left out if it is not the human's, and a turn with the record's only image has its mark moved to the front.
+marks the place of each. A `.jsonl` file has one record per line. As in LLaVA's own loader, a record's first turn is
+left out if it is not the human's, and the mark of a record's only image is moved to the front of its turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMED = 3  # how many of the faulty records an error names
 
 @dataclass(frozen=True)
 class Turn:
-    """What was asked, `<image>` in the places of images, and what was answered; None at the end of some records."""
+    """A question with `<image>` at the places of images, and its answer, which is None at the end of some records."""
 
     question: str
     answer: str | None
@@ -45,14 +45,14 @@ class Record:
 
 
 class Conversations:
-    """The records of a file. They are kept as the bytes of their JSON, which loader processes share, and read anew.
+    """The records of a file, kept as the bytes of their JSON, which loader processes share, and parsed on access.
 
     Args:
         path: The .json or .jsonl file.
         folder: Where the images are; None: where the file is.
 
     Raises:
-        ValueError: If the file is none of the kind, or records are faulty: names the first of them, with the remedy.
+        ValueError: If the file has another format, or records are faulty: names the first of them, with the remedy.
     """
 
     def __init__(self, path: Path, folder: Path | None = None) -> None:
@@ -99,7 +99,7 @@ class Conversations:
 
 
 def read(path: Path) -> Iterator[Any]:
-    """The records of a .json or .jsonl file as they stand there.
+    """The unchecked records of a .json or .jsonl file.
 
     Raises:
         ValueError: If the file is missing or not of that kind.
@@ -126,7 +126,7 @@ def _decode(text: str, where: str) -> Any:
 
 
 def parse(data: Any, name: str, folder: Path) -> Record:
-    """One record, checked. Whether its images are there is not looked at.
+    """One record, checked, except that its images exist.
 
     Raises:
         ValueError: Naming the record, what is wrong and the remedy.

@@ -1,4 +1,4 @@
-"""What a training took, and the closed form of what its mean record costs (pdrop/cost/training.py)."""
+"""The measured cost of a training, and the closed-form cost of its mean record (pdrop/cost/training.py)."""
 
 from __future__ import annotations
 

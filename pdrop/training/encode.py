@@ -1,13 +1,13 @@
-"""From a conversation to a row of the batch: token ids, labels of the answers alone, pixels.
+"""From a conversation to a row of the batch: token ids, labels on the answers only, pixels.
 
 Formats:
     vicuna_v1   LLaVA's v1 template: system sentence, "USER: ... ASSISTANT:", labels on " answer</s>" of every turn
     plain       LLaVA's pre-training: the image and its caption, no instruction; labels on the caption and its newline
     chat        the checkpoint's own chat template, labels from where an answer begins to its end token
 
-So the query token, the one before each answer, is the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and
-in `plain` the image's last token. The official code asks there with the last token that has survived so far; here the
-query itself always stays (its logits are needed) and is counted among those kept.
+So the query token, which precedes each answer, is the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and in
+`plain` the image's last token. There the official code uses the last token that has survived so far; here the query
+itself always stays (its logits are needed) and counts as kept.
 
 A row longer than `max_length` is cut at its end, as LLaVA does, but never inside an image: that is refused, or with
 overlong=skip the whole record is left without labels, with a warning.
@@ -43,9 +43,9 @@ class Encoder:
 
     Args:
         processor: The checkpoint's transformers processor, with a fast tokenizer.
-        format: See above.
+        format: One of the formats above.
         image_mode: "crop" or "pad": see pdrop/evaluation/prompts.py.
-        max_length: Tokens of the longest row.
+        max_length: Most tokens of a row.
         overlong: "stop" or "skip": what happens to a record whose images do not fit.
 
     Raises:
@@ -89,7 +89,7 @@ class Encoder:
         return self._shorten(row, record) if len(row["input_ids"]) > self.max_length else row
 
     def check(self, records: Conversations) -> None:
-        """Look at all records before the first step, where a look is cheap: those of the plain format.
+        """Check all records before the first step, if that is cheap (in the plain format).
 
         Raises:
             ValueError: Naming the first record that does not suit the format.
@@ -101,7 +101,7 @@ class Encoder:
     # ---------------------------------------------------------------- text
 
     def render(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and where its answers stand in it, as (first, one past the last) characters.
+        """The conversation as text, and the spans of its answers in it, as (first, one past the last) characters.
 
         Raises:
             ValueError: If the record does not suit the format.
@@ -153,7 +153,7 @@ class Encoder:
 
     @staticmethod
     def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-        """The ids of the answers' tokens, IGNORED elsewhere; a token on the seam belongs to the answer."""
+        """The ids of the answers' tokens, IGNORED elsewhere; a token that overlaps an answer's start belongs to it."""
         labels, at = [IGNORED] * len(ids), 0
         for first, end in spans:
             while at < len(ids) and offsets[at][1] <= first:
@@ -166,7 +166,7 @@ class Encoder:
     # ---------------------------------------------------------------- images
 
     def see(self, image: Image.Image) -> dict[str, Tensor]:
-        """One image as the model takes it: the ids that stand for it [1, v], and what goes into the tower."""
+        """One image's inputs: its placeholder ids [1, v], and the tower's inputs."""
         return dict(
             self.processor(
                 text=[self.mark], images=[self.builder.prepare(image)], add_special_tokens=False, return_tensors="pt"
@@ -203,7 +203,7 @@ class Encoder:
         return row
 
     def _shorten(self, row: Row, record: Record) -> Row:
-        """Cut at the end; where that would cut an image, refuse or leave nothing to learn."""
+        """Cut a row at its end; if that would cut an image, refuse it or remove all labels."""
         visual = (row["input_ids"] == self.mark_id).nonzero()[:, 0]
         needed = int(visual[-1]) + 1 if len(visual) else 0
         if needed > self.max_length:
@@ -220,7 +220,7 @@ class Encoder:
 
 
 class Rows(torch.utils.data.Dataset[Row]):
-    """Records as rows, each made when it is asked for."""
+    """Records as rows, each made on access."""
 
     def __init__(self, records: Conversations, encoder: Encoder) -> None:
         self.records, self.encoder = records, encoder

@@ -1,4 +1,4 @@
-"""One training: find it done, or go on from its last checkpoint, and write model and record.
+"""One training: skip it if it is done, else continue from its last checkpoint, and write model and record.
 
 Plain arguments come in; a folder with the model, its curve and a TrainingRecord comes out.
 """
@@ -67,18 +67,18 @@ def train(
     make_schedule: Callable[[int], Schedule],
     overrides: Sequence[str] = (),
 ) -> TrainingRecord:
-    """Do one training, or find it done.
+    """Run one training, unless it is done.
 
     Args:
         settings: What to train, on what, how.
-        method_name: What tables call the method.
+        method_name: The method's name in tables.
         method: Ranks the visual tokens; None drops nothing.
         make_schedule: The schedule for a decoder of that many layers.
         overrides: The command line's, for the record.
 
     Raises:
-        ValueError: If something asked for cannot be had; nothing has been written then.
-        TrainingFailed: If it broke; its record says status "failed" and holds the traceback.
+        ValueError: If something asked for is not available; nothing has been written then.
+        TrainingFailed: If it failed; its record has status "failed" and the traceback.
     """
     settings.check()
     names.check("method", method_name)
@@ -109,7 +109,7 @@ def train(
     folder, code = settings.output / spec.folder, code_of(method)
     refuse_links(folder)
     main = is_first()
-    log.setLevel(logging.NOTSET if main else logging.WARNING)  # one process speaks
+    log.setLevel(logging.NOTSET if main else logging.WARNING)  # only the main process logs
     with locked(folder) if main else contextlib.nullcontext() as held:
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
@@ -122,7 +122,7 @@ def train(
         record.sessions = before.sessions + 1 if before is not None else 1
         record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
         record.environment = environment(settings.device)
-        if main and settings.force:  # what an earlier training left would be gone on from after a kill
+        if main and settings.force:  # otherwise a later start would continue from an earlier training's checkpoints
             for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
                 shutil.rmtree(old)
         log.info("training      %s  %s", f"{method_name} [{schedule or 'nothing dropped'}]", folder)
@@ -136,12 +136,12 @@ def train(
 
 @contextlib.contextmanager
 def recorded(record: TrainingRecord, folder: Path, held: Hold | None) -> Iterator[None]:
-    """Write the record when its training begins, and how it ends; checkpoints of a finished one go.
+    """Write the record when its training begins and ends; checkpoints of a finished training are removed.
 
     Args:
-        record: Of status "running".
+        record: The record, with status "running".
         folder: The training's.
-        held: The folder, of the process that writes; None: another one does.
+        held: The hold on the folder, in the process that writes; None in the others.
 
     Raises:
         TrainingFailed: If it broke.
@@ -151,12 +151,12 @@ def recorded(record: TrainingRecord, folder: Path, held: Hold | None) -> Iterato
     try:
         yield
     except BaseException as error:
-        # an interrupted training is one that goes on; a failed one goes on too, once its cause is mended, unless it
-        # lay in the data: other data make another training
+        # an interrupted training can be continued; so can a failed one, once its cause is fixed, unless it
+        # was in the data: other data make another training
         record.status = "failed" if isinstance(error, Exception) else "running"
         record.error = traceback.format_exc()
         if held is not None:
-            held.check()  # or another process goes on with it
+            held.check()  # else another process has taken it over
             record.write(folder)
         if not isinstance(error, Exception):
             raise
@@ -236,7 +236,7 @@ def save(trainer: PartsTrainer, checkpoint: Checkpoint, settings: TrainingSettin
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint; what a kill left unfinished is removed."""
+    """The last complete checkpoint; incomplete ones are removed."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).exists():
@@ -248,12 +248,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one, of those that train together, that writes."""
+    """Whether this is the process that writes, of those that train together."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def pad_of(checkpoint: Checkpoint) -> int:
-    """Token id of padding: the tokenizer's, and never that of an image."""
+    """Token id of padding: the tokenizer's, but never an image's."""
     pad = checkpoint.processor.tokenizer.pad_token_id
     if pad is None or pad in visual_ids(checkpoint.model.config):
         raise ValueError(f"{checkpoint.path}: its tokenizer has no pad token of its own; set one in its config")

@@ -1,5 +1,4 @@
-"""transformers' Trainer with what it lacks for this: rates by part, batches by modality, batches without an answer, and
-what is logged of each step."""
+"""transformers' Trainer with rates by part, batches by modality, batches without an answer, and a log of each step."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ TIMES = ("step_wall_s", "step_cpu_s", "data_wall_s", "tokens", "tokens_per_s")
 
 
 class TrainingFailed(RuntimeError):
-    """The training cannot go on: one line that says why."""
+    """The training cannot continue; one line that says why."""
 
 
 class PartsTrainer(Trainer):
-    """Trains the parts of a vision-language model at rates of their own.
+    """Trains the parts of a vision-language model at separate learning rates.
 
-    Losses are means over all answer tokens of a step, over accumulated batches and processes alike (the official code
-    averages batch means). A batch in which nothing is answered adds nothing, instead of a NaN.
+    Losses are means over all answer tokens of a step, across accumulated batches and processes (the official code
+    averages batch means). A batch without an answer adds nothing, instead of NaN.
 
     Args:
         rates: Of the parts.
@@ -57,7 +56,7 @@ class PartsTrainer(Trainer):
         """The optimizer that the arguments name, over groups by rate.
 
         Raises:
-            ValueError: If it is of a kind that chooses its parameters itself.
+            ValueError: If the optimizer chooses its parameters itself.
         """
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -70,7 +69,7 @@ class PartsTrainer(Trainer):
         return self.optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own, which would train one step more where the last checkpoint is that of the last step."""
+        """As transformers' own, which would train one step too many if the last checkpoint is that of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -85,8 +84,8 @@ class PartsTrainer(Trainer):
         """Weights of a checkpoint, through from_pretrained.
 
         A checkpoint is saved under the names of the published files, which for LLaVA are not those of the modules.
-        transformers' own way takes the file as it is, warns of missing keys, and goes on with the weights that the
-        training began with.
+        transformers' own loading takes the file unchanged, warns about missing keys, and continues with the initial
+        weights.
         """
         model = self.model if model is None else model
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):  # sharded, or adapters under their own names
@@ -110,7 +109,7 @@ class PartsTrainer(Trainer):
 
 
 class LossCurve(TrainerCallback):
-    """Times the steps, writes curve.csv, and adds the times to what is logged elsewhere.
+    """Times the steps, writes curve.csv, and adds the times to the other logs.
 
     Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was
     spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. On resuming, rows after
@@ -151,7 +150,7 @@ class LossCurve(TrainerCallback):
         """A row, if it is a step that is logged.
 
         Raises:
-            TrainingFailed: If the loss is not a number any more.
+            TrainingFailed: If the loss is NaN or infinite.
         """
         if not logs or "loss" not in logs or not self.steps:
             return
@@ -194,9 +193,9 @@ class LossCurve(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Puts a file into each checkpoint that is whole: a training that is killed while it saves leaves none.
+    """Marks each complete checkpoint with a file: a training that is killed while saving leaves none.
 
-    It holds the counts of the records so far, which are of all sessions, as the curve is.
+    The file has the counts of the records so far, over all sessions, like the curve.
     """
 
     def __init__(self, trainer: PartsTrainer) -> None:
@@ -217,7 +216,7 @@ def counts_at(checkpoint: Path) -> Tensor:
 
 
 class Bar(TrainerCallback):
-    """How far, the loss, seconds per step: a bar on the terminal, elsewhere a plain line every half a minute."""
+    """Progress, loss and seconds per step: a bar on a terminal, otherwise a plain line every half a minute."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -40,10 +40,10 @@ def part_of(name: str) -> Part:
 
 
 def prepare(model: Any, rates: Rates, lora: Lora | None) -> Any:
-    """The model with the weights that are not trained frozen; with LoRA, wrapped by PEFT.
+    """The model with untrained weights frozen; with LoRA, wrapped by PEFT.
 
     Raises:
-        ValueError: If nothing is left to train, or LoRA is to go with what it cannot.
+        ValueError: If nothing is left to train, or LoRA cannot be combined with the settings.
     """
     if lora is not None:
         model = _adapted(model, rates, lora)
@@ -78,9 +78,10 @@ def unread_weights(model: Any) -> set[str]:
 
 
 def layers_of(model: Any) -> list[str]:
-    """Classes of what FSDP shards one by one: what the model says cannot be split, of that which it has.
+    """Classes of the modules that FSDP shards one by one: those that the model declares unsplittable and contains.
 
-    accelerate asks for all of it, and CLIP's names a text model's that no vision tower has.
+    accelerate requires all declared classes to exist, and CLIP declares one of its text model, which a vision tower
+    lacks.
     """
     there = {type(module).__name__ for module in model.modules()}
     return sorted(there & set(getattr(model, "_no_split_modules", None) or ()))

@@ -1,4 +1,4 @@
-"""A training: what identifies it (TrainingSpec), what came of it (TrainingRecord), as JSON. No torch.
+"""A training: what identifies it (TrainingSpec) and its results (TrainingRecord), as JSON. No torch.
 
 A training's folder is `<output>/<recipe>-<model>-<method>-<training_id>/`:
 
@@ -6,7 +6,7 @@ A training's folder is `<output>/<recipe>-<model>-<method>-<training_id>/`:
     model/              the trained model with its processor: run.py model=folder model.path=<this>
     curve.csv           one row per logged step: loss, learning rate, tokens per second, seconds
     tensorboard/        the same for TensorBoard
-    checkpoint-N/       what a killed training goes on from
+    checkpoint-N/       from which a killed training resumes
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TrainingSpec:
 
 @dataclass
 class TrainingCost:
-    """What the steps took. Means are over the steps; seconds are this process's."""
+    """The measured cost of the steps. Means are over the steps; seconds are this process's."""
 
     step_wall_s: float  # from the end of a step to the end of the next, loading included, saving not
     step_cpu_s: float  # of this process and its threads

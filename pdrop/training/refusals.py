@@ -1,4 +1,4 @@
-"""What would train something else than was asked for is refused, before it begins."""
+"""Refuses settings that would train something else than was asked for, before training begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def refuse_data_parallel(arguments: Any) -> None:
-    """One process that sees several GPUs would put copies of the model on all, and take so many times the batch.
+    """Refuse one process with several GPUs: it would put copies of the model on all, and multiply the batch.
 
     Raises:
         ValueError: If it does.
@@ -40,7 +40,7 @@ def refuse_quantised(settings: TrainingSettings) -> None:
 
 
 def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> None:
-    """Some methods do nothing where a model is trained, or cannot say what a step costs.
+    """Refuse methods that have no effect in training, or whose step cost is not known.
 
     Raises:
         ValueError: If the method makes the picture smaller, which a prompt's processor does and no training, or finds
@@ -56,7 +56,7 @@ def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> 
 
 
 def refuse_uneven(settings: TrainingSettings, schedule: Schedule, lengths: Sequence[int]) -> None:
-    """ZeRO-3 gathers a module's weights where the module is called, so that all processes must call the same ones.
+    """Refuse uneven work under ZeRO-3, which gathers a module's weights when it is called in all processes.
 
     Args:
         settings: Of the training.
@@ -75,7 +75,7 @@ def refuse_uneven(settings: TrainingSettings, schedule: Schedule, lengths: Seque
 
 
 def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
-    """accelerate drops what it cannot do without a word, and trains whole copies or elsewhere.
+    """Check the parallel strategy: accelerate silently ignores what it cannot do, and trains whole copies or elsewhere.
 
     Args:
         trainer: As it was built.

@@ -1,4 +1,4 @@
-"""Where a pre-training begins: a language model and a vision tower that have not met, and a random projector.
+"""The start of a pre-training: a language model, a separately trained vision tower, and a random projector.
 
 A checkpoint gives the architecture and the processor; here parts of its weights are replaced. LLaVA-1.5's first stage:
 
@@ -39,7 +39,7 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
     """Replace weights of the checkpoint's model in place; returns what identifies them, empty if nothing is replaced.
 
     Raises:
-        ValueError: If a part cannot be had, or does not fit.
+        ValueError: If a part is not available, or does not fit.
     """
     model, taken = checkpoint.model, {}
     if start.language_model is not None:

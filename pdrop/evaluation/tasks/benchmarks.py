@@ -1,8 +1,8 @@
-"""What the task files of this folder refer to: TextVQA with OCR tokens, MMBench-CN without a judge, NaturalBench of any
+"""Functions of this folder's task files: TextVQA with OCR tokens, MMBench-CN without a judge, NaturalBench with any
 number of groups, boxes of RefCOCO.
 
 Scoring is lmms-eval's own code, imported where it is called: by then pdrop.evaluation.lmms has imported lmms-eval and
-undone what that does to the process. What boxes score is not known from a text alone: pdrop/evaluation/grounding.py.
+undone the side effects. Boxes cannot be scored from the text alone: see pdrop/evaluation/grounding.py.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def mmbench_question(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, A
 
 
 def mmbench_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """What MMBench's aggregation needs of a row, by the code of lmms-eval's task."""
+    """The input of MMBench's aggregation for a row, by the code of lmms-eval's task."""
     from lmms_eval.tasks.mmbench.en_utils import mmbench_process_results
 
     return {"gpt_eval_score": mmbench_process_results(row, results)["gpt_eval_score"]}
 
 
 def mmbench_circular(rows: Sequence[dict[str, Any]]) -> float:
-    """Percentage of questions whose rotations are all right, by lmms-eval's rules without a judge."""
+    """Percentage of questions with all rotations right, by lmms-eval's rules without a judge."""
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
     return 100 * float(mmbench_evaluator.eval_result(list(rows), eval_method="static")[0])
@@ -69,11 +69,11 @@ def naturalbench_question(row: dict[str, Any], lmms_eval_specific_kwargs: dict[s
 
 
 def naturalbench_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Whether the answer is the group's, read by the code of lmms-eval's task: question 0 is true of picture 0 alone,
+    """Whether the answer is right, read by the code of lmms-eval's task: question 0 is true of picture 0 alone,
     question 1 of picture 1."""
     from lmms_eval.tasks.naturalbench.utils import extract_answer
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which answers it cannot read
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which answers it cannot read
         read = extract_answer(results[0], task_type=row["Question_Type"])
     right = float(read == int(int(row["Index"]) % 4 in (0, 3)))
     grouped = {name: {"id": int(row["Index"]), "score": right} for name in NATURALBENCH}
@@ -81,7 +81,7 @@ def naturalbench_results(row: dict[str, Any], results: Sequence[str]) -> dict[st
 
 
 def naturalbench_groups(rows: Sequence[dict[str, Any]]) -> float:
-    """The share of groups whose four answers are right."""
+    """The share of groups with all four answers right."""
     return _share_of_fours(rows, [(0, 1, 2, 3)])
 
 
@@ -105,7 +105,7 @@ def _share_of_fours(rows: Sequence[dict[str, Any]], together: Sequence[tuple[int
 def expressions(dataset: Any) -> Any:
     """RefCOCO's objects, a row for each of their sentences; pictures are copied as files, never decoded.
 
-    `image_id` is the picture, which several objects share; `width` and `height` are its own, in pixels.
+    `image_id` is the picture, which several objects may share; `width` and `height` are the picture's, in pixels.
     """
     import datasets
     from PIL import Image
@@ -133,5 +133,5 @@ def expression(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | 
 
 
 def box_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Whether four numbers can be read in the answer: 1 where they cannot."""
+    """`unreadable`: 1 if four numbers cannot be read in the answer."""
     return {"unreadable": float(len(re.findall(r"-?(?:\d+\.?\d*|\.\d+)", results[0])) < 4)}
