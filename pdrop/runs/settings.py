@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdrop import leases, names
 from pdrop.environment import versions
-from pdrop.evaluation import generation_arguments, grounding, protocols, task_checks, task_index
+from pdrop.evaluation import generation_arguments, protocols, task_checks, task_index
 from pdrop.evaluation.prefetch import Preparation
 from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
@@ -162,6 +162,8 @@ def resolve(
     spec, published_sampling, turned = asked_with(spec, dials, source)
     sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
     if spec.tasks and source.loadable:
+        from pdrop.evaluation import grounding  # it needs numpy, and a run that is done does not
+
         grounding.family_of(spec.tasks, source.family[0])
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)

@@ -124,7 +124,7 @@ def test_no_verdict_anywhere_contradicts_its_p_or_rests_on_one_seed(
     assert row_few.against_random.low > 0 and not row_few.against_random.clear
     assert row_few.told_from_random == "no verdict" and verdict(row_few).startswith("no verdict (1 seed, p ")
     assert "1 beats it and 0 lose to it." in twins(many)
-    assert "none is judged: all have a single seed of it, which settles nothing" in twins(few)
+    assert "none is judged: all have a single random seed, which settles nothing" in twins(few)
     for table in (few, many):
         for shown in table.rows:
             cells = [*shown.cells.values(), *([shown.average] if shown.average else [])]

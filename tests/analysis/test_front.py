@@ -130,5 +130,9 @@ def test_what_is_said_of_equal_budgets_follows_the_rows(table: Table) -> None:
         assert scores == sorted(scores, reverse=True) and len(scores) == len(METHODS)
         own = [row for row in rows if row.budget == budget and row.spec.method == "divprune"]
         assert f"DivPrune {100 * own[0].average.score.value:.1f}" in part  # type: ignore[union-attr]
-    assert "On the Pareto front: " in said and "A single seed of chance" in said and "(store/tables/demo.md)" in said
+    assert (
+        "On the Pareto front: " in said
+        and "a random twin with a single seed" in said
+        and "(store/tables/demo.md)" in said
+    )
     assert equal_budgets.rivals(None, "store") == equal_budgets.matched(None, "store") == ""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BatchFeature
 
+from pdrop.evaluation.answers import Question
 from pdrop.evaluation.generation import Generator
 from tests.support.pretended_cuda import CUDA, pretended
 
@@ -18,9 +19,12 @@ def test_pixels_are_cast_before_they_travel(monkeypatch: pytest.MonkeyPatch) -> 
         return BatchFeature({"input_ids": torch.arange(4)[None], "pixel_values": torch.rand(1, 3, 2, 2), "other": [1]})
 
     model = SimpleNamespace(device=CUDA, dtype=torch.bfloat16)
-    generator: Any = SimpleNamespace(builder=SimpleNamespace(encode=encode), method=None, model=model)
+    generator: Any = SimpleNamespace(builder=SimpleNamespace(encode_rows=encode), cache=None, pixels=1.0, model=model)
+    generator._generate = lambda part, trace: part.inputs
+    row: Any = SimpleNamespace(videos=(), sizes=[])
     with pretended(monkeypatch) as seen:
-        inputs = Generator._inputs(generator, ["a"], [[]])
+        part = Generator._prepared(generator, [Question("t", 0, 0, "a", list)], ["a"], [row])
+        inputs: Any = Generator.ask(generator, part, SimpleNamespace())
         assert {x.dtype for x in seen.pinned} == {torch.int64, torch.bfloat16}
         assert not seen.waits
     assert inputs["pixel_values"].device == CUDA and inputs["pixel_values"].dtype == torch.bfloat16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def data(tmp_path) -> Conversations:
 class Words:
     """A processor whose words are the ids of the vectors, and whose pictures are as many tokens as they are wide."""
 
-    image_token, image_processor = "<image>", object()
+    image_token, image_processor = "<image>", SimpleNamespace(to_dict=dict)
     chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}"
         "{{ '<image>' if c['type'] == 'image' else c['text'] }} {% endfor %}{% endfor %}"
