@@ -10,7 +10,7 @@ import difflib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -161,10 +161,7 @@ def resolve(
     )
     spec, published_sampling, turned = asked_with(spec, dials, source)
     sampled = generation_arguments.check(spec.tasks, folders, spec.answer_tokens)
-    if spec.tasks and source.loadable:
-        from pdrop.evaluation import grounding  # it needs numpy, and a run that is done does not
-
-        grounding.family_of(spec.tasks, source.family[0])
+    check_boxes(spec.tasks, source)
     if not source.loadable:
         protocol = replace(protocol, name="off", pairs=0)
     # with only one kernel, or with the run's own choice of kernel, there is no other to time
@@ -258,6 +255,18 @@ def read_dials(dials: Mapping[str, Any]) -> RunSpec:
     check_words(dials)
     spec.check({name: f"model.{name}" for name in model if dials.get(name) is None})
     return spec
+
+
+def check_boxes(tasks: Sequence[str], source: ModelSource) -> None:
+    """Refuse tasks that ask for boxes if the model's family is not known to give any.
+
+    Raises:
+        ValueError: Naming the family.
+    """
+    from pdrop.evaluation import grounding  # it imports numpy, which a finished run does not need
+
+    if tasks and source.loadable:
+        grounding.family_of(tasks, source.family[0])
 
 
 def asked_with(
