@@ -76,7 +76,11 @@ def test_a_command_that_ends_leaves_no_process(how: signal.Signals, tmp_path: Pa
         assert len(workers) == 2 and all(any(line.startswith(f"{pid} ") for line in marked(mark)) for pid in workers)
         driver.send_signal(how)
         driver.wait(timeout=60)
-    end = time.monotonic() + 30
-    while (left := marked(mark)) and time.monotonic() < end:
+    ended = time.monotonic()
+    while (left := marked(mark)) and time.monotonic() - ended < 30:
         time.sleep(0.2)
+    if how == signal.SIGKILL:  # nobody tells Ray's two agents, which look for their server for a minute
+        assert not [one for one in left if "Agent" not in one], left
+        while (left := marked(mark)) and time.monotonic() - ended < 90:
+            time.sleep(0.5)
     assert not left
