@@ -34,6 +34,7 @@ WITH_VALUE: tuple[str, ...] = (
 )
 WITH_VALUE += ("--experimental-rerun", "--info", "-i")
 LISTS = ("tasks", "task_folders", "layers")  # dials that take several values at once
+OF_PARTS = ("schedule",)  # settings that the method's file makes of parts, not dials of one value
 
 
 def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
@@ -50,8 +51,8 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
     except OverrideParseException as error:
         broken = next((word for word in words(arguments) if not parses(word)), "")
         return f"{broken!r} is no dial: write name=value ({first_line(error)})"
-    if (told_of := several(arguments, overrides) or no_switch(overrides)) is not None:
-        return told_of
+    if (wrong := several(arguments, overrides) or no_switch(overrides) or of_parts(overrides)) is not None:
+        return wrong
     if any(searched(arguments, overrides)):  # other folders may hold other types: Hydra says it
         return None
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
@@ -93,6 +94,18 @@ def no_switch(overrides: Sequence[Override]) -> str | None:
         for value in values(override):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return f"{name} is {KINDS[bool]}, not {value}"
+    return None
+
+
+def of_parts(overrides: Sequence[Override]) -> str | None:
+    """One line about a single value for settings that have parts."""
+    for override in overrides:
+        if override.key_or_group in OF_PARTS and not override.is_delete() and not isinstance(override.value(), dict):
+            given = (override.input_line or "").partition("=")[2]
+            return (
+                f"{override.key_or_group} comes with the method, and is no word such as {given}: set layers=[8,16,24], "
+                "stages or ratio, or choose another method"
+            )
     return None
 
 

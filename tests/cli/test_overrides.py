@@ -20,6 +20,7 @@ REFUSED = {
     "a list of words": (["layers=[a]"], "layers is a list such as layers=.8,16,24., not .a."),
     "a part that is not there": (["latency.paris=3"], "latency has no 'paris', did you mean pairs"),
     "a part of a method": (["method.foo=3", "method=fastv"], "method.foo=3: method has no 'foo'"),
+    "a word for what has parts": (["schedule=single", "schedule.layers=[8]"], "schedule comes with the method"),
     "a part of the model": (["model.batchsize=3"], "did you mean batch_size"),
 }
 
