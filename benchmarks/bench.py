@@ -21,11 +21,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import json
 import logging
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,10 +32,10 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.records import Session
 from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import decode_flops_per_token, prefill_flops
 from pdrop.engine import attach
-from pdrop.environment import environment
 from pdrop.methods.base import Method
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
@@ -48,7 +45,6 @@ from pdrop.methods.sparsevlm_schedules import sparsevlm
 from pdrop.record import Interval
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
-from pdrop.store import write_atomically
 from pdrop.timing.clock import Timed, model_device, time_call
 from pdrop.timing.conditions import conditions
 from pdrop.timing.paired import interval, paired_ratio, prefill, selection_share, take_turns
@@ -243,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
-    started, load = time.time(), os.getloadavg()
+    session = Session()
     model = build()
     plan = [(576, 3, 1)] if options.quick else [(576, 10, 3), (2880, 5, 1)]
     prefills = [
@@ -254,18 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     record = {
         "format": 2,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
-        "threads": torch.get_num_threads(),
-        "load_before_and_after": [load, os.getloadavg()],
-        "seconds": time.time() - started,
         "conditions": conditions(model),
         "prefill": prefills,
         "decode": decoding,
         "official_cpu_ratios": {str(visual): programs for visual, programs in OFFICIAL.items()},
-        "environment": environment(),
     }
-    path: Path = options.output / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
+    path = session.publish(options.output, "", record)
+    say(f"\n{session.said(path)}")
     say(f"as a page: python -m analysis bench --results {options.output.parent}")
     return path
 

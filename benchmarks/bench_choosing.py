@@ -19,8 +19,6 @@ Counts of 64 before the decoder, each method's own schedule inside it. The recor
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -32,16 +30,15 @@ import torch
 import transformers
 
 from benchmarks.bench import IMAGE_TOKEN, TEXT_TOKENS, features, say
+from benchmarks.records import Session
 from pdrop.cli.compose import choices, choose
 from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import prefill_flops
-from pdrop.environment import environment
 from pdrop.methods.base import Method
 from pdrop.methods.random_drop import RandomDrop, twin_of
 from pdrop.models import shipped
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize
-from pdrop.store import write_atomically
 from pdrop.timing.clock import ClockedAttachment
 from pdrop.timing.conditions import conditions
 from pdrop.timing.paired import interval, prefill
@@ -112,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    started, load = time.time(), os.getloadavg()
+    session = Session()
     model, generator = build(), torch.Generator().manual_seed(0)
     ids = torch.randint(3, 900, (1, VISUAL + TEXT_TOKENS), generator=generator)
     ids[:, TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + VISUAL] = IMAGE_TOKEN
@@ -153,17 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     record = {
         "format": 1,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
-        "threads": torch.get_num_threads(),
-        "load_before_and_after": [load, os.getloadavg()],
-        "seconds": time.time() - started,
         "conditions": conditions(model),
         "unpruned_cpu_s": asdict(interval(whole, "s")),
         "methods": table,
-        "environment": environment(),
     }
-    path: Path = options.output / f"choosing-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
+    path = session.publish(options.output, "choosing", record)
+    say(f"\n{session.said(path)}")
     return path
 
 

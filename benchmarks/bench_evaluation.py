@@ -40,8 +40,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pdrop.environment import environment
-from pdrop.store import write_atomically
+from benchmarks.records import Session
 
 MODEL = Path(__file__).resolve().parents[1] / "pdrop" / "embedded" / "model"
 TASKS_FOLDER = MODEL.parent / "tasks"
@@ -346,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", type=Path, help="another checkout of pdrop, for sweep")
     parser.add_argument("--sweep-limit", type=int, default=100, help="questions per task, of sweep")
     parser.add_argument("--questions", type=int, default=360, help="of idle")
-    parser.add_argument("--out", type=Path, default=Path("results/bench_evaluation"))
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     given = parser.parse_args(arguments)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "command": lambda: command(given.rounds, given.limit),
@@ -357,17 +356,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = given.parts or [name for name in parts if name != "sweep" or given.before is not None]
     if "sweep" in wanted and given.before is None:
         parser.error("sweep: say which other checkout, --before FOLDER")
-    found: dict[str, Any] = {}
+    session, found = Session(), dict[str, Any]()
     for name in wanted:
         print(f"== {name}", flush=True)  # noqa: T201
         found[name] = parts[name]()
         verdict = "" if found[name]["ratio"] <= WANTED[name] else "  MORE THAN WANTED"
         print(f"== {name}: x{found[name]['ratio']:.3f}, wanted at most {WANTED[name]:.2f}{verdict}", flush=True)  # noqa: T201
-    record = {"environment": environment("cpu"), "wanted": WANTED, "parts": found}
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        given.out / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json", json.dumps(record, indent=1) + "\n"
-    )
+    print(session.said(session.publish(given.out, "evaluation", {"wanted": WANTED, "parts": found})))  # noqa: T201
     return int(any(found[name]["ratio"] > WANTED[name] for name in found))
 
 

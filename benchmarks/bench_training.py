@@ -25,11 +25,8 @@ The record goes to results/bench/.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,16 +35,15 @@ from typing import Any
 import torch
 
 from benchmarks.bench import Case, build, compare, cpu_ms, features, say
+from benchmarks.records import Session
 from pdrop.command_help import CommandHelp
 from pdrop.cost.training import training_step_flops
 from pdrop.embedded.model import build as build_embedded
 from pdrop.engine import attach
-from pdrop.environment import environment
 from pdrop.methods.fastv import FastV
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import pyramid, single
 from pdrop.shapes import ModelSizes, PromptSize
-from pdrop.store import write_atomically
 from pdrop.timing.clock import ClockedAttachment, Timed, model_device, time_call
 from pdrop.timing.paired import take_turns
 from pdrop.timing.protocol import TimingProtocol
@@ -194,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
-    started, load = time.time(), os.getloadavg()
+    session = Session()
     rounds = 3 if options.quick else options.rounds
     lanes = [
         bench_lane(lane, rounds, lane.cases[:1] if options.quick else lane.cases)
@@ -204,15 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     record = {
         "format": 2,
         "what": "training step",
-        "threads": torch.get_num_threads(),
-        "load_before_and_after": [load, os.getloadavg()],
-        "seconds": time.time() - started,
         "lanes": lanes,
-        "environment": environment(),
     }
-    path: Path = options.output / f"training-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}.json"
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-    say(f"\nrecord: {path}   ({record['seconds']:.0f} s, load {load[0]:.1f} before)")
+    path = session.publish(options.output, "training", record)
+    say(f"\n{session.said(path)}")
     return path
 
 

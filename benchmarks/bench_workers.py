@@ -34,9 +34,9 @@ from typing import Any
 
 import psutil
 
+from benchmarks.records import Session
 from benchmarks.table_time import Assumptions
 from pdrop.cli.compose import settings
-from pdrop.environment import environment
 from pdrop.evaluation.answers import Answer, AnswerStore, Question
 from pdrop.evaluation.generation import Answered
 from pdrop.evaluation.prefetch import Preparation
@@ -45,9 +45,9 @@ from pdrop.runs import workers
 from pdrop.runs.run import run
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
-from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.runs.worker_dials import Workers
+from pdrop.runs.workers import Team, TeamGenerator
 from pdrop.schedule import Schedule
-from pdrop.store import write_atomically
 
 DEMO = {"tasks": "embedded", "batch_size": 16, "latency": "off", "device": "cpu", "method": "none"}
 ASKED = {"pope": 9000, "gqa": 12578, "mme": 2374}
@@ -274,14 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     room = max(4, *given.workers) if "limit" in given.only else 4
     ray.init(num_cpus=room, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    found: dict[str, Any] = {"environment": environment("cpu")}
+    session, found = Session(), dict[str, Any]()
     for name in given.only:
         found[name] = parts[name](given)
         sys.stdout.write(f"{name}: {json.dumps(found[name], indent=2)}\n")
     ray.shutdown()
-    path = given.output / f"workers-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
-    sys.stdout.write(f"wrote {path}\n")
+    sys.stdout.write(f"{session.said(session.publish(given.output, 'workers', found))}\n")
     return 0
 
 

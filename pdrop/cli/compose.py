@@ -85,7 +85,7 @@ class DroppingDials:
 
 @dataclass
 class WorkersDials:
-    """How many processes answer: see pdrop.runs.workers.Workers. `workers=8` is short for `workers.count=8`."""
+    """How many processes answer: see pdrop.runs.worker_dials.Workers. `workers=8` is short for `workers.count=8`."""
 
     count: int = MISSING
     address: str | None = MISSING

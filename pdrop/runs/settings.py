@@ -25,7 +25,7 @@ from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
 from pdrop.runs.timed_prompt import timed_batch
-from pdrop.runs.workers import Workers
+from pdrop.runs.worker_dials import Workers
 from pdrop.schedule import Schedule
 from pdrop.shapes import PromptSize
 

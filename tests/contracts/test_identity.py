@@ -38,6 +38,7 @@ IDLE = (
         "runs/plan.py",
         "runs/remembered.py",
         "runs/workers.py",
+        "runs/worker_dials.py",
     ),
     *("cost/__init__.py", "cost/breakdown.py", "cost/budget.py", "cost/counters.py", "cost/training.py"),
 )

@@ -43,7 +43,8 @@ def asked(*texts: str) -> list[Question]:
 
 def main() -> None:
     from pdrop.cli.compose import settings
-    from pdrop.runs.workers import Team, TeamGenerator, Workers
+    from pdrop.runs.worker_dials import Workers
+    from pdrop.runs.workers import Team, TeamGenerator
 
     plain = settings({"tasks": ["embedded_counting"], "batch_size": 2, "latency": "off", "device": "cpu", "workers": 2})
     team = Team(Workers(2), "cpu", Scripted)

@@ -19,7 +19,8 @@ from pdrop.runs import fleet
 from pdrop.runs.measured import answered_on
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
-from pdrop.runs.workers import Team, TeamGenerator, Workers, started_ray
+from pdrop.runs.worker_dials import Workers
+from pdrop.runs.workers import Team, TeamGenerator, started_ray
 from pdrop.store import holder, locked
 from tests.runs.scripted_worker import Scripted, asked
 

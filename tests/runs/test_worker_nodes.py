@@ -14,7 +14,8 @@ import pytest
 
 from pdrop.cli.compose import settings
 from pdrop.evaluation.answers import AnswerStore
-from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.runs.worker_dials import Workers
+from pdrop.runs.workers import Team, TeamGenerator
 from tests.runs.scripted_worker import Scripted, asked
 
 ray = pytest.importorskip("ray")

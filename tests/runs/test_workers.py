@@ -22,7 +22,8 @@ from pdrop.record import RunRecord
 from pdrop.runs import workers
 from pdrop.runs.run import run
 from pdrop.runs.settings import Settings
-from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.runs.worker_dials import Workers
+from pdrop.runs.workers import Team, TeamGenerator
 from pdrop.samples import read_samples
 
 ray = pytest.importorskip("ray")

@@ -21,7 +21,8 @@ import pytest
 from pdrop.cli.compose import settings
 from pdrop.evaluation.answers import AnswerStore
 from pdrop.record import RunRecord
-from pdrop.runs.workers import Team, TeamGenerator, Workers
+from pdrop.runs.worker_dials import Workers
+from pdrop.runs.workers import Team, TeamGenerator
 from pdrop.samples import read_samples
 from pdrop.store import holder, noted
 from tests.runs.scripted_worker import Scripted, asked
