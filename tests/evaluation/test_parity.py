@@ -21,7 +21,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-import yaml
 
 from pdrop.cli.compose import settings
 from pdrop.evaluation.lmms import evaluate, import_lmms_eval
@@ -36,7 +35,7 @@ from tests.support.saved_checkpoints import (
     save_qwen,
 )
 from tests.support.synthetic_sets import write_set
-from tests.support.synthetic_tasks import picture
+from tests.support.synthetic_tasks import picture, write_own_task
 
 NEW = 12  # tokens that a random model is let answer
 SIZES = ((40, 28), (28, 28), (90, 30), (20, 64))
@@ -241,7 +240,6 @@ def own_task(
     folder: Path, sizes: Sequence[tuple[int, int]] = SIZES, pictures: int = 1, question: str = "What is number {}?"
 ) -> Path:
     """Pictures of several sizes; no length is set, and the right answer is a word."""
-    folder.mkdir()
     rows = [
         {
             "pictures": [picture(n + extra, size) for extra in range(pictures)],
@@ -252,20 +250,8 @@ def own_task(
     ]
     shown = datasets.List(datasets.Image())
     words = dict.fromkeys(("question", "answer"), datasets.Value("string"))
-    stored = datasets.Dataset.from_list(rows, features=datasets.Features({"pictures": shown, **words}))
-    stored.to_parquet(str(folder / "rows.parquet"))
-    (folder / "looking.py").write_text(
-        "def pictures(row):\n    return [one.convert('RGB') for one in row['pictures']]\n"
-    )
-    (folder / "looking.yaml").write_text(
-        yaml.safe_dump({
-            "task": "looking", "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
-            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.parquet")}},
-            "doc_to_text": "question", "doc_to_target": "answer",
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        }) + "doc_to_visual: !function looking.pictures\n"
-    )  # fmt: skip
-    return folder
+    documents = datasets.Dataset.from_list(rows, features=datasets.Features({"pictures": shown, **words}))
+    return write_own_task(folder, "looking", documents, "[one.convert('RGB') for one in row['pictures']]")
 
 
 def unharmed(image: Any) -> str:

@@ -18,7 +18,6 @@ import av
 import datasets
 import numpy as np
 import pytest
-import yaml
 from qwen_vl_utils import fetch_video
 
 from pdrop.evaluation.frames import Film, Sampling
@@ -26,6 +25,7 @@ from pdrop.evaluation.videos import VideoInputs
 from tests.evaluation.test_parity import HF, Family, held, ours, theirs
 from tests.support.films import write_film
 from tests.support.saved_checkpoints import save_llava_onevision, save_qwen
+from tests.support.synthetic_tasks import write_own_task
 
 # of the processor's template, for messages whose content is a text
 SIMPLE = (
@@ -86,17 +86,7 @@ def own_task(folder: Path) -> Path:
     for number, (length, size, rate) in enumerate(FILMS):
         film = write_film(folder / f"{number}.mp4", length, size, rate, noise=True)
         rows.append({"film": str(film), "question": f"What is number {number}?", "answer": "yes"})
-    datasets.Dataset.from_list(rows).to_parquet(str(folder / "rows.parquet"))
-    (folder / "watching.py").write_text("def films(row):\n    return [row['film']]\n")
-    (folder / "watching.yaml").write_text(
-        yaml.safe_dump({
-            "task": "watching", "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
-            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.parquet")}},
-            "doc_to_text": "question", "doc_to_target": "answer",
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        }) + "doc_to_visual: !function watching.films\n"
-    )  # fmt: skip
-    return folder
+    return write_own_task(folder, "watching", datasets.Dataset.from_list(rows), "[row['film']]")
 
 
 @pytest.mark.parametrize(("patch", "limits"), [(14, (3136, 6272, None)), (16, (4096, 99999, 30000))])

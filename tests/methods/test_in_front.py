@@ -43,7 +43,7 @@ from pdrop.methods.scope import covering
 from pdrop.methods.tower import Tile
 from pdrop.methods.vispruner import thinned
 from pdrop.shapes import ModelSizes, PromptSize
-from tests.support.cases import GREEDY, RAGGED, batch_of
+from tests.support.cases import RAGGED, batch_of, check_generate
 from tests.support.official import Says, clip_folder, in_front, inputs_of, names, read
 
 SCORES, STATES = 1e-5, 2e-4
@@ -150,13 +150,7 @@ def test_generate_sees_the_tower_that_a_forward_sees(family: str) -> None:
     for method in METHODS:
         if isinstance(method, PruMerge) and family == "llava_onevision":
             continue  # its tower has no class token
-        with attach(model, method, Schedule((Stage(0, 0.4),))) as trace:
-            model(**batch)
-            order = [row.tolist() for row in trace.order[0]]
-            model.generate(**batch, **GREEDY)
-            assert [row.tolist() for row in trace.order[0]] == order
-            model.generate(**batch, **(GREEDY | {"num_beams": 2}))
-            assert [row.tolist() for row in trace.order[0]] == [row for row in order for _ in range(2)]
+        check_generate(model, batch, method)
 
 
 @torch.no_grad()

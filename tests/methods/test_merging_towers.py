@@ -23,7 +23,7 @@ from pdrop.cost.flops import prefill_flops
 from pdrop.methods.base import View
 from pdrop.methods.random_drop import twin_of
 from pdrop.shapes import ModelSizes, PromptSize
-from tests.support.cases import GREEDY, RAGGED
+from tests.support.cases import RAGGED, check_generate
 from tests.support.official import VECTORS, names, read
 
 CASES = names("before_decoder", "qwen2_5_vl")
@@ -170,13 +170,7 @@ def test_generate_sees_what_a_forward_sees(family: str) -> None:
         samples = [sample(family, model, own, seed, video=videos and len(own) > 1) for seed, own in enumerate(texts)]
         batch = collate(family, samples)
         for method in METHODS:
-            with attach(model, method, Schedule((Stage(0, 0.4),))) as trace:
-                model(**batch)
-                order = [row.tolist() for row in trace.order[0]]
-                model.generate(**batch, **GREEDY)
-                assert [row.tolist() for row in trace.order[0]] == order
-                model.generate(**batch, **(GREEDY | {"num_beams": 2}))
-                assert [row.tolist() for row in trace.order[0]] == [row for row in order for _ in range(2)]
+            check_generate(model, batch, method)
 
 
 @torch.no_grad()

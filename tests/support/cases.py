@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage
+from pdrop import FastV, PyramidDrop, RandomDrop, Schedule, Stage, attach
 from pdrop.conformance import oracle
 from pdrop.conformance.batches import (  # noqa: F401
     FLOAT,
@@ -31,6 +31,16 @@ def methods(family: str) -> list[Any]:
         [] if family in MROPE_FAMILIES else [PyramidDrop(positions="compact"), FastV(several=True, positions="compact")]
     )
     return [PyramidDrop(positions="original"), FastV(several=True), RandomDrop(), *compact]
+
+
+def check_generate(model: Any, batch: Any, method: Any, keep: float = 0.4) -> None:
+    """`generate` keeps what a forward keeps before layer 0, in the same order; each beam keeps its prompt's."""
+    with attach(model, method, Schedule((Stage(0, keep),))) as trace:
+        model(**batch)
+        order = [row.tolist() for row in trace.order[0]]
+        for options, copies in ((GREEDY, 1), (GREEDY | {"num_beams": 2}, 2)):
+            model.generate(**batch, **options)
+            assert [row.tolist() for row in trace.order[0]] == [row for row in order for _ in range(copies)]
 
 
 def rule_of(method: Any) -> oracle.Rule | None:

@@ -267,6 +267,32 @@ def on_documents(tasks: Path, name: str, source: str, split: str, documents: dat
     (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
 
+def write_own_task(folder: Path, name: str, documents: datasets.Dataset, visual: str) -> Path:
+    """A task of one's own on documents with the columns question and answer, in a folder of its own.
+
+    Args:
+        folder: Made here.
+        name: The task's.
+        documents: Its test split.
+        visual: Python expression of a document `row`, for its pictures or videos.
+
+    Returns:
+        The folder for `task_dirs`.
+    """
+    folder.mkdir(exist_ok=True)
+    documents.to_parquet(str(folder / "rows.parquet"))
+    (folder / f"{name}.py").write_text(f"def visual(row):\n    return {visual}\n")
+    (folder / f"{name}.yaml").write_text(
+        yaml.safe_dump({
+            "task": name, "dataset_path": "parquet", "test_split": "test", "output_type": "generate_until",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.parquet")}},
+            "doc_to_text": "question", "doc_to_target": "answer",
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }) + f"doc_to_visual: !function {name}.visual\n"
+    )  # fmt: skip
+    return folder
+
+
 def with_image_features(rows: list[dict[str, Any]]) -> datasets.Dataset:
     """A dataset whose picture columns (one picture or a list of them) have the type that real datasets give them."""
     plain = datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "image"} for row in rows])
