@@ -1,6 +1,6 @@
 """What choosing tokens takes, for every method of conf/method/: CPU time beside an unpruned prefill's, and FLOPs.
 
-    make bench-choosing     (about 15 minutes on one core; `python -m benchmarks.bench_choosing --rounds 1`: about 4)
+    make bench-choosing     (about 4 minutes on one core)
 
 The shape of benchmarks/bench.py: a random LLaVA of 32 layers, width 512, float32, one thread, 576 visual tokens and 60
 of text. Its tower has CLIP-L's 24 x 24 patches, an eighth of its width as the decoder has an eighth of LLaVA-1.5-7B's,
