@@ -68,7 +68,7 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: those of NOT_THE_RUN and ASIDE left out, colons without a sweep's escapes."""
+    """The overrides that say which run it is: without NOT_THE_RUN and ASIDE, and without a sweep's escaped colons."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
     kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
