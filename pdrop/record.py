@@ -93,7 +93,7 @@ class RunSpec:
     protocol: ProtocolName = "checkpoint"  # whose settings are used; what it sets is in the other fields
     system: str | None = None  # system message in front of the prompt; None: the style's or the template's own
     image_backend: ImageBackend = "pil"  # of the image processor
-    min_pixels: int | None = None  # a smaller picture is enlarged to so many; None: as the processor has it
+    min_pixels: int | None = None  # a smaller picture is enlarged to this many; None: as the processor has it
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
@@ -102,7 +102,7 @@ class RunSpec:
     image_placing: ImagePlacing = "marked"  # pictures are where the question marks them, or all before it
     frames: int = 8  # that a video is shown as, or, with `fps`, at most
     frame_sampling: FrameSampling = "middles"  # which these are
-    fps: float | None = None  # so many frames of each second; None: `frames` of every video
+    fps: float | None = None  # this many frames of each second; None: `frames` of every video
     min_frame_pixels: int | None = None  # of a frame of a video; None: as the processor has it
     max_frame_pixels: int | None = None
     max_video_pixels: int | None = None  # of all frames together, those that the tower takes at once counted once
@@ -258,7 +258,7 @@ class Cost:
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
-    # text and visual tokens of the model's prompt, which budgets and costs are of, and of the one that was timed
+    # text and visual tokens of the model's prompt, for which budgets and costs are, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
 

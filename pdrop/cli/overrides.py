@@ -50,7 +50,7 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
     except OverrideParseException as error:
         broken = next((word for word in words(arguments) if not parses(word)), "")
-        return f"{broken!r} is no dial: write name=value ({first_line(error)})"
+        return f"{broken!r} is not a dial: write name=value ({first_line(error)})"
     if (wrong := several(arguments, overrides) or no_switch(overrides) or of_parts(overrides)) is not None:
         return wrong
     if any(searched(arguments, overrides)):  # other folders may have other types: left to Hydra

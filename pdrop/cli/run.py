@@ -89,7 +89,7 @@ def check_dials(arguments: list[str], known: Iterable[str] | None = None) -> str
     for argument in arguments:
         dial = argument.split("=", 1)[0].lstrip("+~").split("@")[0].split(".")[0].split("/")[0]
         if not dial:
-            return f"error: {argument!r} is no dial: write name=value"
+            return f"error: {argument!r} is not a dial: write name=value"
         if "=" in argument and not argument.startswith("-") and dial not in dials:
             near = difflib.get_close_matches(dial, dials, 1)
             hint = f", did you mean {near[0]}?" if near else "."

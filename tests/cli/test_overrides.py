@@ -10,8 +10,8 @@ from tests.support.command_line import called
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 REFUSED = {
-    "no override": (["x"], "'x' is no dial: write name=value"),
-    "an open bracket": (["tasks=["], "'tasks=.' is no dial: write name=value"),
+    "no override": (["x"], "'x' is not a dial: write name=value"),
+    "an open bracket": (["tasks=["], "'tasks=.' is not a dial: write name=value"),
     "a word for a number": (["stages=x"], "stages is a whole number, not x"),
     "a fraction": (["limit=0.5"], "limit is a whole number, not 0.5"),
     "in a sweep": (["-m", "ratio=0.3,x"], "ratio is a number, not 'x'"),
