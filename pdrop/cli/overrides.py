@@ -53,7 +53,7 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         return f"{broken!r} is not a dial: write name=value ({first_line(error)})"
     if (wrong := several(arguments, overrides) or no_switch(overrides) or of_parts(overrides)) is not None:
         return wrong
-    if any(searched(arguments, overrides)):  # other folders may have other types: left to Hydra
+    if not overrides or any(searched(arguments, overrides)):  # other folders may have other types: left to Hydra
         return None
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         try:

@@ -93,6 +93,11 @@ def test_several_values_and_numbers_for_switches(given: list[str], told: str | N
     assert str(misfit(["method=none,fastv"], CONF, "run")).endswith("sweep over them with -m"), "a method is one"
 
 
+def test_help_composes_nothing_to_check_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra.compose", lambda *_, **__: pytest.fail("composed"))
+    assert misfit(["--help"], CONF, "run") is None and misfit(["--cfg", "job"], CONF, "train") is None
+
+
 def test_options_may_come_after_dials() -> None:
     given = ["limit=1", "-m", "method=fastv", "--cfg", "job", "ratio=0.5"]
     assert flags_first(given) == ["-m", "--cfg", "job", "limit=1", "method=fastv", "ratio=0.5"]
