@@ -7,16 +7,14 @@ Heavy imports wait until a run really starts, so `--help` is fast.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import logging
 import os
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,16 +112,19 @@ def unwritable(arguments: list[str]) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def help_folded() -> Iterator[None]:
-    """Fold what is printed in the block to the terminal's width; Hydra exits once it has printed its help."""
-    text = io.StringIO()
+def print_help(config: str) -> None:
+    """Print the help of a file of conf/, folded to the terminal's width.
+
+    Hydra's own --help lists every group that it knows before it prints this text, which takes three times as long.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        text = hydra.compose(config, return_hydra_config=True).hydra.help.template
+    width = max(60, shutil.get_terminal_size().columns)
     try:
-        with contextlib.redirect_stdout(text):
-            yield
-    finally:
-        width = max(60, shutil.get_terminal_size().columns)
-        sys.stdout.writelines(f"{row(line, width)}\n" for line in text.getvalue().splitlines())
+        sys.stdout.writelines(f"{row(line, width)}\n" for line in text.splitlines())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at its end
 
 
 def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> None:
@@ -145,8 +146,12 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
         sys.exit(told)
     if told := complaint(sys.argv[1:], CONF):
         sys.exit(f"error: {told}")
-    if told := misfit(sys.argv[1:], CONF, "run" if known is None else "train"):
+    config = "run" if known is None else "train"
+    if told := misfit(sys.argv[1:], CONF, config):
         sys.exit(f"error: {told}")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_help(config)
+        return
     sys.argv[1:] = shown(sys.argv[1:])
     if told := unwritable(sys.argv[1:]):
         sys.exit(f"error: {told}")
@@ -155,10 +160,8 @@ def called(job: Callable[[], Any], known: Iterable[str] | None, again: str) -> N
     if known is None and (told := hint(sys.argv[1:], CONF)):
         print(told, file=sys.stderr)  # noqa: T201
     logging.raiseExceptions = False  # if the terminal is gone or the log's disk full, a run continues
-    asked = bool({"-h", "--help"} & set(sys.argv[1:]))
     try:
-        with help_folded() if asked else contextlib.nullcontext():
-            job()
+        job()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"interrupted: {again}", file=sys.stderr)  # noqa: T201

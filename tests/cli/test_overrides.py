@@ -98,6 +98,19 @@ def test_help_composes_nothing_to_check_nothing(monkeypatch: pytest.MonkeyPatch)
     assert misfit(["--help"], CONF, "run") is None and misfit(["--cfg", "job"], CONF, "train") is None
 
 
+@pytest.mark.parametrize(("door", "name"), [(run, "run"), (train, "train")])
+@pytest.mark.parametrize("given", [("--help",), ("-m", "ratio=0.3,0.5", "method=fastv", "-h")])
+def test_help_is_the_text_in_conf(door, name, given, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.app_help", lambda *_, **__: pytest.fail("Hydra's is slow"))
+    text = (CONF / f"{name}.yaml").read_text().partition("template: |\n")[2]
+    code, said = called(door.main, f"{name}.py", given, monkeypatch, capfd)
+    assert code == 0 and "${" not in said and not list(tmp_path.iterdir())
+    for line in (line.strip() for line in text.splitlines()):
+        assert "${" in line or line in said, line
+
+
 def test_options_may_come_after_dials() -> None:
     given = ["limit=1", "-m", "method=fastv", "--cfg", "job", "ratio=0.5"]
     assert flags_first(given) == ["-m", "--cfg", "job", "limit=1", "method=fastv", "ratio=0.5"]
