@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -33,12 +33,6 @@ EQUAL_CONDITIONS = (
     "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
 CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # those that may differ, by this share of the larger value
-# fields added later: at this value they are left out of the hash, so that older records keep their id
-LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
-LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
-LATER |= {"frames": 8, "frame_sampling": "middles", "fps": None, "frame_times": False}
-LATER |= {"min_frame_pixels": None, "max_frame_pixels": None, "max_video_pixels": None}
-LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say so
@@ -174,6 +168,14 @@ class RunSpec:
     def folder(self) -> str:
         """Folder name under results/runs/."""
         return f"{self.model}-{self.method}-{self.run_id}"
+
+
+# a field with a default, other than the first ones, came later: at its default it is left out of the hash, so that
+# older records keep their id
+FIRST = ("code", "task_files", "format")
+LATER: dict[str, Any] = {
+    one.name: one.default for one in fields(RunSpec) if one.default is not MISSING and one.name not in FIRST
+}
 
 
 @dataclass
@@ -364,7 +366,7 @@ def checksum(data: Mapping[str, Any]) -> str:
 
 
 def hashed(spec: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 over a spec's fields, without those that have their value in LATER."""
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those that have their default in LATER."""
     said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
     return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
 
