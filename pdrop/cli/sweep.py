@@ -40,7 +40,7 @@ from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
-from pdrop.runs import plan, remembered
+from pdrop.runs import cards, plan, remembered
 from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
@@ -238,6 +238,7 @@ class Sweep(Callback):
         )
         size = self.config.hydra.sweeper.max_batch_size or max(1, len(rest))
         if type(launcher).__name__ != BASIC:  # Hydra imports its plugins anew: they are other classes
+            cards.offer()
             for at in range(0, len(rest), size):
                 part = rest[at : at + size]
                 returned = launcher.launch([list(one.words) for one in part], initial_job_idx=at)
