@@ -66,6 +66,15 @@ def saved(
         plt.close(figure)
 
 
+def hide_the_rest(grid: Any, count: int) -> None:
+    """Hide a grid's panels from number `count` on; a panel above one of them has the numbers of its axis itself."""
+    across = grid.shape[1]
+    for number, axes in enumerate(grid.flat):
+        axes.set_visible(number < count)
+        if number < count <= number + across:
+            axes.tick_params(labelbottom=True)
+
+
 def png(figure: Figure, photographs: bool, told: str = "") -> bytes:
     """A figure as PNG with its caption as the file's description, and with a palette unless it holds photographs."""
     buffer = io.BytesIO()

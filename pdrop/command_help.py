@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 ROW = re.compile(r"( *\S.*? {2,}|\s+)(?=\S)")  # the head of a list's row: a term and two blanks, or an indent
 NARROWEST = 24  # columns of a row's text
+
+
+COMMAND = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)  # what a module has that is one
+
+
+def refuse_no_command(line: Sequence[str], package: str) -> None:
+    """End `python -m pdrop.store` and the like with a line: Python would do nothing, say nothing and exit with 0.
+
+    Args:
+        line: The interpreter's command line.
+        package: The folder of the package that its modules belong to.
+    """
+    folder = Path(package)
+    modules = re.compile(rf"(?:-\w*m)?({folder.name}(?:\.\w+)+)")
+    asked = next((found[1] for word in line[1:] if (found := modules.fullmatch(word))), "")
+    file = folder.joinpath(*asked.split(".")[1:]).with_suffix(".py")
+    if asked and file.is_file() and not COMMAND.search(file.read_text(encoding="utf8")):
+        sys.exit(f"error: {asked} is no command: python -m {folder.name} --help shows what there is")
 
 
 class CommandHelp(argparse.RawDescriptionHelpFormatter):

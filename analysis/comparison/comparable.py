@@ -27,7 +27,6 @@ COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "
 OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")
 # all others, so that a dial that is added to RunSpec separates runs without an edit here
 ASKED = tuple(one.name for one in fields(RunSpec) if one.name not in {*OF_MODEL, *COMPARED, *OWN_WAY})
-MACHINE = ("processor", "device_name")
 MOST = 6  # commands that a remedy lists
 Kind = Literal["asked", "aged", "made"]  # other settings; older weights or packages; another machine, data, code
 
@@ -57,7 +56,10 @@ def mixtures(runs: Iterable[Run]) -> list[Mixture]:
     done = [run for run in runs if run.done]
     found = [differing(name, spec_of(done, name), "asked") for name in ASKED]
     found.append(differing("versions", spec_of(done, "versions"), "aged"))
-    found += [differing(name, [(run, run.record.environment.get(name)) for run in done], "made") for name in MACHINE]
+    alike = [run for run in done if len(answered_on(run)) < 2]
+    found.append(differing("processor", [(run, run.record.environment.get("processor")) for run in alike], "made"))
+    found.append(differing("device_name", [(run, device_of(run)) for run in alike], "made"))
+    found.append(unlike(done))
     for model in sorted({run.record.spec.model for run in done}):
         those = [run for run in done if run.record.spec.model == model]
         found += [differing(f"{name} of {model}", spec_of(those, name), "asked") for name in OF_MODEL]
@@ -74,6 +76,27 @@ def mixtures(runs: Iterable[Run]) -> list[Mixture]:
             found.append(differing(f"{name} of {task}", held, "made"))
     found += uncommitted(done)
     return [mixture for mixture in found if mixture]
+
+
+def answered_on(run: Run) -> list[str]:
+    """The models of the devices that answered a run's questions; an older record does not name a CPU."""
+    entries = run.record.environment.get("answered_by") or ()
+    return sorted({str(entry["device"]) for entry in entries if entry.get("device")})
+
+
+def device_of(run: Run) -> str | None:
+    """The model of a run's device; where an older record names none it is a CPU."""
+    environment = run.record.environment
+    return environment.get("device_name") or environment.get("processor")
+
+
+def unlike(done: Sequence[Run]) -> Mixture | None:
+    """Runs that devices of several models answered: their numbers compare with no others, even of the same mixture."""
+    mixed = [run for run in done if len(answered_on(run)) > 1]
+    if not mixed or len(done) < 2:
+        return None
+    text = "; ".join(f"{' + '.join(answered_on(run))} in {run.folder}" for run in mixed)
+    return Mixture(f"answered by devices of several models: {text}", "made", mixed)
 
 
 def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
@@ -175,7 +198,7 @@ def remedy(experiment: Experiment, found: Sequence[Mixture]) -> str:
     lines = dict.fromkeys("  " + shlex.join([*command(run), *force]) for run in odd.values())
     more = [f"  and {len(lines) - MOST} more: all that are named above beside the newest"] if len(lines) > MOST else []
     other = [] if force else [f"Or {fresh}."]
-    return "\n".join(["To mend it, make the older ones again, here and now:", *[*lines][:MOST], *more, *other])
+    return "\n".join(["To mend it, make these again, here and now:", *[*lines][:MOST], *more, *other])
 
 
 def command(run: Run) -> list[str]:
@@ -237,7 +260,9 @@ def group_settings(run: Run) -> dict[str, Any]:
     wanted: dict[str, Any] = {name: getattr(spec, name) for name in ("model", *ASKED, *OF_MODEL)}
     wanted |= {"model_fingerprint": spec.model_fingerprint, "versions": spec.versions, "tasks": sorted(spec.tasks)}
     if run.done:
-        wanted |= {name: environment.get(name) for name in MACHINE}
+        wanted |= {"processor": environment.get("processor"), "device_name": device_of(run)}
+        if len(answered_on(run)) > 1:
+            wanted["answered by"] = f"several devices, {spec.run_id}"
         wanted["data and prompts"] = [
             [task, r.data_hash, r.prompt_hash, r.version, r.main_metric, r.n] for task, r in sorted(results.items())
         ]

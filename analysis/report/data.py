@@ -28,16 +28,16 @@ from ..tables.text import percent
 
 LINE_HEAD = [
     "experiment",
-    "models",
+    "average of none",
+    "best that drops",
     "runs",
     "not done",
     "tasks",
     "questions a run",
-    "average of none",
-    "best that drops",
+    "models",
 ]
-RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
-RUN_HEAD += ["FLOPs %", "started", "code"]
+RUN_HEAD = ["run", "status", "method", "schedule", "mean score", "keep %", "FLOPs %", "tasks", "seed", "positions"]
+RUN_HEAD += ["model", "started", "code"]
 SCORES = ("average", "Δ none [95 %]")
 WIDE = 1300  # pixels of a PNG as wide as the page
 Cells = list[tuple[str, str]]
@@ -132,13 +132,13 @@ def line(one: Shown, runs: Sequence[Run]) -> list[str]:
     questions = [sum(result.n for result in run.record.results.values()) for run in done]
     return [
         one.name,
-        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
+        shortened([average(row) for row in whole]),
+        f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
         str(len(runs)),
         str(len(runs) - len(done)),
         str(len(tasks)),
         f"{fmean(questions):.0f}" if questions else DASH,
-        shortened([average(row) for row in whole]),
-        f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
+        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
     ]
 
 
@@ -200,12 +200,12 @@ def overview(runs: Sequence[Run]) -> dict[str, Any]:
         spec, cost = run.record.spec, run.record.cost
         scores = [run.score(task) for task in run.record.results]
         mean = fmean(scores) if run.done and scores and all(0 <= score <= 1 for score in scores) else None
-        texts = [run.record.run_id, run.record.status, spec.model, method_name(spec.method), spec.schedule or DASH]
-        texts += [spec.positions, str(spec.seed), str(len(spec.tasks)), percent(mean)]
+        texts = [run.record.run_id, run.record.status, method_name(spec.method), spec.schedule or DASH, percent(mean)]
         texts += [percent(cost.mean_keep if cost else None), percent(cost.prefill_flops_ratio if cost else None)]
+        texts += [str(len(spec.tasks)), str(spec.seed), spec.positions, spec.model]
         texts += [run.record.started_at, footnotes.commit(run)]
         rows.append({"cells": [(text, "") for text in texts], "runs": [run.record.run_id], "rule": False})
-    return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
+    return {"title": "Runs", "head": RUN_HEAD, "left": 4, "rows": rows, "tasks": {}}
 
 
 def figure_data(name: str, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:

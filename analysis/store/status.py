@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdrop.announcements import alive
 from pdrop.names import is_name
 from pdrop.pace import duration, speed
 from pdrop.record import RunRecord
@@ -154,7 +155,7 @@ def sweeps(results: Path) -> Iterator[str]:
     for path in sorted((results / "sweeps").glob("*.json")):
         note = sweep(path)
         at, run, whole = (number(note.get(name)) for name in ("at", "run", "whole"))
-        if at is None or run is None or whole is None or holder(path.parent, path.name, path.name) is None:
+        if at is None or run is None or whole is None or not alive(path):
             continue
         left = number(note.get("left"))
         text = f"sweep on {note.get('host')}, process {note.get('pid')}: run {run:g} of {whole:g}"
@@ -170,8 +171,7 @@ def waiting(results: Path) -> dict[str, tuple[str, str]]:
                 found[marker.name.removesuffix(".json")] = ("", f"asked for by experiment {name}")
     for path in sorted((results / "sweeps").glob("*.json")):
         note = sweep(path)
-        alive = holder(path.parent, path.name, path.name) is not None
-        who = f"the sweep on {note.get('host', '?')}" + ("" if alive else " (stopped: the same command goes on)")
+        who = f"the sweep on {note.get('host', '?')}" + ("" if alive(path) else " (stopped: the same command goes on)")
         for folder, words in note["runs"].items():
             found[str(folder)] = (" ".join(map(str, words)), who)
     return found

@@ -113,6 +113,8 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
     axes.set_xlim(min(costs) - 0.08 * spread, max(costs) + 0.3 * spread)
     axes.set_title("score and cost: the Pareto front", pad=4)
     axes.set_xlabel("prefill FLOPs (% of none)")
+    axes.set_ylabel("average score (%)")
+    axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.spines["right"].set_visible(True)
     axes.spines["left"].set_visible(False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 
 from ..comparison.table_model import Table
-from ..drawing import PAGE, SETTINGS
+from ..drawing import PAGE, SETTINGS, hide_the_rest
 from ..style import SPARE_LINES, model_name
 from .redundancy import Study, studies
 from .redundancy_figure import KEPT
@@ -81,8 +81,7 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
             axes.set_title(f"cut at layer {layer}", pad=3)
             axes.grid(axis="y", linewidth=0.4, color="0.88")
             axes.set_xticks([0, 25, 50, 75, 100])
-        for axes in grid.flat[len(layers) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(layers))
         figure.supxlabel(KEPT, fontsize=8)
         figure.supylabel(averaged(table), fontsize=8)
         handles, names = grid[0][0].get_legend_handles_labels()

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from ..comparison.table_model import Cell, Row, Table
-from ..drawing import COLUMN, PAGE, SETTINGS
+from ..drawing import COLUMN, PAGE, SETTINGS, hide_the_rest
 from ..labels import Named, name_curves
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
@@ -113,8 +113,7 @@ def by_task(table: Table, study: Study) -> Figure | None:
             scale = 100 if task.fraction else 1
             draw(axes, study, of_task(name), table.floors.get(name), scale)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
-        for axes in grid.flat[len(names) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(names))
         figure.supxlabel(KEPT, fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         floor = next(iter(table.floors.values()), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
@@ -22,7 +22,7 @@ from pdrop.schedule import Schedule
 
 from ..comparison.budgets import kind
 from ..comparison.table_model import Cell, Row, Table, seedless
-from ..drawing import COLUMN, PAGE, SETTINGS
+from ..drawing import COLUMN, PAGE, SETTINGS, hide_the_rest
 from ..labels import Named, fit, name_curves
 from ..style import LINES, SPARE_LINES, Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
@@ -98,19 +98,21 @@ def direct(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float |
 
 
 def kinds_key(axes: Axes, rows: list[Row]) -> None:
-    """The key of open and filled markers, if budgets are of several kinds."""
+    """Say above the panel what open and filled markers mean, where budgets are of several kinds."""
+    if handles := kind_handles(rows):
+        axes.figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handletextpad=0.2)
+
+
+def kind_handles(rows: list[Row]) -> list[Line2D]:
+    """Of a legend: open and filled markers with the kind of budget that they mean; none if there is one kind."""
     kinds = kinds_of(rows)
-    if len(kinds) < 2:
-        return
     faces = ["white", *["0.45"] * (len(kinds) - 1)]
-    handles = [
-        Line2D(
-            [], [], linestyle="", marker="o", color="0.45", markerfacecolor=face, label=EQUAL.get(name, name or "ratio")
-        )
+    look: dict[str, Any] = {"linestyle": "", "marker": "o", "color": "0.45"}
+    return [
+        Line2D([], [], markerfacecolor=face, label=EQUAL.get(name, name or "ratio"), **look)
         for name, face in zip(kinds, faces)
+        if len(kinds) > 1
     ]
-    figure = axes.figure
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handletextpad=0.2)
 
 
 def kinds_of(rows: list[Row]) -> list[str]:
@@ -151,11 +153,10 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
                 axes.axhline((100 if task.fraction else 1) * floor, color="0.35", **look)
             draw(axes, rows, cells, 100 if task.fraction else 1)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
-        for axes in grid.flat[len(table.tasks) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(table.tasks))
         figure.supxlabel("prefill FLOPs (% of none)", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
-        legend(figure, grid[0][0], columns=6)
+        legend(figure, grid[0][0], columns=6, more=kind_handles(rows))
     return figure
 
 
@@ -276,12 +277,13 @@ def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
     return min(below, value), above  # no score is below zero, and no fraction above 100 %
 
 
-def legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend above all panels, so that it hides nothing, with as many columns as fit the width."""
+def legend(figure: Figure, axes: Axes, columns: int, more: Sequence[Line2D] = ()) -> None:
+    """One legend above all panels, outside of them, so that it hides nothing; as many columns as fit the width."""
     handles, every = axes.get_legend_handles_labels()
     names = list(dict.fromkeys(every))  # a curve of several kinds of budget is drawn in parts
     handles = [handles[every.index(name)] for name in names]
     shown = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    shown, names = [*shown, *more], [*names, *(str(handle.get_label()) for handle in more)]
     for number in range(min(columns, len(names)), 0, -1):
         if number == 3 and len(names) == 4:
             continue  # two and two, not three and one

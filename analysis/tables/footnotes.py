@@ -254,7 +254,7 @@ def attention_of(spec: RunSpec) -> str:
 def hardware(run: Run) -> str:
     """The machine of a run."""
     environment = run.record.environment
-    parts = [environment.get("device_name"), environment.get("processor")]
+    parts = [*dict.fromkeys([environment.get("device_name"), environment.get("processor")])]  # on the CPU they are one
     cores, threads = environment.get("cores"), environment.get("threads")
     parts += [
         f"{cores} cores" if cores else None,

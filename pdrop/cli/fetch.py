@@ -157,3 +157,7 @@ def say(state: str, what: str) -> None:
     """A line of the list."""
     sys.stdout.write(printable(f"{state:8s} {what}") + "\n")
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -80,3 +80,7 @@ def shown(value: float | None) -> str:
 def told(message: str) -> int:
     sys.stderr.write(printable(message) + "\n")
     return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

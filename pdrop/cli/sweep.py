@@ -34,17 +34,18 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from pdrop.announcements import Announcement, alive, announced
 from pdrop.cli.compose import CONF, settings_of
 from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
-from pdrop.runs import plan, remembered
+from pdrop.runs import cards, plan, remembered
 from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import Announcement, announced, holder, in_words, state, where
+from pdrop.store import holder, in_words, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
@@ -236,6 +237,7 @@ class Sweep(Callback):
         )
         size = self.config.hydra.sweeper.max_batch_size or max(1, len(rest))
         if type(launcher).__name__ != BASIC:  # Hydra imports its plugins again: they are other classes
+            cards.offer()
             for at in range(0, len(rest), size):
                 part = rest[at : at + size]
                 returned = launcher.launch([list(one.words) for one in part], initial_job_idx=at)
@@ -330,7 +332,7 @@ def noted(rest: Sequence[Planned]) -> Iterator[list[Announcement]]:
         notes = []
         for path in paths:
             for old in path.parent.glob(f"{name}*.json"):  # left by a start that was killed; others may share the work
-                if holder(old.parent, old.name, old.name) is None:
+                if not alive(old):
                     old.unlink(missing_ok=True)
             notes.append(held.enter_context(announced(path, {"runs": runs})))
         yield notes
@@ -345,7 +347,7 @@ def tidy(folder: Path) -> None:
         left = not isinstance(runs, dict) or not all(
             (folder.parent / "runs" / name / "record.json").is_file() for name in runs
         )
-        if not left and holder(folder, path.name, path.name) is None:
+        if not left and not alive(path):
             path.unlink(missing_ok=True)
 
 

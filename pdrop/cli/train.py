@@ -18,7 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
 from pdrop.cli.run import called, stop
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
 
 log = logging.getLogger("pdrop")
+
+# dials that only the user can set, and how
+NEEDED = {
+    "train.data": "train.data=FILE, conversations in LLaVA's format (docs/training.md)",
+    "model.name": "model=folder takes model.name=NAME model.path=FOLDER",
+    "model.path": "model=folder takes model.name=NAME model.path=FOLDER",
+}
 
 
 @dataclass
@@ -115,6 +122,8 @@ def job(cfg: Any) -> float | None:
         name = HydraConfig.get().runtime.choices["method"]
         overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("output=")]
         return train(settings(config), *dropping(cfg, name), overrides).final_loss
+    except MissingMandatoryValue as error:
+        stop(f"{error.full_key} has no value and needs one: {NEEDED.get(str(error.full_key), f'{error.full_key}=...')}")
     except OmegaConfBaseException as error:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:

@@ -37,7 +37,7 @@ from pdrop.evaluation.frames import Film
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, Rules, task_result
-from pdrop.evaluation.task_checks import check_aggregations, check_target
+from pdrop.evaluation.task_checks import check_aggregations, check_target, not_utf8
 from pdrop.names import check as check_name
 from pdrop.pictures import take_long_texts
 from pdrop.samples import write_samples
@@ -95,7 +95,8 @@ def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> 
         if own:
             load_tasks(own, folders)
     except RuntimeError as error:
-        raise ValueError(str(error)) from error
+        told = not_utf8(path.parent for name in own for path in found[name])
+        raise ValueError("; ".join([str(error), *told])) from error
 
 
 def evaluate(

@@ -65,6 +65,14 @@ def started_ray(workers: Workers) -> Any:
     raise AssertionError("unreachable")
 
 
+def presence(worker: Any, device: str) -> dict[str, Any]:
+    """In a worker: what it says about itself. On the CPU its device is the processor: a node may have cards, too."""
+    from pdrop.environment import accelerator
+
+    about: dict[str, Any] = worker.about()
+    return about if device.startswith("cuda") else about | {"device": accelerator(device)["device_name"]}
+
+
 @dataclass(eq=False)
 class Member:
     """One worker, as this process sees it."""
@@ -127,7 +135,7 @@ class Team:
         made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
         member = Member(self.started, made.remote(threads), replaces=replacing)
         self.started += 1
-        self.starting[member.actor.about.remote()] = member
+        self.starting[member.actor.__ray_call__.remote(presence, self.device)] = member
 
     def arrive(self, reference: Any) -> None:
         """Handle a worker that has become ready, or has died before.

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from analysis.comparison.comparable import ASKED, COMPARED, OF_MODEL, OWN_WAY
-from pdrop import FastV, RandomDrop, attach, pyramid, solve
+from pdrop import FastV, RandomDrop, attach, pyramid, single, solve
 from pdrop.cli import compose
 from pdrop.methods.base import Method
 from pdrop.record import LATER, RunSpec, hashed
@@ -160,9 +160,16 @@ def test_what_is_no_method_is_one_line(node: dict[str, Any], told: str) -> None:
         lambda model: solve(FastV(), 0.5, num_layers=4, visual_tokens=4),
         lambda model: solve(FastV(), "keep:0.5", num_layers=None, visual_tokens=4),
         lambda model: pyramid("x"),
+        lambda model: pyramid(12, layers=3),
+        lambda model: pyramid(12, layers="36"),
+        lambda model: single(2, 0.5, layers=3),
+        lambda model: Schedule("2:0.5"),
+        lambda model: Schedule((2, 0.5)),
+        lambda model: Schedule(None),
+        lambda model: Schedule.parse(3),
         lambda model: RandomDrop(seed="x"),
     ],
 )
 def test_wrong_arguments_of_the_python_calls_are_value_errors(call: Callable[[Any], Any]) -> None:
-    with pytest.raises(ValueError, match=r"^(model|method|schedule|budget|num_layers|seed) is .*, not "):
+    with pytest.raises(ValueError, match=r"^(model|method|schedule|budget|num_layers|layers|seed) is .*, not "):
         call(torch.nn.Linear(1, 1))

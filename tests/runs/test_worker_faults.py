@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pdrop.cli.compose import settings
+from pdrop.environment import processor
 from pdrop.evaluation.answers import AnswerStore, QuestionError
 from pdrop.evaluation.generation import Generator
 from pdrop.runs import fleet
@@ -20,7 +21,7 @@ from pdrop.runs.measured import answered_on
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
 from pdrop.runs.worker_dials import Workers
-from pdrop.runs.workers import Team, TeamGenerator, started_ray
+from pdrop.runs.workers import Team, TeamGenerator, presence, started_ray
 from pdrop.store import holder, locked
 from tests.runs.scripted_worker import Scripted, asked
 
@@ -102,6 +103,15 @@ def test_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="Ray did not start on this machine: The current node timed out"):
         started_ray(Workers(2))
     assert len(tries) == 6 and tries[0]["num_cpus"] == 2
+
+
+def test_on_the_cpu_a_worker_s_device_is_the_processor() -> None:
+    class OnANodeWithCards:
+        def about(self) -> dict[str, Any]:
+            return {"pid": 7, "device": "NVIDIA H100"}
+
+    assert presence(OnANodeWithCards(), "cpu") == {"pid": 7, "device": processor()}
+    assert presence(OnANodeWithCards(), "cuda") == {"pid": 7, "device": "NVIDIA H100"}
 
 
 def test_answers_of_different_devices_are_marked() -> None:
