@@ -183,7 +183,7 @@ def refuse_mixtures(experiment: Experiment, runs: Sequence[Run], times: bool = T
     if found:
         listed = "\n  ".join(mixture.text for mixture in found)
         hint = "" if scores or len(found) == 0 or not times else "\nOr leave the times out: --no-times."
-        raise ValueError(f"these runs may not stand in one table.\n  {listed}\n{remedy(experiment, found)}{hint}")
+        raise ValueError(f"these runs cannot be in one table.\n  {listed}\n{remedy(experiment, found)}{hint}")
 
 
 def remedy(experiment: Experiment, found: Sequence[Mixture]) -> str:

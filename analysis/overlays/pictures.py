@@ -1,8 +1,8 @@
 """A prompt's pictures with its visual tokens: the kept patches in colour, or attention as a heat map.
 
-Every block of a layout (pdrop/pictures.py) is one view: a box of a picture under a grid of tokens. A picture in tiles
-has two views, the whole picture squeezed and the tiles; several pictures, or the frames of a video, have one or two
-each. The views of a prompt are arranged in one panel, row by row.
+Every block of a layout (pdrop/evaluation/pictures.py) is one view: a box of a picture under a grid of tokens. A picture
+in tiles has two views, the whole picture squeezed and the tiles; several pictures, or the frames of a video, have one
+or two each. The views of a prompt are arranged in one panel, row by row.
 
 Images come from a parquet file with columns `image_id` and `image`, or a folder of images named by image id (several
 pictures of one sample: ID-0, ID-1, ...). By default they are those that the store keeps of each task's first samples
@@ -93,7 +93,7 @@ def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> La
     if side * side != sample.visual_tokens or side == 0 or pictures > 1 or len(images) != 1:
         raise ValueError(
             f"{sample.visual_tokens} visual tokens of {pictures} image(s) are not a square grid over one image, and "
-            "the record does not say where they lie: run it again with force=true"
+            "the record does not say where they are: run it again with force=true"
         )
     width, height = images[0].size
     edge = max(width, height) if image_mode == "pad" else min(width, height)

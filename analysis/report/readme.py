@@ -80,7 +80,7 @@ def short(results: Path, place: str, made: dict[str, Table]) -> str:
     """The results at one ratio as Markdown; `place` is the store's path from the page, `made` as in `written`.
 
     Raises:
-        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+        ValueError: If there is no experiment "demo", or runs cannot be in one table.
     """
     tables = the_tables(results, made, (SHORT, "redundancy"))
     demo = tables[SHORT]
@@ -111,7 +111,7 @@ def block(results: Path, place: str, made: dict[str, Table]) -> str:
     """All results as Markdown; `place` is the store's path from the page, `made` as in `written`.
 
     Raises:
-        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+        ValueError: If there is no experiment "demo", or runs cannot be in one table.
     """
     tables = the_tables(results, made)
     demo = tables[SHORT]

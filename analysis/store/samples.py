@@ -58,7 +58,7 @@ class Sample:
         image: Its image's id, or a hash.
         visual_tokens: The number of visual tokens of the prompt.
         masks: One hexadecimal bit mask per boundary (pdrop/evaluation/answers.py).
-        layout: Places of the visual tokens in the pictures (pdrop/pictures.py).
+        layout: Places of the visual tokens in the pictures (pdrop/evaluation/pictures.py).
         attention: The attention, if the run recorded it.
         number: The document's id as a number, if it is one.
         group: The group of samples that are scored together.

@@ -174,7 +174,7 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
     if part in PARTS:
         known = [other for other in cfg[part] or {} if other != "_target_"]
         if argument not in known:
-            raise ValueError(f"{name}: {file} has there {', '.join(known) or 'nothing'}")
+            raise ValueError(f"there is no {name}: {file} has {', '.join(known) or 'nothing to set'}")
     try:
         OmegaConf.update(cfg, name, value, merge=False)
     except ValidationError as error:

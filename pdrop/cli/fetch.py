@@ -134,8 +134,8 @@ def refuse_missing(cfg: Any) -> None:
         words = [called] if model else []
         words += [f"tasks=[{','.join(dict.fromkeys(task for one in data for task in one.tasks))}]"] if data else []
         raise ValueError(
-            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where "
-            f"there is one: python -m pdrop fetch {' '.join(words)}"
+            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing here; "
+            f"on a machine with one: python -m pdrop fetch {' '.join(words)}"
         )
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         from pdrop.cli.rescore import main as rescore
 
         sys.exit(rescore(sys.argv[2:]))
-    called(job, None, "the same command goes on from here")
+    called(job, None, "the same command resumes from here")
 
 
 if __name__ == "__main__":

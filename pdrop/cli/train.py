@@ -237,7 +237,7 @@ def checked_device(config: Any) -> str:
         raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
     if "resume_from_checkpoint" in config.train.args:
         raise ValueError(
-            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "train.args.resume_from_checkpoint is not read: the same command resumes from its own last checkpoint; "
             "another one's weights are model=folder model.path=..."
         )
     return str(device)
@@ -247,7 +247,7 @@ def main() -> None:
     # TrainingArguments' names are not listed here: any of them may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
-    called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} goes on from the last checkpoint")
+    called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} resumes from the last checkpoint")
 
 
 if __name__ == "__main__":

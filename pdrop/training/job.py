@@ -114,7 +114,7 @@ def train(
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             made = "made" if before.status == "done" else "begun"
-            log.warning("%s was %s by other code; force=true starts anew", folder, made)
+            log.warning("%s was %s by other code; force=true starts again", folder, made)
         if before is not None and before.status == "done":
             log.info("done already  %s", folder)
             return before

@@ -50,7 +50,7 @@ def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> 
         raise ValueError(f"method={name} makes pictures smaller before a prompt is scored; it cannot be trained with")
     if any(stage.adaptive for stage in schedule.stages):
         raise ValueError(
-            f"{name} finds its counts prompt by prompt, and what such a step costs cannot be said: choose a method "
+            f"{name} finds its counts prompt by prompt, and the cost of such a step is not known: choose a method "
             "with a schedule of its own, such as sparsevlm"
         )
 
@@ -69,7 +69,7 @@ def refuse_uneven(settings: TrainingSettings, schedule: Schedule, lengths: Seque
     text = sum(length < 0 for length in lengths)
     if settings.parallel == "deepspeed_zero3" and settings.processes > 1 and schedule and text:
         raise ValueError(
-            f"parallel=deepspeed_zero3 cannot drop tokens where records are text alone, as {text} are here: a process "
+            f"parallel=deepspeed_zero3 cannot drop tokens where records are text only, as {text} are here: a process "
             "without an image would not rank, and the others would wait for it; choose deepspeed_zero2 or fsdp"
         )
 

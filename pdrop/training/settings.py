@@ -92,7 +92,7 @@ class TrainingSettings:
         if self.save_steps % self.log_steps:
             raise ValueError(
                 f"train.save_steps={self.save_steps} must be a multiple of train.log_steps={self.log_steps}: a "
-                "training that goes on from a checkpoint logs from there on"
+                "training that resumes from a checkpoint logs from there on"
             )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps is a number from 1 on, or null for train.epochs, not {self.steps}")

@@ -69,7 +69,7 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
         ("device=", "unknown device ''"),
         ("seed=-1", "seed is a whole number from 0"),
         ("output=", "output is the folder of the trainings"),
-        ("train.args.resume_from_checkpoint=/nope", "goes on from its own last checkpoint"),
+        ("train.args.resume_from_checkpoint=/nope", "resumes from its own last checkpoint"),
     ):
         words = ("train=embedded", "train.data=none.json", word)
         code, said = called(train.main, "train.py", words, monkeypatch, capfd)
