@@ -89,11 +89,11 @@ wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
 release-check: check docs wheel ## What a release checks beside make test: see docs/releasing.md
 	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/project/test_package.py tests/*/test_package.py)
 
-bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
-bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 5 minutes on one core)
+bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 4 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench_choosing
 	@$(BIN)/python -m analysis bench
 

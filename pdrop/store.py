@@ -141,7 +141,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
-    """Remove temporary files of killed writes from a folder, if they are older than so many seconds.
+    """Remove temporary files of killed writes from a folder, if they are older than this many seconds.
 
     Where others may be writing, `older_s` must be longer than any write takes.
     """

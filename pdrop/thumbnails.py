@@ -23,7 +23,7 @@ from PIL import Image
 from pdrop.pictures import as_shown
 from pdrop.store import write_atomically
 
-SAMPLES = 8  # so many of each task
+SAMPLES = 8  # pictures are kept of this many samples of each task
 MOST_PICTURES = 32  # of all of them together
 LARGEST = 40_000  # bytes of each
 SIDE = 448  # pixels of the longer side at first

@@ -104,7 +104,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
 
 
 def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
-    """The grids, shifted by so many tokens."""
+    """The grids, shifted by this many tokens."""
     return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 

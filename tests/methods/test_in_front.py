@@ -8,17 +8,19 @@ stands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from pdrop import (
     SCOPE,
     CDPruner,
     CDPrunerEmbeddings,
+    Composed,
     DivPrune,
     FasterVLM,
     FastV,
@@ -32,8 +34,9 @@ from pdrop import (
     VisPruner,
     attach,
 )
-from pdrop.conformance.families import READ_TOWERS, build
+from pdrop.conformance.families import IMAGE, READ_TOWERS, build, ready
 from pdrop.conformance.prompts import collate, sample
+from pdrop.conformance.prompts import single as one_of
 from pdrop.cost.counters import counted_prefill_flops
 from pdrop.cost.flops import prefill_flops
 from pdrop.methods.base import View
@@ -168,6 +171,51 @@ def test_every_tile_has_its_share(method: Method) -> None:
         assert trace.visual_tokens[0] == [tiles * 4]
         small = [n for n in trace.kept[0][0].tolist() if n < 16]
         assert len(small) == (3 if isinstance(method, VisionZip) else 4), "a class token takes one of them"
+
+
+def of_three_layers(family: str) -> Any:
+    """A family's model with a third layer in its tower: the first and the last but one are then not the same."""
+    small = build(family).config
+    values = small.to_dict()
+    values["vision_config"]["num_hidden_layers"] = 3
+    kind = {"llava": "Llava", "llava_next": "LlavaNext", "video_llava": "VideoLlava"}[family]
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")
+    return ready(model(type(small).from_dict(values)), "sdpa", torch.float32)
+
+
+@torch.no_grad()
+@pytest.mark.product(2)
+@pytest.mark.parametrize(
+    ("family", "texts"),
+    [
+        pytest.param("video_llava", (3, 6), id="frames"),
+        pytest.param("llava", (3, 5, 2, 7), id="three pictures"),
+        pytest.param("llava_next", (3, 6), id="three tiles"),
+        pytest.param("llava_next", (3, 5, 6), id="two pictures of three tiles"),
+    ],
+)
+def test_costs_and_counts_of_many_pictures_tiles_and_frames(family: str, texts: tuple[int, ...]) -> None:
+    """In closed form as counted; HiRED reads the tower's first layer only where pictures have tiles."""
+    model, video = of_three_layers(family), family == "video_llava"
+    inputs = one_of(family, sample(family, model, texts, 0, video=video))
+    sizes, visual = ModelSizes.from_config(model.config), int((inputs["input_ids"] >= IMAGE).sum())
+    crops = sum(value.flatten(0, -4).shape[0] for name, value in inputs.items() if name.startswith("pixel"))
+    whole = PromptSize(inputs["input_ids"].shape[1] - visual, visual, images=crops, video=video)
+    for method in [*METHODS, VisionZip(contextual=0.2), DivPrune(), Composed(HiRED(), FastV())]:
+        for stage in (Stage(0, keep=0.5), Stage(0, keep=7 / visual)):
+            inside = (Stage(2, keep=0.02),) if isinstance(method, Composed) else ()
+            schedule = Schedule((stage, *inside))
+            with attach(model, method, schedule) as trace:
+                counted = counted_prefill_flops(model, inputs)["total"]
+            layers = tuple(row[0] for row in trace.visual_tokens)
+            seen = replace(whole, visual_per_layer=layers, video=False)  # as a record has it
+            closed = prefill_flops(sizes, seen, method.selection(schedule, seen, sizes))["total"]
+            assert closed == pytest.approx(counted, rel=1e-6), (method, stage)
+            said = method.entering(schedule, whole, sizes.layers)
+            if any(isinstance(part, HiRED) for part in method.parts) or len(texts) > 2:
+                assert all(there <= n for there, n in zip(layers, said)), (method, "a budget is never exceeded")
+            else:
+                assert said == list(layers), (method, stage)
 
 
 def test_a_tower_that_cannot_be_read_is_refused() -> None:

@@ -228,6 +228,7 @@ REFUSED = [
     (["train.lora={rank:8}"], "train.lora has r, alpha and dropout, not rank"),
     (["layers=[9]"], "has a boundary at layer 9"),
     (["train.data=nowhere.json"], "nowhere.json: no such file; train.data is"),
+    (["train.data=???"], "train.data has no value and needs one: train.data=FILE"),
     (["mehtod=none"], "there is no dial 'mehtod', did you mean method?"),
 ]
 
