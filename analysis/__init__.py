@@ -1,3 +1,5 @@
+"""What records come to: tables, figures, a report. `python -m analysis --help` lists its commands."""
+
 import sys
 
 if sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
