@@ -8,8 +8,10 @@
              single worker, which is the wall ratio if each has a core. Also the command's CPU time next to the workers'
     sweep    20 small runs over two workers: how often each loads the model
     limit    workers that sleep for as long as an H100 would take (benchmarks/table_time.py), on POPE, GQA and MME in
-             batches of 8: the share of their time in which they have work; and the batches per second that one command
-             hands out, by its CPU time
+             batches of 8: the share of their time in which they have work, and the most that it can be (a task's last
+             batches are too few for all workers); the CPU time per batch of the command, of the workers and of Ray's
+             own processes; and the batches per second that one command hands out, by its CPU time. --slower 4: batches
+             take four times as long, which shows how much this machine's cores limit
 
 The record is written to results/bench/workers-*.json.
 """
@@ -206,26 +208,37 @@ def sweep(runs: int) -> dict[str, Any]:
     return {"runs": runs, "workers": 2, "loads": loads, "seconds": seconds}
 
 
-def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
+def ray_processes(team: Team) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """The workers of a team, and Ray's own processes on this machine."""
+    pids = {member.about["pid"] for member in team.members if member.about}
+    everything = psutil.Process().children(recursive=True)
+    return [one for one in everything if one.pid in pids], [one for one in everything if one.pid not in pids]
+
+
+def limit(counts: Sequence[int], batch: int, slower: float = 1.0) -> dict[str, Any]:
     """Workers that sleep for as long as a GPU would take, and how busy they are."""
     import ray
 
-    seconds = sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())
+    seconds = slower * sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())
     found: dict[str, Any] = {"seconds_per_batch": seconds, "batch": batch, "workers": {}}
     spec = settings({"tasks": ["embedded_counting"], "batch_size": batch, "latency": "off", "device": "cpu"}).spec
     most = max(counts)
     for count in counts:
         team = full(count, Sleeper)
         plain: Any = SimpleNamespace(spec=spec, seconds=seconds, device="cpu", preparation=Preparation(prefetch=0))
+        groups = ray_processes(team)
+        before = [sum(map(cpu, group)) for group in groups]
         generator, commands, wall = Handing(plain, team), time.process_time(), time.perf_counter()
-        batches = 0
+        batches = rounds = 0
         with tempfile.TemporaryDirectory() as aside:
             store = AnswerStore(Path(aside) / "answers.jsonl")
             for task, number in ASKED.items():  # the same number of batches per worker, however many workers there are
                 questions = simulated(task, number * count // most)
                 generator.answer(questions, store)
-                batches += -(-len(questions) // batch)
+                number = -(-len(questions) // batch)
+                batches, rounds = batches + number, rounds + -(-number // count)
         wall, commands = time.perf_counter() - wall, time.process_time() - commands
+        theirs, rays = (sum(map(cpu, group)) - was for group, was in zip(groups, before))
         spans = ray.get([member.actor.span.remote() for member in team.members])
         team.close()
         busy = sum(span[0] for span in spans)
@@ -234,7 +247,10 @@ def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
             "wall": wall,
             "busy": busy / (count * wall),
             "busy_while_at_work": busy / (count * (max(span[2] for span in spans) - min(span[1] for span in spans))),
+            "busy_at_most": batches / (count * rounds),
             "command_ms_per_batch": 1e3 * commands / batches,
+            "workers_ms_per_batch": 1e3 * theirs / batches,
+            "ray_ms_per_batch": 1e3 * rays / batches,
             "load_average": os.getloadavg()[0],
         }
         logging.info("%d workers: %s", count, found["workers"][count])
@@ -258,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "spread": lambda given: spread(given.rounds, given.limit),
         "sweep": lambda given: sweep(given.runs),
-        "limit": lambda given: limit(given.workers, given.batch),
+        "limit": lambda given: limit(given.workers, given.batch, given.slower),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=2, help="of both teams over each task")
@@ -266,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=SIMULATED, help="that sleep")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--slower", type=float, default=1.0, help="how much longer than an H100 they sleep")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -273,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     room = max(4, *given.workers) if "limit" in given.only else 4
-    ray.init(num_cpus=room, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=room, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     session, found = Session(), dict[str, Any]()
     for name in given.only:
         found[name] = parts[name](given)
