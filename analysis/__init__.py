@@ -1,3 +1,5 @@
+"""Tables, figures and reports from run records: `python -m analysis`, installed `pdrop-analysis`. No torch."""
+
 import sys
 
 if sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
