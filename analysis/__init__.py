@@ -1,4 +1,4 @@
-"""What records come to: tables, figures, a report. `python -m analysis --help` lists its commands."""
+"""Tables, figures and reports from run records: `python -m analysis`, installed `pdrop-analysis`. No torch."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Files that say what a process is doing, so that others can show it while it lives: a sweep's in results/sweeps.
+"""Files that say what a process is doing, which others can show while it lives: those of sweeps, in results/sweeps.
 
-On a disk of this machine such a file is locked, and a process that ends however it does has let go. On other file
-systems the lock may not be seen by other machines: there the file's time is renewed as a lease's is
-(pdrop/leases.py), and a file that has not been renewed for LEASE seconds is a dead process's. Standard library only.
+On a disk of this machine such a file is locked, and the lock ends with its process. On other file systems other
+machines may not see the lock: there the file's time is renewed like a lease's (pdrop/leases.py), and a file that has
+not been renewed for LEASE seconds belongs to a dead process. Standard library only.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Announcement:
 
 @contextlib.contextmanager
 def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
-    """An `Announcement` for the length of a block; after a kill its file stays, but nobody renews or locks it."""
+    """An `Announcement` during a block; after a kill its file stays, but it is neither locked nor renewed."""
     made = Announcement(path, note)
     try:
         yield made
