@@ -307,8 +307,8 @@ def latex(tables: Sequence[Table]) -> str:
     r"""The grids as floats; \usepackage{booktabs,graphicx}."""
     head = "% made by python -m analysis banner; needs booktabs and graphicx\n"
     caption = (
-        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it (none where "
-        "all are alike). Banners say what enters a layer on average."
+        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it (none "
+        "where all are alike). Banners say what enters a layer on average."
     )
     floats = [
         grid.latex(f"{table.name}-banner-{number}", caption + by_protocol(table))
