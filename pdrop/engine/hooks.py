@@ -209,7 +209,8 @@ class Attachment:
         positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
         asked = given.get("logits_to_keep")
         asked = asked if isinstance(asked, int) else 0
-        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked)
+        beside = self.tower.asks(given) if self.tower is not None else ()
+        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked, beside)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
             self.current.prefill = self.trace.begin()

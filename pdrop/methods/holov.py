@@ -126,7 +126,7 @@ def size_of(picture: Sequence[Tile]) -> int:
 
 
 def arranged(attention: Tensor, crops: int, count: int, overflow: Overflow) -> list[int]:
-    """Which of a picture's tokens stay, in their new order; ZERO stands for a vector of zeros.
+    """Which of a picture's tokens stay, in their new order; ZERO means a vector of zeros.
 
     Args:
         attention: [N] float32.

@@ -89,7 +89,7 @@ class InFront(Method):
         """For every tile that loses tokens: its prompt, the tile, its candidates' places [n], and its share.
 
         Args:
-            least: Only in prompts with at least so many tiles.
+            least: Only in prompts with at least this many tiles.
         """
 
         assert view.stage is not None
@@ -128,7 +128,7 @@ class InFront(Method):
     # ------------------------------------------------------------------ what it costs
 
     def rows_of(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes, layers: int = 1) -> tuple[float, ...]:
-        """Rows of attention in so many layers of the tower: the class token's, or all if there is none."""
+        """Rows of attention in this many layers of the tower: the class token's, or all if there is none."""
         if not schedule or not prompt.visual:
             return ()
         frames = sizes.tower.frames(prompt.visual, prompt.images)

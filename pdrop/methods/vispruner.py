@@ -30,7 +30,7 @@ from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUND = 8  # at most so many tokens go in a round
+ROUND = 8  # at most this many tokens are dropped per round
 
 
 @dataclass(frozen=True)
