@@ -293,7 +293,7 @@ def meaning(table: Table) -> str:
     )
     said = (
         "Below each score its 95 % interval (bootstrap over images; averages paired with the row that drops nothing).",
-        "Bold: the best of its banner and what cannot be told from it.",
+        "Bold: the best of its banner and what cannot be told from it; none where all are alike.",
         "Avg: mean over the columns of the score, relative to dropping nothing.",
         "Acc.: mean of the scores, of MME-P a twentieth; Rel.: Acc. relative to dropping nothing.",
         "Banners say what enters a layer on average, to 3 %.",
@@ -307,8 +307,8 @@ def latex(tables: Sequence[Table]) -> str:
     r"""The grids as floats; \usepackage{booktabs,graphicx}."""
     head = "% made by python -m analysis banner; needs booktabs and graphicx\n"
     caption = (
-        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it. Banners "
-        "say what enters a layer on average."
+        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it (none "
+        "where all are alike). Banners say what enters a layer on average."
     )
     floats = [
         grid.latex(f"{table.name}-banner-{number}", caption + by_protocol(table))
