@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pdrop.methods.base import View
 from pdrop.methods.in_front import InFront
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -186,15 +187,10 @@ class Clip:
         ids = self.tokenizer(question, verbose=False).input_ids
         count = -(-len(ids) // longest)
         device = self.model.visual_projection.weight.device
-        segments = torch.zeros(count * longest, dtype=torch.long, device=device)
-        segments[: len(ids)] = torch.tensor(ids, device=device)
-        mask = (torch.arange(count * longest, device=device) < len(ids)).long()
-        with torch.no_grad():
-            seen = self.model.text_model(
-                segments.view(count, -1), attention_mask=mask.view(count, -1)
-            ).last_hidden_state
-            at = segments.view(count, -1).argmax(1)
-            embedded: Tensor = self.model.text_projection(seen[torch.arange(count, device=device), at])
+        segments = on_device(ids + [0] * (count * longest - len(ids)), device).view(count, -1)
+        with torch.no_grad():  # without a mask: no token of this causal model sees the padding after the last one
+            seen = self.model.text_model(segments).last_hidden_state
+            embedded: Tensor = self.model.text_projection(seen[torch.arange(count, device=device), segments.argmax(1)])
         return embedded
 
 

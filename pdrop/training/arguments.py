@@ -48,7 +48,7 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int, layers: S
         "save_total_limit": 2,
         "logging_steps": settings.log_steps,
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
+        "include_num_input_tokens_seen": "no",  # the Trainer would read a number from the device in each step
         "dataloader_num_workers": settings.workers,
         "remove_unused_columns": False,
         "report_to": [],

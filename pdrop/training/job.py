@@ -191,7 +191,8 @@ def run(
         checkpoint_activations(checkpoint.model)
     arguments = arguments_of(settings, folder, spec.steps, layers_of(model))
     resumed = None if settings.force else last_checkpoint(folder)
-    curve = LossCurve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
+    step = int(resumed.name.partition("-")[2]) if resumed else 0
+    curve = LossCurve(folder, step, lambda: int(trainer.all_counts()[1]))
     trainer = PartsTrainer(
         model=model,
         args=arguments,

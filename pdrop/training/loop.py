@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,22 @@ class LossCurve(TrainerCallback):
     Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was
     spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. When a training resumes,
     the rows after the checkpoint are removed: they will be made again.
+
+    Args:
+        folder: Of the training.
+        resumed_step: The checkpoint's; 0: none.
+        seen: Tokens so far, over all processes and sessions; read when a row is written, since it waits for the device.
     """
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        self.path = folder / CURVE
+    def __init__(self, folder: Path, resumed_step: int, seen: Callable[[], int]) -> None:
+        self.path, self.seen = folder / CURVE, seen
         self.sums, self.steps, self.tokens = dict.fromkeys(TIMES[:3], 0.0), 0, 0
         self.mark = (0.0, 0.0)
         rows = read_curve(self.path) if resumed_step else []
         self.rows = [row for row in rows if int(row["step"]) <= resumed_step]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.mark, self.tokens = self._now(), state.num_input_tokens_seen
+        self.mark, self.tokens = self._now(), self.seen()
         if state.is_world_process_zero:
             with self.path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS + TIMES)
@@ -154,10 +159,11 @@ class LossCurve(TrainerCallback):
         """
         if not logs or "loss" not in logs or not self.steps:
             return
-        tokens, wall = state.num_input_tokens_seen - self.tokens, self.sums["step_wall_s"]
+        seen, wall = self.seen(), self.sums["step_wall_s"]
+        tokens = seen - self.tokens
         logs |= {name: value / self.steps for name, value in self.sums.items()}
         logs |= {"tokens": tokens, "tokens_per_s": tokens / wall}
-        self.sums, self.steps, self.tokens = dict.fromkeys(self.sums, 0.0), 0, state.num_input_tokens_seen
+        self.sums, self.steps, self.tokens = dict.fromkeys(self.sums, 0.0), 0, seen
         row = {"step": state.global_step, **{name: logs[name] for name in (COLUMNS + TIMES)[1:] if name in logs}}
         self.rows.append({name: str(value) for name, value in row.items()})
         if state.is_world_process_zero:

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from pdrop import FastV, Method, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.conformance.families import fresh
 from pdrop.engine.ranking import attention_rows
+from pdrop.training.arguments import arguments_of
 from pdrop.training.loop import PartsTrainer
 from pdrop.training.parts import Rates
 from tests.support.cases import HALVES, RAGGED, batch_of
@@ -180,10 +182,15 @@ def test_counting_a_training_s_tokens_waits_at_its_first_step_alone(
     """What transformers' own Trainer waits for is waited for here, too, and no more from the second step on."""
     model = fresh("llava", "sdpa", torch.float32).eval()
     batch = batch_of("llava", model, RAGGED)
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    settings: Any = SimpleNamespace(
+        micro_batch=4, accumulate=1, rates=Rates(0, 1e-3, 1e-3), bf16=False, tf32=False, device="cpu", parallel="none",
+        seed=0, save_steps=2, log_steps=1, workers=0, arguments={}, parallel_arguments={},
+    )  # fmt: skip
+    arguments = arguments_of(settings, tmp_path, 3)
+    assert arguments.include_num_input_tokens_seen == "no", "the Trainer's own count waits in each step"
     visual = torch.tensor([model.config.image_token_id])
     trainer = PartsTrainer(
-        rates=Rates(0, 1e-3, 1e-3), lengths=[1], grouped=False, visual_ids=visual, model=model, args=arguments
+        rates=settings.rates, lengths=[1], grouped=False, visual_ids=visual, model=model, args=arguments
     )
     labels = labels_of(batch)
     moved(model)

@@ -10,19 +10,22 @@ prefill reads the prompt; methods that decide on the host have another, those th
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pdrop import FastV, Method, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, attach
+from pdrop import CDPruner, FastV, Method, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.cli.compose import choices
 from pdrop.conformance.__main__ import subject_of
 from pdrop.conformance.families import fresh
+from pdrop.methods.cdpruner import Clip
 from pdrop.methods.transfer import moved as carried
 from pdrop.methods.transfer import on_device, read_back
 from tests.support.cases import HALVES, RAGGED, batch_of
+from tests.support.official import clip_folder, inputs_of, read
 from tests.support.pretended_cuda import OnDevice, moved, pretended
 
 METHODS: dict[str, Method] = {
@@ -158,6 +161,35 @@ def test_a_forward_with_its_pixels_waits_no_more(family: str, name: str, monkeyp
         got = model(**there).logits
     assert torch.equal(got.there, want) and not seen.mixed
     assert seen.waits["own"] == (1 if name == "visionzip" else 2), seen.sites
+
+
+@torch.no_grad()
+def test_cdpruner_s_question_is_read_on_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With CLIP's text tower, which the lines have no weights for: once for a batch."""
+    model, one = copy.deepcopy(inputs_of(read("before_decoder", "cdpruner", "c01")))
+    batch = {name: torch.cat([x, x]) for name, x in one.items()}
+    batch["input_ids"][1, -1] = 9
+    asked: list[Any] = []
+
+    class Words:
+        def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+            asked.append(rows)
+            return [" ".join(f"w{token}" for token in row * 9) for row in rows]
+
+    clip, schedule = clip_folder(tmp_path, 8), Schedule((Stage(0, tokens=13),))
+    method = CDPruner(clip=str(clip))
+    with attach(model, method, schedule, tokenizer=Words()):
+        want = model(**batch).logits
+    assert asked == [[row[-5:] for row in batch["input_ids"].tolist()]], "the question, once"
+    loaded = copy.deepcopy(Clip.load(str(clip), "cpu"))
+    for part in (model, loaded.model):
+        moved(part)
+    monkeypatch.setattr(Clip, "load", lambda folder, device: loaded)
+    there = {name: OnDevice(value) for name, value in batch.items()}
+    with pretended(monkeypatch) as seen, attach(model, method, schedule, tokenizer=Words()):
+        got = model(**there).logits
+    torch.testing.assert_close(got.there, want, rtol=0, atol=1e-5)
+    assert seen.waits["own"] == 1 and not seen.mixed, (seen.sites, seen.mixed)
 
 
 @pytest.mark.product(9)
