@@ -107,9 +107,10 @@ def kind_handles(rows: list[Row]) -> list[Line2D]:
     """Of a legend: open and filled markers with the kind of budget that they mean; none if there is one kind."""
     kinds = kinds_of(rows)
     faces = ["white", *["0.45"] * (len(kinds) - 1)]
-    look = {"linestyle": "", "marker": "o", "color": "0.45"}
     return [
-        Line2D([], [], markerfacecolor=face, label=EQUAL.get(name, name or "ratio"), **look)
+        Line2D(
+            [], [], linestyle="", marker="o", color="0.45", markerfacecolor=face, label=EQUAL.get(name, name or "ratio")
+        )
         for name, face in zip(kinds, faces)
         if len(kinds) > 1
     ]
