@@ -93,7 +93,8 @@ def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> La
     if side * side != sample.visual_tokens or side == 0 or pictures > 1 or len(images) != 1:
         raise ValueError(
             f"{sample.visual_tokens} visual tokens of {pictures} image(s) are not a square grid over one image, and "
-            "the record does not say where they are: run it again with force=true"
+            "the record does not say where they are: run it again with force=true, or show another sample (--sample "
+            "TASK:DOC_ID): tokens of a picture so narrow that its tiles have no width have no place"
         )
     width, height = images[0].size
     edge = max(width, height) if image_mode == "pad" else min(width, height)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.container import ErrorbarContainer
@@ -107,9 +107,10 @@ def kind_handles(rows: list[Row]) -> list[Line2D]:
     """Of a legend: open and filled markers with the kind of budget that they mean; none if there is one kind."""
     kinds = kinds_of(rows)
     faces = ["white", *["0.45"] * (len(kinds) - 1)]
-    look: dict[str, Any] = {"linestyle": "", "marker": "o", "color": "0.45"}
     return [
-        Line2D([], [], markerfacecolor=face, label=EQUAL.get(name, name or "ratio"), **look)
+        Line2D(
+            [], [], linestyle="", marker="o", color="0.45", markerfacecolor=face, label=EQUAL.get(name, name or "ratio")
+        )
         for name, face in zip(kinds, faces)
         if len(kinds) > 1
     ]

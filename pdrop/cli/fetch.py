@@ -48,9 +48,19 @@ def main(words: Sequence[str]) -> int:
 
 
 def fetch(cfg: Any) -> int:
-    """List what a configuration needs, and download what is missing."""
+    """List what a configuration needs, and download what is missing. Without a network, what is missing is only named:
+    the libraries would ask for each dataset six times."""
     failed = 0
     model, data = needed(cfg)
+    missing = [*([f"model {model}"] if model else []), *(f"data {one.called}" for one in data if not one.here())]
+    if missing and not online():
+        for one in [*([] if model else [f"model {cfg.model.path}"]), *(f"data {one.called}" for one in data)]:
+            if one not in missing:
+                say("here", one)
+        for one in missing:
+            say("missing", f"{one}: its size is known where there is a network")
+        sys.stderr.write("error: there is no network, so nothing can be downloaded\n")
+        return 1
     if model is None:
         say("here", f"model {cfg.model.path}")
     else:
