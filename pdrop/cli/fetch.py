@@ -54,11 +54,11 @@ def fetch(cfg: Any) -> int:
     model, data = needed(cfg)
     missing = [*([f"model {model}"] if model else []), *(f"data {one.called}" for one in data if not one.here())]
     if missing and not online():
-        for one in [*([] if model else [f"model {cfg.model.path}"]), *(f"data {one.called}" for one in data)]:
-            if one not in missing:
-                say("here", one)
-        for one in missing:
-            say("missing", f"{one}: its size is known where there is a network")
+        for what in [*([] if model else [f"model {cfg.model.path}"]), *(f"data {one.called}" for one in data)]:
+            if what not in missing:
+                say("here", what)
+        for what in missing:
+            say("missing", f"{what}: its size is known where there is a network")
         sys.stderr.write("error: there is no network, so nothing can be downloaded\n")
         return 1
     if model is None:
