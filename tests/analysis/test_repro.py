@@ -103,6 +103,7 @@ def test_spot_checks(
     ("paper", "row", "model", "benchmark", "value"),
     [
         ("VisionZip", "visionzip, 64 tokens, tuned", "llava_1_5_7b", "POPE", "80.9"),
+        ("VisionZip repository, Qwen2_5_VL/README.md", "visionzip, 50 %", "qwen2_5_vl_7b", "OCRBench", "70.5"),
         ("MMTok", "divprune, 64 tokens", "llava_1_5_7b", "Avg", "94.8"),
         ("CDPruner family", "cdpruner, 160 tokens", "llava_next_7b", "MME", "1402.3"),
         ("ViCA", "vispruner, 32 tokens", "llava_1_5_7b", "MMB-CN", "52.7"),
