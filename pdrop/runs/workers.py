@@ -57,7 +57,13 @@ def started_ray(workers: Workers) -> Any:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if workers.address is not None:
         refuse_unreachable(workers.address)
-        return ray.init(address=workers.address, **quiet)
+        try:
+            return ray.init(address=workers.address, **quiet)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"workers.address={workers.address}: {line_of(error)}; if the cluster was started with a token "
+                "(~/.ray/auth_token), set RAY_AUTH_MODE=token"
+            ) from error
     for attempt in range(1, TRIES + 1):
         try:
             # "local": not the cluster that RAY_ADDRESS names, or that somebody else has started on this machine

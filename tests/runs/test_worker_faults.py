@@ -122,6 +122,15 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(address: str, monkeypatc
             started_ray(Workers(2, address=address))
 
 
+def test_a_cluster_that_refuses_is_named_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at node7:6379")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match=r"workers.address=auto: Failed to connect .*; .*set RAY_AUTH_MODE=token"):
+        started_ray(Workers(2, address="auto"))
+
+
 def test_on_the_cpu_a_worker_s_device_is_the_processor() -> None:
     class OnANodeWithCards:
         def about(self) -> dict[str, Any]:
