@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections import defaultdict, deque
@@ -55,7 +56,14 @@ def started_ray(workers: Workers) -> Any:
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if workers.address is not None:
-        return ray.init(address=workers.address, **quiet)
+        refuse_unreachable(workers.address)
+        try:
+            return ray.init(address=workers.address, **quiet)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"workers.address={workers.address}: {line_of(error)}; if the cluster was started with a token "
+                "(~/.ray/auth_token), set RAY_AUTH_MODE=token"
+            ) from error
     for attempt in range(1, TRIES + 1):
         try:
             # "local": not the cluster that RAY_ADDRESS names, or that somebody else has started on this machine
@@ -66,6 +74,24 @@ def started_ray(workers: Workers) -> Any:
                 raise RuntimeError(f"Ray did not start on this machine: {line_of(error)}") from error
             log.warning("Ray did not start (%s); once more", line_of(error))
     raise AssertionError("unreachable")
+
+
+def refuse_unreachable(address: str) -> None:
+    """Refuse a cluster's address where nobody listens: Ray was seen to wait for more than eleven minutes.
+
+    Raises:
+        ConnectionError: Naming it. `auto`, which has no port, is left to Ray.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"workers.address={address}: nobody answers there ({error.strerror or error}); `ray start --head` starts a "
+            "cluster and says its address"
+        ) from error
 
 
 def presence(worker: Any, device: str) -> dict[str, Any]:

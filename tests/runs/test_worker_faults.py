@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -109,6 +110,25 @@ def test_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="Ray did not start on this machine: The current node timed out"):
         started_ray(Workers(2))
     assert len(tries) == 6 and (tries[0]["address"], tries[0]["num_cpus"]) == ("local", 2)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        address = address.format(free.getsockname()[1])
+        monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray waits for it for long"))
+        with pytest.raises(ConnectionError, match=rf"workers.address={address}: nobody answers there \(Connection"):
+            started_ray(Workers(2, address=address))
+
+
+def test_a_cluster_that_refuses_is_named_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at node7:6379")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match=r"workers.address=auto: Failed to connect .*; .*set RAY_AUTH_MODE=token"):
+        started_ray(Workers(2, address="auto"))
 
 
 def test_on_the_cpu_a_worker_s_device_is_the_processor() -> None:
