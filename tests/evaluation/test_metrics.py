@@ -4,12 +4,15 @@ import datasets
 import numpy as np
 import pytest
 
-from analysis.store.load import clusters_of
+from analysis.statistics import counts, quotients
+from analysis.store.load import clusters_of, columns
 from analysis.store.samples import parse
 from pdrop.evaluation.documents import CIRCLE, Documents, runs_of
+from pdrop.evaluation.lmms import import_lmms_eval
 from pdrop.evaluation.metrics import decomposed, number, score_of
 from pdrop.evaluation.official import gqa, option, pope, science_qa, yes_or_no
 from pdrop.evaluation.readings import readings
+from pdrop.evaluation.tasks.benchmarks import mmbench_circular
 from pdrop.samples import read_samples
 from tests.support.answering import scored
 from tests.support.synthetic_sets import write_set
@@ -50,14 +53,15 @@ def test_mme_has_its_total_and_mmbench_both_passes(everything):
     assert found["gpt_eval_score"].full == 100 and found["circular_accuracy"].full == 1
 
 
-def circular(tmp_path, questions=10):
-    """MMBench with rotations after all first rows, as the English data set has them."""
+def circular(tmp_path, questions=10, moves=True):
+    """MMBench with rotations after all first rows, as the English data set has them. If the right option does not move
+    with them it is A in all."""
 
     def row(place):
         rotation, question = divmod(place, questions)
         letters = LETTERS[rotation:] + LETTERS[:rotation]
         made = TASKS["mmbench_en_dev_static"][2](question)
-        return made | {"index": question + rotation * CIRCLE, "answer": letters[question % 4]}
+        return made | {"index": question + rotation * CIRCLE, "answer": letters[question % 4] if moves else "A"}
 
     return write_task(tmp_path, "mmbench_en_dev_static", [row(place) for place in range(4 * questions)])
 
@@ -73,6 +77,53 @@ def test_a_limit_takes_whole_circles_and_the_single_pass_is_another_number(tmp_p
     assert right["gpt_eval_score"].value == 0 == right["circular_accuracy"].value
     assert right["single_pass_accuracy"].value == pytest.approx(0.3), "questions 0, 4 and 8"
     assert right["gpt_eval_score"].full == 100, "0.0 is a percentage, not a fraction"
+
+
+def drawn(folder, task, metric, again, draws=40):
+    """A metric in the bootstrap's draws, and `again` of the drawn entries: each as often as its picture or group is
+    drawn, with the number of its copy. Draws that lack a whole stratum are left out."""
+    samples = [parse(sample, metric) for sample in read_samples(folder, task)]
+    entries = [sample["metrics"][metric] for sample in read_samples(folder, task) if metric in sample["metrics"]]
+    found = columns(samples, task, metric)
+    parts = found.parts
+    scores = quotients(task, parts.above[:, None], parts.below[:, None], parts.strata, found.clusters)[:, 0]
+    often = np.stack([counts(cluster) for cluster in found.clusters])  # [samples, draws]
+    pairs = []
+    for draw in range(draws):
+        copies = [(entry, n) for entry, times in zip(entries, often[:, draw], strict=True) for n in range(times)]
+        if {parts.strata[place] for place in np.flatnonzero(often[:, draw])} == set(parts.strata):
+            pairs.append((scores[draw], again(copies)))
+    assert len(pairs) > draws / 2 and len({one for one, _ in pairs}) > 5
+    return np.array(pairs).T
+
+
+def test_the_bootstrap_is_of_the_tasks_own_aggregation(tmp_path):
+    """lmms-eval's code on the drawn questions themselves: POPE's F1, MME's pairs, MMBench's circles."""
+    import_lmms_eval()
+    from lmms_eval.tasks.mme.utils import mme_aggregate_results
+    from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
+
+    tasks = write_tasks(tmp_path, ["pope", "mme"], count=60)
+    scored(tmp_path / "run", ["pope", "mme"], tasks, ["yes", "no", "yes"])  # it miscounts others' recall
+    scores, again = drawn(
+        tmp_path / "run", "pope", "pope_f1_score", lambda those: pope_aggregate_f1_score([e for e, _ in those])
+    )
+    assert scores == pytest.approx(again)
+
+    def points(copies):
+        return mme_aggregate_results([e | {"question_id": (e["question_id"], n)} for e, n in copies])
+
+    for metric in ("mme_perception_score", "mme_cognition_score"):
+        scores, again = drawn(tmp_path / "run", "mme", metric, points)
+        assert scores == pytest.approx(again)
+
+    def circles_of(copies):
+        return mmbench_circular([e | {"index": int(e["index"]) + 1000 * n} for e, n in copies])
+
+    task = "mmbench_en_dev_static"
+    scored(tmp_path / "mmb", [task], circular(tmp_path, moves=False), ["A"] * 11 + ["B"])
+    scores, again = drawn(tmp_path / "mmb", task, "gpt_eval_score", circles_of)
+    assert scores == pytest.approx(again)
 
 
 def test_naturalbenchs_groups_are_whole_and_score_as_lmms_evals_code_has_it(tmp_path):
