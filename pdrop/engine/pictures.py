@@ -120,7 +120,7 @@ def turned(given: Mapping[str, Any]) -> bool:
 
 
 def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
-    """The grids, shifted by so many tokens."""
+    """The grids, shifted by this many tokens."""
     return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 

@@ -305,7 +305,7 @@ class Alive:
             centres: [B, M] which of the T rows the merged tokens take the place of.
             merged: How many of the M are a row's.
             named: [B, T] the names so far.
-            after: [B, M] which of the T rows they stand after instead, -1: before all.
+            after: [B, M] which of the T rows they come after instead, -1: before all.
 
         Returns:
             Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted after the others.

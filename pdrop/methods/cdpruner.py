@@ -68,12 +68,11 @@ class Diverse(InFront):
         """How relevant a prompt's tokens are, [N] float32: larger is more, in any scale."""
         raise NotImplementedError
 
-    def kernel_macs(self, prompt: PromptSize, sizes: ModelSizes) -> float:
+    def kernel_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Multiply-adds of the kernel and of choosing."""
         frames = [h * w / sizes.tower.merge**2 for h, w in sizes.tower.frames(prompt.visual, prompt.images)]
-        left, total, macs = round(min(prompt.visual_per_layer)), sum(frames), 0.0
-        for tokens in frames:
-            count = int(left * tokens / total)
+        macs = 0.0
+        for tokens, count in zip(frames, self.counts_of(schedule, prompt, frames)):
             macs += tokens**2 * sizes.hidden + tokens * max(0, count - 1) * (count - 2) / 2
         return macs
 
@@ -142,7 +141,7 @@ class CDPruner(Diverse):
             for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
         )
         patches = sum(h * w for h, w in sizes.tower.frames(prompt.visual, prompt.images))
-        macs = self.kernel_macs(prompt, sizes) + patches * shared * (sizes.tower.hidden + 1)
+        macs = self.kernel_macs(schedule, prompt, sizes) + patches * shared * (sizes.tower.hidden + 1)
         macs += layers * (tokens * (4 * d * d + 2 * d * m) + 2 * tokens**2 * d) + d * shared
         return SelectionCost(macs=macs)
 

@@ -59,7 +59,7 @@ class Block:
     query: int
 
     def resized(self, count: int) -> Block:
-        """The same block with so many visual tokens instead."""
+        """The same block with this many visual tokens instead."""
         return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
 
 
