@@ -1,3 +1,5 @@
+"""Tables, figures and answers from run records."""
+
 import sys
 
 if sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
