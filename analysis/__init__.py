@@ -1,4 +1,4 @@
-"""Tables, figures and answers from run records."""
+"""Tables, figures and reports from run records: `python -m analysis`, installed `pdrop-analysis`. No torch."""
 
 import sys
 

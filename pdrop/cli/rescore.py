@@ -1,4 +1,4 @@
-"""The command that scores stored answers anew: python -m pdrop rescore.
+"""The command that scores stored answers again: python -m pdrop rescore.
 
 python -m pdrop rescore                       every finished run of results/ whose answers are there
 python -m pdrop rescore 3f2a 91bc --check     two runs, by the beginning of their ids; only say what would change

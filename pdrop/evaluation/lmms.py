@@ -83,7 +83,7 @@ def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> 
 
     Args:
         tasks: Names; lmms-eval's tasks and ours are skipped.
-        folders: With tasks of one's own.
+        folders: Folders with the user's own tasks.
         files: Digest of their files, so that each version is checked once per process.
 
     Raises:
@@ -122,7 +122,7 @@ def evaluate(
             never splits samples that are scored together.
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there, and small
             pictures into the store (pdrop/thumbnails.py).
-        task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
+        task_dirs: Folders with the user's own tasks; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, total), called after each batch.
         generator: Answers the questions instead of this process.
         boxes: The family whose prompt for boxes is used, if a task asks for boxes (grounding.py); None: the
@@ -185,7 +185,7 @@ def scored_answers(
         spec: The run's.
         answer: Function that returns the answers to a task's questions; it gets a progress function.
         folder: The run's.
-        task_dirs: Folders with tasks of one's own.
+        task_dirs: Folders with the user's own tasks.
         progress: See `evaluate`.
         boxes: The family whose prompt for boxes was used, if a task asks for boxes.
 
@@ -230,7 +230,7 @@ def load_tasks(
 
     Args:
         names: Tasks, groups or tags.
-        task_dirs: Folders with tasks of one's own.
+        task_dirs: Folders with the user's own tasks.
         wrapper: The name of the lmms-eval model for which tasks choose their prompts; None: their default prompts.
 
     Code that their files name (`!function`) is executed; for folders other than ours and lmms-eval's this is logged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,11 +32,12 @@ def _bar(task: str) -> Iterator[Progress]:
     from tqdm import tqdm
 
     bar: Any = None
+    terminal = sys.stderr  # while the task's code asks, it is redirected
 
     def update(_: str, done: int, total: int) -> None:
         nonlocal bar
         if bar is None:  # the total is not known before the first batch
-            bar = tqdm(desc=task, unit=" questions", total=total, leave=False, dynamic_ncols=True)
+            bar = tqdm(desc=task, unit=" questions", total=total, leave=False, dynamic_ncols=True, file=terminal)
         bar.update(done - bar.n)
 
     try:

@@ -64,7 +64,7 @@ def test_without_a_network_a_run_names_all_that_it_lacks(
     if online:
         fetch.refuse_missing(cfg)
         return
-    told = r"the model llava-hf/llava-1.5-7b-hf, the data .*POPE, the data .*MME are not here.*"
+    told = r"the model llava-hf/llava-1.5-7b-hf, the data .*POPE, the data .*MME are missing here.*"
     told += r"python -m pdrop fetch model=llava_1_5_7b tasks=\[pope,mme\]"
     with pytest.raises(ValueError, match=told):
         fetch.refuse_missing(cfg)

@@ -69,7 +69,7 @@ class Family:
     def make(self, folder: Path) -> Any:
         module, _, name = self.place.rpartition(".")
         kind = getattr(importlib.import_module(f"lmms_eval.models.{module}"), name)
-        return kind(pretrained=str(folder), device="cpu", device_map="cpu", **self.given)
+        return kind(**{"pretrained": str(folder), "device": "cpu", "device_map": "cpu", **self.given})
 
 
 HF = {"dtype": "float32"}

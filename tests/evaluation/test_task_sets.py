@@ -1,5 +1,9 @@
 """The sets of conf/task_sets/ offline: every task on synthetic data in the real columns, and what is ours of them."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 from pdrop.cli.compose import CONF, settings, task_names
@@ -8,12 +12,28 @@ from pdrop.evaluation.metrics import score_of
 from pdrop.evaluation.task_index import find
 from pdrop.samples import read_samples
 from tests.support.answering import scored
-from tests.support.saved_checkpoints import save_llava
+from tests.support.saved_checkpoints import (
+    save_internvl,
+    save_llava,
+    save_llava_onevision,
+    save_qwen,
+    save_video_llava,
+)
 from tests.support.synthetic_sets import members, write_films, write_set
 
 SETS = ("core", "documents", "grounding", "multi_image", "paper", "video")
 CHEAP = {"core": "scienceqa_img", "documents": "ocrbench", "grounding": "refcoco_rec_testA", "multi_image": "muirbench",
          "paper": "mmbench_cn_dev_static", "video": "mlvu_dev"}  # fmt: skip
+# models by how they are shown a video: how a small one is saved, and how many frames of 4 s it is shown
+WATCHING: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "video_llava_7b": (save_video_llava, 8),
+    "llava_onevision_7b": (save_llava_onevision, 32),
+    "llava_video_7b": (save_llava_onevision, 64),
+    "internvl3_8b": (save_internvl, 16),
+    "qwen2_5_vl_7b": (partial(save_qwen, family="Qwen2_5_VL", patch=14), 8),
+    "qwen3_vl_8b": (partial(save_qwen, family="Qwen3VL", patch=16), 8),
+    "llava_1_5_7b": (save_llava, 8),
+}
 
 
 def run(name, tasks, tmp_path, monkeypatch):
@@ -78,6 +98,28 @@ def test_a_model_answers_every_task_of_a_set(name, tmp_path):
         assert sample["prompt"].startswith("A chat between a curious user"), task
         assert sample["visual_per_layer"][-1] < sample["visual_tokens"] or sample["visual_tokens"] == 0
         assert result.boxes == ("llava" if name == "grounding" else None)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("model", WATCHING)
+def test_a_model_watches_every_video_benchmark(model, tmp_path, monkeypatch):
+    """As a user runs it, by its official protocol, tokens dropped: VideoMME, MVBench's families, MLVU, EgoSchema."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    import_lmms_eval()
+    write_films(tmp_path)
+    names, (save, frames) = members("video"), WATCHING[model]
+    own, folder = write_set(tmp_path, names), save(tmp_path / "model")
+    dials = {"model": model, "model.path": str(folder), "tasks": names, "task_folders": [str(own)], "limit": 1,
+             "latency": "off", "device": "cpu", "method": "pyramiddrop", "positions": "original",
+             "max_new_tokens": 4}  # fmt: skip
+    made = settings(dials)
+    assert made.spec.protocol == "official" and made.spec.frames in (frames, 512, 768)
+    found = evaluate(made.load(), made.method, made.schedule, made.spec, tmp_path / "run", task_dirs=[own])
+    assert len(found.results) == 23, "three, and MVBench's twenty"
+    for task, result in found.results.items():
+        (sample,) = read_samples(tmp_path / "run", task)
+        assert result.n == 1 and sample["visual_per_layer"][-1] < sample["visual_tokens"], task
+        assert len([one for one in sample["layout"] if one]) in (frames, frames // 2, frames + 1), task
 
 
 def test_textvqa_has_its_ocr_tokens_and_mmbench_cn_its_circles(tmp_path):

@@ -197,6 +197,7 @@ def write_films(home: Path) -> None:
         there.mkdir(parents=True, exist_ok=True)
         if "tvqa" in place:
             (there / "film.mp4").mkdir(exist_ok=True)
-            picture(0).save(there / "film.mp4" / "0.png")
+            for number in range(12):
+                picture(number).save(there / "film.mp4" / f"{number}.png")
         elif not (there / "film.mp4").exists():
             (there / "film.mp4").write_bytes(film.read_bytes())
