@@ -48,6 +48,10 @@ class Pace:
         self._first, self._started = done, time.monotonic()
         self._said = self._started
 
+    def turn_to(self, what: str) -> None:
+        """Go on with another thing, counted anew; the next line comes when the last one is `EVERY` seconds old."""
+        self.what, self._first, self._started = what, 0, time.monotonic()
+
     def at(self, done: int, total: int | None = None) -> None:
         """Log a line if the last one is `EVERY` seconds old.
 

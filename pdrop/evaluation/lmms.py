@@ -39,6 +39,7 @@ from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, Rules, task_result
 from pdrop.evaluation.task_checks import check_aggregations, check_target, not_utf8
 from pdrop.names import check as check_name
+from pdrop.pace import Pace
 from pdrop.pictures import take_long_texts
 from pdrop.samples import write_samples
 
@@ -194,7 +195,8 @@ def scored_answers(
     """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, task in load_tasks(spec.tasks, task_dirs, spec.wrapper).items():
+    tasks, pace = load_tasks(spec.tasks, task_dirs, spec.wrapper), Pace("", "questions")
+    for name, task in tasks.items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
@@ -209,7 +211,7 @@ def scored_answers(
         with task_code(name, "its documents cannot be read"):
             documents = Documents(task.eval_docs)
             rows = documents.first(spec.limit)
-        with progress_line(name, progress) as line:
+        with progress_line(name, progress, pace) as line:
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
             result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
