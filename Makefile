@@ -45,30 +45,30 @@ demo: $(STAMP) ## Run the first comparison on the embedded model and render its 
 	@$(BIN)/python -m analysis figures demo
 	@echo "== the runs are in results/runs, the table in results/tables/demo.md .csv .tex, the figure in results/figures"
 
-test: $(STAMP) ## Run the tests, of exhaustive products some cases (no network, no GPU; about ten CPU minutes)
+test: $(STAMP) ## Run the tests, with some cases of each exhaustive product (no network, no GPU; about ten CPU minutes)
 	@echo "== running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not exhaustive and not torture"
 
-test-all: $(STAMP) ## Run the exhaustive products of methods, families and backends, too (list: pytest --collect-only -qm exhaustive)
+test-all: $(STAMP) ## Run all tests, with every case of the products of methods, families and backends (pytest --collect-only -qm exhaustive)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not torture"
 
-parity: $(STAMP) ## Run lmms-eval's own wrappers beside protocol=lmms_eval (equal token ids, pixels, answers, scores), and every task of every set
+parity: $(STAMP) ## Compare protocol=lmms_eval with lmms-eval's own wrappers (token ids, pixels, answers, scores); run every task of every set
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_parity.py tests/evaluation/test_video_parity.py tests/evaluation/test_task_sets.py
 
 torture: $(STAMP) ## Kill runs at random moments, mistype everything, damage stores: 0 tracebacks, 0 accepted, 0 lost (half an hour on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m torture tests
 
-torture-workers: $(STAMP) ## Kill workers and commands of many workers at random, 30 times (KILLS=30 SEED=0), and go on with others: the same record
+torture-workers: $(STAMP) ## Kill workers and commands of many workers at random, 30 times (KILLS=30 SEED=0), and resume with others: the same record
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m torture tests/torture/test_worker_kills.py
 
-ray-launcher: $(STAMP) ## Try Hydra's launcher for Ray: in build/ray-launcher, beside .venv, for it pins a cloudpickle of its own
+ray-launcher: $(STAMP) ## Try Hydra's launcher for Ray, in the separate environment build/ray-launcher: it pins another cloudpickle
 	@$(PYTHON) -m venv build/ray-launcher
 	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > build/ray-launcher/main.pth
 	@cp build/ray-launcher/main.pth "$$(build/ray-launcher/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_main.pth"
 	@build/ray-launcher/bin/python -m pip --disable-pip-version-check install --quiet --no-deps hydra-ray-launcher==1.2.2 'cloudpickle<3'
 	@PDROP_RAY_LAUNCHER_PYTHON="$(abspath build/ray-launcher/bin/python)" $(BIN)/python -m pytest -q tests/cli/test_launchers.py -k ray
 
-walk: $(STAMP) ## Attach to a LLaVA around every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
+walk: $(STAMP) ## Attach to a LLaVA with every text model of transformers: ranked by its own attention, or refused (about 5 minutes on one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pdrop.conformance.walk
 
 check: $(STAMP) ## Format and lint, look for large files and broken YAML (the checks before a commit); check the types
@@ -86,14 +86,14 @@ wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel . --no-deps --no-build-isolation --wheel-dir dist
 	@ls dist/*.whl
 
-release-check: check docs wheel ## What a release checks beside make test: see docs/releasing.md
+release-check: check docs wheel ## What a release checks in addition to make test-all: see docs/releasing.md
 	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/project/test_package.py tests/*/test_package.py)
 
-bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 5 minutes on one core)
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 
-bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 5 minutes on one core)
+bench-choosing: $(STAMP) ## Time what choosing tokens takes, for every method (about 4 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench_choosing
 	@$(BIN)/python -m analysis bench
 
@@ -130,7 +130,7 @@ figures: ## Render results/figures from the records, those that changed
 report: figures ## Write results/report.html: tables, figures, samples and records in one page that opens offline
 	@$(ANALYSIS) report
 
-repro: ## Put our numbers beside those that papers printed: results/tables/repro.md
+repro: ## Put our numbers next to those that papers printed: results/tables/repro.md
 	@$(ANALYSIS) repro
 
 embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on 2 cores with bfloat16, 2 h 10 min without; resumes; DEVICE=cuda for a GPU)
@@ -139,6 +139,9 @@ embedded-model: $(STAMP) ## Train the embedded model from scratch (70 minutes on
 reference: $(STAMP) ## Renew results/reference, the README's numbers and those of docs/results.md (half an hour on 2 cores)
 	@for name in $(REFERENCE); do $(BIN)/python run.py -m experiments=$$name results=results/reference || exit 1; done
 	@$(ANALYSIS) tables --results results/reference --out results/reference
+	@$(ANALYSIS) banner rivals --results results/reference --out results/reference
+	@$(ANALYSIS) repro --results results/reference --out results/reference
+	@$(ANALYSIS) trainings --results results/reference --out results/reference
 	@$(ANALYSIS) figures --results results/reference --out results/reference
 	@$(ANALYSIS) readme --results results/reference
 

@@ -3,25 +3,26 @@
     python -m analysis tables [NAME ...]     results/tables/NAME.md, .csv, .tex; prints the Markdown grids
     python -m analysis banner [NAME ...]     results/tables/NAME-banner.md, .tex: the tables that papers print
     python -m analysis figures [NAME ...]    results/figures/NAME-tradeoff.png, and one panel per task (--pdf)
-    python -m analysis overlay RUN_ID ...    the image with the patches that stayed or that are attended to
-    python -m analysis repro                 results/tables/repro.md, .csv: ours beside what papers printed
+    python -m analysis overlay RUN_ID ...    the image with the patches that were kept, or a map of attention
+    python -m analysis repro                 results/tables/repro.md, .csv: our numbers next to the papers'
     python -m analysis report                results/report.html: tables, figures, samples, records in one page
     python -m analysis readme                README.md, docs/results.md: tables, figures and findings, from this store
     python -m analysis hard NAME             scores on the samples that a control (--control) gets wrong
     python -m analysis bench                 results/tables/bench.md, bench_choosing.md: newest records of make bench*
-    python -m analysis trainings             tables/trainings.md, figures/trainings.*: what trainings took and came to
+    python -m analysis trainings             tables/trainings.md, figures/trainings.*: costs and results of trainings
     python -m analysis list                  every run: status, method, schedule, mean score
     python -m analysis status                what runs and sweeps are doing, what failed and why, what waits
     python -m analysis explain RUN_ID        where a run's numbers come from
     python -m analysis diff RUN_A RUN_B      why two runs differ
     python -m analysis samples RUN_ID TASK   a run's samples of a task as JSON lines
-    python -m analysis condense              bring samples of the older form into the compact one; nothing is lost
+    python -m analysis condense              convert samples of the older form into the compact one; nothing is lost
 
 NAME is an experiment (a folder of results/experiments/) or "all"; without one, every experiment, or "all" if there is
-none. An experiment whose runs cannot stand in one table is refused, with the remedy (one table per model, for example);
+none. An experiment whose runs cannot be in one table is refused, with the remedy (one table per model, for example);
 "all" is split into tables of comparable runs. --results results/reference reads the store that pdrop ships. Files are
 written into --out; without it into the store that is read, or into results/ if that is the shipped one or cannot be
-written to; only if their content changed, figures only if their records did. Exit code 1 if something was refused.
+written to. They are written only if their content changed, figures only if their records did. Exit code 1 if something
+was refused.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and do what it says; the exit code."""
+    """Parse the command line and do what it says; returns the exit code."""
     options = parse(arguments, __doc__)
     results: Path = options.results
     unreadable: list[str] = []
@@ -80,16 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> int:
-    """Do what the command line says; the exit code.
+    """Do what the command line says; returns the exit code.
 
     Args:
         options: The command line.
         results: The store.
-        out: Where files go.
-        unreadable: Gets what is said of records that cannot be read, where they need not keep others from being shown.
+        out: The folder for files.
+        unreadable: Gets the messages about records that cannot be read, for commands that can do without them.
 
     Raises:
-        ValueError: Of whatever is refused.
+        ValueError: If something is refused.
     """
     command = options.command
     if command in ("tables", "banner", "figures"):
@@ -123,7 +124,7 @@ def run_command(options: argparse.Namespace, results: Path, out: Path, unreadabl
 
 
 def show(options: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Print what is asked about one run, two or all."""
+    """Print what was asked about one run, two or all."""
     if options.command == "list":
         say(explain.overview(runs))
         return
@@ -135,11 +136,11 @@ def show(options: argparse.Namespace, runs: Sequence[Run]) -> None:
     else:
         verify(run.path, run.record.samples_digest)
         lines = sample_lines(read_samples(run.path, options.task))
-        say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # JSON it stays
+        say("".join(one if printable(one) == one else json.dumps(one)[1:-1] for one in lines))  # so that it stays JSON
 
 
 def make(options: argparse.Namespace, results: Path, out: Path) -> int:
-    """Make tables or figures; a refused experiment does not keep the others from being made."""
+    """Make tables or figures; if an experiment is refused, the others are made all the same."""
     command, strict = options.command, options.strict
     times = not options.no_times and command != "banner"  # which shows none
     pdf = command == "figures" and options.pdf
@@ -181,7 +182,7 @@ def make(options: argparse.Namespace, results: Path, out: Path) -> int:
 
 
 def write_tables(name: str, tables: Sequence[Table], folder: Path, options: argparse.Namespace) -> str:
-    """Write the three files, and one of commands where they are asked for; what to print."""
+    """Write the three files, and with --macros one of LaTeX commands; returns what to print."""
     named = tuple(head.strip() for head in options.columns.split(",") if head.strip())
     wishes = Wishes(named or (COMPACT if options.compact else ()), options.caption)
     contents = [(".md", markdown(tables)), (".csv", csv(tables)), (".tex", latex(tables, wishes))]
@@ -195,13 +196,13 @@ def write_tables(name: str, tables: Sequence[Table], folder: Path, options: argp
 
 
 def shown(grid: Grid) -> str:
-    """Its Markdown; on a terminal that is narrower, in parts below each other."""
+    """The grid's Markdown; on a narrower terminal in parts, one below the other."""
     parts = grid.folded(shutil.get_terminal_size().columns) if sys.stdout.isatty() else [grid]
     return "\n".join(part.markdown() for part in parts)
 
 
 def write_banner(name: str, tables: Sequence[Table], folder: Path) -> str:
-    """Write both files; what to print."""
+    """Write both files; returns what to print."""
     page = banner.markdown(tables)
     contents = (("md", page), ("tex", banner.latex(tables)))
     written = [written_or_not(folder / f"{name}-banner.{suffix}", text.encode()) for suffix, text in contents]
@@ -212,7 +213,7 @@ def write_hard(results: Path, name: str, control: str, folder: Path) -> None:
     """Write NAME-hard.md and .csv, and print the first.
 
     Raises:
-        ValueError: If the experiment's runs cannot stand in one table, or there is no control among them.
+        ValueError: If the experiment's runs cannot be in one table, or there is no control among them.
     """
     from .studies import hard_subset
 
@@ -228,7 +229,7 @@ def write_hard(results: Path, name: str, control: str, folder: Path) -> None:
 
 
 def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, bytes]]:
-    """Write the figures; what was written, or already there."""
+    """Write the figures; returns a line for each file, written or unchanged."""
     from .studies import (
         attention_figure,
         front_figure,
@@ -250,7 +251,7 @@ def write_figures(table: Table, folder: Path, pdf: bool) -> list[tuple[str, byte
 def write_drawn(
     drawn: Iterable[tuple[str, Figure]], folder: Path, pdf: bool, photographs: bool = False
 ) -> list[tuple[str, bytes]]:
-    """Write figures; what was written, or already there. A PDF that was not drawn with its figure anew is removed."""
+    """Write figures; returns a line for each. A PDF that was not drawn again with its figure is removed."""
     from .drawing import saved
 
     made = list(saved(drawn, pdf, photographs))
@@ -264,7 +265,7 @@ def write_drawn(
 
 
 def write_break_even(experiment: Experiment, command: str, out: Path, pdf: bool) -> str:
-    """Write the table or the figure of an experiment about answers' times; what to print."""
+    """Write the table or the figure of an experiment about answers' times; returns what to print."""
     if command == "tables":
         text = break_even.page(experiment)
         return f"\n{text}\n{written_or_not(out / 'tables' / f'{experiment.name}.md', text.encode())}"
@@ -275,7 +276,7 @@ def write_break_even(experiment: Experiment, command: str, out: Path, pdf: bool)
 
 
 def write_report(options: argparse.Namespace, results: Path, out: Path, unreadable: list[str]) -> None:
-    """Write report.html, unless it is there already, made from just this."""
+    """Write report.html, unless it is there and made from the same input."""
     figures = [out / "figures", results / "figures"]
     made_from = up_to_date.of_report(results, figures, options.images, options.samples)
     if up_to_date.unchanged(out, "report", made_from):
@@ -285,12 +286,12 @@ def write_report(options: argparse.Namespace, results: Path, out: Path, unreadab
 
     content = page(results, options.images, options.samples, figures, unreadable).encode()
     report(out / "report.html", content)
-    if not unreadable:  # which is said each time
+    if not unreadable:  # the messages are printed each time
         up_to_date.remember(out, "report", made_from, [("report.html", content)])
 
 
 def write_trainings(options: argparse.Namespace, results: Path, out: Path) -> None:
-    """Write the page and the figures, unless they are there already, made from just this; print the page."""
+    """Write the page and the figures, unless they are there and made from the same input; print the page."""
     made_from = up_to_date.of_trainings(results, [options.pdf])
     if paths := up_to_date.unchanged(out, "trainings", made_from):
         (page,) = (path for path in paths if path.suffix == ".md")
@@ -312,10 +313,10 @@ def write_overlays(runs: Sequence[Run], options: argparse.Namespace, folder: Pat
 
 
 def write_condensed(results: Path) -> None:
-    """Condense the samples of every run, and say what that came to.
+    """Condense the samples of every run, and print how much smaller they became.
 
     Raises:
-        ValueError: If a file is not a samples file; those before it are condensed already.
+        ValueError: If a file is not a samples file; the files before it have been condensed.
     """
     before = sum(path.stat().st_size for run in load_runs(results) for path in samples_files(run.path))
     replaced = [path for run in load_runs(results) for path in condense(run.path)]
@@ -326,7 +327,7 @@ def write_condensed(results: Path) -> None:
 
 
 def named_runs(results: Path, names: Sequence[str], unreadable: list[str]) -> list[Run]:
-    """The runs of these ids; an experiment's name stands for its finished runs that rank or drop."""
+    """The runs of these ids; an experiment's name means its finished runs that rank or drop."""
     runs = load_runs(results, unreadable)
     found: list[Run] = []
     for name in names:
@@ -338,7 +339,7 @@ def named_runs(results: Path, names: Sequence[str], unreadable: list[str]) -> li
 
 
 def chosen(runs: Sequence[Run], methods: Sequence[str], budgets: Sequence[str]) -> list[Run]:
-    """The runs of these methods, at these budgets (ratio, budget or schedule as they were asked for or resolved).
+    """The runs of these methods, at these budgets (a ratio, budget or schedule, as asked for or as resolved).
 
     Raises:
         ValueError: If there is none.
@@ -372,12 +373,12 @@ def write_page(text: str, path: Path) -> None:
 
 
 def report(path: Path, content: bytes) -> None:
-    """Publish a file and say so."""
+    """Publish a file and print a line about it."""
     say(written_or_not(path, content))
 
 
 def written_or_not(path: Path, content: bytes) -> str:
-    """Publish a file; the line that says so."""
+    """Publish a file; returns the line about it."""
     return f"{'wrote' if publish(path, content) else 'unchanged'} {path}\n"
 
 
@@ -387,7 +388,7 @@ def say(text: str) -> None:
 
 
 def command_line() -> int:
-    """`main`; whoever stops reading (`| head`) has read enough. Tables are all written before the first is printed."""
+    """`main`; it is no error if the reader closes the pipe (`| head`): all files are written before that."""
     try:
         code = main()
         sys.stdout.flush()

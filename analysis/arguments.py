@@ -1,4 +1,4 @@
-"""The command line of the analysis, and the folder of its files."""
+"""The command line of the analysis, and the folder that its files are written to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
             for_papers(command)
     commands.add_parser("list", parents=[common], help="every run in a line")
     commands.add_parser("status", parents=[common], help="what runs and sweeps are doing, what failed, what waits")
-    command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that stayed")
+    command = commands.add_parser("overlay", parents=[common, drawn], help="the image with the patches that were kept")
     command.add_argument("runs", nargs="+", metavar="RUN_ID")
     command.add_argument("--method", action="append", default=[], metavar="NAME", help="only runs of this method")
     told = "only runs at this ratio, budget or schedule"
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     )
     command = commands.add_parser("report", parents=[common], help="one HTML page of everything")
     command.add_argument("--images", type=Path, metavar="PATH", help="parquet file or folder of images")
-    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="answers it holds at most")
+    command.add_argument("--samples", type=int, default=10_000, metavar="N", help="the most answers that it holds")
     command = commands.add_parser("readme", parents=[common], help="renew the results in README.md and docs/")
     where = f"a page that holds results; default: {', '.join(map(str, PAGES))}"
     command.add_argument("--readme", type=Path, action="append", metavar="PATH", help=where)
@@ -67,8 +67,8 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     command.add_argument("name", metavar="NAME", help="an experiment")
     command.add_argument("--control", default="uniform", metavar="METHOD", help="or a run id; default: uniform")
     commands.add_parser("bench", parents=[common], help="the newest record of make bench as a page")
-    commands.add_parser("trainings", parents=[common, drawn], help="what trainings took and came to, as a page")
-    commands.add_parser("repro", parents=[common], help="ours beside what papers printed")
+    commands.add_parser("trainings", parents=[common, drawn], help="costs and results of trainings, as a page")
+    commands.add_parser("repro", parents=[common], help="our numbers next to the papers'")
     command = commands.add_parser("explain", parents=[common], help="where a run's numbers come from")
     command.add_argument("run", metavar="RUN_ID")
     command = commands.add_parser("diff", parents=[common], help="why two runs differ")
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     command = commands.add_parser("samples", parents=[common], help="a run's samples of a task as JSON lines")
     command.add_argument("run", metavar="RUN_ID")
     command.add_argument("task", metavar="TASK")
-    commands.add_parser("condense", parents=[common], help="bring samples of the older form into the compact one")
+    commands.add_parser("condense", parents=[common], help="convert samples of the older form into the compact one")
     return parser.parse_args(arguments)
 
 

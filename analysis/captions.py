@@ -1,4 +1,4 @@
-"""What each figure shows and what its bars mean, in one place: the report and the files' own descriptions say it.
+"""Captions: what each figure shows and what its bars mean, for the report and the descriptions inside the files.
 
 An axis label names its axis; everything else that a reader must know is here.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 PAIRED = "bars are 95 % intervals of the paired difference to dropping nothing, drawn around the score"
 AMONG = "white is what two random sets share, the darkest cell what the most alike ones do; cells hold % of the union"
-CAPTIONS = {  # by how a figure's name ends; the longest that fits
+CAPTIONS = {  # by the end of a figure's name; the longest that fits
     "tradeoff": f"Average score against prefill FLOPs; {PAIRED}. Scores of rows with several seeds are their means. "
     "A grey front joins the methods that no other one beats at lower cost, where methods are many",
     "tradeoff-tasks": f"Score of each task against prefill FLOPs; {PAIRED}",
@@ -35,6 +35,6 @@ CAPTIONS = {  # by how a figure's name ends; the longest that fits
 
 
 def caption(stem: str) -> str:
-    """What a figure of this file stem shows; "" for one that is not known (an overlay, a figure of one's own)."""
+    """The caption of a figure by its file stem; "" if it is not known (an overlay, a user's own figure)."""
     fitting = [ending for ending in CAPTIONS if stem == ending or stem.endswith(f"-{ending}")]
     return f"{CAPTIONS[max(fitting, key=len)]}." if fitting else ""

@@ -1,8 +1,8 @@
 """How every figure is drawn and saved: sizes, fonts, and the same bytes for the same figure (no dates inside files).
 
-A PNG of curves or of a heat map has a palette of 256 colours, which is a third of its size: what is drawn keeps its
-colour, and blends at edges differ by some steps of 255, which no eye sees. Figures with photographs in them keep
-all their colours.
+A PNG of curves or of a heat map has a palette of 256 colours, which makes it a third as large: lines and areas keep
+their colours, and blends at edges change by a few steps of 255, which cannot be seen. Figures with photographs keep all
+colours.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .captions import caption
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMN, PAGE = 3.4, 7.0  # inches: one column, the whole page
+COLUMN, PAGE = 3.4, 7.0  # inches: widths of one column and of the page
 DPI = 300
-COLOURS, EXACT = 256, 96  # of a palette, and how many of them are the figure's own
+COLOURS, EXACT = 256, 96  # colours of a palette, and how many of them are the figure's most frequent ones
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -52,8 +52,8 @@ def saved(
 
     Args:
         drawn: Stems of file names, and figures.
-        pdf: As PDF, too.
-        photographs: Whether the figures hold photographs, hence need all colours.
+        pdf: Also as PDF.
+        photographs: Whether the figures hold photographs, and so need all colours.
     """
     for stem, figure in drawn:
         with plt.rc_context(SETTINGS):
@@ -66,14 +66,23 @@ def saved(
         plt.close(figure)
 
 
+def hide_the_rest(grid: Any, count: int) -> None:
+    """Hide a grid's panels from number `count` on; a panel above one of them has the numbers of its axis itself."""
+    across = grid.shape[1]
+    for number, axes in enumerate(grid.flat):
+        axes.set_visible(number < count)
+        if number < count <= number + across:
+            axes.tick_params(labelbottom=True)
+
+
 def png(figure: Figure, photographs: bool, told: str = "") -> bytes:
-    """A figure as PNG, its caption as the file's description, with a palette unless there are photographs in it."""
+    """A figure as PNG with its caption as the file's description, and with a palette unless it holds photographs."""
     buffer = io.BytesIO()
     described = {"Description": told} if told else {}
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None, **described})
     if photographs:
         return buffer.getvalue()
-    with Image.open(buffer) as image:  # the background is opaque: nothing is lost with the transparency
+    with Image.open(buffer) as image:  # the background is opaque: nothing is lost without transparency
         small = with_palette(image.convert("RGB"))
     buffer = io.BytesIO()
     notes = PngInfo()
@@ -84,7 +93,7 @@ def png(figure: Figure, photographs: bool, told: str = "") -> bytes:
 
 
 def with_palette(image: Image.Image) -> Image.Image:
-    """An RGB image in 256 colours: its most frequent ones as they are, of the others each becomes the nearest."""
+    """An RGB image in 256 colours: its most frequent ones are kept, each other one becomes the nearest."""
     parts = np.asarray(image).astype(np.uint32)
     packed = (parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]).ravel()
     found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)

@@ -42,7 +42,7 @@ LATEX = {
 class Text:
     """A cell's text with its emphasis: "best" is bold, "second" italic (Markdown) or underlined (LaTeX).
 
-    "small" is that in LaTeX. A row whose first cell is a "banner" has its words across all columns there.
+    "small" is small type in LaTeX, and a "banner" in a row's first cell spans all columns there.
     """
 
     text: str
@@ -87,10 +87,10 @@ class Grid:
         return "\n".join([pad(lines[0]), pad(rule), *map(pad, lines[1:])]) + "\n"
 
     def folded(self, width: int) -> list[Grid]:
-        """The grid in parts that are at most `width` characters wide in Markdown, where columns allow it.
+        """The grid in parts of at most `width` characters in Markdown, if the columns allow it.
 
-        Each part begins with the columns that name a row (two at most of those aligned to the left). A column that is
-        too wide even then has a part of its own.
+        Each part begins with the columns that name a row (at most two of the left-aligned ones). A column that is too
+        wide even then gets its own part.
         """
         names, widths = min(2, self.left), self._widths()
         taken = sum(cell + 3 for cell in widths[:names]) + 1  # "| " before each cell, " " after it, "|" at the end
@@ -125,7 +125,7 @@ class Grid:
         return [max(3, *(len(line[column]) for line in lines)) for column in range(len(self.head))]
 
     def titled(self) -> str:
-        """Markdown under a heading of its own."""
+        """Markdown with the title as its heading."""
         return f"## {self.title}\n\n{self.markdown()}"
 
     def latex(self, label: str, caption: str, titled: bool = True) -> str:
@@ -154,5 +154,5 @@ class Grid:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Text escaped so that LaTeX prints it unchanged."""
     return "".join(LATEX.get(character, character) for character in printable(text).replace("\n", " "))

@@ -1,6 +1,6 @@
-"""Labels next to their curves: each at the nearest free place to its curve, and vertical ranges that fit.
+"""Labels next to their curves, each at the nearest free place, and vertical ranges that fit the values.
 
-Labels do not move points: each point stays where it was measured.
+Only labels are moved: each point stays where it was measured.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = 6.5  # points
-NEAR = 11.0  # points from which on a thin line leads to the label
+NEAR = 11.0  # points: at this distance or more a thin line leads to the label
 DISTANCES, ANGLES = (4.0, 7.0, 11.0, 16.0, 23.0, 32.0, 43.0, 56.0), 16
-MARK, STEP = 3.5, 4.0  # points: half a marker, and how densely lines are looked at
-HIDDEN, OUTSIDE = 4.0, 60.0  # what a square point costs of something else that is covered, of the label that is cut off
+MARK, STEP = 3.5, 4.0  # points: half a marker, and the spacing at which lines are sampled
+HIDDEN, OUTSIDE = 4.0, 60.0  # cost of a square point that is covered, and of one that is cut off
 ROOM = 0.07  # of the range, above and below
-NOTE = 2.2  # as much room where a reference is named at the edge
+NOTE = 2.2  # times ROOM if a reference is named at the edge
 BEYOND = 0.3  # of the range: a reference farther away is named at the edge, not drawn
 
 
 @dataclass(frozen=True)
 class Named:
-    """A curve to be named: its label and colour, its points [(x, y)], and the bars at them [(low, high)].
+    """A curve to name: its label and colour, its points [(x, y)], and the bars at them [(low, high)].
 
-    Without `joined` the points are not joined by lines.
+    Lines join the points only if `joined` is true.
     """
 
     label: str
@@ -43,12 +43,12 @@ class Named:
 
 
 def name_curves(axes: Axes, curves: Sequence[Named], others: Sequence[Named] = ()) -> None:
-    """Put each curve's label near one of its points, where it hides least; call it when the axis ranges are final.
+    """Put each curve's label near one of its points, where it hides least; to be called when the axis ranges are final.
 
     Args:
         axes: The panel.
-        curves: What is named.
-        others: What must not be hidden either, such as horizontal lines.
+        curves: The curves to name.
+        others: Other things that must not be hidden, such as horizontal lines.
     """
     figure = axes.figure
     figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout is made here
@@ -97,7 +97,7 @@ def name_curves(axes: Axes, curves: Sequence[Named], others: Sequence[Named] = (
 
 
 def occupied(axes: Axes, one: Named) -> FloatArray:
-    """Boxes [n, 4] (left, bottom, right, top), in pixels, over a curve's markers, bars and lines."""
+    """Boxes [n, 4] (left, bottom, right, top), in pixels, that cover a curve's markers, bars and lines."""
     unit = axes.figure.dpi / 72
     places = axes.transData.transform(np.array(one.points, dtype=np.float64).reshape(-1, 2))
     boxes = [[x - MARK * unit, y - MARK * unit, x + MARK * unit, y + MARK * unit] for x, y in places]
@@ -128,12 +128,12 @@ def sticking_out(place: FloatArray, frame: FloatArray) -> float:
 
 
 def fit(axes: Axes, values: Sequence[float], references: Sequence[tuple[str, float]] = ()) -> None:
-    """Set the vertical range to what was measured; a reference far beyond it is named at the edge.
+    """Set the vertical range to the measured values; a reference far outside it is named at the edge.
 
     Args:
-        axes: The panel; horizontals of references are drawn already.
+        axes: The panel; the references' horizontal lines are already drawn.
         values: Scores and the ends of their bars.
-        references: Names and heights of horizontals that need not be in the range.
+        references: Names and heights of horizontal lines that need not be in the range.
     """
     if not values:
         return

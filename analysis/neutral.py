@@ -1,7 +1,7 @@
-"""Text of records as tables and terminals may show it: a store may come from a stranger.
+"""Makes text of records safe for tables and terminals: a store may come from a stranger.
 
-What a record says is data. In a Markdown page it becomes no HTML, fetched picture or link; in a CSV no spreadsheet
-formula; on a terminal no escape sequence. What cannot be shown is shown as its code: \\x1b.
+A record's text is data. In a Markdown page it becomes no HTML, fetched picture or link; in a CSV no spreadsheet
+formula; on a terminal no escape sequence. Characters that cannot be shown appear as their code: \\x1b.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import re
 
 from pdrop.names import printable
 
-# what starts HTML in Markdown; "<0.001" does not, and <folder> is in our own sentences
+# the start of HTML in Markdown; "<0.001" is none, and <folder> is in our own sentences
 HTML = re.compile(r"<(?!folder>)(?=[A-Za-z/!?])")
 LINK = re.compile(r"\](?=[(\[:])")  # [text](where), [text][name], [name]: where; our intervals [1.0, 2.0] are none
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def in_page(text: str) -> str:
-    """A Markdown page or a part of one: none of its words becomes HTML, a picture or a link."""
+    """A Markdown page, or a part of one, in which nothing becomes HTML, a picture or a link."""
     return LINK.sub("]\\\\", HTML.sub("&lt;", printable(text)))
 
 
 def in_cell(value: object) -> object:
-    """A value of a CSV file: a text that a spreadsheet would take for a formula gets a ' in front; numbers stay."""
+    """A value for a CSV file: text that a spreadsheet would take for a formula gets a leading '; numbers stay."""
     if isinstance(value, str) and value.startswith(FORMULA) and not is_number(value):
         return f"'{value}"
     return value

@@ -1,18 +1,18 @@
 """Which differences between runs are real: paired bootstrap over samples, exact McNemar test on flips.
 
 All runs of a table answered the same samples, so they are compared sample by sample. One draw of the bootstrap picks
-samples (whole images, where several questions share one) with replacement and re-scores EVERY run on that draw; any
-difference between two runs is then taken within the draw, which pairs it. An image has its count in a draw, whichever
-task asks about it: tasks that share images are resampled together, as an average over them needs. The tasks
-themselves are fixed.
+samples (whole images, if several questions share one) with replacement and scores EVERY run on that draw; differences
+between runs are taken within the draw, which pairs them. An image has one count per draw, whichever task asks about it:
+tasks that share images are resampled together, as an average over them needs. The tasks themselves are fixed.
 
     draws = replicates("gqa", values, images)       # [draws, runs]
     interval(draws[:, 1] - draws[:, 0])             # 95 % interval of run 1 minus run 0
 
-A score that is no mean over samples (F1, MME's pairs, MMBench's circular accuracy, a mean of categories) is recomputed
-on every draw, from its numerators and denominators (`quotients`).
+A score that is not a mean over samples (F1, MME's pairs, MMBench's circular accuracy, a mean of categories) is
+recomputed on every draw, from its numerators and denominators (`quotients`).
 
-The counts are Poisson numbers of mean 1, which given their sum are the multinomial ones of drawing with replacement.
+The counts are Poisson numbers of mean 1; given their sum they have the multinomial distribution of drawing with
+replacement.
 
 Sources: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004 (paired); Hanley and MacGibbon 2006
 (Poisson counts); McNemar 1947 (exact form); DiCiccio, DiCiccio and Romano 2020 (twice the median of p values).
@@ -43,13 +43,13 @@ POISSON = np.searchsorted(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, mostly a difference, with what speaks for it.
+    """A value, mostly a difference, with its evidence.
 
     Attributes:
         value: The value.
         low, high: Its 95 % interval; None if no interval can be given.
         p: p-value of the exact test of the same difference, if samples are right or wrong and each row is one run.
-        anecdote: Whether it rests on a single seed of something random: then it is not evidence of anything.
+        anecdote: Whether it rests on a single seed of something random, and so is no evidence.
     """
 
     value: float
@@ -63,8 +63,8 @@ class Estimate:
         """Whether it is distinguishable from zero: the one criterion of every verdict, arrow and mark.
 
         The interval must be on one side of zero, and the exact test, if there is one, must agree (p < 0.05). A
-        percentile interval alone is too sure of few flips: four lost and none gained leave zero outside of it in 98 %
-        of the draws, and have p = 0.125.
+        percentile interval alone is overconfident with few flips: four lost and none gained are below zero in 98 % of
+        the draws, and have p = 0.125.
         """
         if self.anecdote or self.low is None or self.high is None:
             return False
@@ -80,7 +80,7 @@ class Estimate:
 class Flips:
     """Samples that one run gets right and the other wrong: `lost` right -> wrong, `gained` wrong -> right.
 
-    `net` is gained - lost of each image, where images are known: a flip is then not evidence of its own.
+    `net` is gained - lost of each image, if images are known: flips of one image are not independent evidence.
     """
 
     lost: int
@@ -109,9 +109,8 @@ def replicates(
 ) -> FloatArray:
     """Means of every run under resampling of the samples, the same draw for all runs and for all calls.
 
-    How often a draw takes a cluster follows from the cluster's name alone (`counts`). So a call with one task and a
-    call with another draw their common images equally often, and an interval does not change because another run or
-    task joined the table.
+    How often a draw takes a cluster depends only on the cluster's name (`counts`). So calls with different tasks draw
+    their common images equally often, and an interval does not change when another run or task joins the table.
 
     Args:
         name: What is resampled, such as the task.
@@ -120,7 +119,7 @@ def replicates(
         draws: Number of draws.
 
     Returns:
-        Means [draws, runs]. A draw that takes none of few clusters takes each once.
+        Means [draws, runs]. A draw that would take no cluster takes each once.
 
     Raises:
         ValueError: If there is no sample, or a value is not a number.
@@ -156,12 +155,12 @@ def quotients(
     Args:
         name: What is resampled, such as the task.
         above, below: Each sample's part of numerator and denominator [samples, runs], no NaN.
-        strata: Of the samples [samples].
-        clusters: As of `replicates`.
+        strata: The stratum of each sample [samples].
+        clusters: As for `replicates`.
         draws: Number of draws.
 
     Returns:
-        Scores [draws, runs]. A draw that takes nothing of a stratum has its whole quotient there.
+        Scores [draws, runs]. A draw that takes nothing from a stratum has the quotient over all its samples there.
 
     Raises:
         ValueError: If there is no sample, or a part is not a number.
@@ -188,14 +187,14 @@ def quotients(
 
 
 def drawn_counts(clusters: Sequence[Hashable], draws: int) -> Iterator[tuple[slice, FloatArray]]:
-    """How often each draw takes each cluster, block by block: which of them, and their counts [draws, clusters]."""
+    """Yield, block by block, which clusters, and how often each draw takes them [draws, clusters]."""
     block = max(1, BLOCK // draws)
     for start in range(0, len(clusters), block):
         those = slice(start, start + block)
         yield those, drawn_together(tuple(clusters[those]), draws).astype(float)
 
 
-@functools.lru_cache(maxsize=32)  # each run of a table, and each of its tables, asks for the same images' again
+@functools.lru_cache(maxsize=32)  # every run and every table asks for the same images again
 def drawn_together(clusters: tuple[Hashable, ...], draws: int) -> npt.NDArray[np.uint8]:
     """How often each draw takes each cluster [draws, clusters]."""
     return np.stack([counts(label, draws) for label in clusters], axis=1)
@@ -204,7 +203,7 @@ def drawn_together(clusters: tuple[Hashable, ...], draws: int) -> npt.NDArray[np
 def counts(label: Hashable, draws: int = DRAWS) -> npt.NDArray[np.uint8]:
     """How often each draw takes the cluster of this name [draws]: independent Poisson numbers of mean 1.
 
-    They are read from a hash of the name, hence the same on every machine and in every table.
+    They are read from a hash of the name, so they are the same on every machine and in every table.
     """
     stream = hashlib.shake_128(f"{SEED} {label}".encode()).digest(2 * draws)
     drawn: npt.NDArray[np.uint8] = POISSON[np.frombuffer(stream, dtype="<u2")]
@@ -225,9 +224,9 @@ def over_seeds(draws: FloatArray) -> FloatArray:
 
 
 def interval(draws: FloatArray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of the draws [draws]."""
+    """The 95 % percentile interval of the draws [draws]."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    # equal answers give differences of 1e-17, not 0, which must not look like a clear difference
+    # equal answers give differences of 1e-17 instead of 0, which must not count as a clear difference
     return round(float(low), 12), round(float(high), 12)
 
 
@@ -249,15 +248,15 @@ def flips(before: FloatArray, after: FloatArray, clusters: Sequence[Hashable] | 
 
 
 def sign_flips(nets: Collection[int]) -> float:
-    """Two-sided p of the exact sign-flip test on sums of clusters; of ones, the exact McNemar test.
+    """Two-sided p of the exact sign-flip test on sums of clusters; if all are 1 or -1, the exact McNemar test.
 
-    How likely is a total so far from 0, if each cluster's sum has either sign with equal chance?
+    It is the probability of a total this far from 0 if each cluster's sum has either sign with equal chance.
     """
     sizes = [abs(net) for net in nets if net]
     chances = np.zeros(2 * sum(sizes) + 1)
     middle = sum(sizes)
     chances[middle] = 1.0
-    for size in sizes:  # the total moves up by it or down by it
+    for size in sizes:  # the total moves up or down by it
         before, chances = chances, np.zeros_like(chances)
         chances[size:] = before[:-size]
         chances[:-size] += before[size:]
@@ -267,12 +266,12 @@ def sign_flips(nets: Collection[int]) -> float:
 
 
 def twice_the_median(values: Sequence[float]) -> float:
-    """A p value for several tests of one hypothesis, however they depend on each other, such as over seeds."""
+    """A p value for several tests of one hypothesis, such as over seeds, however they depend on each other."""
     return min(1.0, 2 * float(np.median(values))) if len(values) > 1 else values[0]
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided p of the exact McNemar test, that is of a fair coin falling at least so unevenly.
+    """Two-sided p of the exact McNemar test: the probability that fair coins fall at least as unevenly.
 
     Raises:
         ValueError: If a count is negative.

@@ -1,7 +1,7 @@
-"""How methods and tasks are named and drawn, in one place, so that every table and figure of a paper agrees.
+"""How methods and tasks are named and drawn, in one place, so that all tables and figures of a paper agree.
 
-Colours are Okabe and Ito's (2008), safe for the common colour blindnesses; markers and line styles differ as well, so
-that a figure survives grey printing. A method without an entry gets the next free one by its name's order.
+Colours are Okabe and Ito's (2008), safe for the common kinds of colour blindness; markers and line styles differ, too,
+so that figures can be printed in grey. Methods without an entry get the free lines in the order of their names.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def method_name(method: str) -> str:
 
 
 def model_name(model: str) -> str:
-    """A model as a reader would say it: the paper's name, how a trained one was trained, or else words.
+    """A model in words: the paper's name, the training of a trained one, or the name without underscores.
 
     >>> model_name("trained_fastv_seed0")
     'trained with FastV, seed 0'
@@ -144,7 +144,7 @@ def model_name(model: str) -> str:
 
 
 def task_names(tasks: Sequence[str]) -> dict[str, str]:
-    """Short column headers: the paper's name where there is one, otherwise without the prefix that all tasks share."""
+    """Short column headers: the paper's name if there is one, otherwise without the prefix that all tasks share."""
     words = [task.split("_") for task in tasks]
     shared = 0
     while len(tasks) > 1 and all(len(w) > shared + 1 and w[shared] == words[0][shared] for w in words):
@@ -165,7 +165,7 @@ def lines(methods: Sequence[str]) -> dict[str, Line]:
 
 
 def another_way(line: Line, place: int) -> Line:
-    """How the `place`-th way to run one method is drawn: its colour, hollow markers of another shape, other dashes."""
+    """The line of the `place`-th way to run one method: its colour, hollow markers of another shape, other dashes."""
     if place == 0:
         return line
     others = [marker for marker in LAYER_MARKERS if marker != line.marker]
@@ -174,9 +174,9 @@ def another_way(line: Line, place: int) -> Line:
 
 
 def layer_lines(layers: int) -> list[Line]:
-    """How the curves of `layers` layers are drawn, first to last: dark to light, which grey printing keeps.
+    """The lines of `layers` layers, first to last: dark to light, so that they can be printed in grey.
 
-    Viridis without its pale end: even steps of lightness, safe for the common colour blindnesses.
+    Viridis without its pale end: even steps of lightness, safe for the common kinds of colour blindness.
     """
     return [
         Line(VIRIDIS[round(n * (len(VIRIDIS) - 1) / max(1, layers - 1))], LAYER_MARKERS[n % len(LAYER_MARKERS)], "-")
@@ -185,7 +185,7 @@ def layer_lines(layers: int) -> list[Line]:
 
 
 def budget_words(budget: str) -> str:
-    """A budget as a reader would say it.
+    """A budget in words.
 
     >>> [budget_words(text) for text in ("avg_tokens:72", "flops:0.45", "kv:0.4", "keep:0.5", "0.5", "")]
     ['72 tokens on average', '45 % of the FLOPs', '40 % of the KV cache', '50 % kept on average', 'ratio 0.5', '']
@@ -206,8 +206,8 @@ def budget_words(budget: str) -> str:
 
 
 def schedule_text(schedule: str) -> str:
-    """A schedule to be read: fractions of more than four digits in four, of many stages the first two and the last. The
-    record has them in full.
+    """A schedule for readers: fractions in at most four digits; of many stages the first two and the last. The record
+    has it in full.
 
     >>> schedule_text("3:0.543689 6:0.295597728721")
     '3:0.5437 6:0.2956'

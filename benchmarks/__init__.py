@@ -1,1 +1,1 @@
-"""Ratios that are promised, measured: make bench, make bench-training, make bench-evaluation."""
+"""Measures the ratios that pdrop promises: make bench, make bench-training, make bench-evaluation."""

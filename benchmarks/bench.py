@@ -1,9 +1,9 @@
-"""How fast dropping is, as ratios to the unpruned model in the same process, held against the FLOPs it saves.
+"""How fast dropping is, as ratios to the unpruned model in the same process, compared with the FLOPs it saves.
 
     make bench              (about 10 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
-text, the decoder alone. Weights are random because speed does not depend on them. The columns:
+text, only the decoder. Weights are random because speed does not depend on them. The columns:
 
     CPU, wall   time of a prefill / the unpruned model's, in turns; median of the paired ratios, its 95 % interval
     FLOPs       the same ratio in closed form (pdrop/cost/flops.py), and how far the CPU ratio is from it
@@ -12,8 +12,7 @@ text, the decoder alone. Weights are random because speed does not depend on the
 
 The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing; `none
 again` is the unpruned model against itself: differences of that size mean nothing. CPU time is the better number on a
-machine that others use, too. Batches, servers and GPUs are not what this tells of.
-The record goes to results/bench/.
+machine that others use, too. It does not measure batches, servers or GPUs. The record is written to results/bench/.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ from pdrop.timing.paired import interval, paired_ratio, prefill, selection_share
 from pdrop.timing.protocol import TimingProtocol
 
 TEXT_TOKENS, IMAGE_TOKEN = 60, 999
-# CPU seconds of the official programs / an unpruned sdpa model's, at these shapes, one thread, float32: measured once
-# with PyramidDrop at 6444f30, FastV at d165972 (its transformers 4.31 code, in place, and its fork of 4.39), SparseVLM
-# at 26a5f48. Not measured by this program.
+# CPU seconds of the official programs / those of an unpruned sdpa model, at these shapes, one thread, float32: measured
+# once with PyramidDrop at 6444f30, FastV at d165972 (its code for transformers 4.31, in place, and its fork of 4.39),
+# SparseVLM at 26a5f48. Not measured by this program.
 OFFICIAL: dict[int, dict[str, dict[str, float]]] = {
     576: {
         "PyramidDrop S=4 .5": {"its program": 0.53},
@@ -83,12 +82,12 @@ class Case:
         return prefill_flops(sizes, prompt, selection)[total] / prefill_flops(sizes, prompt.undropped())[total]
 
     def prompt(self, visual: int, layers: int) -> PromptSize:
-        """What enters the layers of the decoder, without a tower."""
+        """The tokens that enter the decoder's layers; there is no tower."""
         return PromptSize(TEXT_TOKENS, visual, images=0).under(self.method, self.schedule, layers)
 
 
 def cases(layers: int) -> list[Case]:
-    """What is compared: the papers' defaults, a random twin, and nothing dropped under full ranking."""
+    """The cases: the papers' defaults, a random twin, and full ranking with nothing dropped."""
     return [
         Case("PyramidDrop S=4 .5", PyramidDrop(), pyramid(layers)),
         Case("its random twin", RandomDrop(positions="compact"), pyramid(layers)),
@@ -99,7 +98,7 @@ def cases(layers: int) -> list[Case]:
 
 
 def build(layers: int = 32, hidden: int = 512, heads: int = 8, intermediate: int = 1376) -> Any:
-    """A LLaVA with random weights; its tower is a dwarf that is never called."""
+    """A LLaVA with random weights; its tower is tiny and never called."""
     torch.manual_seed(0)
     text = dict(model_type="llama", vocab_size=1000, hidden_size=hidden, intermediate_size=intermediate)
     text |= dict(num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=8192)
@@ -110,16 +109,16 @@ def build(layers: int = 32, hidden: int = 512, heads: int = 8, intermediate: int
 
 
 def prompt(model: Any, visual: int) -> dict[str, Any]:
-    """[1, visual + 60] ids: half of the text, the image's placeholders, the other half; and features for the image."""
+    """Ids [1, visual + 60]: half of the text, the image's placeholders, the other half; and features for the image."""
     ids = torch.randint(3, 900, (1, visual + TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
     ids[:, TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + visual] = IMAGE_TOKEN
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features(model, [visual])}
 
 
 def features(model: Any, visual: list[int]) -> dict[str, Any]:
-    """What a vision tower would have made of images of so many tokens: with it the decoder runs alone.
+    """Random features for images with this many tokens, as a vision tower would make them: only the decoder runs.
 
-    Ids that come without pixels or features are text, of which nothing is dropped.
+    Ids without pixels or features count as text, of which nothing is dropped.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -129,7 +128,7 @@ def features(model: Any, visual: list[int]) -> dict[str, Any]:
 
 
 def bench_prefill(model: Any, visual: int, protocol: TimingProtocol, selection_rounds: int) -> dict[str, Any]:
-    """Everything about one prompt size, as it goes into the record; prints its table."""
+    """All results for one prompt size, as the record holds them; prints their table."""
     sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
     inputs, device = prompt(model, visual), model_device(model)
 
@@ -174,7 +173,7 @@ def cpu_ms(samples: Sequence[Timed]) -> Interval:
 
 
 def compare(name: str, this: Sequence[Timed], base: Sequence[Timed]) -> tuple[dict[str, Any], str]:
-    """What a record keeps of one side against the unpruned one, and the front of its line in the table."""
+    """One side against the unpruned one: its entry in the record, and the start of its line in the table."""
     cpu = paired_ratio([sample.cpu_ms for sample in this], [sample.cpu_ms for sample in base])
     wall = paired_ratio([sample.wall_ms for sample in this], [sample.wall_ms for sample in base])
     row = {"cpu_ms": asdict(cpu_ms(this)), "cpu_ratio": asdict(cpu), "wall_ratio": asdict(wall)}
@@ -182,7 +181,7 @@ def compare(name: str, this: Sequence[Timed], base: Sequence[Timed]) -> tuple[di
 
 
 def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str, Any]:
-    """Steps of one token on the caches that the prefills leave, in turns; each side has its own attached model."""
+    """Steps of one token on the caches that the prefills leave, interleaved; each side has its own attached model."""
     sizes, layers = ModelSizes.from_config(model.config), len(model.get_decoder().layers)
     compared = [
         Case("none", PyramidDrop(), Schedule()),
@@ -194,7 +193,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
     with contextlib.ExitStack() as attachments:
         sides = {}
         for case in compared:
-            # a model of its own, on the same weights: all of them stay attached while they take turns
+            # a separate model on the same weights: all of them stay attached while they take turns
             own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
             if case.schedule:
                 attachments.enter_context(attach(own, case.method, case.schedule))
@@ -211,7 +210,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
 
 
 def decoding_side(model: Any, visual: int) -> Callable[[], Timed]:
-    """Prefill now; each call then decodes one token more, as `generate` would: with the mask of the whole prompt."""
+    """Prefill now; each call then decodes one more token, as `generate` does: with the mask of the whole prompt."""
     inputs = prompt(model, visual)
     cache = prefill(model, inputs).past_key_values
     mask = inputs["attention_mask"]

@@ -1,13 +1,13 @@
-"""This checkout against another one, say the commit before a change: prefill and decoding, call by call in turns.
+"""Times this checkout against another, such as the commit before a change: prefill and decoding, interleaved calls.
 
     git worktree add ../before HEAD~1
     python -m benchmarks.bench_against ../before
     python -m benchmarks.bench_against ../before --visual 576 2880 --rounds 10
 
-Each checkout runs in a process of its own, with one thread, over the random LLaVA of `make bench`; the two are called
-one after the other, and who goes first changes with each round (ABBA). A line per case has the median of the paired
-ratios of CPU time, this / other, with its 95 % interval, and the same of `none`, where nothing is attached: what that
-is off by is noise. Nothing is recorded: a number that stays is made by `make bench`.
+Each checkout runs in its own process, with one thread, on the random LLaVA of `make bench`; the two are called one
+after the other, and the order changes with each round (ABBA). A line per case has the median of the paired ratios of
+CPU time, this / other, with its 95 % interval. For `none` nothing is attached: its distance from 1 is noise. Nothing is
+recorded: numbers to keep are made by `make bench`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.bench import say
 from pdrop.timing.paired import paired_ratio
 
 HERE = Path(__file__).resolve().parents[1]
-# runs in either checkout, so it uses what has long been in both
+# runs in either checkout, so it only uses names that older ones have, too
 CHILD = """
 import contextlib, copy, sys
 import torch
@@ -57,7 +57,7 @@ for line in sys.stdin:
 
 
 class Checkout:
-    """A process in a checkout that does what it is told and says how long that took."""
+    """A process in a checkout that makes the calls it is asked for and reports how long they took."""
 
     def __init__(self, folder: Path, layers: int, hidden: int) -> None:
         self.process = subprocess.Popen(
@@ -91,7 +91,7 @@ class Checkout:
 
 @contextmanager
 def both(other: Path, layers: int, hidden: int) -> Iterator[tuple[Checkout, Checkout]]:
-    """This checkout and the other one."""
+    """Start this checkout's process and the other one's."""
     started: list[Checkout] = []
     try:
         started += [Checkout(HERE, layers, hidden)]

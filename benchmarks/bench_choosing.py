@@ -1,11 +1,11 @@
-"""What choosing tokens takes, for every method of conf/method/: CPU time beside an unpruned prefill's, and FLOPs.
+"""What choosing tokens costs, for every method of conf/method/: CPU time relative to an unpruned prefill, and FLOPs.
 
     make bench-choosing     (about 4 minutes on one core)
 
-The shape of benchmarks/bench.py: a random LLaVA of 32 layers, width 512, float32, one thread, 576 visual tokens and 60
-of text. Its tower has CLIP-L's 24 x 24 patches, an eighth of its width as the decoder has an eighth of LLaVA-1.5-7B's,
-and three layers, of which methods look at one or two. In turns: a prefill of the decoder alone, and one under each
-method and under its random twin, whose own hooks are timed.
+The shape is that of benchmarks/bench.py: a random LLaVA of 32 layers, width 512, float32, one thread, 576 visual tokens
+and 60 of text. Its tower has CLIP-L's 24 x 24 patches, an eighth of its width (as the decoder has an eighth of
+LLaVA-1.5-7B's) and three layers, of which methods read one or two. Interleaved: a prefill of only the decoder, and one
+with each method and with its random twin, whose hooks are timed.
 
     hooks       CPU time inside the attached hooks (reading the prompt, ranking, merging, gathering, masks) / that of an
                 unpruned prefill of the decoder, median of the rounds
@@ -13,7 +13,7 @@ method and under its random twin, whose own hooks are timed.
     choosing    the difference, with the spread over rounds: what ranking and merging take
     FLOPs       the same in closed form, at this shape and at LLaVA-1.5-7B's, / the undropped prefill's
 
-Counts of 64 before the decoder, each method's own schedule inside it. The record goes to results/bench/.
+Before the decoder 64 tokens stay; inside it each method has its own schedule. The record is written to results/bench/.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pdrop.timing.conditions import conditions
 from pdrop.timing.paired import interval, prefill
 
 VISUAL, SIDE, LAYERS = 576, 24, 32
-OTHERS = {"none", "no_image", "downsample", "random", "random_fastv"}  # nothing is chosen, or by lot
+OTHERS = {"none", "no_image", "downsample", "random", "random_fastv"}  # nothing is chosen, or at random
 NEEDS_A_FOLDER = {"cdpruner"}
 
 
@@ -57,14 +57,14 @@ class Chosen:
     schedule: Schedule
 
     def flops(self, sizes: ModelSizes, images: int) -> float:
-        """FLOPs of choosing / those of the undropped prefill: of the decoder alone (`images` 0), or with the tower."""
+        """FLOPs of choosing / those of the undropped prefill: of only the decoder (`images` 0), or with the tower."""
         prompt = PromptSize(TEXT_TOKENS, VISUAL, images=1).under(self.method, self.schedule, sizes.layers)
         whole = prefill_flops(sizes, replace(prompt, images=images).undropped())["total"]
         return prefill_flops(sizes, prompt, self.method.selection(self.schedule, prompt, sizes))["ranking"] / whole
 
 
 def compared() -> list[Chosen]:
-    """Every method of conf/method/ that ranks: 64 tokens before the decoder, its own schedule inside."""
+    """Every method of conf/method/ that ranks: 64 tokens before the decoder, or its own schedule inside it."""
     found = []
     for name in choices("method"):
         if name in OTHERS | NEEDS_A_FOLDER:
@@ -75,14 +75,14 @@ def compared() -> list[Chosen]:
         if schedule.layers == (0,):
             method, schedule_for = choose(name, {"ratio": 0.111112})
             schedule = schedule_for(LAYERS)
-        if not any(stage.adaptive for stage in schedule):  # what those rank is found in the forward
+        if not any(stage.adaptive for stage in schedule):  # those find their numbers of tokens in the forward
             assert method is not None
             found.append(Chosen(name, method, schedule))
     return found
 
 
 def build() -> Any:
-    """The benchmark's decoder, and a tower in proportion."""
+    """The benchmark's decoder with a tower in proportion."""
     torch.manual_seed(0)
     text = dict(model_type="llama", vocab_size=1000, hidden_size=512, intermediate_size=1376)
     text |= dict(num_hidden_layers=LAYERS, num_attention_heads=8, max_position_embeddings=8192)

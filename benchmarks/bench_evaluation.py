@@ -1,4 +1,4 @@
-"""How much an evaluation costs beside the model, as ratios of interleaved runs.
+"""How much an evaluation costs in addition to the model, as ratios of interleaved runs.
 
     make bench-evaluation      (about 10 CPU minutes; python -m benchmarks.bench_evaluation idle: one part alone)
 
@@ -13,8 +13,8 @@
                 picture asked about once, and 18 times (as POPE's)
 
 CPU seconds are the better number on a machine that others use, too; `idle` is wall time, and means nothing on a machine
-whose cores are all taken. lmms-eval's wrappers import `decord`, for videos; where it is not installed an empty module
-stands in for it. The record goes to results/bench_evaluation/.
+whose cores are all in use. lmms-eval's wrappers import `decord`, for videos; if it is not installed, an empty module
+replaces it. The record is written to results/bench/.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def cpu_of(command: Sequence[str], cwd: Path, more: dict[str, str]) -> float:
     """CPU seconds of a command and its children.
 
     Raises:
-        RuntimeError: If it fails; with what it said.
+        RuntimeError: If it fails; with its output.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run(command, cwd=cwd, env={**os.environ, **more}, capture_output=True, text=True, check=False)
@@ -72,7 +72,7 @@ def cpu_of(command: Sequence[str], cwd: Path, more: dict[str, str]) -> float:
 
 
 def in_turns(rounds: int, **sides: Callable[[], float]) -> dict[str, list[float]]:
-    """What each side takes, round by round; every second round in the other order."""
+    """The time of each side, round by round; every second round in the opposite order."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
@@ -89,7 +89,7 @@ def ratio(taken: dict[str, list[float]], this: str, other: str) -> float:
 
 
 def command(rounds: int, limit: int) -> dict[str, Any]:
-    """Both whole commands, one question at once."""
+    """Both whole commands, one question at a time."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         # the child imports pdrop from here, and `decord` where it is not installed
@@ -110,7 +110,7 @@ def command(rounds: int, limit: int) -> dict[str, Any]:
 
 
 def answering(rounds: int, limit: int) -> dict[str, Any]:
-    """The same questions in this process, by both, with loaded models."""
+    """The same questions answered by both in this process, with loaded models."""
     said: dict[str, list[str]] = {}
     taken = in_turns(rounds, lmms_eval=by_wrapper(limit, said), pdrop=by_generator(limit, said))
     equal = sum(one == other for one, other in zip(said["pdrop"], said["lmms_eval"], strict=True))
@@ -123,7 +123,7 @@ def answering(rounds: int, limit: int) -> dict[str, Any]:
 
 
 def by_generator(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
-    """Asks and scores as a run does; puts the answers into `said`, and returns CPU seconds."""
+    """Ask and score as a run does; puts the answers into `said`, and returns CPU seconds."""
     from pdrop.cli.compose import settings
     from pdrop.evaluation.generation import Generator
     from pdrop.evaluation.lmms import load_tasks, score
@@ -154,7 +154,7 @@ def by_generator(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
 
 
 def by_wrapper(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
-    """Asks and scores as lmms-eval does with its own model; puts the answers into `said`, and returns CPU seconds."""
+    """Ask and score as lmms-eval does with its own model; puts the answers into `said`, and returns CPU seconds."""
     from pdrop.evaluation.lmms import import_lmms_eval
 
     sys.modules.setdefault("decord", types.ModuleType("decord"))
@@ -193,20 +193,20 @@ def by_wrapper(limit: int, said: dict[str, list[str]]) -> Callable[[], float]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and lines of lmms-eval."""
+    """A block without lmms-eval's progress bars and log lines."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def emptied(generator: Any) -> None:
-    """A generator whose cache of pictures holds nothing of the round before."""
+    """A generator whose picture cache holds nothing from the round before."""
     limit = generator.cache.limit
     generator.cache.resize(0)
     generator.cache.resize(limit)
 
 
 def answers_of(output: dict[str, Any]) -> list[str]:
-    """The answers of a task, in the order of its documents."""
+    """A task's answers in the order of its documents."""
     (samples,) = output["samples"].values()
     return [str(sample["filtered_resps"][0]).strip() for sample in sorted(samples, key=lambda one: one["doc_id"])]
 
@@ -266,7 +266,7 @@ def idle(rounds: int, questions: int) -> dict[str, Any]:
     from pdrop.evaluation.prefetch import DEPTH, Preparation
 
     class Sleeping(Generator):
-        """A device that takes so long, while the processor is free."""
+        """A device that takes this long per question, while the processor is free."""
 
         def ask(self, part: Prepared, trace: Any) -> list[Answer]:
             time.sleep(DEVICE_S * len(part.questions))
@@ -301,7 +301,7 @@ def idle(rounds: int, questions: int) -> dict[str, Any]:
 
 
 def photographed(number: int, repeats: int) -> list[Any]:
-    """Questions about JPEG pictures of 640 x 480, each asked about so many times."""
+    """Questions about JPEG pictures of 640 x 480, this many per picture."""
     from pdrop.evaluation.requests import DocumentPictures
 
     files = []

@@ -1,4 +1,4 @@
-"""How fast a training step with dropping is, as a ratio to one without, held against the FLOPs it saves.
+"""How fast a training step with dropping is, as a ratio to one without, compared with the FLOPs it saves.
 
     make bench-training     (about 8 minutes on one core; `python -m benchmarks.bench_training --quick`: about 1 minute)
     python -m benchmarks.bench_training --lanes study
@@ -8,18 +8,17 @@ A step is forward, backward and AdamW. The lanes:
     plain           rows of one length
     checkpointing   the same, every layer run again in the backward pass (gradient_checkpointing=true)
     ragged          rows of 64 and 40 tokens of text: padding, hence masks
-    study           the steps of `make training-study`, whose trainings run one after the other, here in turns: each of
-                    its dials on the embedded model's shapes, the frozen tower in front; 24 records of 144 visual tokens
-                    and 17 of text with one answer
+    study           the steps of `make training-study`, interleaved (its trainings run one after another): each of its
+                    dials on the embedded model's shapes, with the frozen tower; 24 records of 144 visual tokens and 17
+                    of text with one answer
 
-The first three: a random LLaVA (12 layers, width 384, 6 heads, MLP 1032), the decoder alone, all of it trained, batches
+The first three: a random LLaVA (12 layers, width 384, 6 heads, MLP 1032), only the decoder, all of it trained, batches
 of two records of 576 visual tokens + 64 of text with four answers each. All in float32 on one thread.
 
 `CPU` is the time of a step / that of the unpruned model's, in turns; median of the paired ratios, 95 % interval.
 `FLOPs` is the same ratio in closed form (pdrop/cost/training.py: attention as full squares), `causal` with the half of
 them that causal kernels compute. `none again` is the unpruned model against itself: the noise. Goal: CPU at most 5 %
-above FLOPs.
-The record goes to results/bench/.
+above FLOPs. The record is written to results/bench/.
 """
 
 from __future__ import annotations
@@ -62,10 +61,10 @@ class Lane:
     visual: int = 576
     answers: int = 4
     checkpointing: bool = False
-    embedded: bool = False  # the embedded model's shapes and its tower, not a decoder alone
+    embedded: bool = False  # the embedded model's shapes with its tower, not only a decoder
 
     def build(self) -> Any:
-        """The model with random weights, those frozen that a step leaves as they are."""
+        """The model with random weights; those that a step does not train are frozen."""
         model = build_embedded() if self.embedded else build(LAYERS, 384, 6, 1032)
         if self.checkpointing:
             checkpoint_activations(model)
@@ -75,7 +74,7 @@ class Lane:
         return model.train()
 
     def batch(self, model: Any) -> dict[str, Any]:
-        """Rows of visual tokens and of text, padded on the right; answers of 4 tokens each, of 2 where it is one."""
+        """Rows of visual tokens and text, padded on the right; answers of 4 tokens each, a single answer of 2."""
         rows, longest, generator = len(self.text), self.visual + max(self.text), torch.Generator().manual_seed(0)
         image, length = model.config.image_token_id, 4 if self.answers > 1 else 2
         words = torch.tensor([word for word in range(3, model.config.text_config.vocab_size) if word != image])
@@ -96,7 +95,7 @@ class Lane:
         return inputs | features(model, [self.visual] * rows)
 
     def flops_ratio(self, case: Case, sizes: ModelSizes, causal: bool) -> float:
-        """FLOPs of a step under the case / of one without. Every row is as long as the padded batch."""
+        """FLOPs of a step with the case / of one without. Every row counts at the padded batch's length."""
         common: dict[str, Any] = {"checkpointing": self.checkpointing, "causal": causal}
         whole = PromptSize(max(self.text), self.visual, images=None if self.embedded else 0)
         prompt = whole.under(case.method, case.schedule, sizes.layers)
@@ -125,7 +124,8 @@ LANES = (
 
 
 class TrainingSteps:
-    """Training steps of one model; every side goes on from where the other left the weights: time does not care."""
+    """Training steps of one model; each side continues with the weights that the other left, as time does not depend
+    on them."""
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
         self.model, self.inputs = model, inputs
@@ -137,7 +137,7 @@ class TrainingSteps:
         self.optimizer.zero_grad()
 
     def side(self, case: Case | None) -> Callable[[], Timed]:
-        """A step under a case, timed; None: nothing attached."""
+        """A timed step with a case attached; None: nothing attached."""
 
         def call() -> Timed:
             if case is None:
@@ -156,7 +156,7 @@ class TrainingSteps:
 
 
 def bench_lane(lane: Lane, rounds: int, compared: Sequence[Case]) -> dict[str, Any]:
-    """One lane, as it goes into the record; prints its table."""
+    """One lane, as the record holds it; prints its table."""
     model = lane.build()
     sizes, steps = ModelSizes.from_config(model.config), TrainingSteps(model, lane.batch(model))
     sides = {"none": steps.side(None), **{case.name: steps.side(case) for case in compared}, "again": steps.side(None)}

@@ -1,17 +1,19 @@
-"""What many workers cost beside one, on this machine: how far questions spread, what the command itself takes.
+"""What many workers cost compared with one, on this machine: how evenly questions spread, what the command uses.
 
     make bench-workers                                  about 10 minutes on two cores that nobody else uses
     python -m benchmarks.bench_workers --only limit     one part of it
 
-    spread   the demo's questions by one worker and by two, in turns, loading apart: wall time two / one. Two workers
-             need two free cores; on a busy machine the other ratio tells, of the busier worker's CPU time to that of
-             the one alone: what the wall ratio is where each has a core. And the command's CPU time beside the workers'
+    spread   the demo's questions by one worker and by two, interleaved, without loading: wall time two / one. Two
+             workers need two free cores; on a busy machine use the ratio of the busier worker's CPU time to that of the
+             single worker, which is the wall ratio if each has a core. Also the command's CPU time next to the workers'
     sweep    20 small runs over two workers: how often each loads the model
-    limit    workers that sleep as an H100 would take (benchmarks/table_time.py), on POPE, GQA and MME in batches of 8:
-             the share of their time in which they have work; and the batches per second that one command hands out,
-             by its CPU time
+    limit    workers that sleep for as long as an H100 would take (benchmarks/table_time.py), on POPE, GQA and MME in
+             batches of 8: the share of their time in which they have work, and the most that it can be (a task's last
+             batches are too few for all workers); the CPU time per batch of the command, of the workers and of Ray's
+             own processes; and the batches per second that one command hands out, by its CPU time. --slower 4: batches
+             take four times as long, which shows how much this machine's cores limit
 
-The record goes to results/bench/workers-*.json.
+The record is written to results/bench/workers-*.json.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ SIMULATED = (1, 2, 4, 8, 16, 32, 64)
 
 
 class CountingWorker(Worker):
-    """A worker that knows how often it has loaded a model."""
+    """A worker that counts how often it has loaded a model."""
 
     def loads(self) -> int:
         from pdrop.models import source
@@ -64,10 +66,10 @@ class CountingWorker(Worker):
 
 
 class Sleeper:
-    """A worker without a model, which takes the time of one.
+    """A worker without a model, which takes as long as one with a model.
 
     Args:
-        threads: As of any worker.
+        threads: As for any worker.
     """
 
     def __init__(self, threads: int) -> None:
@@ -78,7 +80,7 @@ class Sleeper:
         return {"host": platform.node(), "pid": os.getpid(), "device": None}
 
     def answer(self, settings: Any, questions: Sequence[Question]) -> list[Answer]:
-        """Answers that are as long as real ones, after as long a time."""
+        """Answers as long as real ones, after the same time."""
         started = time.monotonic()
         self.first = self.first or started
         time.sleep(settings.seconds)
@@ -89,15 +91,15 @@ class Sleeper:
         return found
 
     def rest(self) -> None:
-        """One call after the other: there is nothing under way."""
+        """Nothing to wait for: calls are made one after another."""
 
     def span(self) -> tuple[float, float, float]:
-        """Seconds of work; when the first began and the last ended."""
+        """Seconds of work, when the first began, and when the last ended."""
         return self.busy, self.first, self.last
 
 
 class Handing(TeamGenerator):
-    """Distributes batches in the order of the questions, which are all equal: no processor counts their tokens."""
+    """Distributes batches in the order of the questions, which are all equally long: their tokens are not counted."""
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
         size = self.spec.batch_size
@@ -105,7 +107,7 @@ class Handing(TeamGenerator):
 
 
 class InTurns:
-    """Answers each task's questions by every team in turns, timed; a task's answers are the last team's."""
+    """Has every team answer each task's questions in turn, timed; the answers that count are the last team's."""
 
     def __init__(self, plain: Settings, teams: dict[int, Team], rounds: int) -> None:
         self.generators = {count: TeamGenerator(plain, one) for count, one in teams.items()}
@@ -138,7 +140,7 @@ def cpu(process: psutil.Process) -> float:
 
 
 def full(count: int, kind: type) -> Team:
-    """A team that is there with all its workers."""
+    """A team, once all its workers are there."""
     team = Team(Workers(count), "cpu", kind)
     while team.starting:
         team.wait()
@@ -154,9 +156,9 @@ def spread(rounds: int, limit: int | None) -> dict[str, Any]:
     import ray
 
     everybody = [member.actor for team in teams.values() for member in team.members]
-    ray.get([actor.loaded.remote(plain) for actor in everybody])  # loading apart
+    ray.get([actor.loaded.remote(plain) for actor in everybody])  # so that loading is not timed
     turns = InTurns(plain, teams, 1)
-    with tempfile.TemporaryDirectory() as aside:  # once to warm up: tasks are read, too
+    with tempfile.TemporaryDirectory() as aside:  # once to warm up, and to read the tasks
         first = replace(plain.spec, limit=16)
         evaluate(None, None, Schedule(), first, Path(aside), generator=turns, boxes="llava")
     turns = InTurns(plain, teams, rounds)
@@ -206,26 +208,37 @@ def sweep(runs: int) -> dict[str, Any]:
     return {"runs": runs, "workers": 2, "loads": loads, "seconds": seconds}
 
 
-def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
-    """Workers that sleep as a card would take, and how busy they are."""
+def ray_processes(team: Team) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """The workers of a team, and Ray's own processes on this machine."""
+    pids = {member.about["pid"] for member in team.members if member.about}
+    everything = psutil.Process().children(recursive=True)
+    return [one for one in everything if one.pid in pids], [one for one in everything if one.pid not in pids]
+
+
+def limit(counts: Sequence[int], batch: int, slower: float = 1.0) -> dict[str, Any]:
+    """Workers that sleep for as long as a GPU would take, and how busy they are."""
     import ray
 
-    seconds = sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())
+    seconds = slower * sum(Assumptions(batch=batch).batch_seconds("llava_1_5_7b", None, Schedule()).values())
     found: dict[str, Any] = {"seconds_per_batch": seconds, "batch": batch, "workers": {}}
     spec = settings({"tasks": ["embedded_counting"], "batch_size": batch, "latency": "off", "device": "cpu"}).spec
     most = max(counts)
     for count in counts:
         team = full(count, Sleeper)
         plain: Any = SimpleNamespace(spec=spec, seconds=seconds, device="cpu", preparation=Preparation(prefetch=0))
+        groups = ray_processes(team)
+        before = [sum(map(cpu, group)) for group in groups]
         generator, commands, wall = Handing(plain, team), time.process_time(), time.perf_counter()
-        batches = 0
+        batches = rounds = 0
         with tempfile.TemporaryDirectory() as aside:
             store = AnswerStore(Path(aside) / "answers.jsonl")
-            for task, number in ASKED.items():  # as many batches for each worker whatever their number
+            for task, number in ASKED.items():  # the same number of batches per worker, however many workers there are
                 questions = simulated(task, number * count // most)
                 generator.answer(questions, store)
-                batches += -(-len(questions) // batch)
+                number = -(-len(questions) // batch)
+                batches, rounds = batches + number, rounds + -(-number // count)
         wall, commands = time.perf_counter() - wall, time.process_time() - commands
+        theirs, rays = (sum(map(cpu, group)) - was for group, was in zip(groups, before))
         spans = ray.get([member.actor.span.remote() for member in team.members])
         team.close()
         busy = sum(span[0] for span in spans)
@@ -234,7 +247,10 @@ def limit(counts: Sequence[int], batch: int) -> dict[str, Any]:
             "wall": wall,
             "busy": busy / (count * wall),
             "busy_while_at_work": busy / (count * (max(span[2] for span in spans) - min(span[1] for span in spans))),
+            "busy_at_most": batches / (count * rounds),
             "command_ms_per_batch": 1e3 * commands / batches,
+            "workers_ms_per_batch": 1e3 * theirs / batches,
+            "ray_ms_per_batch": 1e3 * rays / batches,
             "load_average": os.getloadavg()[0],
         }
         logging.info("%d workers: %s", count, found["workers"][count])
@@ -253,12 +269,12 @@ def simulated(task: str, count: int) -> list[Question]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, say it, leave a record."""
+    """Measure, print and record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "spread": lambda given: spread(given.rounds, given.limit),
         "sweep": lambda given: sweep(given.runs),
-        "limit": lambda given: limit(given.workers, given.batch),
+        "limit": lambda given: limit(given.workers, given.batch, given.slower),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=2, help="of both teams over each task")
@@ -266,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=SIMULATED, help="that sleep")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--slower", type=float, default=1.0, help="how much longer than an H100 they sleep")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -273,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     room = max(4, *given.workers) if "limit" in given.only else 4
-    ray.init(num_cpus=room, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=room, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     session, found = Session(), dict[str, Any]()
     for name in given.only:
         found[name] = parts[name](given)

@@ -1,12 +1,12 @@
-"""The first ten minutes on a GPU: does dropping do there what it does on a CPU, and what does it cost?
+"""The first ten minutes on a GPU: does dropping do the same there as on a CPU, and what does it cost?
 
-    python -m benchmarks.first_checks            one card of 80 GB, no weights, no network; about 10 minutes
+    python -m benchmarks.first_checks            one GPU of 80 GB, no weights, no network; about 10 minutes
     python -m benchmarks.first_checks --only 1 4 --output results/bench
     python -m benchmarks.first_checks --tiny     the same program over a small model on the CPU: a dry run
 
-Each check prints a line: number, what, result, what was expected, and whether that holds, where a rule says so. One
-that fails stops no other. The record goes to results/bench/; the program ends with 1 if anything failed. Needs torch
-and transformers alone. Models have random weights, at the papers' shapes.
+Each check prints a line: number, subject, result, expectation, and whether it holds if there is a rule. A failed check
+does not stop the others. The record is written to results/bench/; the exit code is 1 if anything failed. Needs only
+torch and transformers. Models have random weights and the papers' shapes.
 
      1 waits for the device in a prefill and in decoding steps     6 a padded batch, prefill
      2 launches, and the attention kernels that ran                7 the same tokens twice, alone and in a batch
@@ -69,7 +69,7 @@ SIDES: dict[str, tuple[Method, Schedule] | None] = {
     "FastV": (FastV(), single(2, 0.5)),
 }
 DROPPING: dict[str, tuple[Method, Schedule]] = {name: side for name, side in SIDES.items() if side is not None}
-# whose waits are counted, too: what merges, and what chooses one token after the other
+# their waits are counted, too: methods that merge, and that choose one token after another
 WAITING: dict[str, tuple[Method, Schedule]] = {
     "SparseVLM": (SparseVLM(), sparsevlm(LAYERS, 1 / 3)),
     "DivPrune": (DivPrune(), single(0, 1 / 3)),
@@ -82,7 +82,7 @@ STATIC = {"cache_implementation": "static"}
 
 @dataclass(frozen=True)
 class CardCheck:
-    """One check: `holds` is None where there is no rule, False where it fails or raises."""
+    """One check: `holds` is None without a rule, and False if it fails or raises."""
 
     number: int
     what: str
@@ -111,7 +111,7 @@ class Card:
         return self.device.type == "cuda"
 
     def build(self, name: str, backend: str = "sdpa") -> Any:
-        """A shipped architecture in bfloat16; tiny: as many layers of width 32 in float32."""
+        """A shipped architecture in bfloat16; tiny: the same number of layers, of width 32, in float32."""
         if not self.tiny:
             return shipped.build(name, dtype="bfloat16", attn_implementation=backend, device="cuda")
         text: dict[str, Any] = dict(model_type="llama", vocab_size=1000, hidden_size=32, intermediate_size=48)
@@ -132,11 +132,11 @@ class Card:
         return {k: v.to(self.device, model.dtype if v.is_floating_point() else None) for k, v in made.items()}
 
     def size(self, name: str) -> PromptSize:
-        """Of one prompt of this architecture, in tokens."""
+        """The size in tokens of one prompt of this architecture."""
         return PromptSize(20, 16, images=1) if self.tiny else shipped.reference_prompt(name)
 
     def side(self, name: str) -> Any:
-        """A block in which the model drops so."""
+        """A block in which the model drops with this method and schedule."""
         side = (SIDES | WAITING)[name]
         return contextlib.nullcontext() if side is None else attach(self.model, *side)
 
@@ -175,7 +175,7 @@ class Card:
 
 
 def counted(call: Callable[[], Any], on_gpu: bool) -> dict[str, int]:
-    """Where the host waited for the device, and how often; nothing is known of a CPU."""
+    """Where the host waited for the device, and how often; not known on a CPU."""
     if not on_gpu:
         call()
         return {}
@@ -192,7 +192,7 @@ def counted(call: Callable[[], Any], on_gpu: bool) -> dict[str, int]:
 
 @torch.inference_mode()
 def waits(card: Card, name: str) -> tuple[Any, bool | None]:
-    """Of a prefill and of a decoding step, the unpruned model's taken away: 1 and 0."""
+    """Waits in a prefill and in a decoding step, less the unpruned model's: 1 and 0."""
     found: dict[str, list[dict[str, int]]] = {}
     for side in ("none", name):
         with card.side(side):
@@ -205,7 +205,7 @@ def waits(card: Card, name: str) -> tuple[Any, bool | None]:
 
 @torch.inference_mode()
 def launches(card: Card, name: str) -> tuple[Any, bool | None]:
-    """Launches of a prefill and of a decoding step, and the names of the attention kernels."""
+    """Launches in a prefill and in a decoding step, and the names of the attention kernels."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if card.on_gpu else []
     found = {}
@@ -235,7 +235,7 @@ def orders(card: Card) -> tuple[Any, bool | None]:
 
 
 def decoding(card: Card, name: str) -> tuple[Any, bool | None]:
-    """Medians of steps in turns, this / none."""
+    """Medians of interleaved steps, this / none."""
     number, first = (4, 1) if card.tiny else (40, 5)
     ms: dict[str, list[float]] = {name: [], "none": []}
     for side in ms:
@@ -277,7 +277,7 @@ def memory(card: Card) -> tuple[Any, bool | None]:
 
 
 def static(card: Card) -> tuple[Any, bool | None]:
-    """A static cache, which `generate` compiles for, after an unattached one: the same tokens as without."""
+    """A static cache, for which `generate` compiles, after an unattached call: the same tokens as without one."""
     card.generate(**STATIC)
     with card.side("PyramidDrop"):
         same = torch.equal(card.generate(), card.generate(**STATIC))
@@ -285,7 +285,7 @@ def static(card: Card) -> tuple[Any, bool | None]:
 
 
 def offloaded(card: Card) -> tuple[Any, bool | None]:
-    """FastV reads cached keys, which an offloaded cache has sent away."""
+    """FastV reads cached keys, which an offloaded cache has moved off the device."""
     if not card.on_gpu:
         return "there is nothing to offload from on a CPU", None
     with card.side("FastV"):
@@ -294,7 +294,7 @@ def offloaded(card: Card) -> tuple[Any, bool | None]:
 
 
 def autocast(card: Card) -> tuple[Any, bool | None]:
-    """SparseVLM merges under autocast."""
+    """SparseVLM, which merges, under autocast."""
     labels = card.one["input_ids"].clone()
     labels[:, :-3] = -100
     method, schedule = SparseVLM(), pyramid(LAYERS)
@@ -304,14 +304,14 @@ def autocast(card: Card) -> tuple[Any, bool | None]:
 
 
 def backends(card: Card, backend: str) -> tuple[Any, bool | None]:
-    """A long prompt's prefill: no backend's own waits are in the ratio."""
+    """Prefill of a long prompt under each backend: the ratio contains no waits of the backend's own."""
     model = card.build("llava_next_7b", backend)
     found = card.ratio(model, card.inputs(model, "llava_next_7b"), "PyramidDrop")
     return round(found, 3), None
 
 
 def prefills(card: Card, name: str) -> tuple[Any, bool | None]:
-    """The ratio of times, that of FLOPs, and the clocks of the card at work."""
+    """The ratio of times, the ratio of FLOPs, and the GPU's clocks under load."""
     found = card.ratio(card.model, card.one, name)
     clocks = clocks_at_work(lambda: prefill(card.model, card.one), card.device) if card.on_gpu else {}
     return {"time": round(found, 3), "FLOPs": round(card.flops_ratio(name), 3)} | clocks, None
@@ -324,7 +324,7 @@ def padded(card: Card) -> tuple[Any, bool | None]:
 
 
 def plan(card: Card) -> list[tuple[int, str, Callable[[], tuple[Any, bool | None]], str]]:
-    """The checks: number, what, call, what is expected."""
+    """The checks: number, subject, call, expectation."""
     several = [name for name in DROPPING if not card.tiny or name == "PyramidDrop"]
     once = "1 more in a prefill, none in a step"
     slower = "at most 2 launches per stage more than none, so near 1"
@@ -346,11 +346,11 @@ def plan(card: Card) -> list[tuple[int, str, Callable[[], tuple[Any, bool | None
 
 
 def tried(number: int, what: str, call: Callable[[], tuple[Any, bool | None]], expected: str) -> CardCheck:
-    """A check's outcome; what it raises is one that fails."""
+    """A check's outcome; one that raises has failed."""
     started = time.perf_counter()
     try:
         result, holds = call()
-    except Exception as error:  # the others are of use without it
+    except Exception as error:  # the other checks are useful without it
         logging.getLogger("pdrop").debug("check %d", number, exc_info=True)
         result, holds = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", False
     return CardCheck(number, what, result, expected, holds, round(time.perf_counter() - started, 1))

@@ -1,4 +1,4 @@
-"""What the benchmarks leave: one JSON record each, named by kind and time, which `python -m analysis bench` reads."""
+"""The benchmarks' records: one JSON file each, named by kind and time, which `python -m analysis bench` reads."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pdrop.store import write_atomically
 
 
 class Session:
-    """A benchmark under way: when it started, under what load. Made before anything is measured."""
+    """A running benchmark: when it started, under what load. Made before anything is measured."""
 
     def __init__(self) -> None:
         self.started, self.load = time.time(), os.getloadavg()
 
     def publish(self, folder: Path, kind: str, found: Mapping[str, Any], device: str = "cpu") -> Path:
-        """Write what was found with its circumstances; returns the file's path.
+        """Write the results with their circumstances; returns the file's path.
 
         Args:
             folder: Such as results/bench.
             kind: Beginning of the file's name; "": the benchmark of prefill and decoding.
-            found: What was measured.
-            device: What it was measured on.
+            found: The results.
+            device: The device that was measured.
         """
         loads: Sequence[Sequence[float]] = (self.load, os.getloadavg())
         record = {

@@ -10,8 +10,7 @@ PyramidDrop's Table 1 (arXiv 2410.17247): seven benchmarks, LLaVA-NeXT-7B and LL
     decoding     `--steps` forwards of `--step-ms`: a model of 7B reads 14 GB for each, and Python starts its kernels
     pictures     `--picture-ms` of one CPU thread for each crop, as if none were prepared meanwhile (prefetch=0)
 
-What is left out: loading (once per worker), scoring (one process), the last batches of a task, which leave workers
-without work.
+Not included: loading (once per worker), scoring (one process), the end of a task, when some workers have no work left.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pdrop.pace import duration
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.shapes import ModelSizes
 
-# questions of lmms-eval's splits, as the benchmarks' papers count them
+# numbers of questions in lmms-eval's splits, from the benchmarks' papers
 QUESTIONS = {"MME": 2374, "ScienceQA-IMG": 2017, "MMBench-CN dev": 4329, "GQA": 12578, "POPE": 9000}
 QUESTIONS |= {"TextVQA val": 5000, "SEED-Bench images": 14233}
 MODELS = {"llava_next_7b": 5, "llava_1_5_7b": 1}  # crops of a picture
@@ -39,14 +38,14 @@ H100 = 989e12  # dense bfloat16 FLOPs per second, NVIDIA's data sheet (SXM)
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not known without measuring.
+    """Values that only a measurement could give.
 
     Attributes:
         utilisation: Share of the peak that a prefill reaches.
-        steps: Decoding steps of an answer; benchmarks of one word or letter.
-        step_ms: Of a decoding step of a whole batch.
-        picture_ms: Of one CPU thread for a crop.
-        batch: Questions.
+        steps: Decoding steps of an answer; these benchmarks want one word or letter.
+        step_ms: Time of a decoding step of a whole batch.
+        picture_ms: Time of one CPU thread for a crop.
+        batch: Questions per batch.
     """
 
     utilisation: float = 0.4

@@ -10,6 +10,7 @@ Names are imported on first use, so that `import pdrop` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -56,6 +57,9 @@ _HOMES = {
 
 __version__ = "0.1.0"  # the one place: pyproject.toml reads it, CITATION.cff repeats it
 __all__ = list(_HOMES)
+
+if sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
+    import_module("pdrop.command_help").refuse_no_command(sys.orig_argv, __path__[0])
 
 
 def __getattr__(name: str) -> Any:

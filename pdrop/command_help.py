@@ -1,13 +1,34 @@
-"""Help of a command that fits the terminal: paragraphs are filled anew, long rows of a list go on below their text."""
+"""Help of a command that fits the terminal: paragraphs are refilled, long rows of a list continue below their text."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
-ROW = re.compile(r"( *\S.*? {2,}|\s+)(?=\S)")  # of a list: what it is about and two blanks, or an indent
+ROW = re.compile(r"( *\S.*? {2,}|\s+)(?=\S)")  # the head of a list's row: a term and two blanks, or an indent
 NARROWEST = 24  # columns of a row's text
+
+
+COMMAND = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)  # what a module has that is one
+
+
+def refuse_no_command(line: Sequence[str], package: str) -> None:
+    """End `python -m pdrop.store` and the like with a line: Python would do nothing, say nothing and exit with 0.
+
+    Args:
+        line: The interpreter's command line.
+        package: The folder of the package that its modules belong to.
+    """
+    folder = Path(package)
+    modules = re.compile(rf"(?:-\w*m)?({folder.name}(?:\.\w+)+)")
+    asked = next((found[1] for word in line[1:] if (found := modules.fullmatch(word))), "")
+    file = folder.joinpath(*asked.split(".")[1:]).with_suffix(".py")
+    if asked and file.is_file() and not COMMAND.search(file.read_text(encoding="utf8")):
+        sys.exit(f"error: {asked} is no command: python -m {folder.name} --help shows what there is")
 
 
 class CommandHelp(argparse.RawDescriptionHelpFormatter):
@@ -19,7 +40,7 @@ class CommandHelp(argparse.RawDescriptionHelpFormatter):
 
 def folded(text: str, width: int) -> str:
     """A docstring in lines of at most `width` columns, unless a word is longer: paragraphs (lines that start at the
-    left) are filled, other lines are kept, and go on below their text where they are too long."""
+    left) are refilled; other lines are kept, and continue below their text if they are too long."""
     found = []
     for paragraph in textwrap.dedent(text.expandtabs()).strip().split("\n\n"):
         lines = paragraph.split("\n")
@@ -31,7 +52,7 @@ def folded(text: str, width: int) -> str:
 
 
 def row(line: str, width: int) -> str:
-    """A line of a list, which goes on below its text where it is too long."""
+    """A line of a list, which continues below its text if it is too long."""
     if len(line) <= width:
         return line
     head = ROW.match(line)

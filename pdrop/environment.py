@@ -49,7 +49,6 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions(packages),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
         "cores": os.cpu_count(),
         **git_state(),
         "sources": code_digest(),
@@ -58,12 +57,13 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def accelerator(device: str) -> dict[str, Any]:
-    """The device's name and torch's threads. A cost in closed form loads no torch: there both are None."""
-    torch = sys.modules.get("torch")
+    """The processor's name, the device's name (on the CPU, the processor's), and torch's threads. A cost in closed form
+    loads no torch: there the last two are None."""
+    torch, cpu = sys.modules.get("torch"), processor()
     if torch is None:
-        return {"device_name": None, "threads": None}
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {"device_name": name, "threads": torch.get_num_threads()}
+        return {"processor": cpu, "device_name": None, "threads": None}
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu
+    return {"processor": cpu, "device_name": name, "threads": torch.get_num_threads()}
 
 
 def processor() -> str:

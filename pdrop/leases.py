@@ -20,6 +20,7 @@ library only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -114,11 +115,15 @@ class Lease:
         """Mark the lease as free."""
         with self._guard:
             self._ended.set()
-        if not self.lost:
-            os.pwrite(self._handle, FREE, 0)
-            os.ftruncate(self._handle, len(FREE))
-            os.fsync(self._handle)
-        os.close(self._handle)
+        try:
+            if not self.lost:
+                os.pwrite(self._handle, FREE, 0)
+                os.ftruncate(self._handle, len(FREE))
+                os.fsync(self._handle)
+        except OSError as error:  # what was done is done; the lease ends by itself
+            log.warning("%s: others wait %g s for its lease, which cannot be freed (%s)", self.folder, LEASE, error)
+        finally:
+            os.close(self._handle)
 
     def _beat(self) -> None:
         seen = time.monotonic()
@@ -157,8 +162,13 @@ def take(folder: Path) -> Lease | None:
         handle = os.open(path, flags, 0o666)
     except FileExistsError:  # somebody else was faster
         return None
-    os.write(handle, (json.dumps({"host": socket.gethostname(), **_process(os.getpid())}) + "\n").encode())
-    os.fsync(handle)
+    try:
+        os.write(handle, (json.dumps({"host": socket.gethostname(), **_process(os.getpid())}) + "\n").encode())
+        os.fsync(handle)
+    except OSError as error:  # a full disk: nobody is to wait for a lease that nobody has
+        os.close(handle)
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if newest(folder) != number + 1:  # what was seen was long ago, and the number had been used and removed since
         os.close(handle)
         path.unlink(missing_ok=True)
@@ -179,8 +189,16 @@ def held(folder: Path) -> bool:
     if there is None:
         return held(folder)
     note, (_, changed, _) = there
-    if note == FREE or _died(note):
-        return False
+    return note != FREE and not _died(note) and recent(folder, changed)
+
+
+def recent(folder: Path, changed: int) -> bool:
+    """Whether a file in a folder was renewed less than LEASE seconds ago, by the file server's clock.
+
+    Args:
+        folder: Where it is.
+        changed: The time of its last change (ns).
+    """
     return _now(folder) - changed / 1e9 < LEASE
 
 
@@ -210,14 +228,17 @@ def _gone(folder: Path, number: int) -> bool:
 
 
 def _look(folder: Path, number: int) -> tuple[bytes, Stamp] | None:
-    """A lease's content and stamp. The file is opened because attributes of an unopened one may be cached (NFS)."""
+    """A lease's content and stamp; None if it has been removed. The file is opened because attributes of an unopened
+    one may be cached (NFS)."""
     try:
         handle = os.open(folder / f"{NAME}{number}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(handle, "rb") as file:
-        there = os.fstat(handle)
-        return file.read(4096), (number, there.st_mtime_ns, there.st_ino)
+        with os.fdopen(handle, "rb") as file:
+            there = os.fstat(handle)
+            return file.read(4096), (number, there.st_mtime_ns, there.st_ino)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # the second: another machine removed it after it was opened
+            return None
+        raise
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -15,8 +16,8 @@ EVERY = 30.0  # seconds between two lines
 
 
 def on_a_terminal() -> bool:
-    """Whether output goes to a terminal: progress bars are drawn on terminals only."""
-    return sys.stderr.isatty()
+    """Whether output goes to a terminal with a width: progress bars are drawn there only, and need one."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +47,10 @@ class Pace:
         self.what, self.unit = what, unit
         self._first, self._started = done, time.monotonic()
         self._said = self._started
+
+    def turn_to(self, what: str) -> None:
+        """Go on with another thing, counted anew; the next line comes when the last one is `EVERY` seconds old."""
+        self.what, self._first, self._started = what, 0, time.monotonic()
 
     def at(self, done: int, total: int | None = None) -> None:
         """Log a line if the last one is `EVERY` seconds old.

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -33,12 +33,6 @@ EQUAL_CONDITIONS = (
     "sdpa_kernels", "cuda_libraries",
 )  # fmt: skip
 CLOSE_CONDITIONS = {"clock_mhz": 0.05}  # those that may differ, by this share of the larger value
-# fields added later: at this value they are left out of the hash, so that older records keep their id
-LATER: dict[str, Any] = {"sdpa_kernel": "", "protocol": "checkpoint", "system": None, "image_backend": "pil"}
-LATER |= {"min_pixels": None, "max_pixels": None, "max_tiles": None, "wrapper": None, "lengths": ""}
-LATER |= {"frames": 8, "frame_sampling": "middles", "fps": None, "frame_times": False}
-LATER |= {"min_frame_pixels": None, "max_frame_pixels": None, "max_video_pixels": None}
-LATER |= {"stop": "task", "image_placing": "marked"}
 # what may differ between the trainings of one study (fields of pdrop.training.record.TrainingSpec)
 TRAINING_VARIES = ("method", "method_args", "schedule", "positions", "seed")
 # metrics of lmms-eval whose scores are percentages, for records that do not say so
@@ -93,7 +87,7 @@ class RunSpec:
     protocol: ProtocolName = "checkpoint"  # whose settings are used; what it sets is in the other fields
     system: str | None = None  # system message in front of the prompt; None: the style's or the template's own
     image_backend: ImageBackend = "pil"  # of the image processor
-    min_pixels: int | None = None  # a smaller picture is enlarged to so many; None: as the processor has it
+    min_pixels: int | None = None  # a smaller picture is enlarged to this many; None: as the processor has it
     max_pixels: int | None = None  # a larger one is made smaller
     max_tiles: int | None = None  # that a picture is cut into
     wrapper: str | None = None  # lmms-eval's model whose prompts of a task are taken; None: the task's default ones
@@ -102,7 +96,7 @@ class RunSpec:
     image_placing: ImagePlacing = "marked"  # pictures are where the question marks them, or all before it
     frames: int = 8  # that a video is shown as, or, with `fps`, at most
     frame_sampling: FrameSampling = "middles"  # which these are
-    fps: float | None = None  # so many frames of each second; None: `frames` of every video
+    fps: float | None = None  # this many frames of each second; None: `frames` of every video
     min_frame_pixels: int | None = None  # of a frame of a video; None: as the processor has it
     max_frame_pixels: int | None = None
     max_video_pixels: int | None = None  # of all frames together, those that the tower takes at once counted once
@@ -174,6 +168,14 @@ class RunSpec:
     def folder(self) -> str:
         """Folder name under results/runs/."""
         return f"{self.model}-{self.method}-{self.run_id}"
+
+
+# a field with a default, other than the first ones, came later: at its default it is left out of the hash, so that
+# older records keep their id
+FIRST = ("code", "task_files", "format")
+LATER: dict[str, Any] = {
+    one.name: one.default for one in fields(RunSpec) if one.default is not MISSING and one.name not in FIRST
+}
 
 
 @dataclass
@@ -258,7 +260,7 @@ class Cost:
     decode_flops_ratio: float | None = None
     kv_bytes_per_layer: list[float] | None = None  # mean over the samples
     timing: dict[str, Any] | None = None  # stages, lengths, memory and conditions: see pdrop/timing/measure.py
-    # text and visual tokens of the model's prompt, which budgets and costs are of, and of the one that was timed
+    # text and visual tokens of the model's prompt, for which budgets and costs are, and of the one that was timed
     model_prompt: dict[str, float] | None = None
     timed_prompt: dict[str, float] | None = None
 
@@ -364,7 +366,7 @@ def checksum(data: Mapping[str, Any]) -> str:
 
 
 def hashed(spec: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 over a spec's fields, without those that have their value in LATER."""
+    """First 12 hex digits of the SHA-256 over a spec's fields, without those that have their default in LATER."""
     said = {name: value for name, value in spec.items() if name not in LATER or value != LATER[name]}
     return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:12]
 

@@ -106,7 +106,7 @@ def read_samples(folder: Path, task: str, most: int | None = None) -> list[Sampl
     Args:
         folder: The run's.
         task: The task's name.
-        most: Read only so many, from the first on.
+        most: Read only this many, from the first on.
 
     Raises:
         ValueError: If a file is missing or damaged, a line is not a sample, or samples and questions do not fit.

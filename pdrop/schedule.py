@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -62,7 +62,9 @@ class Schedule:
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        stages = tuple(self.stages)
+        stages = tuple(self.stages) if isinstance(self.stages, Iterable) else (self.stages,)
+        if not all(isinstance(stage, Stage) for stage in stages):
+            raise ValueError(f"schedule is made of stages such as Stage(2, 0.5), not {self.stages!r}: parse reads text")
         object.__setattr__(self, "stages", stages)
         layers = [stage.layer for stage in stages]
         if layers != sorted(set(layers)):
@@ -99,6 +101,8 @@ class Schedule:
         Raises:
             ValueError: If a part is not `layer:share`.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"schedule is text such as '8:0.5 16:0.25' here, not {text!r}")
         stages = []
         for part in re.split(r"[,\s]+", text.strip()) if text.strip() else []:
             match = re.fullmatch(r"(\d+):(?:(\d+)t|(adaptive)|(\d*\.?\d+(?:[eE][-+]?\d+)?))", part)
@@ -185,6 +189,7 @@ def pyramid(num_layers: int, stages: int = 4, ratio: float = 0.5, layers: Sequen
         ValueError: If the ratio is not a fraction, or the stages do not fit the layers.
     """
     check_ratio(ratio)
+    check_layers(layers)
     if layers is None:
         if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
             raise ValueError(f"stages is a whole number from 1 on, not {stages!r}")
@@ -213,6 +218,7 @@ def single(layer: int, keep: float, num_layers: int | None = None, layers: Seque
         ValueError: If `keep` is not a fraction, or there is not exactly one boundary inside the decoder.
     """
     check_ratio(keep)
+    check_layers(layers)
     if layers is not None and len(layers) != 1:
         raise ValueError(f"this method has exactly one boundary: layers=[{layer}], not {list(layers)}")
     schedule = Schedule((Stage(layer if layers is None else layers[0], keep),))
@@ -222,6 +228,16 @@ def single(layer: int, keep: float, num_layers: int | None = None, layers: Seque
 def none(num_layers: int | None = None) -> Schedule:
     """No boundary: nothing is dropped."""
     return Schedule()
+
+
+def check_layers(layers: Sequence[int] | None) -> None:
+    """Refuse boundaries that are not a list.
+
+    Raises:
+        ValueError: If `layers` is neither None nor a sequence.
+    """
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+        raise ValueError(f"layers is a list of boundaries such as (8, 16, 24), not {layers!r}")
 
 
 def check_ratio(ratio: float | None) -> None:

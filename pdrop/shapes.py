@@ -92,7 +92,7 @@ class PromptSize:
         )
 
     def under(self, method: Counting | None, schedule: Schedule, layers: int) -> PromptSize:
-        """The same prompt under a method's schedule in a decoder of so many layers; None drops nothing.
+        """The same prompt under a method's schedule in a decoder of this many layers; None drops nothing.
 
         Raises:
             ValueError: If how many stay is only known during the forward (adaptive stages).

@@ -33,6 +33,7 @@ log = logging.getLogger("pdrop")
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically writes into
 LONGEST_WRITE = 3600.0  # seconds
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what flock says where there are none
 LOCK = ".lock"
 HOLDER = ".holder"  # in a run's folder while a process works on it: host, process, since when
 
@@ -140,7 +141,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def remove_leftovers(folder: Path, older_s: float = 0.0) -> None:
-    """Remove temporary files of killed writes from a folder, if they are older than so many seconds.
+    """Remove temporary files of killed writes from a folder, if they are older than this many seconds.
 
     Where others may be writing, `older_s` must be longer than any write takes.
     """
@@ -164,6 +165,10 @@ def tidy(results: Path) -> None:
 
 class Held(OSError):
     """Another process holds a folder."""
+
+
+class NoLocks(OSError):
+    """A file system has no locks."""
 
 
 class Hold(Protocol):
@@ -198,9 +203,16 @@ def locked(folder: Path, wait: bool = True, kind: str = "auto", **note: Any) -> 
 
     Raises:
         Held: If another process holds it and `wait` is false, or has taken it over.
+        ValueError: If `kind` is flock, and the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (leased if leases.wanted(folder, kind) else flocked)(folder, wait) as held:
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context((leased if leases.wanted(folder, kind) else flocked)(folder, wait))
+        except NoLocks as error:
+            if kind == "flock":
+                raise ValueError(f"{error}: use locks=lease") from error
+            held = stack.enter_context(leased(folder, wait))
         write_atomically(folder / HOLDER, json.dumps(own_note() | note) + "\n")
         try:
             yield held
@@ -211,7 +223,12 @@ def locked(folder: Path, wait: bool = True, kind: str = "auto", **note: Any) -> 
 
 @contextlib.contextmanager
 def flocked(folder: Path, wait: bool) -> Iterator[Hold]:
-    """`locked` by the system."""
+    """`locked` by the system.
+
+    Raises:
+        Held: If another process holds it and `wait` is false.
+        NoLocks: If the file system has none.
+    """
     with os.fdopen(open_in_place(folder / LOCK, os.O_RDWR), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,6 +238,10 @@ def flocked(folder: Path, wait: bool) -> Iterator[Hold]:
                 raise Held(f"{folder} is held by another process{by}") from error
             log.info("waiting       another process%s does %s", by, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise NoLocks(f"{folder} cannot be locked by flock ({error.strerror})") from error
+            raise
         yield Flock()
 
 
@@ -249,54 +270,6 @@ def tell(folder: Path, **note: Any) -> None:
     there, own = noted(folder / HOLDER), own_note()
     if (there.get("host"), there.get("pid")) == (own["host"], own["pid"]):
         write_atomically(folder / HOLDER, json.dumps(there | note) + "\n")
-
-
-class Announcement:
-    """A file that says what a process is doing, locked while it does it.
-
-    Args:
-        path: The file; written whole, also when it is renewed.
-        note: What it says, in addition to host, process and time.
-    """
-
-    def __init__(self, path: Path, note: Mapping[str, Any]) -> None:
-        self.path, self.note, self._handle = path, own_note() | dict(note), -1
-        self.tell()
-
-    def tell(self, **more: Any) -> None:
-        """Add to the note, or replace parts of it."""
-        self.note |= more
-        temporary = self.path.parent / f".{self.path.name[:64]}.{secrets.token_hex(8)}"
-        write_atomically(temporary, json.dumps(self.note) + "\n")
-        handle = open_in_place(temporary, os.O_RDWR)
-        try:
-            with contextlib.suppress(OSError):  # there are no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it is visible
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.close(handle)
-            raise
-        self.close()
-        self._handle = handle
-
-    def close(self) -> None:
-        """Release the file's lock."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-
-@contextlib.contextmanager
-def announced(path: Path, note: Mapping[str, Any]) -> Iterator[Announcement]:
-    """An `Announcement` for the length of a block; after a kill its file stays, but is not locked."""
-    made = Announcement(path, note)
-    try:
-        yield made
-    finally:
-        path.unlink(missing_ok=True)
-        made.close()
-        with contextlib.suppress(OSError):  # other sweeps have notes there
-            path.parent.rmdir()
 
 
 def state(folder: Path, status: str, error: str | None) -> str:
@@ -328,23 +301,23 @@ def own_note() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
-def holder(folder: Path, lock: str = LOCK, note: str = HOLDER) -> dict[str, Any] | None:
-    """What the process that holds a folder noted (see `locked`); None if no process does, also after a kill.
+def holder(folder: Path) -> dict[str, Any] | None:
+    """What the process that holds a folder noted (see `locked`); None if no process does, also after a kill."""
+    return noted(folder / HOLDER) if leases.held(folder) or flock_held(folder / LOCK) else None
 
-    On a file system without locks, the last note.
-    """
-    if lock == LOCK and leases.held(folder):
-        return noted(folder / note)
+
+def flock_held(path: Path) -> bool:
+    """Whether a process has the system's lock of a file."""
     try:
-        handle = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # no lock file, hence no holder; or a link, which is not a lock
-        return None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no file, hence no lock; or a link, which is not a lock
+        return False
     with os.fdopen(handle, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return noted(folder / note)
-    return None
+        except OSError as error:
+            return error.errno not in NO_LOCKS  # where there are none, nobody has one
+    return False
 
 
 def noted(path: Path) -> dict[str, Any]:

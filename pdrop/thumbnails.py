@@ -23,7 +23,7 @@ from PIL import Image
 from pdrop.pictures import as_shown
 from pdrop.store import write_atomically
 
-SAMPLES = 8  # so many of each task
+SAMPLES = 8  # pictures are kept of this many samples of each task
 MOST_PICTURES = 32  # of all of them together
 LARGEST = 40_000  # bytes of each
 SIDE = 448  # pixels of the longer side at first
@@ -115,5 +115,5 @@ def read(folder: Path, task: str, data_hash: str) -> dict[str, list[bytes]]:
                         raise ValueError(f"{path} holds a picture that is not as runs keep them: delete it")
                 found.setdefault(name[1], {})[int(name[2])] = content
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it; a run with force=true keeps it anew") from error
+        raise ValueError(f"{path} is damaged ({error}): delete it; a run with force=true stores it again") from error
     return {doc_id: [held[n] for n in sorted(held)] for doc_id, held in found.items()}

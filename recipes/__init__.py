@@ -1,1 +1,1 @@
-"""How what is shipped was made. Not installed with pdrop."""
+"""How the shipped model was made. Not installed with pdrop."""

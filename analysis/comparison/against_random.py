@@ -1,10 +1,10 @@
-"""Rows against their random twins: as many tokens at the same layers, under the same position policy, but blindly.
+"""Rows against their random twins: the same number of tokens at the same layers and positions, chosen at random.
 
-One twin may serve several methods, whose numbers are the same up to a token (all those before the decoder).
+One twin may serve several methods whose numbers of tokens are equal up to one (all those before the decoder).
 
-A method that cannot be distinguished from its twin has shown nothing by its ranking. Where the twin has several seeds,
-the difference is taken to their mean, and its interval covers the choice of images AND of seeds, both redrawn in
-each draw of the bootstrap.
+A method that cannot be distinguished from its twin has shown nothing by its ranking. If the twin has several seeds, the
+difference is taken to their mean, and its interval covers the choice of images AND of seeds, both redrawn in each draw
+of the bootstrap.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..statistics import Estimate, Flips, FloatArray, flips, interval, over_seed
 from .resampling import run_draws
 from .table_model import Row, Table
 
-ONE_TOKEN = 1.0  # per layer: of two methods under one budget of FLOPs, whose ranking costs differ
+ONE_TOKEN = 1.0  # tokens per layer: two methods with one budget of FLOPs differ, as their ranking costs do
 
 
 def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatArray | None]) -> None:
-    """Fill in, for the finished rows of one model, what the comparison with the random twin says.
+    """Fill in the comparison with the random twin, for the finished rows of one model.
 
     Args:
-        averages: Each row's average under resampling of the images [draws]; None where it has no interval.
+        averages: Each row's average under resampling of the images [draws]; None if it has no interval.
     """
     for row, own in zip(rows, averages):
         twin = twin_of(row, rows)
@@ -43,7 +43,7 @@ def hold_against_random(rows: list[Row], table: Table, averages: Sequence[FloatA
 
 
 def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row's random twin: one made as such (twin=true) before one that happens to be; of those, the nearest."""
+    """The row's random twin: one made as such (twin=true) before one that happens to fit; of several the nearest."""
     found = [other for other in rows if is_random_twin(other, row)]
 
     def order(other: Row) -> tuple[bool, bool, float]:
@@ -57,7 +57,7 @@ def twin_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def is_random_twin(other: Row, row: Row) -> bool:
-    """Whether `other` drops blindly: as many tokens, give or take one, at the same layers, with the same positions."""
+    """Whether `other` drops at random: as many tokens, give or take one, at the same layers and positions."""
     same = (
         row.drops
         and other.drops
@@ -73,7 +73,7 @@ def is_random_twin(other: Row, row: Row) -> bool:
 
 
 def tokens_apart(other: Row, row: Row) -> float | None:
-    """The largest difference in the visual tokens that enter a layer, means over the samples; None without costs."""
+    """The largest difference between the mean numbers of visual tokens that enter a layer; None without costs."""
     lists = [one.runs[0].record.cost.visual_tokens_per_layer for one in (other, row) if one.runs[0].record.cost]
     if len(lists) < 2 or not lists[0] or len(lists[0]) != len(lists[1]):
         return None
@@ -98,7 +98,7 @@ def band_draws(twin: Row, tasks: Sequence[str]) -> FloatArray | None:
 
 
 def against_each(row: Row, twin: Row, tasks: Sequence[str]) -> float | None:
-    """McNemar's p on flips against each seed of the twin, put together; None for pooled rows and other metrics."""
+    """McNemar's p on flips against each seed of the twin, combined; None for pooled rows and other metrics."""
     if len(row.runs) > 1:
         return None
     values = []

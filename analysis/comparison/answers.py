@@ -1,9 +1,8 @@
-"""What rows answered, beside what they scored: how like the answers without dropping they are, and the scores by the
-benchmarks' own rules.
+"""Comparison of the rows' answers: how similar they are to those without dropping, and scores by the benchmarks' rules.
 
-Likeness needs no right answers, so it shows a change that a score hides: a wrong answer that became another wrong one.
+Similarity needs no right answers, so it shows changes that a score hides: one wrong answer in place of another.
 
-    same    share of answers that are the undropped model's to the letter (blanks at their ends aside)
+    same    share of answers that are identical to the undropped model's (apart from blanks at their ends)
     chrF    mean overlap of the n-grams of their characters (Popovic 2015: sacrebleu's sentence score, as a fraction)
 """
 
@@ -28,12 +27,12 @@ LMMS_EVALS = ("pope_f1_score", "exact_match", "gpt_eval_score")  # whose rule is
 
 
 def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None:
-    """Fill in likeness and the scores by other rules, for the finished rows of one model.
+    """Fill in similarity and the scores by other rules, for the finished rows of one model.
 
     Args:
         rows: The rows.
         bases: For each row the number of the unpruned row that it is compared with.
-        table: Theirs.
+        table: The rows' table.
     """
     drawn: dict[int, list[Draws]] = defaultdict(list)
     for task in table.tasks:
@@ -51,7 +50,7 @@ def describe(rows: list[Row], bases: Sequence[int | None], table: Table) -> None
 
 
 def compare_answers(base: Row, rows: Sequence[Row], task: str) -> list[tuple[int, Draws]]:
-    """Hold the rows' answers to a task against the base's.
+    """Compare the rows' answers to a task with the base's.
 
     Returns:
         Number of each row that has the same samples as the base, and its share of equal answers under resampling.
@@ -74,18 +73,18 @@ def compare_answers(base: Row, rows: Sequence[Row], task: str) -> list[tuple[int
 
 
 def answers(row: Row, number: int, task: str) -> dict[str, str]:
-    """The answers of one of a row's runs by document, in order; empty where likelihoods were compared."""
+    """The answers of one of a row's runs by document, in order; empty if likelihoods were compared."""
     return {one.doc_id: one.answer.strip() for one in row.runs[number].read(task) if one.answer != LIKELIHOODS}
 
 
 def clusters(row: Row, task: str) -> list[str]:
-    """What each answer is drawn together with."""
+    """The cluster of each answer, which is drawn as one."""
     return clusters_of(row.runs[0].read(task), task)
 
 
 @functools.lru_cache(maxsize=100_000)
 def chrf(answer: str, reference: str) -> float:
-    """Overlap of the n-grams of two texts' characters, 0 to 1."""
+    """Overlap of the character n-grams of two texts, 0 to 1."""
     if answer == reference:
         return 1.0
     import sacrebleu
@@ -94,15 +93,15 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def other_rules(rows: Sequence[Row], task: str, main: str) -> list[str]:
-    """The task's metrics beside the main one that are by an official rule, or of another pass, and that any row has;
-    lmms-eval's own where the main one is by an official rule."""
+    """The task's further metrics that are by an official rule, or of another pass, and that any row has; lmms-eval's
+    own if the main one is by an official rule."""
     found = {name: None for row in rows if in_all(row, task) for name in row.runs[0].record.results[task].scores}
     apart = [name for name in found if name.startswith("official_") or name in APART]
     return [name for name in found if name != main and (name in apart or (main in apart and name in LMMS_EVALS))]
 
 
 def score_by(metric: str, rows: Sequence[Row], task: str) -> None:
-    """Fill in a further metric of the task, with its interval, for the rows whose records have it."""
+    """Fill in a further metric of the task with its interval, for the rows whose records have it."""
     having = [
         row for row in rows
         if in_all(row, task) and all(metric in run.record.results[task].scores for run in row.runs)

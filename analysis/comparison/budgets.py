@@ -1,8 +1,8 @@
-"""What a table's rows are grouped by, so that only rows of about equal cost compete for the bold figure.
+"""The budgets that a table's rows are grouped by, so that only rows of about equal cost compete for the bold figure.
 
-The ratio, where every method was given the same ones. The mean keep, where the methods' ratios differ so that their
-keeps agree (equal average tokens), or one method has several layers at one ratio (numbers of stages). With the layers
-named, where one mean keep comes from cuts at several layers (redundancy).
+That is the ratio if every method was run with the same ones; the mean keep if the methods' ratios differ so that their
+keeps agree (equal average tokens), or if one method has several choices of layers at one ratio (numbers of stages); and
+the mean keep with the layers named if one mean keep comes from cuts at several layers (redundancy).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Layers = tuple[int, ...]
 
 
 def budgets(rows: Sequence[Sequence[Run]]) -> list[tuple[str, Layers]]:
-    """Of each row of one model, given by its runs: the budget's name, and its layers where they are part of it."""
+    """The budget of each row of one model, given by its runs: its name, and its layers if they are part of it."""
     dropping = [runs for runs in rows if runs[0].drops]
     layers = [boundaries(runs[0]) for runs in dropping]
     ways = [way(runs[0]) for runs in dropping]
@@ -31,7 +31,7 @@ def budgets(rows: Sequence[Sequence[Run]]) -> list[tuple[str, Layers]]:
 
 
 def ratio(run: Run) -> str | None:
-    """The budget asked for, or the ratio of a schedule that keeps ratio^s after boundary s; None for any other."""
+    """The budget that was asked for, or the ratio of a schedule that keeps ratio^s after boundary s; otherwise None."""
     asked = run.overrides.get("budget", "")
     if asked not in ("", "null", "None"):
         return asked
@@ -43,13 +43,13 @@ def ratio(run: Run) -> str | None:
 
 
 def kind(run: Run) -> str:
-    """What the budget asked for was equal in, "avg_tokens" or "flops"; "" where no budget was asked for."""
+    """The kind of the budget that was asked for, "avg_tokens" or "flops"; "" without one."""
     asked = run.overrides.get("budget", "")
     return asked.partition(":")[0] if asked not in ("", "null", "None") else ""
 
 
 def by_keep(runs: Sequence[Run], depth: int | None) -> str:
-    """The mean keep in whole percent; of runs that are not done the schedule's, if it tells."""
+    """The mean keep in whole percent; for runs that are not done the schedule's, if it is known."""
     known = [run.record.cost.mean_keep for run in runs if run.record.cost]
     schedule = Schedule.parse(runs[0].record.spec.schedule)
     if not known and depth is not None and all(stage.keep is not None for stage in schedule):
@@ -63,10 +63,10 @@ def boundaries(run: Run) -> Layers:
 
 
 def way(run: Run) -> tuple[str, str]:
-    """The method and its positions."""
+    """The method's name together with its positions."""
     return run.record.spec.method, run.record.spec.positions
 
 
 def mixed(names: Sequence[str], ways: Sequence[tuple[str, str]], layers: Sequence[Layers]) -> bool:
-    """Whether one budget holds one method at several choices of layers."""
+    """Whether one budget has one method with several choices of layers."""
     return len(set(zip(names, ways))) < len(set(zip(names, ways, layers)))

@@ -1,7 +1,7 @@
 """Which runs may be in one table: an experiment's runs are refused if they differ, a whole store is split.
 
-What was asked for (limit, dtype, ...), what is compared (data, prompts), and the machine must be one. Models may differ
-in their own settings; where they differ in others, too, each gets a table of its own.
+The settings (limit, dtype, ...), the data and prompts, and the machine must be the same. Models may differ in their own
+settings; if they also differ in others, each gets its own table.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ OF_MODEL: tuple[str, ...] = ("weights", "revision", "prompt", "image_mode", "sys
 OF_MODEL += ("max_pixels", "max_tiles", "wrapper", "lengths", "max_new_tokens", "stop", "image_placing")
 OF_MODEL += ("frames", "frame_sampling", "fps", "frame_times", "min_frame_pixels", "max_frame_pixels")
 OF_MODEL += ("max_video_pixels",)
-# fields that tables compare, and fields that are checked separately
+# fields that tables compare, and fields with their own checks
 COMPARED = ("method", "method_args", "schedule", "positions", "seed", "tasks", "latency")
 OWN_WAY = ("model", "model_path", "model_fingerprint", "versions", "code", "task_files", "format")
-# the rest, so that a dial that is added to RunSpec keeps runs apart before anybody thinks of it here
+# all others, so that a dial that is added to RunSpec separates runs without an edit here
 ASKED = tuple(one.name for one in fields(RunSpec) if one.name not in {*OF_MODEL, *COMPARED, *OWN_WAY})
-MACHINE = ("processor", "device_name")
 MOST = 6  # commands that a remedy lists
 Kind = Literal["asked", "aged", "made"]  # other settings; older weights or packages; another machine, data, code
 
@@ -45,7 +44,7 @@ class Part:
 
 @dataclass
 class Mixture:
-    """A field that should be one, in words, and the runs that do not have the newest run's value."""
+    """A field that should have one value, in words, and the runs that do not have the newest run's value."""
 
     text: str
     kind: Kind
@@ -53,11 +52,14 @@ class Mixture:
 
 
 def mixtures(runs: Iterable[Run]) -> list[Mixture]:
-    """What keeps runs from standing in one table, times aside. Runs that are not done have no numbers."""
+    """What keeps runs out of one table, apart from times. Runs that are not done have no numbers."""
     done = [run for run in runs if run.done]
     found = [differing(name, spec_of(done, name), "asked") for name in ASKED]
     found.append(differing("versions", spec_of(done, "versions"), "aged"))
-    found += [differing(name, [(run, run.record.environment.get(name)) for run in done], "made") for name in MACHINE]
+    alike = [run for run in done if len(answered_on(run)) < 2]
+    found.append(differing("processor", [(run, run.record.environment.get("processor")) for run in alike], "made"))
+    found.append(differing("device_name", [(run, device_of(run)) for run in alike], "made"))
+    found.append(unlike(done))
     for model in sorted({run.record.spec.model for run in done}):
         those = [run for run in done if run.record.spec.model == model]
         found += [differing(f"{name} of {model}", spec_of(those, name), "asked") for name in OF_MODEL]
@@ -76,11 +78,32 @@ def mixtures(runs: Iterable[Run]) -> list[Mixture]:
     return [mixture for mixture in found if mixture]
 
 
-def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
-    """Where a run has uncommitted changes, its commit does not tell its code; the digests of the sources do.
+def answered_on(run: Run) -> list[str]:
+    """The models of the devices that answered a run's questions; an older record does not name a CPU."""
+    entries = run.record.environment.get("answered_by") or ()
+    return sorted({str(entry["device"]) for entry in entries if entry.get("device")})
 
-    The package's must be one for all runs, and a method's own file (outside the package) one for that method's runs.
-    Without uncommitted changes, or with changes that are in no source (a configuration), nothing is refused.
+
+def device_of(run: Run) -> str | None:
+    """The model of a run's device; where an older record names none it is a CPU."""
+    environment = run.record.environment
+    return environment.get("device_name") or environment.get("processor")
+
+
+def unlike(done: Sequence[Run]) -> Mixture | None:
+    """Runs that devices of several models answered: their numbers compare with no others, even of the same mixture."""
+    mixed = [run for run in done if len(answered_on(run)) > 1]
+    if not mixed or len(done) < 2:
+        return None
+    text = "; ".join(f"{' + '.join(answered_on(run))} in {run.folder}" for run in mixed)
+    return Mixture(f"answered by devices of several models: {text}", "made", mixed)
+
+
+def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
+    """Differences in code between runs with uncommitted changes, whose commit does not tell their code.
+
+    The digest of the package's sources must be one for all runs, and that of a method's own file (outside the package)
+    one for that method's runs. Nothing is refused without uncommitted changes, or if only a configuration changed.
     """
     dirty = [run for run in done if run.record.environment.get("git_dirty")]
     if not dirty:
@@ -97,10 +120,10 @@ def uncommitted(done: Sequence[Run]) -> list[Mixture | None]:
 
 
 def time_mixtures(runs: Iterable[Run]) -> list[Mixture]:
-    """What keeps the times of runs from standing in one table.
+    """What keeps the times of runs out of one table.
 
-    Commits may differ where the sources do not, and sources where the commit does not: a method's own file counts in
-    its runs alone.
+    Commits may differ if the sources do not, and sources if the commit does not: a method's own file counts only for
+    its own runs.
     """
     timed = [run for run in runs if run.done and run.record.cost and run.record.cost.prefill_time_ratio]
     found = [differing("latency (times are shown)", spec_of(timed, "latency"), "asked")]
@@ -128,7 +151,7 @@ def spec_of(runs: Iterable[Run], name: str) -> list[tuple[Run, Any]]:
 
 
 def differing(what: str, held: Sequence[tuple[Run, Any]], kind: Kind) -> Mixture | None:
-    """The mixture of these values; None if there is but one."""
+    """The mixture of these values; None if there is only one."""
     having: dict[str, list[Run]] = defaultdict(list)
     for run, value in held:
         having[str(value)].append(run)
@@ -143,10 +166,10 @@ def refuse_mixtures(experiment: Experiment, runs: Sequence[Run], times: bool = T
     """Refuse runs of an experiment whose numbers may not be in one table.
 
     Args:
-        experiment: Where they are from.
+        experiment: The runs' experiment.
         runs: The runs, or those of one model.
-        times: Whether times are shown; then code, cores and threads must be one, too.
-        strict: Refuse uncommitted changes even where all runs have the same (else the table carries a footnote).
+        times: Whether times are shown; then code, cores and threads must be the same, too.
+        strict: Refuse uncommitted changes even if all runs have the same (otherwise the table gets a footnote).
 
     Raises:
         ValueError: Naming each field that differs, its values, the folders that have them, and what to do.
@@ -160,11 +183,11 @@ def refuse_mixtures(experiment: Experiment, runs: Sequence[Run], times: bool = T
     if found:
         listed = "\n  ".join(mixture.text for mixture in found)
         hint = "" if scores or len(found) == 0 or not times else "\nOr leave the times out: --no-times."
-        raise ValueError(f"these runs may not stand in one table.\n  {listed}\n{remedy(experiment, found)}{hint}")
+        raise ValueError(f"these runs cannot be in one table.\n  {listed}\n{remedy(experiment, found)}{hint}")
 
 
 def remedy(experiment: Experiment, found: Sequence[Mixture]) -> str:
-    """What makes the table whole: the runs to make again, where that helps, or a fresh start."""
+    """How to get one table: the runs to make again, if that helps, or a fresh start."""
     folder = experiment.results / "experiments" / experiment.name
     kinds = {mixture.kind for mixture in found}
     fresh = f"delete {folder} (the runs stay) and run the whole experiment again: finished runs are skipped"
@@ -175,7 +198,7 @@ def remedy(experiment: Experiment, found: Sequence[Mixture]) -> str:
     lines = dict.fromkeys("  " + shlex.join([*command(run), *force]) for run in odd.values())
     more = [f"  and {len(lines) - MOST} more: all that are named above beside the newest"] if len(lines) > MOST else []
     other = [] if force else [f"Or {fresh}."]
-    return "\n".join(["To mend it, make the older ones again, here and now:", *[*lines][:MOST], *more, *other])
+    return "\n".join(["To mend it, make these again, here and now:", *[*lines][:MOST], *more, *other])
 
 
 def command(run: Run) -> list[str]:
@@ -185,7 +208,7 @@ def command(run: Run) -> list[str]:
 
 
 def parts(experiment: Experiment, times: bool = True) -> list[Part]:
-    """The tables of an experiment: one; one per model where they cannot share one; of the store, all there are."""
+    """The tables of an experiment: one, or one per model if they cannot share one; for "all", those of the store."""
     if experiment.name == ALL:
         return store_parts(experiment, times)
     models = sorted({run.record.spec.model for run in experiment.runs})
@@ -232,12 +255,14 @@ def store_parts(experiment: Experiment, times: bool) -> list[Part]:
 
 
 def group_settings(run: Run) -> dict[str, Any]:
-    """What must be equal within one table of the store; of a run that is not done, what is known of it."""
+    """The settings that must be equal within one table of the store; for a run that is not done, those known."""
     spec, environment, results = run.record.spec, run.record.environment, run.record.results
     wanted: dict[str, Any] = {name: getattr(spec, name) for name in ("model", *ASKED, *OF_MODEL)}
     wanted |= {"model_fingerprint": spec.model_fingerprint, "versions": spec.versions, "tasks": sorted(spec.tasks)}
     if run.done:
-        wanted |= {name: environment.get(name) for name in MACHINE}
+        wanted |= {"processor": environment.get("processor"), "device_name": device_of(run)}
+        if len(answered_on(run)) > 1:
+            wanted["answered by"] = f"several devices, {spec.run_id}"
         wanted["data and prompts"] = [
             [task, r.data_hash, r.prompt_hash, r.version, r.main_metric, r.n] for task, r in sorted(results.items())
         ]
@@ -245,7 +270,7 @@ def group_settings(run: Run) -> dict[str, Any]:
 
 
 def in_words(name: str, value: Any) -> str:
-    """One setting of a group, short."""
+    """One setting of a group in a few words."""
     if name == "limit":
         return "all samples" if value is None else f"first {value} samples"
     if name == "tasks":

@@ -1,4 +1,4 @@
-"""Runs of one experiment -> a table whose rows may be compared: scores, and which differences are real.
+"""Builds a table of one experiment's runs whose rows may be compared: scores, and which differences are real.
 
 Each row is compared with the row of the same model that drops nothing, and against random dropping on the same
 schedule; within one budget the best rows are marked. Every difference is paired (analysis/statistics.py).
@@ -28,7 +28,7 @@ FLOORS = Path(str(files("pdrop"))) / "embedded" / "data"
 
 
 def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Table:
-    """Build a table. Its runs must have passed `comparable.refuse_mixtures`, or come from the store's own parts.
+    """Build a table. Its runs must have passed `comparable.refuse_mixtures`, or be a part of the store.
 
     Raises:
         ValueError: If runs of one task answered different samples.
@@ -46,7 +46,7 @@ def compare(part: Part, superseded: int = 0, floors_from: Path = FLOORS) -> Tabl
 
 
 def read_floors(folder: Path) -> dict[str, float]:
-    """Score of the best guess without an image, of the embedded tasks: floors.json, written with their test split."""
+    """The scores of the best guess without an image, for the embedded tasks: floors.json, written with their data."""
     path = folder / "floors.json"
     if not path.is_file():
         return {}
@@ -119,7 +119,7 @@ def sample_values(rows: list[Row], task: str) -> list[FloatArray | None]:
 
 
 def resample(rows: list[Row], task: str) -> list[Draws]:
-    """Each row's score under resampling [draws], mean over its seeds; None where no interval can be given."""
+    """Each row's score under resampling [draws], mean over its seeds; None if no interval can be given."""
     having = [run for row in rows if in_all(row, task) for run in row.runs]
     drawn = iter(run_draws(having, task))
     return [mean_draws([next(drawn) for _ in row.runs]) if in_all(row, task) else None for row in rows]
@@ -149,7 +149,7 @@ def between(first: Row, second: Row, tasks: Sequence[str]) -> tuple[Estimate, Fl
 
 
 def flips_between(rows: list[Row], task: str, values: list[FloatArray | None], base: int, number: int) -> Flips | None:
-    """Flips of a single run against a single run; pooled seeds are not independent samples and have none."""
+    """Flips between two single runs; None for pooled seeds, which are not independent samples."""
     before, after = values[base], values[number]
     if before is None or after is None or len(rows[base].runs) > 1 or len(rows[number].runs) > 1:
         return None
@@ -163,7 +163,7 @@ def baseline(rows: Sequence[Row], row: Row) -> int | None:
 
 
 def floor_of(rows: Sequence[Row], row: Row, table: Table) -> float | None:
-    """The zero of the scale: the average of the run without visual tokens, or else the blind guess."""
+    """The zero of the scale: the average of the run without visual tokens, or without such a run the blind guess."""
     blind = [other for other in rows if other.blind and other.average and other.spec.tasks == row.spec.tasks]
     return blind[0].average.score.value if blind and blind[0].average else table.floor
 
@@ -190,17 +190,16 @@ def mark(
     flipped: Callable[[int, int], Flips | None],
     sign: int = 1,
 ) -> None:
-    """Mark, within each budget, the best and whatever is not distinguishable from it, and the best of the rest as
-    second.
+    """Mark, within each budget, the best row and those not distinguishable from it, and the best of the rest as second.
 
-    Nothing is marked where no two rows are distinguishable, or where a row has no interval: a bold figure is a claim.
+    Nothing is marked if no two rows are distinguishable, or if a row has no interval: a bold figure is a claim.
 
     Args:
-        rows: Of one model.
+        rows: The rows of one model.
         cells: Their scores.
-        draws: Of these.
-        flipped: The flips between two rows, by their numbers.
-        sign: -1 where lower is better.
+        draws: The scores' draws.
+        flipped: Gives the flips between two rows, by the rows' numbers.
+        sign: -1 if lower is better.
     """
     for budget in {row.budget for row in rows if row.drops}:
         those = [n for n, row in enumerate(rows) if row.budget == budget and cells[n] is not None]

@@ -1,4 +1,5 @@
-"""Scores under resampling of their samples, whatever they are: means, F1, pairs, circles, means of categories."""
+"""Scores under resampling of their samples, for all kinds of scores: means, F1, MME's pairs, MMBench's circular
+accuracy, means of categories."""
 
 from __future__ import annotations
 
@@ -9,15 +10,15 @@ import numpy as np
 from ..statistics import FloatArray, quotients, replicates
 from ..store.load import Run, Samples
 
-Draws = FloatArray | None  # a score under resampling [draws]; None where it is not known what the score is made of
-ROUNDED = 2e-5  # by which the parts of a score may miss it: some tasks round to five digits
+Draws = FloatArray | None  # a score under resampling [draws]; None if the record does not say what the score is made of
+ROUNDED = 2e-5  # tolerance between a score and its parts: some tasks round to five digits
 
 
 def run_draws(runs: Sequence[Run], task: str, metric: str | None = None) -> list[Draws]:
-    """A metric of each run under resampling, the same draws for all: one entry per run.
+    """A metric of each run under resampling, with the same draws for all: one entry per run.
 
     Args:
-        runs: That answered the same samples of the task.
+        runs: Runs that answered the same samples of the task.
         task: The task.
         metric: None: the main one.
     """
@@ -42,7 +43,7 @@ def fill(found: list[Draws], places: Sequence[int], draws: FloatArray) -> None:
 
 
 def fits(samples: Samples, score: float) -> bool:
-    """Whether the score is what the samples' parts, or the mean of their values, give."""
+    """Whether the score equals what the samples' parts, or the mean of their values, give."""
     if samples.parts is not None:
         return abs(samples.parts.score - score) <= ROUNDED * max(1.0, abs(score))
     return samples.values is not None and abs(float(samples.values.mean()) - score) <= 1e-6 * max(1.0, abs(score))

@@ -1,6 +1,6 @@
-"""What a table is made of: columns (tasks), rows (runs that differ in the seed alone), cells. Missing stays None.
+"""The parts of a table: columns (tasks), rows (runs that differ only in the seed), cells. A missing value stays None.
 
-`analysis.compare` fills the cells; `analysis.table` and `analysis.figure` show them.
+compare.py fills the cells; analysis/tables and analysis/studies show them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like two rows' answers are: the share of equal ones, and the overlap of their characters' n-grams, 0 to 1."""
+    """How similar two rows' answers are: the share of equal ones, and the overlap of character n-grams, 0 to 1."""
 
     same: Estimate
     chrf: float
@@ -41,7 +41,7 @@ class Likeness:
 
 @dataclass
 class Row:
-    """One row: the runs it pools and what they say. Cost fields are means over the pooled runs."""
+    """One row: the runs it pools and their results. Cost fields are means over the pooled runs."""
 
     runs: list[Run]
     budget: str  # "" where nothing is dropped
@@ -72,7 +72,7 @@ class Row:
 
     @property
     def told_from_random(self) -> Literal["", "above", "below", "not distinguishable", "no verdict"]:
-        """What the difference to its random twin says; empty without a twin or an interval; one seed is no verdict."""
+        """The verdict on the difference to the random twin; "" without twin or interval; one seed is no verdict."""
         if self.against_random is None or self.against_random.low is None:
             return ""
         if self.against_random.anecdote:
@@ -83,11 +83,11 @@ class Row:
 
     @property
     def blind(self) -> bool:
-        """Whether no visual token enters the decoder: the floor that is measured."""
+        """Whether no visual token enters the decoder: the measured floor."""
         return self.spec.schedule in ("0:0", "0:0t")
 
     def invalid(self, task: str) -> float | None:
-        """Answers to the task that no rule of it reads, mean over seeds; None where that was not counted."""
+        """The number of answers that no rule of the task reads, mean over seeds; None if they were not counted."""
         counts = [run.record.results[task].invalid if task in run.record.results else None for run in self.runs]
         return mean_or_none(counts)
 
@@ -98,7 +98,7 @@ class Row:
 
     @property
     def visual_tokens(self) -> float | None:
-        """Mean over the layers of the visual tokens that enter them."""
+        """The mean number of visual tokens that enter a layer."""
         layers = [run.record.cost.visual_tokens_per_layer for run in self.runs if run.record.cost is not None]
         return fmean(fmean(tokens) for tokens in layers) if layers and all(layers) else None
 
@@ -111,7 +111,7 @@ class Task:
     metric: str
     n: int
     n_total: int
-    fraction: bool  # every score is a share of what could be right, hence is shown in %
+    fraction: bool  # every score is a fraction of a full score, and so is shown in %
     higher_is_better: bool
 
     @property
@@ -140,7 +140,7 @@ class Table:
 
     @property
     def floor(self) -> float | None:
-        """The average of the blind guesses; None unless every averaged task has one."""
+        """The average of the blind guesses; None if an averaged task has none."""
         return mean_or_none([self.floors.get(task) for task in self.averaged])
 
     @property
@@ -160,9 +160,9 @@ class Table:
 
 
 def pool(runs: Sequence[Run]) -> list[Row]:
-    """Rows, seeds pooled: nothing dropped first, then the mildest budget to the hardest, methods by name.
+    """Rows with pooled seeds: nothing dropped first, then from the mildest budget to the hardest, methods by name.
 
-    Runs are pooled where nothing but the seed was asked differently.
+    Runs that were asked with different seeds and otherwise alike are pooled.
     """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.record.spec.seed):
@@ -198,7 +198,7 @@ def seedless(spec: RunSpec) -> str:
 
 
 def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
-    """The columns, in the order the runs asked for them."""
+    """The columns, in the order in which the runs asked for them."""
     found = {}
     for name, having in by_task(runs).items():
         result = having[0].record.results[name]
@@ -209,10 +209,10 @@ def describe_tasks(runs: Sequence[Run]) -> dict[str, Task]:
 
 
 def is_fraction(runs: Sequence[Run], task: str) -> bool:
-    """Whether a task's main score is a share of what could be right.
+    """Whether a task's main score is a fraction of a full score.
 
-    A record says what a full score is. Where none does (older ones, a task of one's own without a right answer), values
-    from 0 to 1 are taken for fractions; but where all are 0 they may as well be percentages or points.
+    A record says what a full score is. If none does (older ones, a user's task without a right answer), values from 0
+    to 1 are taken for fractions, unless all are 0: these may as well be percentages or points.
     """
     known = {full for run in runs if (full := run.record.results[task].full(run.record.results[task].main_metric))}
     if known:

@@ -1,1 +1,1 @@
-"""Pictures with the patches that stayed or that are attended to."""
+"""Pictures with the patches that were kept, or with maps of attention."""

@@ -1,13 +1,13 @@
-"""Overlays: the image with the patches that stayed, after each boundary, several runs below each other; attention maps.
+"""Overlays: the image with the patches kept after each boundary, several runs below each other; attention maps.
 
     python -m analysis overlay RUN_ID [RUN_ID ...] [--sample TASK:DOC_ID ...] [--images PATH]
 
-Of more than eight runs there are several figures.
+More than eight runs are spread over several figures.
 
-The style of PyramidDrop's Fig. 4 (arXiv 2410.17247); of a run whose layers all rank without dropping, the map of each
-layer instead, as in its Fig. 1 (right). An experiment's name stands for its runs. Without --sample, each task shows its
-first sample that the runs answer differently, or else its first. Where images come from, and how tiles, several images
-and frames are laid out: analysis/pictures.py.
+The style is that of PyramidDrop's Fig. 4 (arXiv 2410.17247); for a run whose layers all rank without dropping it is the
+map of each layer, as in its Fig. 1 (right). An experiment's name means its runs. Without --sample, each task shows the
+first sample that the runs answer differently, or its first one. pictures.py says where images come from, and how tiles,
+several images and frames are arranged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
         images: Where the images are; None: in the store, or in the embedded test split.
 
     Raises:
-        ValueError: If the runs or the sample cannot be shown so; the message says why.
+        ValueError: If the runs or the sample cannot be shown together; the message says why.
     """
     check(runs)
     dropping = [run for run in runs if not ranks_only(run)]
@@ -73,10 +73,10 @@ def files(runs: Sequence[Run], wanted: Sequence[str], images: Path | None) -> It
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Refuse runs that do not belong into one figure.
+    """Refuse runs that do not belong in one figure.
 
     Raises:
-        ValueError: Saying which.
+        ValueError: If there are such runs; names them.
     """
     for run in runs:
         if not run.done:
@@ -88,15 +88,15 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def kept_pictures(run: Run, task: str, images: Path | None) -> dict[str, list[bytes]]:
-    """The pictures that the store keeps of a task, by doc_id; none where others are given."""
+    """The pictures that the store keeps of a task, by doc_id; none if others are given."""
     return {} if images is not None else thumbnails.read(run.path, task, run.record.results[task].data_hash)
 
 
 def choose(runs: Sequence[Run], wanted: Sequence[str], images: Path | None = None) -> list[tuple[str, str]]:
-    """(task, doc_id) of the samples to show; where pictures are kept of some, one of these.
+    """(task, doc_id) of the samples to show; if the store keeps pictures of some, these are chosen from.
 
     Raises:
-        ValueError: If a sample is not there, or the runs scored other data.
+        ValueError: If a sample does not exist, or the runs scored different data.
     """
     shared = [task for task in runs[0].record.results if all(task in run.record.results for run in runs)]
     pairs = [(task, doc_id) for task, _, doc_id in (text.rpartition(":") for text in wanted)]
@@ -149,8 +149,8 @@ def overlay(runs: Sequence[Run], samples: Sequence[Sample], seen: Sequence[Pictu
 
 
 def maps(sample: Sample, seen: Sequence[PictureView]) -> Figure:
-    """One sample of a study of attention: the image, then each layer's map, its largest value
-    brightest, with the share of attention that the image gets."""
+    """The figure of one sample of an attention study: the image, then each layer's map, its largest value brightest,
+    with the share of attention that the image gets."""
     held = sample.attention
     assert held is not None
     panels = 1 + len(held.layers)

@@ -1,11 +1,11 @@
-"""A prompt's pictures as its visual tokens see them: what was kept in colour, or what was attended to as a heat map.
+"""A prompt's pictures with its visual tokens: the kept patches in colour, or attention as a heat map.
 
 Every block of a layout (pdrop/evaluation/pictures.py) is one view: a box of a picture under a grid of tokens. A picture
-in tiles has two views, the squeezed whole and the tiles; several pictures, or the frames of a video, have one or two
-each. The views of a prompt are laid out in one panel, row by row.
+in tiles has two views, the whole picture squeezed and the tiles; several pictures, or the frames of a video, have one
+or two each. The views of a prompt are arranged in one panel, row by row.
 
 Images come from a parquet file with columns `image_id` and `image`, or a folder of images named by image id (several
-pictures of one sample: ID-0, ID-1, ...). Without either: what the store keeps of the first samples of each task
+pictures of one sample: ID-0, ID-1, ...). By default they are those that the store keeps of each task's first samples
 (pdrop/thumbnails.py), or the embedded tasks' test split.
 """
 
@@ -51,7 +51,7 @@ class PictureView:
     start: int
 
     def cells(self, values: FloatArray | BoolArray) -> FloatArray:
-        """The values of the grid's tokens, newlines left out, [rows, columns]."""
+        """The values of the grid's tokens without newlines, [rows, columns]."""
         wide = self.columns + self.newline
         held = np.asarray(values, dtype=np.float64)[self.start : self.start + self.rows * wide]
         return held.reshape(self.rows, wide)[:, : self.columns]
@@ -62,11 +62,11 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
 
     Args:
         sample: The sample, with its tokens and their places.
-        images: Its pictures, in their order.
+        images: Its pictures in order.
         image_mode: "crop" or "pad", for records from before layouts were stored.
 
     Raises:
-        ValueError: If the tokens' places are not known, or the pictures are not the prompt's.
+        ValueError: If the tokens' places are not known, or these are not the prompt's pictures.
     """
     layout = sample.layout or square(sample, images, image_mode)
     if len(images) != len(layout):
@@ -84,7 +84,7 @@ def views(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> lis
 
 
 def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> Layout:
-    """The layout of one picture under one square grid, as records had it before layouts were stored.
+    """The layout of one picture under one square grid, for records from before layouts were stored.
 
     Raises:
         ValueError: If the tokens do not form such a grid.
@@ -93,7 +93,8 @@ def square(sample: Sample, images: Sequence[Image.Image], image_mode: str) -> La
     if side * side != sample.visual_tokens or side == 0 or pictures > 1 or len(images) != 1:
         raise ValueError(
             f"{sample.visual_tokens} visual tokens of {pictures} image(s) are not a square grid over one image, and "
-            "the record does not say where they lie: run it again with force=true"
+            "the record does not say where they are: run it again with force=true, or show another sample (--sample "
+            "TASK:DOC_ID): tokens of a picture so narrow that its tiles have no width have no place"
         )
     width, height = images[0].size
     edge = max(width, height) if image_mode == "pad" else min(width, height)
@@ -127,7 +128,7 @@ def faded(view: PictureView, kept: FloatArray) -> FloatArray:
 
 
 def outline(mask: BoolArray, width: int) -> BoolArray:
-    """The pixels of a mask [height, width] that are this near to its edge, or to the picture's."""
+    """The pixels of a mask [height, width] that are this near its edge, or the picture's."""
     inner = np.pad(mask, 1)
     for _ in range(width):
         around = [np.roll(inner, step, axis) for step in (-1, 1) for axis in (0, 1)]
@@ -137,20 +138,20 @@ def outline(mask: BoolArray, width: int) -> BoolArray:
 
 
 def heat_panel(found: Sequence[PictureView], weights: FloatArray) -> FloatArray:
-    """The views in grey under a heat map of the weights (the largest 1), [height, width, 3] in 0..1."""
+    """The views in grey under a heat map of the weights (at most 1), [height, width, 3] in 0..1."""
     from matplotlib import colormaps
 
     panels = []
     for view in found:
         grey = np.asarray(view.picture, dtype=np.float64).mean(axis=2, keepdims=True) / 255
-        strength = np.sqrt(np.clip(spread(view, view.cells(weights)), 0, 1))  # small ones would not be seen
+        strength = np.sqrt(np.clip(spread(view, view.cells(weights)), 0, 1))  # small weights would not be seen
         heat = colormaps["inferno"](strength[..., 0])[..., :3]
         panels.append((1 - 0.75) * grey + 0.75 * heat)
     return arranged(panels)
 
 
 def spread(view: PictureView, cells: FloatArray) -> FloatArray:
-    """Cell values over the pixels of their patches, [height, width, 1]."""
+    """Each cell's value at all pixels of its patch, [height, width, 1]."""
     scale = view.picture.height // view.rows
     return np.kron(cells, np.ones((scale, scale))).astype(np.float64)[..., None]
 
@@ -179,10 +180,10 @@ def read_images(
         image: The sample's image id.
         what: Names the sample in errors.
         number: How many pictures it has. The embedded clips show one picture in every frame.
-        kept: The store's, files of them.
+        kept: Files of the pictures that the store keeps of it.
 
     Raises:
-        ValueError: If they are not there.
+        ValueError: If they are not found.
     """
     if source is None and kept:
         return [as_shown(Image.open(io.BytesIO(file))) for file in kept]

@@ -1,1 +1,1 @@
-"""What is read as a whole: the HTML report, the README's results, a run explained."""
+"""Results as text and pages: the HTML report, the README's results, a run explained."""

@@ -1,4 +1,4 @@
-"""What the report's page knows of runs and experiments, as plain data for JSON (analysis/report.js shows it)."""
+"""The report's data on runs and experiments, as plain values for JSON (report.js shows them)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from ..tables.text import percent
 
 LINE_HEAD = [
     "experiment",
-    "models",
+    "average of none",
+    "best that drops",
     "runs",
     "not done",
     "tasks",
     "questions a run",
-    "average of none",
-    "best that drops",
+    "models",
 ]
-RUN_HEAD = ["run", "status", "model", "method", "schedule", "positions", "seed", "tasks", "mean score", "keep %"]
-RUN_HEAD += ["FLOPs %", "started", "code"]
+RUN_HEAD = ["run", "status", "method", "schedule", "mean score", "keep %", "FLOPs %", "tasks", "seed", "positions"]
+RUN_HEAD += ["model", "started", "code"]
 SCORES = ("average", "Δ none [95 %]")
-WIDE = 1300  # pixels of a PNG that takes the page's width
+WIDE = 1300  # pixels of a PNG as wide as the page
 Cells = list[tuple[str, str]]
 
 
@@ -54,7 +54,7 @@ class Shown:
 
 
 def show(results: Path, name: str) -> Shown:
-    """The tables of an experiment; runs that may not be in one table give a message instead."""
+    """The tables of an experiment; for runs that may not be in one table, a message."""
     found = Shown(name, None, [], [])
     try:
         found.experiment = load_experiment(results, name, found.refused)
@@ -71,7 +71,7 @@ def show(results: Path, name: str) -> Shown:
 
 
 def totals(runs: Sequence[Run], shown: Sequence[Shown]) -> list[tuple[str, str]]:
-    """(number, what it counts) at the top of the page."""
+    """The counts at the top of the page, as (number, what it counts)."""
     done = [run for run in runs if run.done]
     counts = [
         (len(done), "finished runs"),
@@ -99,7 +99,7 @@ def failures(runs: Sequence[Run]) -> list[str]:
 
 
 def experiment_data(one: Shown, figures: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
-    """An experiment for the page; its runs in the order of its tables, those without a table last."""
+    """An experiment for the page, its runs in the order of its tables, those without a table last."""
     runs = one.experiment.runs if one.experiment else []
     ordered = [run for table in one.tables for run in table.runs]
     meaning = footnotes.meaning(one.tables).strip("\n").split("\n")[2:] if one.tables else []
@@ -115,7 +115,7 @@ def experiment_data(one: Shown, figures: Sequence[Path], names: Sequence[str]) -
 
 
 def shortened(words: Iterable[str], most: int = 3) -> str:
-    """The first of them, and how many more there are: a line of the summary has little room."""
+    """The first entries, and how many more there are: a line of the summary has little room."""
     listed = list(words)
     more = [f"and {len(listed) - most} more"] if len(listed) > most else []
     return ", ".join([*listed[:most], *more]) or DASH
@@ -132,13 +132,13 @@ def line(one: Shown, runs: Sequence[Run]) -> list[str]:
     questions = [sum(result.n for result in run.record.results.values()) for run in done]
     return [
         one.name,
-        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
+        shortened([average(row) for row in whole]),
+        f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
         str(len(runs)),
         str(len(runs) - len(done)),
         str(len(tasks)),
         f"{fmean(questions):.0f}" if questions else DASH,
-        shortened([average(row) for row in whole]),
-        f"{average(best)} {method_name(best.spec.method)}, {best.spec.schedule}" if best else DASH,
+        shortened(dict.fromkeys(run.record.spec.model for run in runs)),
     ]
 
 
@@ -156,10 +156,10 @@ def table_data(table: Table) -> dict[str, Any]:
 
 
 def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
-    """A grid: each row with the runs that it comes from; lines that are not runs (the blind guess) have none."""
+    """A grid for the page: each row with the runs that it comes from; the blind guess has none."""
     names = task_names(list(table.tasks))
     rows = []
-    # scores first, so that they are seen without scrolling sideways
+    # scores first, so that no sideways scrolling is needed for them
     scores = [n for n, name in enumerate(grid.head) if n >= grid.left and name in SCORES]
     order = [*range(grid.left), *scores, *(n for n in range(grid.left, len(grid.head)) if n not in scores)]
     for number, cells in enumerate(grid.rows):
@@ -177,7 +177,7 @@ def grid_data(table: Table, grid: Grid) -> dict[str, Any]:
 
 
 def run_data(run: Run) -> dict[str, Any]:
-    """A run for the page: its whole record, what to call it, and the layers of its slider."""
+    """A run for the page: its whole record, its label, and the layers of its slider."""
     spec = run.record.spec
     study = ranks_only(run)
     layers = list(Schedule.parse(spec.schedule).layers)
@@ -194,22 +194,22 @@ def run_data(run: Run) -> dict[str, Any]:
 
 
 def overview(runs: Sequence[Run]) -> dict[str, Any]:
-    """Every run in a line, newest first."""
+    """One line per run, newest first."""
     rows = []
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder), reverse=True):
         spec, cost = run.record.spec, run.record.cost
         scores = [run.score(task) for task in run.record.results]
         mean = fmean(scores) if run.done and scores and all(0 <= score <= 1 for score in scores) else None
-        texts = [run.record.run_id, run.record.status, spec.model, method_name(spec.method), spec.schedule or DASH]
-        texts += [spec.positions, str(spec.seed), str(len(spec.tasks)), percent(mean)]
+        texts = [run.record.run_id, run.record.status, method_name(spec.method), spec.schedule or DASH, percent(mean)]
         texts += [percent(cost.mean_keep if cost else None), percent(cost.prefill_flops_ratio if cost else None)]
+        texts += [str(len(spec.tasks)), str(spec.seed), spec.positions, spec.model]
         texts += [run.record.started_at, footnotes.commit(run)]
         rows.append({"cells": [(text, "") for text in texts], "runs": [run.record.run_id], "rule": False})
-    return {"title": "Runs", "head": RUN_HEAD, "left": 6, "rows": rows, "tasks": {}}
+    return {"title": "Runs", "head": RUN_HEAD, "left": 4, "rows": rows, "tasks": {}}
 
 
 def figure_data(name: str, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The experiment's PNGs, the narrow ones first. A figure belongs to the longest name that its own begins with."""
+    """The experiment's PNGs, narrow ones first. A figure belongs to the experiment with the longest matching prefix."""
     found = []
     there = {path.name: path for folder in reversed(folders) for path in folder.glob(f"{glob.escape(name)}*.png")}
     for path in sorted(there.values(), key=lambda path: path.name):

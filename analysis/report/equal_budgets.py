@@ -18,12 +18,12 @@ SHOWN = {  # figures and their captions
 
 
 def matched(table: Table | None, place: str) -> str:
-    """PyramidDrop, FastV and SparseVLM at equal budgets."""
+    """The paragraph on PyramidDrop, FastV and SparseVLM at equal budgets."""
     return "" if table is None else f"**At equal budgets.** {averages(table)} {chance(table)} {linked(table, place)}"
 
 
 def rivals(table: Table | None, place: str) -> str:
-    """Every method at equal budgets: averages, chance, the Pareto front, and what reading loses."""
+    """The paragraph on every method at equal budgets: averages, chance, the Pareto front, and losses in reading."""
     if table is None:
         return ""
     parts = (averages(table), chance(table), on_the_front(table), reading(table), linked(table, place))
@@ -31,18 +31,18 @@ def rivals(table: Table | None, place: str) -> str:
 
 
 def figure(results: Path, place: str) -> list[str]:
-    """The figures of all methods that have been drawn, as lines of Markdown."""
+    """The figures of all methods as lines of Markdown, if they have been drawn."""
     there = [name for name in SHOWN if (results / "figures" / f"{name}.png").is_file()]
     return [line for name in there for line in (f"![{SHOWN[name]}]({place}/figures/{name}.png)", "")]
 
 
 def ranked(table: Table) -> list[Row]:
-    """The rows that drop tokens and are not random."""
+    """The rows that drop tokens by a ranking, not at random."""
     return [row for row in table.rows if row.drops and row.average is not None and not is_random(row)]
 
 
 def averages(table: Table) -> str:
-    """Each budget's methods, the best average first."""
+    """A sentence with each budget's methods, the best average first."""
     rows = ranked(table)
     none = next((row.average for row in table.rows if not row.drops and row.average is not None), None)
     told = []
@@ -56,7 +56,7 @@ def averages(table: Table) -> str:
 
 
 def chance(table: Table) -> str:
-    """Which rankings are distinguishable from their random twins."""
+    """A sentence on which rankings are distinguishable from their random twins."""
     rows = ranked(table)
     words = {"above": "above chance", "below": "below chance", "not distinguishable": "not distinguishable from chance"}
     told = []
@@ -71,7 +71,7 @@ def chance(table: Table) -> str:
 
 
 def on_the_front(table: Table) -> str:
-    """The methods that no other beats at their cost; the front does not say whose scores differ significantly."""
+    """A sentence on the methods that no other beats at their cost, whether or not the difference is significant."""
     points = [
         (row.cost("prefill_flops_ratio") or 0.0, row.average.score.value, row) for row in ranked(table) if row.average
     ]
@@ -83,7 +83,7 @@ def on_the_front(table: Table) -> str:
 
 
 def reading(table: Table) -> str:
-    """What the families that need reading score with PyramidDrop, and with the method that keeps most."""
+    """A sentence on tasks that need reading: their scores with PyramidDrop, and with the best method."""
     names, rows, told = task_names(list(table.tasks)), ranked(table), []
     for task in READING:
         none = next((row.cells[task] for row in table.rows if not row.drops and task in row.cells), None)
@@ -100,5 +100,5 @@ def reading(table: Table) -> str:
 
 
 def linked(table: Table, place: str) -> str:
-    """Where the table is."""
+    """A link to the table."""
     return f"([{table.name}.md]({place}/tables/{table.name}.md))"

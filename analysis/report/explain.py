@@ -63,7 +63,7 @@ MEANING = {
 
 
 def find(runs: Sequence[Run], text: str) -> Run:
-    """The run with this id, folder, or a beginning of either that is unique.
+    """The run with this id or folder name, or a unique beginning of one.
 
     Raises:
         ValueError: If there is none, or several.
@@ -98,7 +98,7 @@ def overview(runs: Sequence[Run]) -> str:
 
 
 def explain(run: Run) -> str:
-    """Where a run's numbers come from."""
+    """Where a run's numbers come from, in words."""
     record, spec = run.record, run.record.spec
     drops = f"drops visual tokens by {spec.method} at {spec.schedule}" if run.drops else "drops nothing"
     limit = "all samples" if spec.limit is None else f"the first {spec.limit} samples"
@@ -151,7 +151,7 @@ def timed(measured: Interval) -> str:
 
 
 def diff(first: Run, second: Run) -> str:
-    """Why two runs differ: settings, code, machine, and then scores, paired where both answered the same samples."""
+    """Why two runs differ: settings, code, machine, and then scores, paired if both answered the same samples."""
     text = [f"A = {first.folder} ({first.record.status}), B = {second.folder} ({second.record.status})"]
     a, b = asdict(first.record.spec), asdict(second.record.spec)
     changed = [name for name in a if a[name] != b[name]]
@@ -180,7 +180,7 @@ def diff(first: Run, second: Run) -> str:
 
 
 def agreement(first: Run, second: Run) -> list[str]:
-    """How far the kept sets of two runs agree, one line per boundary that both have."""
+    """The overlap of the kept sets of two runs, one line per boundary that both have."""
     left, right = (Schedule.parse(run.record.spec.schedule).stages for run in (first, second))
     if any(
         first.record.results[task].data_hash != result.data_hash
@@ -201,7 +201,7 @@ def agreement(first: Run, second: Run) -> list[str]:
 
 
 def score_difference(first: Run, second: Run, task: str) -> str:
-    """One task of two runs that answered the same samples."""
+    """The scores on one task of two runs that answered the same samples, and their difference."""
     rows = [Row([run], "", run.record.status) for run in (first, second)]
     scores = [run.score(task) for run in (first, second)]
     change, flipped = between(rows[1], rows[0], [task])

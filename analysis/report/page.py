@@ -2,9 +2,9 @@
 
     python -m analysis report [--images PATH] [--samples N]       results/report.html (make report)
 
-It opens from file:// and loads nothing from anywhere: a Content-Security-Policy allows its own script and style by
-their hashes and pictures inside the page, nothing else. Whatever comes from records, data sets and models travels as
-JSON and is put into the page as text, never as markup. Figures are those of results/figures. Same input, same bytes.
+It opens from file:// and loads nothing: a Content-Security-Policy allows its own script and style by their hashes, and
+pictures inside the page, nothing else. Text from records, data sets and models is JSON in the page and is shown as
+text, never as markup. The figures are those of results/figures. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def page(
 
     Args:
         results: The results folder.
-        images: Where the samples' pictures are (analysis/pictures.py); None: the embedded test split.
-        samples: The most answers that it holds; of each task the first questions are taken.
-        figures: Folders of figures, the first one that has a file counts; default: the store's.
-        unreadable: Gets what is said of records and samples that cannot be read; the page says it, too.
+        images: Where the samples' pictures are (analysis/overlays/pictures.py); None: the embedded test split.
+        samples: The most answers that it holds; the first questions of each task are taken.
+        figures: Folders of figures, of which the first that has a file counts; default: the store's.
+        unreadable: Gets the messages about records and samples that cannot be read; the page shows them, too.
 
     Raises:
         ValueError: If there is no run that can be read.
@@ -70,7 +70,7 @@ def page(
 
 
 def fill(data: dict[str, Any]) -> str:
-    """The template with style, script and data; nothing in the JSON can end the element that holds it."""
+    """The template filled with style, script and data; nothing in the JSON can end the element that holds it."""
     style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf8") for kind in ("css", "js"))
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     values = {

@@ -1,10 +1,10 @@
-"""Results in prose, written from the records of a store: tables, figures and what they say.
+"""Results in prose, written from the records of a store: tables, figures and findings.
 
     python -m analysis readme --results results/reference      # the last step of make reference
 
-Two pages hold them. README.md has the short form (one ratio, one figure), between <!-- demo --> and <!-- /demo -->;
-docs/results.md has all of it, between <!-- results --> and <!-- /results -->. What is between the comments is replaced.
-No number and no verdict is typed by hand: a sentence takes its figures from the tables, and its verdict ("not
+Two pages have them: README.md the short form (one ratio, one figure), between <!-- demo --> and <!-- /demo -->;
+docs/results.md all of it, between <!-- results --> and <!-- /results -->. The text between the comments is replaced. No
+number and no verdict is typed by hand: a sentence takes its numbers from the tables, and its verdict ("not
 distinguishable", for example) from their intervals.
 """
 
@@ -31,11 +31,11 @@ from ..tables.text import percent, signed
 from . import equal_budgets
 
 PAGES = (Path("README.md"), Path("docs/results.md"))
-SHORT, LONG = "demo", "results"  # what the comments around a block are called
+SHORT, LONG = "demo", "results"  # names of the comments around a block
 TABLES = (SHORT, "positions", "redundancy", "attention", "matched_budget", "rivals")  # experiments that are described
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 RATIO = "0.5"  # the ratio of the short form and of the sentence on positions
-QUARTER = 0.25  # the top set whose overlap between layers is described
+QUARTER = 0.25  # size of the top set whose overlap between layers is described
 SHOWN = ("method", "schedule", "tokens", "FLOPs %", "KV %", "average", "Δ none [95 %]")  # columns of the short form
 MOST = 8  # rows of the short form
 FIGURES = (
@@ -46,17 +46,17 @@ FIGURES = (
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The comments before a block and after it."""
+    """The comments before and after a block."""
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
 def written(page: Path, results: Path, made: dict[str, Table] | None = None) -> str:
-    """The text of the page with its results rendered anew.
+    """The text of the page with its results rendered again.
 
     Args:
         page: README.md, or another page with a pair of comments for results.
         results: The store.
-        made: Tables of the store that have been made already, by experiment; tables made for this page are added.
+        made: Tables of the store that have been made before, by experiment; tables made for this page are added.
 
     Raises:
         ValueError: If the page has no such comments, or a table cannot be made.
@@ -77,10 +77,10 @@ def written(page: Path, results: Path, made: dict[str, Table] | None = None) -> 
 
 
 def short(results: Path, place: str, made: dict[str, Table]) -> str:
-    """The results at one ratio as Markdown; `place` is how the page names the store, `made` as in `written`.
+    """The results at one ratio as Markdown; `place` is the store's path from the page, `made` as in `written`.
 
     Raises:
-        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+        ValueError: If there is no experiment "demo", or runs cannot be in one table.
     """
     tables = the_tables(results, made, (SHORT, "redundancy"))
     demo = tables[SHORT]
@@ -97,7 +97,7 @@ def short(results: Path, place: str, made: dict[str, Table]) -> str:
 
 
 def one_ratio(demo: Table) -> Grid:
-    """The demo's rows at one ratio, those that drop nothing, have no image or are blind; columns that fit."""
+    """The demo's rows at one ratio, with those without dropping and without an image; only columns that fit."""
     whole = grids(demo)[0]
     columns = [whole.head.index(name) for name in SHOWN]
     bounds = [not row.drops or row.blind for row in demo.rows] + [True] * (len(whole.rows) - len(demo.rows))
@@ -108,10 +108,10 @@ def one_ratio(demo: Table) -> Grid:
 
 
 def block(results: Path, place: str, made: dict[str, Table]) -> str:
-    """All results as Markdown; `place` is how the page names the store, `made` as in `written`.
+    """All results as Markdown; `place` is the store's path from the page, `made` as in `written`.
 
     Raises:
-        ValueError: If there is no experiment "demo", or runs may not stand in one table.
+        ValueError: If there is no experiment "demo", or runs cannot be in one table.
     """
     tables = the_tables(results, made)
     demo = tables[SHORT]
@@ -134,7 +134,7 @@ def block(results: Path, place: str, made: dict[str, Table]) -> str:
 
 
 def said(sentences: Sequence[str]) -> list[str]:
-    """Each sentence that is not empty as a list item."""
+    """The sentences that are not empty, as list items."""
     return [textwrap.fill(f"- {text}", 118, subsequent_indent="  ", **WHOLE) for text in sentences if text]
 
 
@@ -180,7 +180,7 @@ def heading(demo: Table, where: str = "") -> str:
 
 
 def hasty(table: Table) -> str:
-    """A note if times come from a few turns only; else empty."""
+    """A note if times come from only a few rounds; otherwise empty."""
     quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
     return " Times are an\nindication (`latency=quick`)." if quick else ""
 
@@ -196,7 +196,7 @@ def pictures(results: Path, place: str) -> list[str]:
 
 
 def redundancy(table: Table | None) -> str:
-    """What is lost if no visual token enters layer k or a later one."""
+    """The sentence on what is lost if no visual token enters layer k or a later one."""
     if table is None:
         return ""
     for study in studies(table):
@@ -215,17 +215,17 @@ def redundancy(table: Table | None) -> str:
 
 
 def verdict(change: Estimate) -> str:
-    """A note on a difference to dropping nothing that may be zero; else empty."""
+    """A note if a difference to dropping nothing may be zero; otherwise empty."""
     return "" if change.clear else " (not distinguishable from none)"
 
 
 def indistinct(change: Estimate) -> str:
-    """A note on a difference of two rows that may be zero; else empty."""
+    """A note if a difference of two rows may be zero; otherwise empty."""
     return "" if change.clear else ", not distinguishable"
 
 
 def positions(table: Table | None, place: str) -> str:
-    """PyramidDrop with renumbered and with original position ids, at one ratio."""
+    """The sentence on PyramidDrop with renumbered and with original position ids, at one ratio."""
     if table is None:
         return ""
     rows = {row.spec.positions: row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO}
@@ -255,7 +255,7 @@ def change_of(row: Row | None) -> Estimate | None:
 
 
 def fragile(table: Table) -> str:
-    """Which tasks PyramidDrop costs most at one ratio, and on which it is not distinguishable from dropping nothing."""
+    """The sentence on the tasks that lose most with PyramidDrop at one ratio, and those that may lose nothing."""
     row = next((row for row in table.rows if row.spec.method == "pyramiddrop" and row.budget == RATIO), None)
     none = next((row for row in table.rows if not row.drops), None)
     if row is None or none is None:
@@ -275,7 +275,7 @@ def fragile(table: Table) -> str:
 
 
 def twins(table: Table) -> str:
-    """Rankings against random dropping at the same places."""
+    """The sentence on rankings against random dropping at the same layers."""
     held = [(row, row.against_random) for row in table.rows if row.against_random is not None]
     if not held:
         return ""
@@ -298,7 +298,7 @@ def twins(table: Table) -> str:
 
 
 def attention(table: Table | None) -> str:
-    """How much attention the image gets, layer by layer, and whether layers agree on its best tokens."""
+    """The sentence on the attention that the image gets, by layer, and whether layers agree on its best tokens."""
     for study in attention_studies(table) if table is not None else ():
         mass, top = study.layer_means("mass"), study.layer_means("top")
         least, most = (pick(range(len(mass)), key=lambda n: mass[n].value) for pick in (min, max))

@@ -164,7 +164,7 @@ function summary() {
   byId("summary-body").append(
     el("div", { className: "tiles" }, ...tiles),
     ...data.warnings.map((text) => el("div", { className: "warning" }, text)),
-    grid({ head: data.line_head, left: 2, rows }, "experiments"));
+    grid({ head: data.line_head, left: 1, rows }, "experiments"));
 }
 
 let current = null; // the chosen experiment

@@ -1,6 +1,6 @@
 """The samples of the report: questions, each run's answers and kept tokens, and the pictures, within a budget.
 
-The first questions of each task are taken, as many as keep the answers of all runs within the budget; the page says so.
+The first questions of each task are taken, as many as the budget of answers allows over all runs; the page says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..store.load import Run
 from ..store.samples import Sample, read
 
 LARGEST = 448  # pixels of a picture's longer side on the page
-PLAIN = 40_000  # bytes of a file that is put into the page as it is
+PLAIN = 40_000  # bytes of a file that is put into the page unchanged
 LONGEST = 2000  # characters of a question or an answer
 Entry = list[Any]  # answer, score, kept masks, attention maps or nothing
 
@@ -35,7 +35,7 @@ def sample_data(
     """Questions, answers by run and task, pictures, and a note on what was left out.
 
     Raises:
-        ValueError: If a samples file cannot be read, and there is no list `unreadable` to say it in.
+        ValueError: If a samples file cannot be read, and there is no list `unreadable` for the message.
     """
     done = [run for run in runs if run.done and run.record.results]
     lines = sum(len(run.record.results) for run in done)
@@ -89,7 +89,7 @@ def named_pictures(run: Run, task: str) -> dict[str, dict[str, bytes]]:
 
 
 def document(sample: Sample, kept: Sequence[str] = ()) -> dict[str, Any]:
-    """The question, and the places of its visual tokens; `kept` names the store's own pictures of it."""
+    """The question with the places of its visual tokens; `kept` names the store's own pictures of it."""
     number = len(sample.layout) if sample.layout else 1
     names = [f"{sample.image}-{n}" for n in range(number)] if number > 1 else [sample.image]
     return {
@@ -103,7 +103,7 @@ def document(sample: Sample, kept: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def entry(sample: Sample) -> Entry:
-    """An answer as the page takes it; attention maps as bytes whose square is the weight."""
+    """An answer as the page reads it; attention maps are bytes, in proportion to the root of the weight."""
     shown: Entry = [sample.answer[:LONGEST], sample.score, list(sample.masks)]
     if sample.attention is not None:
         levels = np.sqrt(np.clip(sample.attention.maps, 0, 1)) * 255
@@ -113,7 +113,7 @@ def entry(sample: Sample) -> Entry:
 
 
 def pictures(wanted: dict[str, str | None], source: Path | None) -> dict[str, str]:
-    """Data URIs of those pictures that are available, by the name that a document gives them.
+    """Data URIs of the pictures that are available, by the name that a document gives them.
 
     Raises:
         ValueError: If the source is neither a parquet file nor a folder.
@@ -135,7 +135,7 @@ def pictures(wanted: dict[str, str | None], source: Path | None) -> dict[str, st
 
 
 def uri(content: bytes) -> str:
-    """A picture's file as a data URI, made smaller where it is large."""
+    """A picture's file as a data URI, resized if it is large."""
     with Image.open(io.BytesIO(content)) as image:
         kind = image.format or ""
         if len(content) > PLAIN or kind not in ("PNG", "JPEG", "WEBP"):

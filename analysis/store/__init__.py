@@ -1,1 +1,1 @@
-"""Runs, their samples and their markers, read from a results folder; files written into it."""
+"""Reads runs, their samples and their markers from a results folder, and writes files into one."""

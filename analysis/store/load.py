@@ -1,12 +1,12 @@
-"""Runs from a results folder.
+"""Reads runs from a results folder.
 
     results/runs/<folder>/record.json            one run (pdrop.record.RunRecord)
     results/runs/<folder>/samples.zip            its samples (pdrop/samples.py)
     results/experiments/<name>/<folder>          a marker: experiment <name> asked for this run; holds its overrides
 
 An experiment is a list of runs, and a table shows one experiment. The name "all" is the whole store. A run that was
-made again after the weights, the packages or the code changed is another run; the older one stays in the store, out of
-tables.
+made again after the weights, the packages or the code changed is another run; the older one stays in the store, but not
+in tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AGES = ("model_fingerprint", "versions", "code", "task_files", "format")  # what
 
 @dataclass(frozen=True)
 class Parts:
-    """What a score that is no plain mean is made of: numerators and denominators [samples], and their strata."""
+    """The parts of a score that is not a plain mean: numerators and denominators [samples], and their strata."""
 
     above: FloatArray
     below: FloatArray
@@ -53,10 +53,10 @@ class Samples:
     """One task's samples of one run that a metric counts, by rising doc_id.
 
     Attributes:
-        doc_ids: Of the documents.
-        values: Each sample's own number [samples]; None where a sample alone has none.
-        clusters: What a sample shares with others, whatever their task: its image, its group, or else itself.
-        parts: What the score is made of, where it is no mean of the values.
+        doc_ids: The documents' ids.
+        values: Each sample's own number [samples]; None if a single sample has none.
+        clusters: What a sample shares with others of any task: its image, its group, or only itself.
+        parts: The parts of the score, if it is not the mean of the values.
     """
 
     doc_ids: tuple[str, ...]
@@ -67,7 +67,7 @@ class Samples:
 
 @dataclass
 class Run:
-    """A record, its folder, and what the experiment's marker says."""
+    """A record, its folder, and the overrides in the experiment's marker."""
 
     record: RunRecord
     path: Path
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Folder name under results/runs/, the name that messages give a run."""
+        """The folder's name under results/runs/, by which messages name a run."""
         return self.path.name
 
     @property
@@ -87,16 +87,16 @@ class Run:
 
     @property
     def drops(self) -> bool:
-        """Whether visual tokens are dropped at all."""
+        """Whether any visual tokens are dropped."""
         return self.record.spec.schedule != ""
 
     def score(self, task: str, metric: str | None = None) -> float:
-        """A metric of the task, the main one if none is named; a percentage as a fraction, points as they are."""
+        """A metric of the task, by default the main one; percentages as fractions, points unchanged."""
         result = self.record.results[task]
         return result.share(metric or result.main_metric)
 
     def samples(self, task: str, metric: str | None = None) -> Samples:
-        """The samples of a task with what they have of a metric, the main one if none is named.
+        """The samples of a task with their values of a metric, by default the main one.
 
         Raises:
             ValueError: If the file is missing, unreadable, or holds other samples than the record counts.
@@ -111,10 +111,10 @@ class Run:
         return self._samples[task, metric]
 
     def compare(self, found: Samples, task: str, metric: str) -> None:
-        """Hold a plain mean against its samples.
+        """Compare a plain mean with its samples.
 
         Raises:
-            ValueError: If the record says something else.
+            ValueError: If the record's value differs.
         """
         said = self.record.results[task].scores[metric]
         known = said.mean if said.mean is not None else metric in MEANS
@@ -130,7 +130,7 @@ class Run:
         """The samples of a task, by rising doc_id.
 
         Raises:
-            ValueError: As of `samples`.
+            ValueError: As for `samples`.
         """
         if task not in self._read:
             found, counted = read(self.path, self.record, task), self.record.results[task].n
@@ -146,13 +146,13 @@ class Run:
 
 
 def columns(samples: Sequence[Sample], task: str, metric: str, scale: float = 1.0) -> Samples:
-    """What statistics need of a task's samples for a metric.
+    """The data of a task's samples that statistics need for a metric.
 
     Args:
-        samples: By rising doc_id.
+        samples: The samples by rising doc_id.
         task: Their task.
-        metric: Which samples it does not count are left out (the cognition questions of MME's perception, ...).
-        scale: What parts are multiplied by.
+        metric: Samples that it does not count are left out (such as MME's cognition questions for perception).
+        scale: The factor of the parts.
     """
     parted = any(metric in sample.parts for sample in samples)
     counted = [one for one in samples if metric in (one.parts if parted else one.scores)]
@@ -172,9 +172,9 @@ def columns(samples: Sequence[Sample], task: str, metric: str, scale: float = 1.
 
 
 def clusters_of(samples: Sequence[Sample], task: str) -> list[str]:
-    """The name of what each sample is drawn together with: its image, and the images of its group."""
+    """The name of each sample's cluster, which is drawn as one: its image, with the images of its group."""
     images = [f"{task} {one.doc_id}" if one.image is None else one.image for one in samples]
-    first: dict[str, str] = {}  # image or group -> an image that it is drawn together with
+    first: dict[str, str] = {}  # image or group -> another image of its cluster
 
     def root(name: str) -> str:
         while first.get(name, name) != name:
@@ -200,7 +200,7 @@ def samples_of(run: Run, task: str) -> dict[str, Sample]:
 
 @dataclass
 class Experiment:
-    """What an experiment asked for: runs with a record, and the folders of those without."""
+    """The runs that an experiment asked for: those with a record, and the folders of those without."""
 
     name: str
     results: Path
@@ -220,7 +220,7 @@ def load_runs(results: Path, unreadable: list[str] | None = None) -> list[Run]:
 
     Args:
         results: The folder.
-        unreadable: Where what is said of records that cannot be read goes: they hide no other one then.
+        unreadable: Gets the messages about records that cannot be read; the others are then loaded all the same.
 
     Raises:
         ValueError: If a record cannot be read, and `unreadable` is not given.
@@ -237,12 +237,12 @@ def load_runs(results: Path, unreadable: list[str] | None = None) -> list[Run]:
 
 
 def load_experiment(results: Path, name: str, unreadable: list[str] | None = None) -> Experiment:
-    """The runs an experiment asked for. Of runs that were made again, with other weights or code, the newest counts.
+    """The runs that an experiment asked for; of runs that were made again with other weights or code, the newest.
 
     Args:
         results: The results folder.
         name: The experiment, or "all".
-        unreadable: As of `load_runs`.
+        unreadable: As for `load_runs`.
 
     Raises:
         ValueError: If there is no such experiment, nothing was run, or a record or marker cannot be read.
@@ -274,7 +274,7 @@ def load_experiment(results: Path, name: str, unreadable: list[str] | None = Non
 
 
 def newest(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """Of the runs whose specs differ in `AGES` alone, the one started last; and how many others there were."""
+    """Of runs whose specs differ only in `AGES`, the one that was started last; and the number of others."""
     latest: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (run.record.started_at, run.folder)):
         latest[without(run.record.spec, AGES)] = run
@@ -308,7 +308,7 @@ def read_overrides(marker: Path) -> dict[str, str]:
 
 
 def timing(run: Run) -> dict[str, Any]:
-    """What a run measured in addition to its prefill; empty if nothing."""
+    """What a run measured in addition to its prefill; empty without such measurements."""
     cost = run.record.cost
     return cost.timing or {} if cost is not None else {}
 

@@ -1,4 +1,4 @@
-"""Write a result file only when its content changed, and never half."""
+"""Writes result files in one step, and only if their content changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pdrop.store import LONGEST_WRITE, remove_leftovers, write_atomically
 
 
 def publish(path: Path, content: bytes) -> bool:
-    """Put `content` at `path` unless it is there already.
+    """Write `content` to `path` unless it is already there.
 
     Returns:
         Whether the file was written; an unchanged file keeps its date, so that make and git see no change.

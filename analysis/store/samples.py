@@ -1,4 +1,4 @@
-"""The samples of a run, one class for one sample, from either form that pdrop/samples.py reads.
+"""The samples of a run, one object per sample, from both forms that pdrop/samples.py reads.
 
 sample = read(run.path, run.record, "embedded_chart")[17]
 sample.kept[0]          # [visual_tokens] bool: kept at the first boundary; token 0 is the prompt's first visual one
@@ -28,13 +28,13 @@ Layout = list[list[list[float]]]  # pictures -> blocks -> rows, columns, newline
 
 @dataclass(frozen=True)
 class Attention:
-    """What the query tokens of one sample attend to, for each layer that was looked at.
+    """The attention of one sample's query tokens, for each layer that was recorded.
 
     Attributes:
         layers: The layers, rising.
         mass: Share of each head's attention that goes to visual tokens, [layers, heads].
-        entropy: Of it among the visual tokens, over the log of their number, [layers, heads].
-        top: Share of it that the best attended tenth of them gets, [layers, heads].
+        entropy: The entropy of that attention over the visual tokens / the log of their number, [layers, heads].
+        top: The share of it on the best attended tenth of them, [layers, heads].
         maps: Attention of each visual token, mean over the heads, each layer's largest 1, [layers, visual tokens].
     """
 
@@ -47,22 +47,22 @@ class Attention:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: what was asked, expected and answered, and what was kept of its visual tokens.
+    """One sample: question, expected and given answer, and which of its visual tokens were kept.
 
     Attributes:
-        doc_id: Of the document, as text.
-        prompt, question, target, answer: What was rendered, asked, expected and given.
-        scores: By metric: the sample's own number, where it has one.
-        parts: By metric that is no plain mean: numerator, denominator, stratum (pdrop/evaluation/metrics.py).
-        score: Of the task's main metric; None where a sample alone has none.
+        doc_id: The document's id, as text.
+        prompt, question, target, answer: The rendered prompt, the question, the expected and the given answer.
+        scores: By metric: the sample's own number, if it has one.
+        parts: By metric that is not a plain mean: numerator, denominator, stratum (pdrop/evaluation/metrics.py).
+        score: The score of the task's main metric; None if a single sample has none.
         image: Its image's id, or a hash.
-        visual_tokens: Of the prompt.
+        visual_tokens: The number of visual tokens of the prompt.
         masks: One hexadecimal bit mask per boundary (pdrop/evaluation/answers.py).
         layout: Places of the visual tokens in the pictures (pdrop/evaluation/pictures.py).
-        attention: Where the run was a study of attention.
-        number: The document's number, where it is one.
-        group: What samples that are scored together share.
-        invalid: Whether no rule of the task reads the answer; None where that was not looked at.
+        attention: The attention, if the run recorded it.
+        number: The document's id as a number, if it is one.
+        group: The group of samples that are scored together.
+        invalid: Whether no rule of the task reads the answer; None if that was not checked.
     """
 
     doc_id: str
@@ -84,7 +84,7 @@ class Sample:
 
     @cached_property
     def kept(self) -> tuple[BoolArray, ...]:
-        """One mask [visual_tokens] per boundary."""
+        """The kept visual tokens as one bool mask [visual_tokens] per boundary."""
         return tuple(unpack(mask, self.visual_tokens) for mask in self.masks)
 
 
@@ -95,7 +95,7 @@ def read(folder: Path, record: RunRecord, task: str, most: int | None = None) ->
         folder: The run's.
         record: The run's.
         task: The task.
-        most: The first so many alone.
+        most: Only this many, from the first on.
 
     Raises:
         ValueError: If the run has no such task, or its file is missing or holds something else.
@@ -116,7 +116,7 @@ def read(folder: Path, record: RunRecord, task: str, most: int | None = None) ->
 
 
 def parse(data: Mapping[str, Any], metric: str) -> Sample:
-    """A sample from its fields; `metric` is the one that its score is of.
+    """A sample from its fields; `score` is that of `metric`.
 
     Raises:
         KeyError, TypeError, ValueError: If a field is missing or something else.
@@ -146,10 +146,10 @@ def parse(data: Mapping[str, Any], metric: str) -> Sample:
 
 
 def read_attention(data: Mapping[str, Any], tokens: int) -> Attention:
-    """What pdrop.evaluation.answers.pack_attention wrote.
+    """The attention as pdrop.evaluation.answers.pack_attention wrote it.
 
     Raises:
-        ValueError: If a layer has another number of visual tokens.
+        ValueError: If a layer has a different number of visual tokens.
     """
     maps = [np.frombuffer(base64.b64decode(text), dtype="<f2") for text in data["map"]]
     if any(len(one) != tokens for one in maps):
@@ -166,7 +166,7 @@ def unpack(mask: str, tokens: int) -> BoolArray:
 
 
 def bits(mask: str, tokens: int) -> int:
-    """The number that a hexadecimal mask is.
+    """A hexadecimal mask as a number.
 
     Raises:
         ValueError: If the mask has a bit after the last token.

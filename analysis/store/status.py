@@ -1,9 +1,9 @@
-"""What a store's runs are doing: done, running, failed, stopped, waiting. An unreadable record hides no other.
+"""The state of a store's runs: done, running, failed, stopped, waiting. One unreadable record does not hide the others.
 
-The progress of running sweeps comes first. A run that workers answer (pdrop/runs/workers.py) has a line for each.
+The progress of running sweeps comes first. A run with workers (pdrop/runs/workers.py) has a line for each of them.
 
-A run is running while a process holds its folder (pdrop/store.py): one that was killed hard says "running" in its
-record for ever, and is shown as stopped. Waiting is what a sweep has yet to do, and what an experiment has asked for.
+A run is running while a process holds its folder (pdrop/store.py): the record of a killed one says "running" for ever,
+but it is shown as stopped. Waiting are runs that a sweep has yet to do, or that an experiment asks for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdrop.announcements import alive
 from pdrop.names import is_name
 from pdrop.pace import duration, speed
 from pdrop.record import RunRecord
@@ -31,9 +32,9 @@ class Standing:
 
     Attributes:
         state: One of STATES.
-        run: Its id, or its folder where there is no record.
+        run: Its id, or its folder if there is no record.
         what: Its method and schedule, or the overrides that ask for it.
-        detail: What there is to say; a line for each entry.
+        detail: Further lines about it.
     """
 
     state: str
@@ -43,7 +44,7 @@ class Standing:
 
 
 def page(results: Path) -> str:
-    """The store in words: counts, then a line or two for each run that is not done.
+    """The store's state in words: counts, then a line or two for each run that is not done.
 
     Raises:
         ValueError: If there is no such folder.
@@ -77,7 +78,7 @@ def standings(results: Path) -> Iterator[Standing]:
     for name, record in records.items():
         one = of_run(results / "runs" / name, record)
         if one.state in ("failed", "stopped") and without(record.spec, AGES) in done:
-            continue  # made again since, with other code or packages
+            continue  # made again later, with other code or packages
         yield one
     for name, detail in waiting(results).items():
         if not (results / "runs" / name / "record.json").exists():
@@ -99,7 +100,7 @@ def of_run(folder: Path, record: RunRecord) -> Standing:
 
 
 def at_work(folder: Path, record: RunRecord, note: Mapping[str, Any]) -> str:
-    """Of a run in progress: since when, where, how many questions, how fast."""
+    """A run in progress in words: since when, where, how many questions, how fast."""
     count = stored_answers(folder)
     since, before = number(note.get("since")), number(note.get("answered"))
     parts = []
@@ -115,14 +116,14 @@ def at_work(folder: Path, record: RunRecord, note: Mapping[str, Any]) -> str:
 
 
 def answered(count: int, record: RunRecord) -> str:
-    """A number of answers, and of how many where the run's limit says it."""
+    """The number of answers in words, and of how many if the run's limit says so."""
     spec = record.spec
     whole = "" if spec.limit is None or not spec.tasks else f" of at most {spec.limit * len(spec.tasks)}"
     return f"{count}{whole} question{'s' * (count != 1 or bool(whole))}"
 
 
 def fleet(note: Mapping[str, Any]) -> Iterator[str]:
-    """Of a run that workers answer: all of them together, and each."""
+    """The workers of a run in words: all of them together, and each."""
     workers = [one for one in entries(note.get("workers")) if number(one.get("rate")) is not None]
     if not workers:
         return
@@ -145,16 +146,16 @@ def fleet(note: Mapping[str, Any]) -> Iterator[str]:
 
 
 def entries(found: object) -> list[dict[str, Any]]:
-    """The objects of a list from a file, if it is one."""
+    """The objects of a value from a file, if it is a list."""
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def sweeps(results: Path) -> Iterator[str]:
-    """How far each sweep is that goes on."""
+    """The progress of each running sweep, in words."""
     for path in sorted((results / "sweeps").glob("*.json")):
         note = sweep(path)
         at, run, whole = (number(note.get(name)) for name in ("at", "run", "whole"))
-        if at is None or run is None or whole is None or holder(path.parent, path.name, path.name) is None:
+        if at is None or run is None or whole is None or not alive(path):
             continue
         left = number(note.get("left"))
         text = f"sweep on {note.get('host')}, process {note.get('pid')}: run {run:g} of {whole:g}"
@@ -162,7 +163,7 @@ def sweeps(results: Path) -> Iterator[str]:
 
 
 def waiting(results: Path) -> dict[str, tuple[str, str]]:
-    """Folder of a run -> the overrides that ask for it, and who does: sweeps that have not ended, experiments."""
+    """Folder of a run -> the overrides that ask for it, and who asks: a sweep that has not ended, or an experiment."""
     found: dict[str, tuple[str, str]] = {}
     for name in experiments(results):
         for marker in (results / "experiments" / name).iterdir():
@@ -170,15 +171,14 @@ def waiting(results: Path) -> dict[str, tuple[str, str]]:
                 found[marker.name.removesuffix(".json")] = ("", f"asked for by experiment {name}")
     for path in sorted((results / "sweeps").glob("*.json")):
         note = sweep(path)
-        alive = holder(path.parent, path.name, path.name) is not None
-        who = f"the sweep on {note.get('host', '?')}" + ("" if alive else " (stopped: the same command goes on)")
+        who = f"the sweep on {note.get('host', '?')}" + ("" if alive(path) else " (stopped: the same command goes on)")
         for folder, words in note["runs"].items():
             found[str(folder)] = (" ".join(map(str, words)), who)
     return found
 
 
 def sweep(path: Path) -> Mapping[str, Any]:
-    """What a sweep noted; without runs where that cannot be read."""
+    """A sweep's note; one without runs if it cannot be read."""
     try:
         note = json.loads(path.read_text(encoding="utf8"))
         good = isinstance(note["runs"], dict) and all(isinstance(words, list) for words in note["runs"].values())
@@ -188,5 +188,5 @@ def sweep(path: Path) -> Mapping[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """A number from a file, if it is one."""
+    """A value from a file, if it is a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

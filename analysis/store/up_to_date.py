@@ -1,8 +1,8 @@
-"""Which experiments' figures are up to date: a digest of what they were made from, kept with them.
+"""Which experiments' figures are up to date, by a digest of what they were made from.
 
-Drawing takes seconds per figure, hashing a store takes none. results/figures/.made.json holds, for each experiment, the
+Drawing takes seconds per figure, hashing a store much less. results/figures/.made.json holds, for each experiment, the
 digest of its records, samples and markers, of this package and of matplotlib's version, and the files that were drawn.
-Nothing is taken on trust: a file that is missing or was changed since is drawn again.
+A file that is missing or was changed later is drawn again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = ".made.json"
 
 
 def digest(experiment: Experiment, options: Sequence[object]) -> str:
-    """SHA-256 over everything that an experiment's figures follow from."""
+    """SHA-256 over everything that an experiment's figures depend on."""
     told = [experiment.name, experiment.superseded, experiment.missing, options]
     told += [sorted(run.overrides.items()) for run in experiment.runs]
     samples = [path for run in experiment.runs for path in samples_files(run.path)]
@@ -32,7 +32,7 @@ def digest(experiment: Experiment, options: Sequence[object]) -> str:
 
 
 def of_report(results: Path, figures: Sequence[Path], images: Path | None, samples: int) -> str:
-    """SHA-256 over everything that the report follows from; of pictures of one's own their names, sizes and dates."""
+    """SHA-256 over everything that the report depends on; of a user's pictures the names, sizes and dates."""
     paths = [*results.glob("runs/*/*"), *results.glob("runs/*/samples/*"), *results.glob("questions/*")]
     paths += results.glob("pictures/*")
     paths += [path for folder in figures for path in folder.glob("*.png")]
@@ -44,7 +44,7 @@ def of_report(results: Path, figures: Sequence[Path], images: Path | None, sampl
 
 
 def of_trainings(results: Path, options: Sequence[object]) -> str:
-    """SHA-256 over everything that the page and figures of trainings follow from."""
+    """SHA-256 over everything that the page and figures of trainings depend on."""
     paths = [*results.glob("trainings/*/training.json"), *results.glob("trainings/*/curve.csv")]
     paths += results.glob("experiments/training/*")
     asked = {path.name for path in results.glob("experiments/training/*")}
@@ -55,7 +55,7 @@ def of_trainings(results: Path, options: Sequence[object]) -> str:
 
 
 def of(paths: Iterable[Path], told: Sequence[object]) -> str:
-    """SHA-256 over files, whatever else is told, this package's sources and matplotlib's version."""
+    """SHA-256 over files, other given text, this package's sources and matplotlib's version."""
     found = hashlib.sha256(repr(told).encode())
     package, pdrop = Path(__file__).parent.parent, Path(str(files("pdrop")))
     sources = [path for kind in ("py", "js", "css", "html", "csv") for path in package.rglob(f"*.{kind}")]
@@ -68,7 +68,7 @@ def of(paths: Iterable[Path], told: Sequence[object]) -> str:
 
 
 def unchanged(folder: Path, name: str, made_from: str) -> list[Path]:
-    """The experiment's files, if they were made from this and still are what was made; else nothing."""
+    """The experiment's files, if they were made from this and have not changed since; otherwise none."""
     entry = read(folder).get(name)
     if entry is None or entry["from"] != made_from:
         return []
@@ -79,21 +79,21 @@ def unchanged(folder: Path, name: str, made_from: str) -> list[Path]:
 
 
 def remember(folder: Path, name: str, made_from: str, files: Iterable[tuple[str, bytes]]) -> None:
-    """Note what an experiment's files were made from."""
+    """Store the digest of what an experiment's files were made from."""
     held = {file: hashed(content) for file, content in files}
     notes = read(folder) | {name: {"from": made_from, "files": held}}
     publish(folder / NAME, (json.dumps(notes, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The notes of a folder; none where they were made by another program."""
+    """The digests of a folder; none if another program wrote them."""
     path = folder / NAME
     if not path.is_file():
         return {}
     try:
         notes = json.loads(path.read_text(encoding="utf8"))
         return {name: entry for name, entry in notes.items() if {"from", "files"} <= set(entry)}
-    except (ValueError, AttributeError, TypeError):  # only notes are lost: everything is made again
+    except (ValueError, AttributeError, TypeError):  # only digests are lost: everything is made again
         return {}
 
 

@@ -1,1 +1,1 @@
-"""One subject per file or pair of files: what a study's runs say, as numbers and as a figure."""
+"""Studies, each in a file or a pair of files: the results of a study's runs as numbers and as a figure."""

@@ -2,9 +2,9 @@
 
     python run.py -m experiments=attention && python -m analysis figures attention
 
-Read from runs whose boundaries all keep everything: each such layer ranks, nothing is dropped, and three numbers a
-layer and head were stored for each sample, with the map (pdrop/engine/study.py). What is attended is one thing, what is
-needed another: analysis/redundancy.py takes the tokens away.
+It reads runs whose boundaries all keep everything: each such layer ranks, nothing is dropped, and three numbers per
+layer and head are stored for each sample, with the map (pdrop/engine/study.py). A token that is attended to need not be
+needed: redundancy.py removes the tokens.
 
 Shapes: N samples, L layers, H heads, T visual tokens.
 """
@@ -35,8 +35,8 @@ Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) ->
 class AttentionStudy:
     """The samples of one run that hold attention.
 
-    `places` names each sample's task, `images` its image. `even` is the mass that attention spread evenly over the
-    whole prompt would put on the visual tokens.
+    `places` has each sample's task, `images` its image. `even` is the mass that attention spread evenly over the whole
+    prompt would put on the visual tokens.
     """
 
     row: Row
@@ -47,7 +47,7 @@ class AttentionStudy:
     even: float | None
 
     def heads(self, measure: str) -> FloatArray:
-        """Mean over the samples of a measure that was stored for each head, [L, H]."""
+        """The mean over samples of a measure that is stored for each head, [L, H]."""
         found: FloatArray = np.mean([getattr(sample, measure) for sample in self.samples], axis=0)
         return found
 
@@ -58,7 +58,7 @@ class AttentionStudy:
         return [Estimate(float(mean), *interval(draws[:, n])) for n, mean in enumerate(values.mean(0))]
 
     def by_task(self, measure: str) -> dict[str, FloatArray]:
-        """Mean over heads and a task's samples, [L] a task."""
+        """The mean over heads and a task's samples, [L] per task."""
         return {
             task: np.mean([by_layer(s, measure) for s, place in zip(self.samples, self.places) if place == task], 0)
             for task in dict.fromkeys(self.places)
@@ -66,7 +66,7 @@ class AttentionStudy:
 
 
 def by_layer(attention: Attention, measure: str) -> FloatArray:
-    """A measure of one sample, mean over heads, [L]; "best" is what the best attended `BEST` of the mean map hold."""
+    """A measure of one sample, mean over heads, [L]; "best": share of the best attended `BEST` of the mean map."""
     if measure == "best":
         maps = np.sort(attention.maps, axis=1)[:, ::-1]
         count = max(1, round(BEST * maps.shape[1]))
@@ -98,7 +98,7 @@ def ranks_only(run: Run) -> bool:
 
 
 def study_of(row: Row) -> AttentionStudy | None:
-    """The study of a row; None where the run stored no attention, as before it was."""
+    """The study of a row; None if the run stored no attention, as older ones did."""
     run = row.runs[0]
     held: list[tuple[str, Sample, Attention]] = [
         (task, sample, sample.attention)
@@ -120,7 +120,7 @@ def study_of(row: Row) -> AttentionStudy | None:
 
 
 def top_sets(attention: Attention, keep: float) -> FloatArray:
-    """1 for the int(T * keep) best attended visual tokens of each layer, else 0; the earlier of equals, [L, T]."""
+    """1 for the int(T * keep) best attended visual tokens of each layer, otherwise 0; of equals the earlier, [L, T]."""
     count = int(attention.maps.shape[1] * keep)
     order = np.argsort(-attention.maps, axis=1, kind="stable")[:, :count]
     sets = np.zeros(attention.maps.shape)
@@ -129,7 +129,7 @@ def top_sets(attention: Attention, keep: float) -> FloatArray:
 
 
 def stability(study: AttentionStudy, keeps: Sequence[float] = KEEPS) -> Pairs:
-    """Overlap of the top sets of each two layers: intersection over union, mean over samples."""
+    """The overlap of the top sets of every two layers: intersection over union, mean over samples."""
     pairs: Pairs = {}
     for keep in keeps:
         shared, level = [], []

@@ -1,12 +1,12 @@
-"""Attention by layer as figures (analysis/attention.py).
+"""Attention by layer as figures (attention.py).
 
     NAME-attention            mass on the image, entropy, concentration by layer, column width; one thin line per head
     NAME-attention-heads      mass and entropy, layer x head, page width
     NAME-attention-tasks      mass and concentration, task x layer, page width
     NAME-attention-stability  layer x layer: overlap of the best attended tokens
 
-Bars are 95 % intervals over images. Dashed grey is what attention spread evenly would give. Concentration is what the
-best attended hundredths hold of the map averaged over heads, which is stored for each token.
+Bars are 95 % intervals over images. Dashed grey is what evenly spread attention would give. Concentration is the share
+of the best attended hundredths in the map averaged over heads, which is stored for each token.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MOST_CELLS = 14  # layers whose cells still have room for a number
 
 
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
-    """The figures of each study of the table, with their files' stems; nothing where there is none."""
+    """The figures of each study of the table, with their files' stems; none without a study."""
     found = attention_studies(table)
     for study in found:
         stem = table.name if len(found) == 1 else f"{table.name}-{study.row.spec.model}"
@@ -55,7 +55,7 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 
 
 def by_layer(study: AttentionStudy) -> Figure:
-    """Three panels above each other: each measure's mean over heads and samples, and each head."""
+    """Three panels, one above the other: each measure's mean over heads and samples, and each head."""
     style = LINES["pyramiddrop"]
     even = {"mass": study.even, "entropy": 1.0, "best": BEST}
     with plt.rc_context(SETTINGS):
@@ -145,7 +145,7 @@ def tasks(study: AttentionStudy) -> Figure:
 
 
 def heat(axes: Axes, values: np.ndarray, numbers: bool) -> None:
-    """A heat map of percentages, darker = more, with its numbers where they have room."""
+    """A heat map of percentages, darker = more, with its numbers if they fit."""
     axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     axes.tick_params(length=0)
     for (row, column), value in np.ndenumerate(values) if numbers else ():

@@ -1,4 +1,4 @@
-"""The benchmark's record as a page: what the methods' prefill and decoding take, beside FLOPs and official programs.
+"""The benchmark's record as a page: what the methods' prefill and decoding take, next to FLOPs and official programs.
 
 python -m analysis bench                    results/tables/bench.md, from the newest record of results/bench; and
                                             bench_choosing.md, from the newest of make bench-choosing
@@ -43,7 +43,7 @@ def pages(results: Path) -> dict[str, str]:
     Raises:
         ValueError: If there is no record, or one is not of this version.
     """
-    # those of trainings have another name in front
+    # the names of trainings' records begin otherwise
     found = {
         "bench": sorted((results / "bench").glob("[0-9]*.json")),
         "bench_choosing": sorted((results / "bench").glob("choosing-*.json")),
@@ -58,7 +58,7 @@ def read(path: Path, written: int) -> dict[str, Any]:
     """A record of the version `written`.
 
     Raises:
-        ValueError: If the file is not one.
+        ValueError: If the file is not such a record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf8"))
@@ -70,7 +70,7 @@ def read(path: Path, written: int) -> dict[str, Any]:
 
 
 def circumstances(record: dict[str, Any], path: Path) -> str:
-    """What was measured where, in a sentence."""
+    """A sentence that says what was measured on which machine."""
     model, made = record["model"], record["environment"]
     loads = [f"{load[0]:.1f}" for load in record["load_before_and_after"]]
     return (
@@ -83,7 +83,7 @@ def circumstances(record: dict[str, Any], path: Path) -> str:
 
 
 def choosing_page(path: Path) -> str:
-    """Markdown of one record of what choosing takes.
+    """Markdown of one record of what choosing costs.
 
     Raises:
         ValueError: If the file is not a record of this version.
@@ -137,7 +137,7 @@ def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]])
 
 
 def decode_grid(decode: dict[str, Any]) -> Grid:
-    """A step of decoding on the caches that the prefills leave."""
+    """Times of a decoding step on the caches that the prefills leave, one row per method."""
     title = f"A decoding step after {decode['visual']} visual tokens"
     grid = Grid(
         f"{title}: {decode['none']['cpu_ms']['median']:.1f} ms unpruned", ["", "CPU [95 %]", "wall", "FLOPs"], left=1

@@ -1,8 +1,8 @@
 """Where dropping stops paying: the speed-up of a whole answer, over batch size, output length and number of images.
 
-From runs that timed answers of several lengths in turns with the unpruned model (`latency.new_tokens`).
-The speed-up is the unpruned model's time / this one's: above 1 dropping pays. An experiment without a task is shown
-this way, since its runs differ in what one table of scores must hold equal.
+From runs that timed answers of several lengths, interleaved with the unpruned model (`latency.new_tokens`). The
+speed-up is the unpruned model's time / this one's: above 1 dropping pays. Experiments without a task are shown this
+way, as their runs differ in settings that must be equal in a table of scores.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Curve:
 
     @property
     def pays_until(self) -> int | None:
-        """The longest answer up to which every interval is above 1; None if not even the shortest one's is."""
+        """The longest answer up to which every interval is above 1; None if the shortest one's is not."""
         paying = [length for length, _ in takewhile(lambda at: at[1] > 1, zip(self.lengths, self.low))]
         return paying[-1] if paying else None
 
 
 def shown_here(experiment: Experiment) -> bool:
-    """Whether an experiment is about answers' times alone."""
+    """Whether an experiment is only about answers' times."""
     done = [run for run in experiment.runs if run.done]
     return any(timing(run).get("end_to_end") for run in done) and not any(run.record.spec.tasks for run in done)
 
@@ -107,7 +107,7 @@ def grid(found: Sequence[Curve]) -> Grid:
 
 
 def page(experiment: Experiment) -> str:
-    """Markdown: the table, how to read it, what makes it invalid, and where it comes from."""
+    """The page in Markdown: the table, how to read it, what makes it invalid, and its sources."""
     found = curves(experiment.runs)
     doubts = sorted({f"{c.run.folder}: {reason}" for c in found for reason in timing(c.run)["invalid"]})
     doubts += [f"{run.record.status.upper()}: {run.folder}" for run in experiment.runs if not run.done]

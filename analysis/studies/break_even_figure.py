@@ -1,7 +1,7 @@
 """The break-even figure: speed-up of a whole answer over its length; one curve per batch size, one
 panel per number of images.
 
-NAME (NAME-MODEL where there are several)    one row of panels per method; the line at 1 is where dropping stops paying
+NAME (NAME-MODEL if there are several)    one row of panels per method; the line at 1 is where dropping stops paying
 """
 
 from __future__ import annotations

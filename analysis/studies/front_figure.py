@@ -1,10 +1,10 @@
-"""Many methods at equal budgets: their scores beside chance, and the Pareto front of score against cost.
+"""Many methods at equal budgets: their scores next to chance, and the Pareto front of score against cost.
 
     NAME-front      one panel per budget, a line per method; and all of them against prefill FLOPs
 
-Drawn where a table holds more methods than lines can show distinctly (tradeoff_figure draws up to that).
-Bars are paired 95 % intervals of the difference to dropping nothing, drawn around the score. A method is on the front
-where no other one scores more for as much or less; of two that are not distinguishable, that says nothing.
+Drawn if a table has more methods than lines can show distinctly (tradeoff_figure.py draws fewer). Bars are paired 95 %
+intervals of the difference to dropping nothing, drawn around the score. A method is on the front if no other one scores
+more for the same cost or less; between two that are not distinguishable, that means nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRONT, INSIDE, CHANCE = "#0072B2", "#D55E00", "0.55"  # before the decoder, inside it, at random
-NEAR = 1e-6  # shares of FLOPs this near are one
+NEAR = 1e-6  # shares of FLOPs this near count as one
 
 
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
@@ -93,7 +93,7 @@ def one_budget(axes: Axes, held: Sequence[Row], rows: list[Row], methods: Sequen
 
 
 def against_cost(axes: Axes, held: Sequence[Row]) -> None:
-    """All rows against prefill FLOPs, the front as steps, its methods by name."""
+    """All rows against prefill FLOPs, the front as steps, with its methods' names."""
     points = [(row.cost("prefill_flops_ratio") or 0.0, row.average.score.value, row) for row in held if row.average]
     for cost, score, row in points:
         inside = starts_inside(row)
@@ -113,6 +113,8 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
     axes.set_xlim(min(costs) - 0.08 * spread, max(costs) + 0.3 * spread)
     axes.set_title("score and cost: the Pareto front", pad=4)
     axes.set_xlabel("prefill FLOPs (% of none)")
+    axes.set_ylabel("average score (%)")
+    axes.yaxis.set_label_position("right")
     axes.yaxis.tick_right()
     axes.spines["right"].set_visible(True)
     axes.spines["left"].set_visible(False)
@@ -120,7 +122,7 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
 
 
 def front(points: Sequence[tuple[float, float, Row]]) -> list[tuple[float, float, Row]]:
-    """The points that no other one beats: at least the score for no more, and better in one of the two; by cost."""
+    """The points that no other one beats (score no lower, cost no higher, and one of them better), by cost."""
     found: list[tuple[float, float, Row]] = []
     for point in sorted(points, key=lambda one: (round(one[0] / NEAR), -one[1])):
         if not found or point[1] > found[-1][1]:

@@ -1,11 +1,11 @@
-"""The hard subset: scores on the samples that need the detail that a cheap control throws away. No run is made again.
+"""The hard subset: scores on the samples that need the detail that a cheap control discards. No run is made again.
 
     python -m analysis hard demo --control uniform
 
 Of each task, group A are the samples that the full model gets right and the control gets wrong, group B those that
-both get right (Liao et al., VTC-Bench, whose control is the image made smaller; any finished run of the experiment can
-be the control here: uniform, pool, no_image, random, ...). On B a method has nothing to prove. Read from the stored
-scores of each sample; tasks whose samples are not right or wrong are left out, and named.
+both get right (Liao et al., VTC-Bench, whose control is a smaller image; any finished run of the experiment can be the
+control here: uniform, pool, no_image, random, ...). On B a method has nothing to prove. It reads the stored scores of
+each sample; tasks whose samples are not right or wrong are left out, and named.
 
 Both groups are chosen by the full model's answers, so it scores 100 on them by construction, and the control 0 and 100.
 """
@@ -32,7 +32,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass
 class Hard:
-    """The result: one line per row, and what it rests on."""
+    """The result: one line per row, and how many samples it is from."""
 
     control: str
     rows: list[tuple[Row, str, Estimate | None, Estimate | None]]  # with its label, on A and on B
@@ -44,8 +44,8 @@ def hard(table: Table, control: str) -> Hard:
     """Score the rows of a table of one model on both groups.
 
     Args:
-        table: With a row that drops nothing.
-        control: Method or run id of the control; of several rows or seeds of a method the first counts.
+        table: The table, with a row that drops nothing.
+        control: Method or run id of the control; of a method's rows or seeds the first is used.
 
     Raises:
         ValueError: If there is no such row, or no sample is left.
@@ -79,13 +79,13 @@ def hard(table: Table, control: str) -> Hard:
 
 
 def verdicts(run: Run, task: str) -> FloatArray | None:
-    """Right (1) or wrong (0) of each sample; None without the task, or for other scores."""
+    """Each sample as right (1) or wrong (0); None without the task, or for other scores."""
     values = run.samples(task).values if task in run.record.results else None
     return values if values is not None and np.isin(values, (0.0, 1.0)).all() else None
 
 
 def on(row: Row, chosen: dict[str, BoolArray]) -> Estimate | None:
-    """Share of the chosen samples that a row gets right, of all tasks and seeds; None if it lacks a task."""
+    """The share of the chosen samples that a row gets right, over all tasks and seeds; None if it lacks a task."""
     values, clusters = [], []
     for task, mask in chosen.items():
         found = [verdicts(run, task) for run in row.runs]

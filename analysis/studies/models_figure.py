@@ -2,10 +2,10 @@
 
     NAME-redundancy-models    one panel per layer, score against the kept fraction, one curve per model
 
-The style of PyramidDrop's Fig. 3 (arXiv 2410.17247): a model trained without dropping and one trained with it, cut once
-at the same layers. Drawn wherever one table holds the study of two models or more. Bars are paired 95 % intervals of
-the difference to the same model without dropping. Each panel has a vertical scale of its own: models are compared at
-one layer, and layers in the figures of each model.
+The style is that of PyramidDrop's Fig. 3 (arXiv 2410.17247): a model trained without dropping and one trained with it,
+cut once at the same layers. Drawn if a table has the study of two models or more. Bars are paired 95 % intervals of the
+difference to the same model without dropping. Each panel has its own vertical scale: models are compared at one layer,
+layers in the figures of each model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 
 from ..comparison.table_model import Table
-from ..drawing import PAGE, SETTINGS
+from ..drawing import PAGE, SETTINGS, hide_the_rest
 from ..style import SPARE_LINES, model_name
 from .redundancy import Study, studies
 from .redundancy_figure import KEPT
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FULL = 100.0  # percent of the visual tokens
 SEEN_THROUGH = 0.5  # opacity of bars, so that what is below shows
-MOST = len(SPARE_LINES)  # models whose curves can be distinguished; a method's own line would name the wrong thing
+MOST = len(SPARE_LINES)  # lines of models that can be distinguished; a method's own line would mean something else
 
 
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
@@ -81,8 +81,7 @@ def side_by_side(table: Table, found: list[Study]) -> Figure:
             axes.set_title(f"cut at layer {layer}", pad=3)
             axes.grid(axis="y", linewidth=0.4, color="0.88")
             axes.set_xticks([0, 25, 50, 75, 100])
-        for axes in grid.flat[len(layers) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(layers))
         figure.supxlabel(KEPT, fontsize=8)
         figure.supylabel(averaged(table), fontsize=8)
         handles, names = grid[0][0].get_legend_handles_labels()

@@ -3,9 +3,9 @@
     python -m analysis figures redundancy       NAME-overlap: how stable a ranking is from layer to layer
     python -m analysis diff RUN_A RUN_B         how far two runs agree, at each of their boundaries
 
-The measure is intersection over union of what two runs keep of a sample, averaged over samples; the interval resamples
-images. `chance` is the expectation for two independent random sets of the same sizes: only what lies above it is
-agreement. No paper's number; the question is that of PyramidDrop's reviewers (why rank again at every stage?).
+The measure is the intersection over union of what two runs keep of a sample, averaged over samples; the interval
+resamples images. `chance` is the expectation for two independent random sets of the same sizes: only overlap above it
+is agreement. It is not from a paper; the question is that of PyramidDrop's reviewers (why rank again at every stage?).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Sets = Mapping[tuple[str, str], tuple[BoolArray, str]]  # (task, doc_id) -> kept
 
 @dataclass(frozen=True)
 class Overlap:
-    """Mean intersection over union with its 95 % interval, what chance would give, and over how many samples."""
+    """Mean intersection over union with its 95 % interval, its expectation by chance, and the number of samples."""
 
     shared: Estimate
     chance: float
@@ -35,7 +35,7 @@ class Overlap:
 
 
 def kept_sets(run: Run, stage: int = 0) -> Sets:
-    """What a run keeps of each sample after its boundary number `stage` (from 0); samples without it are left out.
+    """The set that a run keeps of each sample after boundary number `stage` (from 0); samples without it are left out.
 
     Raises:
         ValueError: If a samples file cannot be read.
@@ -49,10 +49,10 @@ def kept_sets(run: Run, stage: int = 0) -> Sets:
 
 
 def overlap(ours: Sets, theirs: Sets) -> Overlap | None:
-    """The overlap over the samples that both have; None where there is none, or nothing is kept.
+    """The overlap over the samples that both have; None without any, or if nothing is kept.
 
     Raises:
-        ValueError: If a sample has other numbers of visual tokens: then its tokens are not the same ones.
+        ValueError: If a sample's numbers of visual tokens differ: then its tokens are not the same.
     """
     values, expected, images = [], [], []
     for key in ours:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FEW = 6  # layers that fit a column
 MOST_CELLS = 14  # layers whose cells still have room for a number
-FAINTEST = 0.1  # of the way from chance to equal sets at full colour, at least: noise must not shout
+FAINTEST = 0.1  # smallest part of the way from chance to equal sets that gets full colour: noise must not stand out
 Pairs = dict[float, dict[tuple[int, int], Overlap]]  # keep -> (layer, layer) -> overlap
 
 
@@ -37,7 +37,7 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 
 
 def stability(study: Study) -> Pairs:
-    """The overlap of each two layers' kept sets, for each keep that is neither nothing nor everything."""
+    """The overlap of every two layers' kept sets, for each keep between nothing and everything."""
     pairs: Pairs = {}
     for keep in study.keeps:
         held = {layer: kept_sets(row.runs[0]) for (layer, of), row in study.ranked.items() if of == keep and 0 < of < 1}
@@ -54,7 +54,7 @@ def beyond(found: Overlap) -> float:
 
 
 def matrices(layers: Sequence[int], pairs: Pairs) -> Figure:
-    """One triangle per keep, side by side; white is what chance shares, the darkest cell is the most that is shared."""
+    """One triangle per keep, side by side; white is the overlap by chance, the darkest cell the largest overlap."""
     across = len(pairs)
     width = COLUMN if len(layers) <= FEW else PAGE
     size = 6.5 if len(layers) <= FEW else 5.5

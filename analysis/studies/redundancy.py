@@ -1,9 +1,9 @@
 """The redundancy study: which layers still need the visual tokens? Found in a table's schedules, whatever its name.
 
 The protocol of PyramidDrop (arXiv 2410.17247, section 3.1, Fig. 1 and 3): drop once, on the input of layer k, keep the
-fraction r that a method ranks highest, leave the rest of the forward unchanged, for a grid of k x r. A layer where the
-curve stays flat down to small r does not need most of its visual tokens. Ours adds the control: the same grid at
-random. Where random does as well, it is the layer that does not need them, not the ranking that finds them.
+fraction r that a method ranks highest, leave the rest of the forward unchanged, for a grid of k x r. A layer whose
+curve stays flat down to small r does not need most of its visual tokens. pdrop adds a control, the same grid at random:
+if random does as well, then the layer does not need the tokens, and the ranking did not find the right ones.
 
     python run.py -m experiments=redundancy && python -m analysis figures redundancy
 """
@@ -23,9 +23,9 @@ Place = tuple[int, float]  # boundary layer, keep
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of single boundaries, scored by one method and, where it was run, at random.
+    """A grid of single boundaries, with scores of one method and, if they were run, at random.
 
-    `ranked` and `blind` map (layer, keep) to rows; both may have holes.
+    `ranked` and `blind` map (layer, keep) to rows; both may have gaps.
     """
 
     model: str
@@ -45,9 +45,9 @@ class Study:
 
 
 def studies(table: Table) -> list[Study]:
-    """Every method that was run with one boundary at two layers or more, and two kept fractions or more.
+    """The study of every method that was run with single boundaries at two or more layers and kept fractions.
 
-    A random row is a control of the methods with its position policy, whatever its own name is.
+    A random row is a control of the methods with its position policy, whatever its own name.
     """
     grids: dict[tuple[str, str, str, str], dict[Place, Row]] = {}
     for row in table.rows:

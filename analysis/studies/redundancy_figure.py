@@ -2,11 +2,11 @@
 
     NAME-redundancy          score against the kept fraction, one line per layer, column width
     NAME-redundancy-tasks    the same for each task, page width
-    NAME-redundancy-map      layer x kept fraction: what is lost, and what the ranking is worth against chance
+    NAME-redundancy-map      layer x kept fraction: what is lost, and what the ranking gains over chance
 
-Solid lines rank by attention (or whatever the method does), dashed ones drop at random. Bars are paired 95 % intervals
-of the difference to dropping nothing, drawn around the score. At 100 % is the run that drops nothing, which a cut
-that keeps everything equals to the bit.
+Solid lines are rankings by attention (or by the method's score), dashed ones are random. Bars are paired 95 % intervals
+of the difference to dropping nothing, drawn around the score. At 100 % is the run that drops nothing, which a cut that
+keeps everything equals to the bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from ..comparison.table_model import Cell, Row, Table
-from ..drawing import COLUMN, PAGE, SETTINGS
+from ..drawing import COLUMN, PAGE, SETTINGS, hide_the_rest
 from ..labels import Named, name_curves
 from ..statistics import Estimate
 from ..style import layer_lines, method_name, task_names
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = 100.0  # percent of the visual tokens
-FAINTEST = 10.0  # points at full colour, at least: small differences must not shout
+FAINTEST = 10.0  # smallest difference in points with full colour: small ones must not stand out
 SEEN_THROUGH = 0.5  # opacity of bars and joining lines, so that what is below shows
 KEPT = "visual tokens kept at the cut (%)"
 Pick = Callable[[Row], Cell | None]
 
 
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
-    """Every figure of the table's studies with its file's stem; nothing where there is no study."""
+    """Every figure of the table's studies with its file's stem; none without a study."""
     found = studies(table)
     for study in found:
         stem = stem_of(table, study, found)
@@ -51,7 +51,7 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 
 
 def stem_of(table: Table, study: Study, among: list[Study]) -> str:
-    """The file name of a study's figures: the table's, what sets the study apart from others, and "redundancy"."""
+    """The file name of a study's figures: the table's name, what distinguishes the study, and "redundancy"."""
     names = ("model", "method", "positions")
     apart = [getattr(study, name) for name in names if len({getattr(other, name) for other in among}) > 1]
     alike = [other for other in among if all(getattr(other, name) == getattr(study, name) for name in names)]
@@ -113,8 +113,7 @@ def by_task(table: Table, study: Study) -> Figure | None:
             scale = 100 if task.fraction else 1
             draw(axes, study, of_task(name), table.floors.get(name), scale)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
-        for axes in grid.flat[len(names) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(names))
         figure.supxlabel(KEPT, fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
         floor = next(iter(table.floors.values()), None)
@@ -192,12 +191,12 @@ def keys(study: Study, floor: float | None) -> list[Artist]:
 
 
 def ranking(study: Study) -> str:
-    """How the study's method ranks, for a legend."""
+    """The study's way of ranking, for a legend."""
     return "by attention" if study.method in ("pyramiddrop", "fastv") else f"by {method_name(study.method)}"
 
 
 def heat(study: Study) -> Figure | None:
-    """Layer x keep: ranked minus none, random minus none, ranked minus random; None where nothing can be compared."""
+    """Layer x keep: ranked minus none, random minus none, ranked minus random; None if nothing can be compared."""
     panels = [
         (f"{ranking(study)}, minus none", differences(study.ranked, against_none)),
         ("at random, minus none", differences(study.blind, against_none)),
@@ -207,7 +206,7 @@ def heat(study: Study) -> Figure | None:
     if not panels:
         return None
     layers, keeps = study.layers, study.keeps
-    losses, worth = panels[:-1], panels[-1:]  # what a ranking is worth is smaller than what is lost: its own scale
+    losses, worth = panels[:-1], panels[-1:]  # the gain of a ranking is smaller than the losses: it has its own scale
     if len(panels) < 3:
         losses, worth = panels, []
     limits = [limit_of(losses)] * len(losses) + [limit_of(worth)] * len(worth)
@@ -236,7 +235,7 @@ def heat(study: Study) -> Figure | None:
 
 
 def limit_of(panels: list[tuple[str, dict[Place, Estimate]]]) -> float:
-    """The difference, in points, at which colours are full."""
+    """The difference, in points, that gets full colour."""
     return max([FAINTEST, *(abs(100 * change.value) for _, held in panels for change in held.values())])
 
 
@@ -246,7 +245,7 @@ def against_none(row: Row) -> Estimate | None:
 
 
 def differences(rows: Mapping[Place, Row], pick: Callable[[Row], Estimate | None]) -> dict[Place, Estimate]:
-    """The differences that are known, by place."""
+    """The known differences, by layer and keep."""
     return {place: change for place, row in rows.items() if (change := pick(row)) is not None}
 
 

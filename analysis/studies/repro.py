@@ -1,11 +1,11 @@
-"""Ours beside what papers printed: which published numbers come out again, and which cannot be compared at all.
+"""Our numbers next to the papers': which published numbers are reproduced, and which cannot be compared at all.
 
     python -m analysis repro            results/tables/repro.md and .csv; prints the Markdown (make repro)
 
 `published.csv` holds every number of PyramidDrop's tables (arXiv 2410.17247, both versions), the LLaVA-1.5 and NeXT
-rows that later papers hold against it, and rows of the other methods here: each with its unit, convention, paper,
-version, table, row and disputes. A number of ours stands beside one of theirs where model, method and task are the
-same. The verdicts:
+rows that later papers compare with it, and rows of the other methods here: each with its unit, convention, paper,
+version, table, row and disputes. One of our numbers is shown next to a paper's if model, method and task are the same.
+The verdicts:
 
     reproduced       the printed value lies in our 95 % interval, widened by half a unit of the print's last digit;
                      without an interval (F1, sums): within 1 % of the printed value; costs: exact to the print's digits
@@ -40,8 +40,8 @@ from ..style import method_name
 
 PUBLISHED = Path(str(files(__package__))) / "published.csv"
 WITHOUT_INTERVAL = 0.01  # of the printed value
-SAME_TOKENS = 0.03  # budgets this near are one
-SAME_KEEP = 2e-6  # fractions, too: less than a token of half a million
+SAME_TOKENS = 0.03  # budgets this near count as one
+SAME_KEEP = 2e-6  # fractions this near, too: less than a token of half a million
 # what the papers' scripts did: images padded to a square, the conversation template with its system sentence
 VERDICTS = ("reproduced", "not reproduced", "other protocol", "not run")
 
@@ -50,8 +50,8 @@ VERDICTS = ("reproduced", "not reproduced", "other protocol", "not run")
 class Published:
     """One printed number. `task` and `metric` are lmms-eval's (or a field of the record's cost); empty: no counterpart.
 
-    `schedule` is ours in canonical spelling, "?" where no code shows it; a `note` with method.NAME=VALUE wants a run of
-    that argument; `differs` says why no run of ours can be the same measurement.
+    `schedule` is in pdrop's canonical spelling, "?" if no code shows it; a `note` with method.NAME=VALUE asks for a run
+    with that argument; `differs` says why no run of pdrop can be the same measurement.
     """
 
     paper: str
@@ -80,7 +80,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A printed number, ours (None where there is none), the run it comes from, and what that says."""
+    """A printed number, ours (None without one), the run that ours comes from, and the verdict."""
 
     published: Published
     ours: Estimate | None
@@ -110,12 +110,12 @@ def read_published(path: Path = PUBLISHED) -> list[Published]:
 
 
 def compare(published: Sequence[Published], runs: Sequence[Run]) -> list[Verdict]:
-    """A verdict on each number that has a counterpart of ours, in the same order."""
+    """A verdict on each number that has a counterpart, in the same order."""
     return [judge(entry, runs) for entry in published if entry.metric]
 
 
 def judge(entry: Published, runs: Sequence[Run]) -> Verdict:
-    """The verdict on one number; of several runs the one that comes nearest to the paper's protocol is held to it."""
+    """The verdict on one number; of several runs the one nearest to the paper's protocol is compared."""
     judged = [
         (reasons(entry, run), run, ours)
         for run in runs
@@ -143,7 +143,7 @@ def fits(entry: Published, run: Run) -> bool:
 
 
 def same(ours: Schedule, theirs: Schedule) -> bool:
-    """Whether two schedules are one up to their last digits: a budget's fractions have six, a paper's three."""
+    """Whether two schedules are equal up to their last digits: a budget's fractions have six, a paper's three."""
     if ours.layers != theirs.layers:
         return False
     pairs = list(zip(ours, theirs))
@@ -178,7 +178,7 @@ def measured(entry: Published, run: Run) -> Estimate | None:
 
 
 def by_official_rule(task: str, metric: str) -> str:
-    """The metric of the rule that published numbers are by, where lmms-eval's is another (pdrop/evaluation)."""
+    """The metric by the rule of published numbers, if lmms-eval's rule is another (pdrop/evaluation)."""
     if task == "pope" and metric == "pope_f1_score":
         return "official_f1"
     if task.startswith("mmbench") and metric == "gpt_eval_score":
@@ -209,7 +209,7 @@ def reasons(entry: Published, run: Run) -> list[str]:
 
 
 def agrees(entry: Published, ours: Estimate) -> bool:
-    """Whether the printed value may be a rounding of ours, or is in our interval."""
+    """Whether the printed value could be ours rounded, or is in our interval."""
     printed, slack = float(entry.value), entry.half_digit * (1 + 1e-9)
     if not entry.task:
         return abs(ours.value - printed) <= slack
@@ -249,7 +249,7 @@ def page(verdicts: Sequence[Verdict], published: Sequence[Published]) -> str:
 
 
 def waiting(verdicts: Sequence[Verdict]) -> str:
-    """Which runs would say more."""
+    """A sentence on which further runs could be compared."""
     open_ = [one.published for one in verdicts if one.verdict == "not run" and not one.published.differs]
     ways = dict.fromkeys(
         (entry.model, method_name(entry.method), entry.schedule or "nothing dropped") for entry in open_
@@ -259,7 +259,7 @@ def waiting(verdicts: Sequence[Verdict]) -> str:
 
 
 def shown(entry: Published, ours: Estimate) -> str:
-    """Our value with one digit more than the print's, and its interval."""
+    """Our value with one digit more than the printed one, and its interval."""
     digits = len(entry.value.partition(".")[2]) + (not entry.task)
     text = f"{ours.value:.{digits}f}"
     return text if ours.low is None else f"{text} [{ours.low:.{digits}f}, {ours.high:.{digits}f}]"

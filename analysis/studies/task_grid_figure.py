@@ -1,11 +1,11 @@
-"""Many methods at equal budgets, task by task: which kind of question each method keeps, beside chance.
+"""Many methods at equal budgets, task by task: which kinds of questions each method still answers, next to chance.
 
     NAME-by-task    one grid per budget: a row per method, a column per task, the score in each cell
 
-Drawn where a table holds more methods than lines can show distinctly, as the front is. Shade is the score from the
-blind guess (white) to what dropping nothing scores (full) of that task. A cell is framed where the method scores more
-than its random twin's best seed, underlined where less than its worst one: with few questions a task that is a
-description, no verdict; the verdicts on averages are in the table. Below: dropping at random, the mean of all twins.
+Drawn, like the front, if a table has more methods than lines can show distinctly. The shade is the score between that
+task's blind guess (white) and its score without dropping (full). A cell is framed if the method scores more than its
+random twin's best seed, and underlined if it scores less than the worst one: with few questions per task that is a
+description, not a verdict; the verdicts on averages are in the table. Below: random dropping, the mean of all twins.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def files(table: Table) -> Iterable[tuple[str, Figure]]:
 
 
 def grid_figure(table: Table, rows: list[Row], tasks: Sequence[str]) -> Figure:
-    """A grid for each budget, one under the other."""
+    """A grid for each budget, one below the other."""
     held = [row for row in rows if row.drops and row.average is not None and not is_random(row)]
     budgets, methods = list(dict.fromkeys(row.budget for row in held)), by_score(held)
     whole = next((row for row in rows if not row.drops), None)
@@ -71,7 +71,7 @@ def one_budget(
     rows: list[Row],
     whole: Row | None,
 ) -> None:
-    """None, the methods, chance, and the guess, over the tasks."""
+    """Rows for no dropping, the methods, chance and the blind guess; one column per task."""
     twins = {name: twin_of(row, rows) for name, row in methods}
     lines: list[tuple[str, dict[str, float]]] = []
     if whole is not None:

@@ -1,10 +1,10 @@
 """Trade-off figures: score against prefill FLOPs, one line per method, for a paper's column and for each task.
 
-Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: where
-a bar reaches the horizontal line of `none`, no loss can be told. Every point stands where it was measured: markers are
-open and bars see-through, so that what lies below is seen. Budgets of two kinds (equal tokens, equal FLOPs) are two
-curves. Where methods are many, a front joins those that no other one beats at lower cost. Grids of single cuts have a
-figure of their own (analysis/redundancy_figure.py).
+Error bars are the 95 % intervals of the paired difference to dropping nothing, drawn around the score: if a bar reaches
+the horizontal line of `none`, a loss cannot be distinguished. Every point is drawn where it was measured; markers are
+open and bars translucent, so that what is below shows. Budgets of two kinds (equal tokens, equal FLOPs) are two curves.
+With many methods, a front joins those that no other one beats at lower cost. Grids of single cuts have their own figure
+(redundancy_figure.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdrop.schedule import Schedule
 
 from ..comparison.budgets import kind
 from ..comparison.table_model import Cell, Row, Table, seedless
-from ..drawing import COLUMN, PAGE, SETTINGS
+from ..drawing import COLUMN, PAGE, SETTINGS, hide_the_rest
 from ..labels import Named, fit, name_curves
 from ..style import LINES, SPARE_LINES, Line, another_way, lines, method_name, task_names
 from .attention import ranks_only
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NARROWEST = 20  # percentage points of FLOPs: less would blow up differences that mean nothing
+NARROWEST = 20  # percentage points of FLOPs: a smaller range would exaggerate differences that mean nothing
 MANY = 7  # methods from which on the front is drawn
 SEEN_THROUGH = 0.55  # opacity of bars, so that what is below shows
 FRONT = "Pareto front"
-EQUAL = {  # kinds of budgets, as a reader would say them
+EQUAL = {  # kinds of budgets in words
     "avg_tokens": "equal average tokens",
     "keep": "equal mean keep",
     "flops": "equal prefill FLOPs",
@@ -62,7 +62,7 @@ def tradeoff(table: Table, model: str) -> Figure | None:
 
 
 def averaged(table: Table) -> str:
-    """The name of an axis of averages: over how many tasks, or of which one."""
+    """The label of an axis of averages: over how many tasks, or of which one."""
     tasks = table.averaged
     return (
         f"average score of {len(tasks)} tasks (%)" if len(tasks) != 1 else f"score of {task_names(tasks)[tasks[0]]} (%)"
@@ -98,28 +98,31 @@ def direct(axes: Axes, rows: list[Row], cells: list[Cell | None], floor: float |
 
 
 def kinds_key(axes: Axes, rows: list[Row]) -> None:
-    """What open and filled markers mean, where budgets are of several kinds."""
+    """Say above the panel what open and filled markers mean, where budgets are of several kinds."""
+    if handles := kind_handles(rows):
+        axes.figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handletextpad=0.2)
+
+
+def kind_handles(rows: list[Row]) -> list[Line2D]:
+    """Of a legend: open and filled markers with the kind of budget that they mean; none if there is one kind."""
     kinds = kinds_of(rows)
-    if len(kinds) < 2:
-        return
     faces = ["white", *["0.45"] * (len(kinds) - 1)]
-    handles = [
+    return [
         Line2D(
             [], [], linestyle="", marker="o", color="0.45", markerfacecolor=face, label=EQUAL.get(name, name or "ratio")
         )
         for name, face in zip(kinds, faces)
+        if len(kinds) > 1
     ]
-    figure = axes.figure
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handletextpad=0.2)
 
 
 def kinds_of(rows: list[Row]) -> list[str]:
-    """The kinds of budgets of what drops, sorted."""
+    """The kinds of budgets of the rows that drop, sorted."""
     return sorted({kind(row.runs[0]) for row in rows if row.drops})
 
 
 def one_kind_each(rows: list[Row], numbers: list[int]) -> bool:
-    """Whether no two points of a curve are of one kind of budget, hence no line joins them."""
+    """Whether no two points of a curve have the same kind of budget, so that no line joins them."""
     found = [kind(rows[number].runs[0]) for number in numbers]
     return len(set(found)) == len(found)
 
@@ -151,19 +154,18 @@ def tradeoff_by_task(table: Table, model: str) -> Figure | None:
                 axes.axhline((100 if task.fraction else 1) * floor, color="0.35", **look)
             draw(axes, rows, cells, 100 if task.fraction else 1)
             axes.set_title(names[name] + ("" if task.fraction else " (points)"), pad=3)
-        for axes in grid.flat[len(table.tasks) :]:
-            axes.set_visible(False)
+        hide_the_rest(grid, len(table.tasks))
         figure.supxlabel("prefill FLOPs (% of none)", fontsize=8)
         figure.supylabel("score (%)", fontsize=8)
-        legend(figure, grid[0][0], columns=6)
+        legend(figure, grid[0][0], columns=6, more=kind_handles(rows))
     return figure
 
 
 def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
-    """Label -> how it is drawn, and its rows' numbers: one curve per method, more where it was run in several ways.
+    """Label -> how it is drawn, and its rows' numbers: one curve per method, more if it was run in several ways.
 
-    Rows of one curve differ in the fractions alone. Another choice of layers, positions or arguments is another curve,
-    labelled with what sets it apart.
+    Rows of one curve differ only in the fractions. Another choice of layers, positions or arguments is another curve,
+    labelled with what distinguishes it.
     """
     ways: dict[str, dict[tuple[str, str, str], list[int]]] = {}
     for number, row in enumerate(rows):
@@ -182,7 +184,7 @@ def curves(rows: list[Row]) -> dict[str, tuple[Line, list[int]]]:
 
 
 def drawable(table: Table, model: str) -> list[Row]:
-    """Finished rows of a model that have a cost, if any of them drops tokens and is not part of a study."""
+    """The finished rows of a model that have a cost; none unless one of them drops tokens outside of a study."""
     rows = [r for r in table.rows if r.spec.model == model and r.status == "done" and r.cost("prefill_flops_ratio")]
     studied = {id(row) for study in studies(table) for row in (*study.ranked.values(), *study.blind.values())}
     studied |= {id(row) for row in rows if ranks_only(row.runs[0])}
@@ -195,7 +197,7 @@ def crowded(rows: Sequence[Row]) -> bool:
 
 
 def points(rows: list[Row], cells: list[Cell | None], numbers: list[int]) -> list[Point]:
-    """(FLOPs in %, cell) of those of a curve's rows that have both, the cheapest first."""
+    """(FLOPs in %, cell) of a curve's rows that have both, the cheapest first."""
     there = ((rows[number].cost("prefill_flops_ratio"), cells[number]) for number in numbers)
     known = [(100 * flops, cell) for flops, cell in there if flops is not None and cell is not None]
     return sorted(known, key=lambda point: point[0])
@@ -223,7 +225,7 @@ def draw(axes: Axes, rows: list[Row], cells: list[Cell | None], scale: float = 1
 
 
 def draw_curve(axes: Axes, there: list[Point], style: Line, label: str | None, filled: bool, scale: float) -> None:
-    """Open markers at their places, see-through bars below them."""
+    """Draw open markers, with translucent bars below them."""
     places = [flops for flops, _ in there]
     scores = [scale * cell.score.value for _, cell in there]
     held = axes.errorbar(
@@ -244,7 +246,7 @@ def draw_curve(axes: Axes, there: list[Point], style: Line, label: str | None, f
 
 
 def draw_front(axes: Axes, rows: list[Row], cells: list[Cell | None]) -> None:
-    """A broad grey line through the points that no other one beats at the same cost or less."""
+    """Draw a broad grey line through the points that no other one beats at the same cost or less."""
     known = [
         (100 * flops, 100 * cell.score.value)
         for row, cell in zip(rows, cells)
@@ -259,29 +261,30 @@ def draw_front(axes: Axes, rows: list[Row], cells: list[Cell | None]) -> None:
 
 
 def ends_of(cell: Cell, scale: float) -> tuple[float, float]:
-    """Where a score's bar ends, below and above."""
+    """The ends of a score's bar, below and above."""
     below, above = half_lengths(cell, scale)
     return scale * cell.score.value - below, scale * cell.score.value + above
 
 
 def half_lengths(cell: Cell, scale: float) -> tuple[float, float]:
-    """Lengths of the error bar below and above the score; none where no interval is known."""
+    """The lengths of the error bar below and above the score; none without an interval."""
     delta = cell.delta
     if delta is None or delta.low is None or delta.high is None:
         return 0.0, 0.0
-    # rounding may put a bound a hair beyond its value; a bar has no negative length
+    # rounding may put a bound slightly beyond its value; a bar has no negative length
     below, above = max(0.0, scale * (delta.value - delta.low)), max(0.0, scale * (delta.high - delta.value))
     value = scale * cell.score.value
     above = min(above, max(0.0, 100 - value)) if scale == 100 else above
     return min(below, value), above  # no score is below zero, and no fraction above 100 %
 
 
-def legend(figure: Figure, axes: Axes, columns: int) -> None:
+def legend(figure: Figure, axes: Axes, columns: int, more: Sequence[Line2D] = ()) -> None:
     """One legend above all panels, outside of them, so that it hides nothing; as many columns as fit the width."""
     handles, every = axes.get_legend_handles_labels()
     names = list(dict.fromkeys(every))  # a curve of several kinds of budget is drawn in parts
     handles = [handles[every.index(name)] for name in names]
     shown = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    shown, names = [*shown, *more], [*names, *(str(handle.get_label()) for handle in more)]
     for number in range(min(columns, len(names)), 0, -1):
         if number == 3 and len(names) == 4:
             continue  # two and two, not three and one
@@ -303,8 +306,8 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
 def files(table: Table) -> Iterable[tuple[str, Figure]]:
     """Every figure of a table with its file's stem; one set per model.
 
-    Where some of several models were run with several budgets, those with one budget a method are left out: a point is
-    no trade-off.
+    If some of several models were run with several budgets, those with one budget per method are left out: a single
+    point is no trade-off.
     """
     models = [model for model in table.models if not crowded(drawable(table, model))]
     longest = {model: max((len(n) for _, n in curves(drawable(table, model)).values()), default=0) for model in models}

@@ -1,8 +1,8 @@
-"""What training with dropping does to scores: models of one way of training pooled over their seeds, against those
+"""The effect of training with dropping on scores: models of one way of training, pooled over seeds, against those
 trained with nothing dropped.
 
-Part of `python -m analysis trainings` where the trained models were scored (experiments/training.yaml). A model belongs
-to the training whose folder its path names. Differences are paired: the same samples, the same seeds of training.
+Part of `python -m analysis trainings` if the trained models were scored (experiments/training.yaml). A model belongs to
+the training whose folder is in its path. Differences are paired: the same samples, the same seeds of training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Way(NamedTuple):
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Way:
-        """That of a run's or a training's settings; everything that drops nothing is one way."""
+        """The way in a run's or a training's settings; everything that drops nothing is one way."""
         if not spec["schedule"]:
             return WHOLE
         told = {name: value for name, value in json.loads(spec["method_args"]).items() if name != "seed"}
@@ -45,7 +45,7 @@ class Way(NamedTuple):
 
 WHOLE = Way("none")
 ALIKE = f"score them alike (python -m pdrop.training.commands), or delete one of them in experiments/{EXPERIMENT}"
-START = Way("not fine-tuned")  # no way of training: what they all began with
+START = Way("not fine-tuned")  # not a way of training: the model that all started from
 
 READING = """**whole** is the average over the tasks with nothing dropped, **± sd** its standard deviation over seeds,
 **Δ whole** the difference to the models of the same seeds trained with nothing dropped. **dropped** is the average when
@@ -66,7 +66,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of one way of training, as fractions pooled over its seeds; None if it was not scored this way.
+    """The scores of one way of training, as fractions pooled over its seeds; None if they were not measured.
 
     Attributes:
         way: Method and schedule it was trained with.
@@ -77,7 +77,7 @@ class Outcome:
         dropped: Average when the model drops as it was trained.
         plain: Average of the models trained with nothing dropped when they drop so.
         gain: `dropped` minus `plain`, over the seeds that have both.
-        start: Average of the model that all began with when it drops so.
+        start: Average of the model that all started from when it drops this way.
         over_start: `dropped` minus `start`.
     """
 
@@ -94,11 +94,11 @@ class Outcome:
 
 
 def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown of the scores; empty where none of the trained models was scored.
+    """Markdown of the scores; empty if none of the trained models was scored.
 
     Args:
         results: The store.
-        records: Folder -> training record, of trainings that differ in method, schedule and seed alone.
+        records: Folder -> training record, of trainings that differ only in method, schedule and seed.
     """
     found = outcomes(results, records)
     if not found:
@@ -118,7 +118,7 @@ def page(results: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
-    """One per way of training, what drops nothing first; empty where none of the trained models was scored.
+    """One per way of training, nothing dropped first; empty if none of the trained models was scored.
 
     Raises:
         ValueError: If models that are compared answered different samples.
@@ -132,7 +132,7 @@ def outcomes(results: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Ou
 
 
 def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Way, Trained], dict[Way, Run]]:
-    """The ways of training and what their models scored; and what the model that they began with scored."""
+    """The scores of each way of training, and those of the model that all started from."""
     scored: dict[str, dict[Way, Run]] = {}
     start: dict[Way, Run] = {}
     begun = {record["spec"]["model_fingerprint"] for record in records.values()}
@@ -160,7 +160,7 @@ def ways(results: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[dict[
 
 
 def outcome(trained: Trained, plain: Trained, start: Mapping[Way, Run]) -> Outcome:
-    """One way of training against that with nothing dropped, and against the model that both began with."""
+    """One way of training against the one with nothing dropped, and against the model that both started from."""
     whole = {seed: runs[WHOLE] for seed, runs in trained.seeds.items() if WHOLE in runs}
     alone = [averages([run])[0][0] for run in whole.values()]
     deviation = stdev(alone) if len(alone) > 1 else None
@@ -215,7 +215,7 @@ def averages(runs: Sequence[Run]) -> tuple[list[float], FloatArray]:
 
 
 def difference(mine: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate | None:
-    """Mine minus theirs over the seeds that both have; None without such a seed. Images and seeds are drawn.
+    """Mine minus theirs over the seeds that both have; None without such a seed. Images and seeds are resampled.
 
     Raises:
         ValueError: If they answered different samples.

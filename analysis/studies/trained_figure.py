@@ -1,4 +1,4 @@
-"""What training with dropping does, as a picture: scores of each way of training, and the two differences that matter.
+"""The effect of training with dropping as a figure: the scores of each way of training, and two differences.
 
     trainings    left: scores, right: differences to the models trained with nothing dropped; page width
 
@@ -30,11 +30,11 @@ WHOLE, DROPPED, BEFORE, START = (
     "#D55E00",
     "#7F7F7F",
 )  # Okabe and Ito (2008); markers differ as well
-OFFSET = 0.14  # of a row: what stands above and below its middle
+OFFSET = 0.14  # of a row: offsets of the markers above and below its middle
 
 
 def files(results: Path) -> Iterable[tuple[str, Figure]]:
-    """Every figure with its file's stem; none where no model was scored as it was trained."""
+    """Every figure with its file's stem; none if no model was scored as it was trained."""
     shown = []
     for group in trainings.groups(results):
         found = trained.outcomes(results, {one.folder: one.record for one in group})
@@ -85,7 +85,7 @@ def draw_scores(axes: Axes, rows: Sequence[Outcome], lines: Mapping[trained.Way,
 
 
 def draw_differences(axes: Axes, rows: Sequence[Outcome]) -> None:
-    """What training that way changes with nothing dropped and with dropping, each with its interval."""
+    """Draw what training that way changes with nothing dropped and with dropping, each with its interval."""
     axes.axvline(0, color="0.35", linewidth=0.8)
     marks = (
         ([one.loss for one in rows], "D", WHOLE, "white", -OFFSET),

@@ -1,10 +1,10 @@
-"""What trainings took and came to, from their records: one row per training, held against the one that drops nothing.
+"""Costs and results of trainings, from their records: one row per training, compared with the one that drops nothing.
 
     python -m analysis trainings    results/tables/trainings.md and figures, from results/trainings/*/training.json
 
-Only trainings that differ in method, schedule or seed alone stand in one grid: the same start, data, order of data,
-steps, rates, precision and device. What the trained models score follows (trained.py); task by task it is in
-the experiment's own table.
+Trainings in one grid differ only in method, schedule or seed: they have the same start, data, order of data, steps,
+rates, precision and device. The scores of the trained models follow (trained.py); task by task they are in the
+experiment's own table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..neutral import in_page
 from ..style import method_name, schedule_text
 from . import trained
 
-LAST = 20  # steps at the end whose mean loss is shown: single steps are noise
+LAST = 20  # the mean loss of this many last steps is shown: single steps are noise
 
 READING = f"""How to read the trainings: **loss** is the mean of the last {LAST} logged steps. **CPU s** is the median
 CPU time of a step, which other programs of the machine disturb less than the clock; **CPU %** and **FLOPs %** are
@@ -70,7 +70,7 @@ def read(results: Path) -> list[Training]:
 
 
 def groups(results: Path) -> list[list[Training]]:
-    """The finished trainings, those together that differ in method, schedule and seed alone."""
+    """The finished trainings in groups; those of a group differ only in method, schedule and seed."""
     found: dict[str, list[Training]] = defaultdict(list)
     for one in read(results):
         same = {name: value for name, value in (LATER | one.record["spec"]).items() if name not in TRAINING_VARIES}
@@ -122,7 +122,7 @@ def grid(group: Sequence[Training]) -> Grid:
 
 
 def abreast(group: Sequence[Training]) -> str:
-    """A sentence that says how many of the trainings ran at the same time, by their starts and lengths."""
+    """A sentence on how many of the trainings ran at the same time, from their starts and durations."""
     spans = []
     for one in group:
         start = datetime.fromisoformat(one.record["started_at"])
@@ -138,5 +138,5 @@ def place(one: Training) -> tuple[bool, str, str, int]:
 
 
 def cpu(curve: Sequence[Mapping[str, str]]) -> float:
-    """Median CPU seconds of a step; the first is left out, which sets up, where there are others."""
+    """Median CPU seconds of a step, without the first, which sets up, if there are others."""
     return median(float(row["step_cpu_s"]) for row in curve[1:] or curve)

@@ -1,4 +1,4 @@
-"""The grids of what was answered: likeness to the answers without dropping, invalid ones, scores by other rules."""
+"""The grids about answers: similarity to the answers without dropping, invalid answers, scores by other rules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .text import bounds, percent
 
 
 def answer_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]) -> Grid:
-    """Score, equal answers and chrF of each task; nothing is in it where answers were not generated.
+    """Score, equal answers and chrF of each task; empty if answers were not generated.
 
     Args:
         table: The table.
-        head: Of the columns that every grid begins with.
-        starts: Their cells, one row each.
+        head: Heads of the columns that every grid begins with.
+        starts: The cells of these columns, one row each.
     """
     names, tasks = task_names(list(table.tasks)), list(table.tasks)
     ends = ["same % [95 %]", "chrF", "invalid", *(f"{names[task]}: score, same %, chrF" for task in tasks)]
@@ -36,7 +36,7 @@ def likeness_cells(likeness: Likeness | None) -> list[str]:
 
 
 def task_text(row: Row, task: str, table: Table) -> str:
-    """A task's score with how like its answers are."""
+    """A task's score with the similarity of its answers."""
     cell, likeness = row.cells.get(task), row.likeness.get(task)
     if cell is None:
         return DASH
@@ -46,7 +46,7 @@ def task_text(row: Row, task: str, table: Table) -> str:
 
 
 def invalid_text(row: Row, tasks: Sequence[str]) -> str:
-    """Invalid answers of all answers; a dash where they were not counted for each task."""
+    """Invalid answers of all answers; a dash if they were not counted for each task."""
     there = [task for task in tasks if task in row.cells]
     counts = [found for task in there if (found := row.invalid(task)) is not None]
     if not there or len(counts) < len(there):

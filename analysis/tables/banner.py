@@ -1,4 +1,4 @@
-"""The tables that papers of this field print: budgets as banners, methods below them, in both conventions.
+"""The tables that papers of this field print: budgets as banners with methods below them, in two conventions.
 
     python -m analysis banner [NAME ...]     results/tables/NAME-banner.md, .tex; prints the former
 
@@ -7,10 +7,10 @@
     CDPruner's family     VQAv2, GQA, VizWiz, SQA, TextVQA, POPE, MME (perception), MMB, MMB-CN, MM-Vet;
                           Acc.: mean of the scores, of MME a twentieth; Rel.: Acc. / Acc. without dropping
 
-The two cannot be mixed: one method at one budget has other numbers in each. Columns that were not run are left out,
-tasks of neither family follow their columns. Below each score stands its 95 % interval; averages' are paired with the
-row that drops nothing. A banner is of what enters a layer on average, to 3 %, where the prompts' numbers are one; else
-a share.
+The two cannot be mixed: one method at one budget has different numbers in each. Columns that were not run are left out;
+tasks of neither family follow. Below each score is its 95 % interval; that of averages is paired with the row that
+drops nothing. A banner gives the mean number of tokens that enter a layer, to 3 %, if all prompts have the same number;
+otherwise a share.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ NAMED = {
     1296: (256, 128),
     1280: (256, 128),
 }
-SAME = 0.03  # of a number of tokens: budgets this near have one banner
-TWENTIETH = 20 * 100  # the papers' averages take a twentieth of MME's points, as per cent
+SAME = 0.03  # relative to a number of tokens: budgets this near share a banner
+TWENTIETH = 20 * 100  # in the papers' averages a twentieth of MME's points counts as per cent
 
 
 @dataclass(frozen=True)
 class Column:
-    """A benchmark of a convention: its header, lmms-eval's tasks, and the metric, the first of each that a run has."""
+    """A benchmark of a convention: its header, lmms-eval's tasks, and metrics; of each the first that a run has."""
 
     header: str
     tasks: tuple[str, ...]
-    metrics: tuple[str, ...] = ()  # of points these alone, else the task's main one after them
+    metrics: tuple[str, ...] = ()  # only these if they are in points, otherwise followed by the task's main one
     points: bool = False
 
 
 @dataclass(frozen=True)
 class Convention:
-    """A family of papers: its columns, and what they call the averages."""
+    """A family of papers: its columns, and the names of its averages."""
 
     name: str
     columns: tuple[Column, ...]
@@ -87,7 +87,7 @@ CONVENTIONS = (
 
 @dataclass(frozen=True)
 class BannerColumn:
-    """A column of one model's table: task and metric, and of each row the score and its draws."""
+    """A column of one model's table: task and metric, and each row's score with its draws."""
 
     column: Column
     task: str
@@ -97,7 +97,7 @@ class BannerColumn:
 
 
 def banners(table: Table) -> list[Grid]:
-    """The grids of a table: of each model, one per convention; none where a model has no finished row with scores."""
+    """The grids of a table, one per model and convention; none for a model without a finished row with scores."""
     found = []
     for model in table.models:
         rows = [row for row in table.rows if row.spec.model == model and row.status == "done" and row.cells]
@@ -171,7 +171,7 @@ def having(row: Row, task: str, metric: str) -> bool:
 def averaged(
     convention: Convention, shown: Sequence[BannerColumn], base: int | None, rows: int
 ) -> list[tuple[list[Estimate | None], list[Draws]]]:
-    """The convention's averages, of each row: of relative scores, or of scores and that relative to the base."""
+    """The convention's averages of each row: of relative scores, or of scores and their ratio to the base."""
     if len(convention.averages) == 1:
         relative = [share(one, base, rows) for one in shown]
         return [mean_of([held for held, _ in relative], [draws for _, draws in relative], rows)]
@@ -196,7 +196,7 @@ def share(one: BannerColumn, base: int | None, rows: int) -> tuple[list[float | 
 def mean_of(
     values: Sequence[Sequence[float | None]], draws: Sequence[Sequence[Draws]], rows: int
 ) -> tuple[list[Estimate | None], list[Draws]]:
-    """Each row's mean over the columns; none of fewer columns, which is another quantity."""
+    """Each row's mean over the columns; None if a column is missing: a mean over fewer is another quantity."""
     held: list[Estimate | None] = []
     drawn: list[Draws] = []
     for number in range(rows):
@@ -223,7 +223,7 @@ def between(cell: Estimate | None, scale: float, digits: int) -> Text:
 
 
 def told(draws: Sequence[Draws], scores: Sequence[float | None], numbers: Sequence[int]) -> set[int]:
-    """The rows of a banner to print bold: the best and those not distinguishable from it; none if all are alike."""
+    """The rows of a banner in bold: the best and those not distinguishable from it; none if no two differ."""
     held = [(n, score) for n in numbers if (score := scores[n]) is not None]
     if len(held) < 2 or any(draws[n] is None for n, _ in held):
         return set()
@@ -233,7 +233,7 @@ def told(draws: Sequence[Draws], scores: Sequence[float | None], numbers: Sequen
 
 
 def groups(rows: Sequence[Row]) -> list[tuple[str, list[int]]]:
-    """The banners' words with the numbers of their rows: nothing dropped, then from the mildest to the hardest."""
+    """The banners' texts with the numbers of their rows: nothing dropped, then from the mildest to the hardest."""
     found: dict[tuple[float, str], list[int]] = {}
     for number, row in enumerate(rows):
         found.setdefault(place(row), []).append(number)
@@ -262,12 +262,12 @@ def place(row: Row) -> tuple[float, str]:
 
 
 def named(whole: float, asked: str) -> list[float]:
-    """The numbers that a budget may be called by: what was asked for, and the papers' for this many tokens."""
+    """The numbers that may name a budget: what was asked for, and the papers' for this many tokens."""
     return [*([float(asked)] if asked else []), *NAMED.get(round(whole), ())]
 
 
 def near_share(share: float) -> float:
-    """A ninth, two, three (the papers' 11.1, 22.2, 33.3 %) or a twentieth's multiple where it is near; else itself."""
+    """Up to three ninths (the papers' 11.1, 22.2, 33.3 %) or a multiple of a twentieth if near; otherwise itself."""
     for known in (1 / 3, 2 / 9, 1 / 9, 1 / 18, *(n / 20 for n in range(1, 20))):
         if abs(share / known - 1) <= SAME:
             return known
@@ -275,7 +275,7 @@ def near_share(share: float) -> float:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """The page: each grid, and what its columns are."""
+    """The page in Markdown: each grid, and what its columns are."""
     parts = []
     for table in tables:
         parts += [f"# {table.title}\n", *(f"Asked with: {how}.\n" for how in asked(table))]
@@ -293,7 +293,7 @@ def meaning(table: Table) -> str:
     )
     said = (
         "Below each score its 95 % interval (bootstrap over images; averages paired with the row that drops nothing).",
-        "Bold: the best of its banner and what cannot be told from it.",
+        "Bold: the best of its banner and what cannot be told from it; none where all are alike.",
         "Avg: mean over the columns of the score, relative to dropping nothing.",
         "Acc.: mean of the scores, of MME-P a twentieth; Rel.: Acc. relative to dropping nothing.",
         "Banners say what enters a layer on average, to 3 %.",
@@ -307,8 +307,8 @@ def latex(tables: Sequence[Table]) -> str:
     r"""The grids as floats; \usepackage{booktabs,graphicx}."""
     head = "% made by python -m analysis banner; needs booktabs and graphicx\n"
     caption = (
-        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it. Banners "
-        "say what enters a layer on average."
+        "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it (none "
+        "where all are alike). Banners say what enters a layer on average."
     )
     floats = [
         grid.latex(f"{table.name}-banner-{number}", caption + by_protocol(table))

@@ -1,7 +1,7 @@
-"""The grid of a table that says what each row costs: tokens layer by layer, FLOPs both ways, cache, stages of time.
+"""The grid of a table with each row's costs: tokens layer by layer, FLOPs both ways, cache, stages of time.
 
-Four numbers called "tokens" are compared in this field; here is what entered each layer, and everything else
-follows from it.
+Four different numbers are called "tokens" in this field; this one is what entered each layer, from which the others
+follow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ TIMES = ("TTFT %", "TPOT %", "selection ms", "vision ms")
 
 
 def cost_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]) -> Grid:
-    """What each row costs.
+    """The grid of costs.
 
     Args:
-        table: The rows.
-        head: Names of the columns in front, such as budget and method.
-        starts: Those columns of each row.
+        table: The table.
+        head: Heads of the first columns, such as budget and method.
+        starts: The cells of these columns, one row each.
     """
     timed = any("selection" in timing(row).get("stages", ()) for row in table.rows)  # more than a prefill
     grid = Grid("What it costs", [*head, *SIZES, *(TIMES if timed else ())], left=len(head) + 1)
@@ -40,7 +40,7 @@ def cost_grid(table: Table, head: Sequence[str], starts: Sequence[Sequence[str]]
 
 
 def sizes(row: Row) -> list[str]:
-    """What is known without a clock."""
+    """The costs that are counted, not timed."""
     costs = [run.record.cost for run in row.runs if run.record.cost is not None]
     if not costs or len(costs) < len(row.runs):
         return [DASH] * len(SIZES)
@@ -70,7 +70,7 @@ def timing(row: Row) -> dict[str, Any]:
 
 
 def times(row: Row) -> list[str]:
-    """Of the first run: medians; an invalid measurement says so."""
+    """The first run's medians; invalid measurements are marked."""
     found = timing(row)
     if not found:
         return [DASH] * len(TIMES)
@@ -85,7 +85,7 @@ def times(row: Row) -> list[str]:
 
 
 def invalid(table: Table) -> list[str]:
-    """Why times of the table are invalid, one line per run."""
+    """Why times in the table are invalid, one line per run."""
     found = []
     for run in table.runs:
         measured = (run.record.cost.timing or {}) if run.record.cost is not None else {}

@@ -68,7 +68,7 @@ def frame(table: Table) -> pd.DataFrame:
 
 
 def answered(row: Row, table: Table) -> dict[str, object]:
-    """How like the answers without dropping a row's are, invalid ones, and scores by other rules, as columns."""
+    """Columns for the similarity to the answers without dropping, invalid answers, and scores by other rules."""
     line: dict[str, object] = {}
     for name in ("average", *table.tasks):
         likeness = row.likeness_mean if name == "average" else row.likeness.get(name)

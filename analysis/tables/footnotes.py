@@ -1,6 +1,6 @@
-"""What stands under a table: loud warnings, what each column means, and where the numbers come from.
+"""The text below a table: warnings, what each column means, and where the numbers come from.
 
-A table without its n, its hardware and its commit is a rumour; these lines are made from the records alone.
+A table without its n, its hardware and its commit cannot be checked; these lines are made from the records only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ COLUMNS = {
 
 
 def warnings(table: Table) -> list[str]:
-    """What a reader must know before any number."""
+    """Warnings that a reader must see before any number."""
     found = []
     done = [run for run in table.runs if run.done]
     dirty = [run.folder for run in done if run.record.environment.get("git_dirty")]
@@ -98,10 +98,10 @@ def warnings(table: Table) -> list[str]:
 
 
 def versions_of(done: Sequence[Run]) -> list[str]:
-    """Where runs are by several versions of the code.
+    """Warnings if runs were made by several versions of the code.
 
-    A run's digest counts its method's own file, so methods differ in it by nature: what must be one is the package's
-    sources, and the digest among the runs of a method.
+    A run's digest includes its method's own file, so it differs between methods: what must be the same are the
+    package's sources, and the digest among the runs of one method.
     """
     package = {run.record.environment.get("sources") or run.record.spec.code for run in done}
     commits, told = {commit(run) for run in done}, "which run has which: python -m analysis"
@@ -167,7 +167,7 @@ def sources(table: Table) -> str:
 
 
 def prompts(runs: Sequence[Run]) -> list[str]:
-    """Where the runs' own prompts, or those that were timed, are not the one that budgets and costs are of."""
+    """A note if the runs' own prompts, or the timed ones, are not the prompt that budgets and costs are for."""
     found = []
     for run in runs:
         cost = run.record.cost
@@ -191,14 +191,14 @@ def scored_by(run: Run) -> str:
 
 
 def scored_anew(runs: Sequence[Run]) -> list[str]:
-    """Runs whose stored answers were scored by another version of the code than asked them."""
+    """A line on runs whose stored answers were scored by another version of the code than asked them."""
     last = Counter(str(run.record.rescored[-1].get("at")) for run in runs if run.record.rescored)
     return [f"- Scored anew from stored answers: {count} runs at {at}" for at, count in sorted(last.items())]
 
 
 def asked(table: Table) -> list[str]:
-    """How the rows were asked, model by model where they differ, in words; nothing under the checkpoint's own protocol,
-    or where nothing was asked."""
+    """How the rows were asked, in words, by model if models differ; nothing under the checkpoint's own protocol, or if
+    nothing was asked."""
     runs = [run for row in table.rows for run in row.runs if run.done and run.record.results]
     if not any(run.record.spec.protocol != "checkpoint" for run in runs):
         return []
@@ -247,14 +247,14 @@ def provenance(runs: list[Run]) -> list[str]:
 
 
 def attention_of(spec: RunSpec) -> str:
-    """The backend, and which of torch's kernels came first where that was chosen."""
+    """The backend, and which of torch's kernels came first if that was chosen."""
     return spec.attn_implementation + (f" ({spec.sdpa_kernel} first)" if spec.sdpa_kernel else "")
 
 
 def hardware(run: Run) -> str:
     """The machine of a run."""
     environment = run.record.environment
-    parts = [environment.get("device_name"), environment.get("processor")]
+    parts = [*dict.fromkeys([environment.get("device_name"), environment.get("processor")])]  # on the CPU they are one
     cores, threads = environment.get("cores"), environment.get("threads")
     parts += [
         f"{cores} cores" if cores else None,

@@ -1,4 +1,4 @@
-r"""Tables for a paper: floats with captions in words, of all columns, of five or of those named; numbers as commands.
+r"""Tables for a paper: floats with captions, with all columns, five or those named; numbers as LaTeX commands.
 
     python -m analysis tables NAME --compact                          budget, method, FLOPs, average, difference
     python -m analysis tables NAME --columns "method,tokens,average"  those, by their heads in NAME.md
@@ -28,7 +28,7 @@ DIGITS = dict(zip("0123456789.-", SPELLED))
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a paper wants of its tables.
+    """The options of a paper's tables.
 
     Attributes:
         columns: Heads of the columns that are shown; empty: all of the first two grids.
@@ -43,14 +43,14 @@ def latex(tables: Sequence[Table], wishes: Wishes | None = None) -> str:
     r"""Floats of each table; \usepackage{booktabs,graphicx}.
 
     Raises:
-        ValueError: If a column is wished for that no table has.
+        ValueError: If no table has a column that was asked for.
     """
     head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
     return head + "\n".join(floats(table, wishes or Wishes()) for table in tables)
 
 
 def floats(table: Table, wishes: Wishes) -> str:
-    """The first two grids of a table as floats, or one of the columns that are wished for."""
+    """The first two grids of a table as floats, or one float of the columns that were asked for."""
     main, by_task, *_ = (in_words(grid) for grid in grids(table)[:2])
     caption = escape_latex(wishes.caption) or made_caption(table)
     if wishes.columns:
@@ -64,7 +64,7 @@ def floats(table: Table, wishes: Wishes) -> str:
 
 
 def made_caption(table: Table) -> str:
-    """What was scored, what intervals and marks are."""
+    """A caption: what was scored, what intervals and marks mean."""
     samples = sum(task.n for task in table.tasks.values())
     tasks = len(table.tasks)
     return (
@@ -75,7 +75,7 @@ def made_caption(table: Table) -> str:
 
 
 def by_protocol(table: Table) -> str:
-    """Whose protocol the questions were asked by, for a caption; nothing of the checkpoint's own."""
+    """The protocol by which questions were asked, for a caption; nothing for the checkpoint's own."""
     if not asked(table):
         return ""
     protocols = dict.fromkeys(run.record.spec.protocol for row in table.rows for run in row.runs)
@@ -83,7 +83,7 @@ def by_protocol(table: Table) -> str:
 
 
 def in_words(grid: Grid) -> Grid:
-    """The grid with its budgets as a reader would say them."""
+    """The grid with its budgets in words."""
     place = list(grid.head).index("budget")
     rows = [
         [Text(budget_words(cell.text), cell.mark) if n == place else cell for n, cell in enumerate(row)]
@@ -93,10 +93,10 @@ def in_words(grid: Grid) -> Grid:
 
 
 def chosen(main: Grid, by_task: Grid, columns: Sequence[str]) -> Grid:
-    """The columns of these heads, from either grid.
+    """The columns with these heads, from both grids.
 
     Raises:
-        ValueError: If there is none of a head.
+        ValueError: If there is no column with one of the heads.
     """
     known = list(dict.fromkeys([*main.head, *by_task.head]))
     if unknown := [name for name in columns if name not in known]:
@@ -128,7 +128,7 @@ def macros(tables: Sequence[Table]) -> str:
 
 
 def numbers(row: Row) -> dict[str, str]:
-    """What a row's text may want to say; what is not known is left out."""
+    """The numbers of a row that a text may quote; unknown ones are left out."""
     average, tokens = row.average, row.visual_tokens
     delta = average.delta if average else None
     found = {
@@ -144,7 +144,7 @@ def numbers(row: Row) -> dict[str, str]:
 
 
 def command(text: str) -> str:
-    """Words as the name of a LaTeX command: letters alone, digits spelled out."""
+    """Words as the name of a LaTeX command: only letters, digits spelled out."""
     spelled = re.sub(r"[0-9]|(?<=\d)[.-](?=\d)", lambda match: f" {DIGITS[match.group()]} ", text)
     words = re.findall(r"[A-Za-z]+", spelled)
     return "".join([word[0].upper() + word[1:] for word in words])

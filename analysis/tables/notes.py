@@ -1,9 +1,9 @@
-"""What a reader of published numbers must know of a benchmark or a model: which were sampled, judged, or are of other
-data. Sources: the authors' evaluation code and model cards, as docs/tasks.md has them."""
+"""Notes on benchmarks and models for readers of published numbers: which were sampled, judged, or use other data.
+Sources: the authors' evaluation code and model cards, listed in docs/tasks.md."""
 
 from __future__ import annotations
 
-# by the beginning of a task's name, the longest that fits
+# by the start of a task's name, the longest that fits
 TASKS = {
     "gqa": "published by equality after lower case: official_accuracy; lmms-eval's exact_match drops punctuation, too",
     "llava_in_the_wild": "published numbers are a judge's (GPT-4): they depend on its version",

@@ -1,7 +1,7 @@
 """A table as Markdown, from the same rows as CSV (csv_export.py) and LaTeX (latex.py).
 
-Grids keep it readable: what it costs and what it scores; the score of each task; how sure that is and which runs it
-comes from; what was answered, and scores by other rules (answers.py); and what it costs in full (costs.py).
+It consists of grids: cost and average score; the score of each task; its certainty and its runs; answers, and scores by
+other rules (answers.py); and all costs (costs.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .costs import cost_grid
 from .footnotes import asked, meaning, sources, warnings
 from .text import bounds, percent, probability, signed
 
-PER_TWENTY = "mme"  # the papers' averages take a twentieth of its points
+PER_TWENTY = "mme"  # in the papers' averages a twentieth of its points counts
 
 
 def grids(table: Table) -> list[Grid]:
@@ -81,7 +81,7 @@ def grids(table: Table) -> list[Grid]:
 
 
 def labels(table: Table) -> list[str]:
-    """Each row's method, with whatever else distinguishes it from its neighbours, and its status if not done."""
+    """Each row's method, with what else distinguishes it from its neighbours, and its status if it is not done."""
     plain = [(row.spec.model, row.budget, row.spec.method, row.spec.schedule, row.status) for row in table.rows]
     found = []
     for row, key in zip(table.rows, plain):
@@ -134,7 +134,7 @@ def task_cells(row: Row, table: Table) -> list[Text]:
 
 
 def papers_average(row: Row, table: Table) -> float | None:
-    """The papers' Avg: the mean over all tasks, of MME's points a twentieth (arXiv 2410.17247, Tables 1 and 2)."""
+    """The papers' Avg: the mean over all tasks, with a twentieth of MME's points (arXiv 2410.17247, Tables 1 and 2)."""
     values = []
     for name, task in table.tasks.items():
         cell = row.cells.get(name)
@@ -163,7 +163,7 @@ def score_text(cell: Cell | None, fraction: bool) -> Text:
 
 
 def sure_cells(row: Row, table: Table) -> list[Text]:
-    """Statistics of the average, and the runs."""
+    """A row's cells with the statistics of its average, and its runs."""
     flips = row.average.flips if row.average else None
     return [
         Text(signed(row.against_random)),
@@ -188,7 +188,7 @@ def verdict(row: Row) -> str:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """The whole page: of each table warnings, grids and sources; and what every column means."""
+    """The whole page: each table's warnings, grids and sources, and what every column means."""
     parts = []
     for table in tables:
         parts += [f"# {table.title}\n", *(f"> **{text}**\n" for text in warnings(table))]

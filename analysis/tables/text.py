@@ -1,4 +1,4 @@
-"""Numbers as cells have them: fractions in %, differences in points, intervals, p values."""
+"""Numbers as text for cells: fractions in %, differences in points, intervals, p values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def signed(difference: Estimate | None) -> str:
 
 
 def bounds(estimate: Estimate) -> str:
-    """[low, high] in %; empty where there is no interval."""
+    """[low, high] in %; empty without an interval."""
     if estimate.low is None or estimate.high is None:
         return ""
     low, high = (f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))

@@ -1,8 +1,8 @@
 """Which files a command line chooses: of models, methods, experiments, protocols of timing, recipes, launchers.
 
-Hydra passes over a file of experiments/ that is not there, takes `method=../method/fastv` and the last of two methods
-without a word, and names the known ones in twenty lines. Here what is chosen is held against what there is, of every
-group, before anything is composed: one line with the nearest names.
+Hydra ignores a file of experiments/ that does not exist, accepts `method=../method/fastv` and the last of two methods
+silently, and lists the known names in twenty lines. Here the choices of every group are checked before anything is
+composed; a wrong one gets one line with the nearest names.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EXPERIMENTS = "experiments"
 
 
 def complaint(arguments: Sequence[str], conf: Path) -> str | None:
-    """One line about the first choice that cannot be had; None if all can.
+    """One line about the first choice that does not exist; None if all exist.
 
     Args:
-        arguments: The command line's, without the program's name. Files of experiments/ that it chooses are looked
-            through, too: what they sweep.
+        arguments: The command line's, without the program's name. What the chosen files of experiments/ sweep is
+            checked, too.
         conf: Hydra's configuration folder.
     """
     overrides = list(parsed(arguments))
@@ -57,7 +57,7 @@ def complaint(arguments: Sequence[str], conf: Path) -> str | None:
 
 
 def hint(arguments: Sequence[str], conf: Path) -> str | None:
-    """A line for who may have left out a letter: `experiment` names runs, `experiments` chooses what to run."""
+    """A note for a likely slip: `experiment` names the table of the runs, `experiments` chooses what to run."""
     given = {override.key_or_group: values(override) for override in parsed(arguments)}
     name = (given.get("experiment") or [None])[0]
     if EXPERIMENTS in given or not (conf / EXPERIMENTS / f"{name}.yaml").is_file():
@@ -66,7 +66,7 @@ def hint(arguments: Sequence[str], conf: Path) -> str | None:
 
 
 def parsed(arguments: Sequence[str]) -> Iterator[Override]:
-    """The overrides among the arguments; what is not an override is left to Hydra."""
+    """The overrides among the arguments; anything else is left to Hydra."""
     parser = OverridesParser.create()
     for argument in arguments:
         if argument.startswith("-") or not ("=" in argument or argument.startswith("~")):
@@ -74,11 +74,11 @@ def parsed(arguments: Sequence[str]) -> Iterator[Override]:
         try:
             yield from parser.parse_overrides([argument])
         except OverrideParseException:
-            return  # Hydra stops at the same word, and shows where in it
+            return  # Hydra stops at the same word, and shows the place
 
 
 def swept_by(experiment: Path) -> Iterator[Override]:
-    """The overrides that a file of experiments/ sweeps."""
+    """The sweeps of a file of experiments/, as overrides."""
     node: Any = yaml.safe_load(experiment.read_text(encoding="utf8"))
     for key in ("hydra", "sweeper", "params"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -108,18 +108,18 @@ def chosen(overrides: Sequence[Override], group: str) -> Iterator[str]:
 
 
 def values(override: Override) -> list[Any]:
-    """What an override gives, one entry for each run of a sweep."""
+    """The values of an override, one for each run of a sweep."""
     value: Any = override.value()
     given = value.list if isinstance(value, ChoiceSweep) else [value]
     return [getattr(one, "text", one) for one in given]  # of a quoted word its text
 
 
 def wrong(overrides: Sequence[Override], known: dict[str, list[str]]) -> str | None:
-    """One line about the first override of a group that cannot be had.
+    """One line about the first override of a group whose choice does not exist.
 
     Args:
         overrides: All of them, in order.
-        known: The names that there are, by group; empty for a dial, which is not a group.
+        known: The names that exist, by group; empty for a dial, which is not a group.
     """
     seen: dict[str, str] = {}
     for override in overrides:
@@ -150,6 +150,6 @@ def wrong(overrides: Sequence[Override], known: dict[str, list[str]]) -> str | N
 
 
 def near(name: str, options: Sequence[str]) -> str:
-    """The nearest names as a question; nothing if none is near."""
+    """The nearest names as a question; "" if none is near."""
     close = difflib.get_close_matches(name.rpartition("/")[2], options, 3, 0.5)
     return f", did you mean {' or '.join(close)}?" if close else ""

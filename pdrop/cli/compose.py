@@ -4,8 +4,8 @@
     method, schedule = choose("random", {"ratio": 0.3, "seed": 1})
     schedule(32)                                  # Schedule('8:0.3 16:0.09 24:0.027')
 
-The files of conf/ say what there is and its defaults; here are the types that they do not show. Light to import:
-what a configuration names is imported when it is made.
+The files of conf/ have the dials and their defaults; here are the types that they do not show. Light to import: the
+classes that a configuration names are imported when it is instantiated.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def choices(group: str) -> list[str]:
 
 
 def listed(group: str) -> str:
-    """The files of a folder of conf/ as --help lists them, in 80 columns: beside their dial, or below a heading."""
+    """The files of a folder of conf/ as --help lists them, in 80 columns: next to their dial, or below a heading."""
     indent = 2 if group == "experiments" else 14
     return ("\n" + " " * indent).join(textwrap.wrap(", ".join(choices(group)), 79 - indent))
 
 
 def default_device() -> str:
-    """Cuda where there is one."""
+    """Cuda if there is a GPU, otherwise the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,7 +62,7 @@ def default_device() -> str:
 
 @dataclass
 class ModelDials:
-    """A file of conf/model/; conf/checkpoint.yaml says what it leaves out."""
+    """A file of conf/model/; conf/checkpoint.yaml has the defaults of what it leaves out."""
 
     name: str = MISSING
     path: str = MISSING  # a folder, a hub id, or package://package.name/folder
@@ -95,7 +95,7 @@ class WorkersDials:
 
 @dataclass
 class RunDials(DroppingDials):
-    """Those of run.py that are not fields of RunSpec; which of the others there are, and their values, conf/ says."""
+    """The dials of run.py that are not fields of RunSpec; for the others, conf/ has names and defaults."""
 
     latency: Any = MISSING
     budget: str | None = MISSING
@@ -113,13 +113,13 @@ class RunDials(DroppingDials):
 
 
 def typed(own: type, file: str, model: type | None = None) -> type:
-    """`own` with a field for every other dial of a file of conf/: its type is that of RunSpec's field of this name."""
+    """`own` with a field for every other dial of a file of conf/; its type is that of RunSpec's field of this name."""
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF / file), resolve=False)
     hints, given = get_type_hints(RunSpec), get_type_hints(own)
     more: list[tuple[str, Any, Any]] = []
     for name in [name for name in values if name not in (*given, "defaults", "hydra")]:
         kind = str if get_origin(hints[name]) is Literal else hints[name]
-        open_to_null = values[name] is None and type(None) not in get_args(kind)  # null: another place says it
+        open_to_null = values[name] is None and type(None) not in get_args(kind)  # null: set elsewhere
         more.append((name, kind | None if open_to_null else kind, field(default=MISSING)))
     if model is not None:
         more.append(("model", model, field(default_factory=model)))
@@ -174,7 +174,7 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
     if part in PARTS:
         known = [other for other in cfg[part] or {} if other != "_target_"]
         if argument not in known:
-            raise ValueError(f"{name}: {file} has there {', '.join(known) or 'nothing'}")
+            raise ValueError(f"there is no {name}: {file} has {', '.join(known) or 'nothing to set'}")
     try:
         OmegaConf.update(cfg, name, value, merge=False)
     except ValidationError as error:
@@ -184,7 +184,7 @@ def _set(cfg: DictConfig, name: str, value: Any, file: str) -> None:
 
 
 def kind_of(name: str) -> str:
-    """What a dial takes, in words."""
+    """The kind of value that a dial takes, in words."""
     group, dot, argument = name.partition(".")
     hint = get_type_hints(OWN_TYPES.get(group, RunConfig)).get(argument if dot else name, str)
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
@@ -210,7 +210,7 @@ def settings(dials: Mapping[str, Any]) -> Settings:
     """The settings of a run with these dials: see `compose`.
 
     Raises:
-        ValueError: If something asked for cannot be had.
+        ValueError: If something that was asked for does not exist or does not fit.
     """
     return settings_of(*compose(dials))
 
@@ -224,10 +224,10 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
     Args:
         cfg: Of conf/run.yaml.
         name: The method's: the file that was chosen.
-        asked: Whether the model is to answer questions; None: if there are tasks.
+        asked: Whether the model is to answer questions; None: only if there are tasks.
 
     Raises:
-        ValueError: If something asked for cannot be had.
+        ValueError: If something that was asked for does not exist or does not fit.
     """
     from pdrop.runs.settings import resolve
     from pdrop.timing.protocol import TimingProtocol
@@ -245,20 +245,20 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
 
 
 def families(protocol: str) -> Any:
-    """What a protocol (a file of conf/protocols/) says, by family.
+    """The settings of a protocol (a file of conf/protocols/), by family.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If there is no protocol of this name.
     """
     check_word("protocol", protocol, choices("protocols"))
     return OmegaConf.to_object(OmegaConf.load(CONF / "protocols" / f"{protocol}.yaml"))
 
 
 def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedule]:
-    """What the dials of dropping say: the method's name, the method, and the schedule for a number of layers.
+    """The method's name, the method, and its schedule for a number of layers, from the dials of dropping.
 
     Args:
-        cfg: The composed configuration, whose dials a budget turns.
+        cfg: The composed configuration; a budget changes its dials.
         name: The method's: the file that was chosen.
     """
     from pdrop.methods.base import Method
@@ -278,10 +278,10 @@ def dropping(cfg: DictConfig, name: str) -> tuple[str, Method | None, MakeSchedu
 def schedule_of(
     cfg: DictConfig, num_layers: int, ratio: float | None = None, layers: Sequence[int] | None = None
 ) -> Any:
-    """The schedule of a configuration, for a decoder of that many layers; with these dials turned where they are given.
+    """The schedule of a configuration for a decoder of that many layers; dials given here replace its own.
 
     Raises:
-        ValueError: As the schedule says it.
+        ValueError: If the schedule refuses its arguments.
     """
     turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
     turned |= {} if layers is None else {"layers": list(layers)}
@@ -290,17 +290,17 @@ def schedule_of(
 
 
 def instantiate(node: Any, dial: str = "", wanted: type | None = None, **arguments: Any) -> Any:
-    """Build what a node with _target_ names; what its constructor refuses is the user's error, not Hydra's.
+    """Make the object of a node with _target_; if its constructor refuses, the message is for the user, not Hydra's.
 
     Args:
-        node: With its arguments: each is held against the constructor's type before it is called.
-        dial: What the command line calls the node.
-        wanted: What it must be.
-        arguments: Further ones.
+        node: Its arguments are checked against the constructor's types before the call.
+        dial: The node's name on the command line.
+        wanted: The class that the object must have.
+        arguments: More arguments.
 
     Raises:
-        ValueError: As the constructor says it; if there is no such constructor, it makes something else, or an argument
-            is of another kind.
+        ValueError: If the constructor refuses, does not exist or makes something else, or an argument is of another
+            kind.
     """
     node = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     try:
@@ -314,15 +314,15 @@ def instantiate(node: Any, dial: str = "", wanted: type | None = None, **argumen
         if isinstance(cause, (ValueError, TypeError)):
             raise ValueError(str(cause)) from error
         raise
-    except SystemExit as error:  # of a module that a method is imported from: the run must not end as if it were done
+    except SystemExit as error:  # by a module of a method: the run must not end as if it were done
         raise ValueError(f"{node['_target_']}: its code called sys.exit({error.code!r})") from error
 
 
 def check_arguments(node: Any, dial: str) -> None:
-    """Hold a node's arguments against the types that its constructor's signature gives them.
+    """Check a node's arguments against the types in its constructor's signature.
 
     Raises:
-        ValueError: Naming the first of another kind, or a _target_ that cannot be imported.
+        ValueError: If an argument is of another kind (the first is named), or _target_ cannot be imported.
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
@@ -340,7 +340,7 @@ def check_arguments(node: Any, dial: str) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a plain type; what is neither number, word nor list of such is left to its maker."""
+    """Whether a plain value is of a plain type; other types than numbers, words and lists of them are not checked."""
     if kinds := [kind for kind in get_args(hint) if get_origin(hint) in (Union, UnionType)]:
         return any(fits(value, kind) for kind in kinds)
     if hint is float:
@@ -356,7 +356,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def in_words(hint: Any, name: str) -> str:
-    """A type as a user would say it."""
+    """A type in words, for messages."""
     kinds = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
     words = [
         "null"
@@ -370,7 +370,7 @@ def in_words(hint: Any, name: str) -> str:
 
 
 def task_names(tasks: Any, folders: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of lmms-eval tasks: `tasks` is a set's name (conf/task_sets/), a task's name, or a list of both.
+    """Names of lmms-eval tasks from `tasks`: the name of a set (conf/task_sets/) or of a task, or a list of both.
 
     Raises:
         ValueError: If a name is unknown; close matches are named.

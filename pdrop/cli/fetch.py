@@ -3,7 +3,7 @@
     python -m pdrop fetch model=llava_1_5_7b tasks=paper            what is missing is downloaded
     python -m pdrop fetch model=llava_1_5_7b tasks=paper plan=true  only listed: here, or missing and how large
 
-The words are run.py's. huggingface_hub and datasets download, into their own caches (HF_HOME).
+The dials are run.py's. huggingface_hub and datasets download, into their own caches (HF_HOME).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")  # a repository's name
 
 
 def main(words: Sequence[str]) -> int:
-    """The command; its exit code: 0 if everything is here at the end (or, with plan=true, could be listed)."""
+    """The command; returns its exit code: 0 if everything is here at the end (with plan=true: could be listed)."""
     parser = argparse.ArgumentParser("python -m pdrop fetch", description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="as of run.py: python run.py --help")
     words = parser.parse_args(words).words
@@ -48,9 +48,19 @@ def main(words: Sequence[str]) -> int:
 
 
 def fetch(cfg: Any) -> int:
-    """List what a configuration needs, and bring what is missing."""
+    """List what a configuration needs, and download what is missing. Without a network, what is missing is only named:
+    the libraries would ask for each dataset six times."""
     failed = 0
     model, data = needed(cfg)
+    missing = [*([f"model {model}"] if model else []), *(f"data {one.called}" for one in data if not one.here())]
+    if missing and not online():
+        for what in [*([] if model else [f"model {cfg.model.path}"]), *(f"data {one.called}" for one in data)]:
+            if what not in missing:
+                say("here", what)
+        for what in missing:
+            say("missing", f"{what}: its size is known where there is a network")
+        sys.stderr.write("error: there is no network, so nothing can be downloaded\n")
+        return 1
     if model is None:
         say("here", f"model {cfg.model.path}")
     else:
@@ -69,20 +79,20 @@ def fetch(cfg: Any) -> int:
 
 
 def brought(what: str, size: Any, bring: Any, plan: bool) -> int:
-    """Say how large something missing is, and bring it; 1 if that cannot be done."""
+    """Say how large something missing is, and download it; 1 if that fails."""
     try:
         say("missing", f"{what}: {size()}")
         if not plan:
             bring()
             say("fetched", what)
         return 0
-    except Exception as error:  # of the libraries that download: whatever they raise, the rest can still be brought
+    except Exception as error:  # the libraries may raise anything; the rest can still be downloaded
         say("FAILED", f"{what}: {first_line(error)}")
         return 1
 
 
 def model_size(cfg: Any) -> str:
-    """What a download of the model would bring."""
+    """The size of the model's download, in words."""
     from huggingface_hub import snapshot_download
 
     found: Any = snapshot_download(
@@ -95,7 +105,7 @@ def model_size(cfg: Any) -> str:
 
 
 def data_size(one: TaskData) -> str:
-    """What a download of a dataset would bring, as its card says."""
+    """The size of a dataset's download according to its card, in words."""
     size = one.builder().info.download_size
     return "of unknown size" if size is None else gigabytes(size)
 
@@ -108,7 +118,7 @@ def gigabytes(size: float) -> str:
 
 
 def needed(cfg: Any) -> tuple[str | None, list[TaskData]]:
-    """What a run needs from the Hub: the model, None where it is here or no name of the Hub; the data of its tasks."""
+    """What a run needs from the Hub: the model (None if it is here, or not on the Hub), and the data of its tasks."""
     given: Any = OmegaConf.to_container(cfg.tasks) if OmegaConf.is_config(cfg.tasks) else cfg.tasks
     folders = list(cfg.task_folders)
     tasks, path = task_names(given, folders), str(cfg.model.path)
@@ -118,10 +128,10 @@ def needed(cfg: Any) -> tuple[str | None, list[TaskData]]:
 
 
 def refuse_missing(cfg: Any) -> None:
-    """Where there is no network, name at once all that a run lacks, before anything is loaded.
+    """Without a network, name everything that a run lacks before anything is loaded.
 
     Raises:
-        ValueError: With the command that brings it.
+        ValueError: If something is missing; with the command that downloads it.
     """
     model, data = needed(cfg)
     missing = [
@@ -134,13 +144,13 @@ def refuse_missing(cfg: Any) -> None:
         words = [called] if model else []
         words += [f"tasks=[{','.join(dict.fromkeys(task for one in data for task in one.tasks))}]"] if data else []
         raise ValueError(
-            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here; where "
-            f"there is one: python -m pdrop fetch {' '.join(words)}"
+            f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing here; "
+            f"on a machine with one: python -m pdrop fetch {' '.join(words)}"
         )
 
 
 def online() -> bool:
-    """Whether the Hub can be reached, and may be."""
+    """Whether the Hub may be asked, and answers."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -157,3 +167,7 @@ def say(state: str, what: str) -> None:
     """A line of the list."""
     sys.stdout.write(printable(f"{state:8s} {what}") + "\n")
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

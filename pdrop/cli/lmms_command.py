@@ -1,4 +1,4 @@
-"""What `--model pdrop --model_args ...` of lmms-eval's own command line means: what the same words mean to run.py.
+"""`--model pdrop --model_args ...` on lmms-eval's own command line: the same words mean the same as to run.py.
 
     python -m lmms_eval --model pdrop --tasks pope --batch_size 8 --model_args \\
         pretrained=llava-hf/llava-1.5-7b-hf,method=pyramiddrop,stages=4,ratio=0.5,prompt=vicuna_v1,image_mode=pad
@@ -7,15 +7,15 @@
     method          a file of conf/method/: none, pyramiddrop, fastv, random, ... (as in conf/run.yaml)
     stages, ratio, layers, positions, twin, seed    run.py's dials; layers=[8,16,24]
     schedule.budget=192, method.recycle=0, ...  parts of the method's file
-    dtype, device, prompt, ...                  run.py's dials of asking, and conf/checkpoint.yaml's by their own name
+    dtype, device, prompt, ...                  run.py's dials of how it is asked, and conf/checkpoint.yaml's by name
 
-Where nothing is given, conf/run.yaml's defaults hold; the device is cuda where there is one. Nothing is stored between
-calls: `run.py` does that. Scores are lmms-eval's: boxes are asked for in the family's words, but ACC@0.5 of
-refcoco_rec_* takes the family's frame, which lmms-eval does not see; run.py has it.
+Defaults are those of conf/run.yaml; the device is cuda if there is a GPU. Unlike run.py, it stores nothing between
+calls. Scores are lmms-eval's: boxes are asked for in the family's words, but ACC@0.5 of refcoco_rec_* also needs the
+family's coordinate frame, which only run.py applies.
 
 Under `accelerate launch --num_processes 8 -m lmms_eval --model pdrop ...` each process answers its share of the
-documents on a device of its own, and lmms-eval gathers the scores. Batches are then made within a share: their company
-differs from one process's, and in 16 bits so may a few answers; run.py's `workers=8` has no such difference.
+documents on its own device, and lmms-eval gathers the scores. Batches are then made within a share: questions have
+other neighbours than in one process, so in 16 bits a few answers may differ; with run.py's `workers=8` none does.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ OTHERS &= {field.name for field in fields(RunSpec)} - {*DROPPING, *PARTS, "model
 
 
 def from_arguments(pretrained: str = "package://pdrop.embedded/model", **arguments: Any) -> Generator:
-    """What answers questions as the arguments say.
+    """Make the generator that the arguments describe.
 
     Args:
         pretrained: The checkpoint.
-        arguments: Of the module's list, as lmms-eval has parsed them: numbers, or text.
+        arguments: Those listed in the module's docstring, as lmms-eval has parsed them: numbers, or text.
 
     Raises:
-        ValueError: For unknown arguments, methods and values, before anything is loaded; and what loading refuses.
+        ValueError: For unknown arguments, methods and values, before anything is loaded; or if loading refuses.
     """
-    arguments.pop("max_batch_size", None)  # lmms-eval's own, for a search that no batch of ours needs
+    arguments.pop("max_batch_size", None)  # lmms-eval's own, for its search for a batch size, which is not needed here
     known = (*DROPPING, *sorted(OTHERS))
     if unknown := [name for name in arguments if name not in known and name.split(".")[0] not in PARTS]:
         names = ", ".join(("pretrained", *known, *(f"{part}.*" for part in PARTS)))
@@ -90,15 +90,15 @@ def __getattr__(name: str) -> Any:
 
 
 def uncut(question: Question) -> Question:
-    """The question without the "\\n\\n" that lmms-eval fills in as an answer's end where a task's file names none; its
-    own models pass over it, too."""
+    """The question without the "\\n\\n" that lmms-eval adds as an answer's end if a task's file names none; its own
+    models ignore it, too."""
     if question.arguments.get("until") != ["\n\n"]:
         return question
     return replace(question, arguments={name: value for name, value in question.arguments.items() if name != "until"})
 
 
 def in_own_words(questions: Sequence[Question], family: str) -> list[Question]:
-    """The questions as run.py asks them: not cut, and for boxes in the words of the model's family.
+    """The questions as run.py asks them: without that end, and for boxes in the words of the model's family.
 
     Raises:
         ValueError: If a task asks for boxes, and how this family is asked is not known.
@@ -113,7 +113,7 @@ def command_adapter() -> type:
     from accelerate import Accelerator
 
     class PdropModel(adapter()):  # type: ignore[misc]
-        """Answers as the arguments say; one of several processes answers its share."""
+        """Answers questions as the arguments say; one of several processes answers its share."""
 
         def __init__(self, **arguments: Any) -> None:
             generator = from_arguments(**arguments)

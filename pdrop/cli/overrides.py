@@ -1,6 +1,6 @@
-"""Overrides of the command line, tried before Hydra composes anything: one line where it prints seven, or a traceback.
+"""Checks the command line's overrides before Hydra composes: one line where Hydra prints seven, or a traceback.
 
-Which files are chosen has been looked at before (pdrop/cli/choices.py); here are the parts and values of dials.
+The files that are chosen have been checked before (pdrop/cli/choices.py); here are the parts and values of dials.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ WITH_VALUE: tuple[str, ...] = (
 )
 WITH_VALUE += ("--experimental-rerun", "--info", "-i")
 LISTS = ("tasks", "task_folders", "layers")  # dials that take several values at once
-OF_PARTS = ("schedule",)  # settings that the method's file makes of parts, not dials of one value
+OF_PARTS = ("schedule",)  # settings that the method's file composes of parts, not dials with one value
 
 
 def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
-    """One line about a word that is no override, a part that a file has not, or a value of another kind; else None.
+    """One line about a word that is not an override, an unknown part, or a value of another kind; otherwise None.
 
     Args:
-        arguments: The command line's, without the program's name. Of a sweep every value is looked at.
+        arguments: The command line's, without the program's name. Every value of a sweep is checked.
         conf: Hydra's configuration folder.
         config: The command's file in it, without .yaml.
     """
@@ -50,10 +50,10 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         overrides = [one for word in words(arguments) for one in OverridesParser.create().parse_overrides([word])]
     except OverrideParseException as error:
         broken = next((word for word in words(arguments) if not parses(word)), "")
-        return f"{broken!r} is no dial: write name=value ({first_line(error)})"
+        return f"{broken!r} is not a dial: write name=value ({first_line(error)})"
     if (wrong := several(arguments, overrides) or no_switch(overrides) or of_parts(overrides)) is not None:
         return wrong
-    if any(searched(arguments, overrides)):  # other folders may hold other types: Hydra says it
+    if not overrides or any(searched(arguments, overrides)):  # other folders may have other types: left to Hydra
         return None
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         try:
@@ -72,7 +72,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
 
 def several(arguments: Sequence[str], overrides: Sequence[Override]) -> str | None:
-    """One line about several values where one run is asked for; an experiment's file may make it a sweep."""
+    """One line about several values without -m; an experiment's file may make the command a sweep."""
     if {"-m", "--multirun"} & set(arguments) or any(
         one.key_or_group in ("experiments", "hydra.mode") for one in overrides
     ):
@@ -86,7 +86,7 @@ def several(arguments: Sequence[str], overrides: Sequence[Override]) -> str | No
 
 
 def no_switch(overrides: Sequence[Override]) -> str | None:
-    """One line about a number for what is true or false: 5 would be true."""
+    """One line about a number for a dial that is true or false: 5 would be true."""
     for override in overrides:
         name = override.key_or_group
         if override.is_delete() or "." in name or kind_of(name) != KINDS[bool]:
@@ -110,13 +110,13 @@ def of_parts(overrides: Sequence[Override]) -> str | None:
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with options in front: after an override, argparse takes no more of them."""
+    """The arguments with options first: argparse accepts none after an override."""
     given = list(words(arguments))
     return [*(word for word in arguments if word not in given), *given]
 
 
 def one_by_one(overrides: Sequence[Override], config: str) -> str | None:
-    """The first override that cannot be composed, in words."""
+    """One line about the first override that cannot be composed."""
     taken: list[str] = []
     cfg = hydra.compose(config)
     for override in sorted(overrides, key=lambda one: "." in one.key_or_group):  # files before their parts
@@ -129,14 +129,14 @@ def one_by_one(overrides: Sequence[Override], config: str) -> str | None:
 
 
 def words(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments that should be overrides: neither options nor their values."""
+    """The arguments that should be overrides: neither options nor values of options."""
     for place, word in enumerate(arguments):
         if not word.startswith("-") and (place == 0 or arguments[place - 1] not in WITH_VALUE):
             yield word
 
 
 def parses(word: str) -> bool:
-    """Whether it is an override."""
+    """Whether Hydra can read it as an override."""
     try:
         OverridesParser.create().parse_overrides([word])
     except OverrideParseException:
@@ -145,7 +145,7 @@ def parses(word: str) -> bool:
 
 
 def first_of(override: Override) -> list[str]:
-    """An override as the first run of a sweep has it."""
+    """An override with its value in the first run of a sweep."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if isinstance(override.value(), Glob):
@@ -154,7 +154,7 @@ def first_of(override: Override) -> list[str]:
 
 
 def told(override: Override, given: str, cfg: DictConfig, error: Exception) -> str:
-    """What is wrong with an override, in one line."""
+    """One line that says what is wrong with an override."""
     name = override.key_or_group
     node: Any = cfg
     for part in name.split("."):
@@ -172,7 +172,7 @@ def told(override: Override, given: str, cfg: DictConfig, error: Exception) -> s
 
 
 def other_kind(cfg: DictConfig, override: Override) -> str | None:
-    """One line about the first value of a sweep that its dial cannot have."""
+    """One line about the first value of a sweep that is of another kind than its dial."""
     name = override.key_or_group
     if not override.is_choice_sweep() or isinstance(OmegaConf.select(cfg, name), DictConfig):
         return None
@@ -187,12 +187,12 @@ def other_kind(cfg: DictConfig, override: Override) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line that an error says."""
+    """The first line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def shown(arguments: Sequence[str]) -> list[str]:
-    """The command line; of a sweep whose configuration is asked for (--cfg), which Hydra refuses, its first run's."""
+    """The command line; for --cfg with a sweep, which Hydra refuses, that of the sweep's first run."""
     if not any(word.split("=")[0] in CFG for word in arguments):
         return list(arguments)
     given = list(words(arguments))

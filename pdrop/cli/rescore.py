@@ -1,4 +1,4 @@
-"""The command that scores stored answers anew: python -m pdrop rescore.
+"""The command that scores stored answers again: python -m pdrop rescore.
 
 python -m pdrop rescore                       every finished run of results/ whose answers are there
 python -m pdrop rescore 3f2a 91bc --check     two runs, by the beginning of their ids; only say what would change
@@ -80,3 +80,7 @@ def shown(value: float | None) -> str:
 def told(message: str) -> int:
     sys.stderr.write(printable(message) + "\n")
     return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -34,25 +34,26 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from pdrop.announcements import Announcement, alive, announced
 from pdrop.cli.compose import CONF, settings_of
 from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
 from pdrop.names import printable
 from pdrop.pace import duration
-from pdrop.runs import plan, remembered
+from pdrop.runs import cards, plan, remembered
 from pdrop.runs.fleet import SWEEP, SweepPosition
 from pdrop.runs.plan import Planned
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
-from pdrop.store import Announcement, announced, holder, in_words, state, where
+from pdrop.store import holder, in_words, state, where
 from pdrop.store import noted as noted_by
 
 log = logging.getLogger("pdrop")
 
-ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which
-# dials that say where it is stored, how it is held, who answers and how; no number follows from them
+ASIDE = ("plan", "retry")  # dials that say what to do with runs, not which runs
+# dials that say where a run is stored, how it is locked, which processes answer; no number depends on them
 NOT_THE_RUN = ("results", "locks", "workers", "prefetch", "picture_cache")
-BASIC = "BasicLauncher"  # Hydra's own, which does one job after the other in this process
+BASIC = "BasicLauncher"  # Hydra's own, which does one job after another in this process
 MEASURED = "prefill_ms"  # a budget that is met by timing
 # whether a job waits for a process that does the same run
 WAITS: ContextVar[bool] = ContextVar("waits", default=True)
@@ -68,8 +69,7 @@ def dials_given(words: Sequence[str]) -> list[str]:
 
 
 def for_the_record(words: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: a store may be moved, and who answers, and how, changes nothing; sweeps
-    escape colons, where single runs do not."""
+    """The overrides that say which run it is: without NOT_THE_RUN and ASIDE, and without a sweep's escaped colons."""
     given = [(word, dial.split(".")[0]) for word, dial in zip(words, dials_given(words))]
     kept = [word for word, dial in given if dial not in (*NOT_THE_RUN, *ASIDE)]
     return [word.replace("\\:", ":") for word in kept]
@@ -83,7 +83,7 @@ def resolve(cfg: DictConfig, hydra: Any) -> Settings:
         hydra: Hydra's own.
 
     Raises:
-        ValueError: If something asked for cannot be had.
+        ValueError: If something that was asked for does not exist or does not fit.
     """
     words = list(hydra.overrides.task)
     if cfg.retry not in (None, "failed"):
@@ -98,13 +98,13 @@ def resolve(cfg: DictConfig, hydra: Any) -> Settings:
 
 
 def known(hydra: Any) -> Known | None:
-    """What the words of a job were resolved to before, if nothing has changed since."""
+    """What the overrides of a job were resolved to before, if nothing has changed since."""
     asked = memorable(list(hydra.overrides.task), hydra)
     return None if asked is None else remembered.recall(asked, CONF)
 
 
 def memorable(words: Sequence[str], hydra: Any) -> list[str] | None:
-    """The words that mean a run; None where what they mean depends on more than themselves and conf/."""
+    """The overrides that determine a run; None if it depends on more than these and conf/."""
     if any("${" in word or dial == "force" for word, dial in zip(words, dials_given(words))):
         return None
     if any(one.path and one.provider not in ("hydra", "main", "schema") for one in hydra.runtime.config_sources):
@@ -113,7 +113,7 @@ def memorable(words: Sequence[str], hydra: Any) -> list[str] | None:
 
 
 def follows(cfg: DictConfig, settings: Settings) -> bool:
-    """Whether settings follow from words and files alone: nothing is measured, and no unknown code makes a part."""
+    """Whether settings follow from overrides and files only: nothing is measured, and no unknown code makes a part."""
     if str(cfg.budget).startswith(MEASURED):
         return False
     parts = [] if settings.method is None else settings.method.parts
@@ -126,12 +126,12 @@ def follows(cfg: DictConfig, settings: Settings) -> bool:
 
 
 def is_ours(hydra: Any) -> bool:
-    """Whether `Sweep` does the sweep: not where another sweeper looks for the best run."""
+    """Whether `Sweep` does the sweep: not if another sweeper looks for the best run."""
     return bool(hydra.sweeper._target_ == f"{BasicSweeper.__module__}.{BasicSweeper.__name__}")
 
 
 class Sweep(Callback):
-    """Takes over where Hydra's own sweeper would start: looks at the store before, and says what came of it after."""
+    """Does the sweep in place of Hydra's own sweeper: reads the store first, and prints a summary at the end."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Do what is not done yet, and exit: with 1 if something failed or was refused."""
@@ -145,12 +145,12 @@ class Sweep(Callback):
             log.debug("%s", traceback.format_exc())
             told = in_words(error, "results") if isinstance(error, OSError) else first_line(error)
             sys.exit(f"error: {printable(told)}")
-        except Exception:  # Hydra would warn, and start the sweep once more
+        except Exception:  # Hydra would warn, and start the sweep again
             traceback.print_exc()
             sys.exit(1)
 
     def sweep(self) -> int:
-        """Do what is asked; the exit code."""
+        """Do the sweep; returns the exit code."""
         planned = self.planned()
         plan.estimate(planned)
         if self.config.plan:
@@ -164,7 +164,7 @@ class Sweep(Callback):
         return self.do(planned)
 
     def do(self, planned: Sequence[Planned]) -> int:
-        """Do the runs that are not done; the exit code."""
+        """Do the runs that are not done; returns the exit code."""
         from pdrop.runs.run import finished
 
         before = [one for one in planned if one.state == "done"]
@@ -187,7 +187,7 @@ class Sweep(Callback):
         return 1 if failed else 0
 
     def jobs(self) -> list[list[str]]:
-        """The overrides of each job: of the product, or of the store's runs that are to be done again."""
+        """The overrides of each job: of the product, or of the stored runs that are to be done again."""
         config, arguments = self.config, list(self.config.hydra.overrides.task)
         if config.retry is not None and alone(arguments):
             return again(Path(config.results), config.experiment, arguments)
@@ -196,7 +196,7 @@ class Sweep(Callback):
         return [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
     def planned(self) -> list[Planned]:
-        """The different runs of the jobs, called by the overrides in which they differ."""
+        """The different runs of the jobs, labelled with the overrides in which they differ."""
         jobs = self.jobs()
         same = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
         runs = plan.different(self.job(words) for words in jobs)
@@ -205,7 +205,7 @@ class Sweep(Callback):
         return runs
 
     def job(self, words: Sequence[str]) -> Planned:
-        """A job as a run: as remembered, or composed and resolved."""
+        """The run of a job: as remembered, or composed and resolved."""
         found = Planned(tuple(words))
         try:
             asked = memorable(words, self.config.hydra)
@@ -228,7 +228,7 @@ class Sweep(Callback):
     def launched(
         self, rest: Sequence[Planned], before: int, notes: Sequence[Announcement]
     ) -> Iterator[tuple[Planned, str | None]]:
-        """Each run with what went wrong, or None: one after the other here, or as the launcher has it."""
+        """Yield each run and its failure, or None; one after another here, or as the launcher does it."""
         from pdrop.runs.run import RunHeld
 
         context = HydraContext(self.loader, Callbacks(self.config))
@@ -236,13 +236,14 @@ class Sweep(Callback):
             hydra_context=context, task_function=task(), config=self.config
         )
         size = self.config.hydra.sweeper.max_batch_size or max(1, len(rest))
-        if type(launcher).__name__ != BASIC:  # Hydra imports its plugins anew: they are other classes
+        if type(launcher).__name__ != BASIC:  # Hydra imports its plugins again: they are other classes
+            cards.offer()
             for at in range(0, len(rest), size):
                 part = rest[at : at + size]
                 returned = launcher.launch([list(one.words) for one in part], initial_job_idx=at)
                 yield from ((one, failure(job)) for one, job in zip(part, returned))
             return
-        # it says of each job that it launches one
+        # it logs each launch of one job
         logging.getLogger(type(launcher).__module__).setLevel(logging.WARNING)
         whole, waiting, held = before + len(rest), deque(rest), 0
         while waiting:
@@ -253,7 +254,7 @@ class Sweep(Callback):
                 note.tell(run=place.number, whole=whole, left=place.seconds, at=time.time())
             one = waiting.popleft()
             say([f"{place}: {one.label}"])
-            # what another process does at the moment is looked at again when the others are done, and then waited for
+            # runs that another process is doing are tried again when the others are done, and then waited for
             patience, before_it = WAITS.set(held > len(waiting)), SWEEP.set(place)
             (job,) = launcher.launch([list(one.words)], initial_job_idx=number)
             WAITS.reset(patience)
@@ -269,17 +270,17 @@ class Sweep(Callback):
 
 
 def task() -> Any:
-    """What each job does; at hand only when a sweep starts, for it needs this module."""
+    """The function of each job; imported when a sweep starts, since its module needs this one."""
     from pdrop.cli.run import job
 
     return job.__wrapped__
 
 
 def failure(job: JobReturn) -> str | None:
-    """What a job failed of, in a line; None if it is done. What is no refusal of ours is shown in full."""
+    """Why a job failed, in a line; None if it is done. Errors other than our own refusals are shown in full."""
     if job.status == JobStatus.COMPLETED:
         return None
-    error = job._return_value  # asking for `return_value` prints the overrides and raises
+    error = job._return_value  # reading `return_value` prints the overrides and raises
     if not isinstance(error, RunError):
         traceback.print_exception(error)
         return f"{type(error).__name__}: {error}"
@@ -287,7 +288,7 @@ def failure(job: JobReturn) -> str | None:
 
 
 def record_of(run: Settings | Known) -> Any:
-    """The store's record of a run; None where there is none.
+    """The stored record of a run; None if there is none.
 
     Raises:
         ValueError: If it cannot be read.
@@ -298,12 +299,12 @@ def record_of(run: Settings | Known) -> Any:
 
 
 def alone(arguments: Sequence[str]) -> bool:
-    """Whether no run is named: then retry=failed is about the store's."""
+    """Whether no run is named: then retry=failed means all failed runs of the store."""
     return {dial.split(".")[0] for dial in dials_given(arguments)} <= {"experiment", "hydra", *NOT_THE_RUN, *ASIDE}
 
 
 def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of the store's failed and stopped runs, of an experiment or of all.
+    """The overrides of the store's failed and stopped runs, of one experiment or of all.
 
     Raises:
         ValueError: If a record cannot be read.
@@ -322,7 +323,7 @@ def again(results: Path, experiment: str | None, arguments: Sequence[str]) -> li
 
 @contextmanager
 def noted(rest: Sequence[Planned]) -> Iterator[list[Announcement]]:
-    """While a sweep lasts, its store says what it is still to do: python -m analysis status. A kill leaves the note."""
+    """Note in the store what a sweep has still to do, for python -m analysis status. A kill leaves the note."""
     runs = {one.run.spec.folder: [one.label or "one run"] for one in rest if one.run is not None}
     stores = {one.run.results for one in rest if one.run is not None}
     name = sha256(json.dumps(sorted(runs)).encode()).hexdigest()[:12]
@@ -330,8 +331,8 @@ def noted(rest: Sequence[Planned]) -> Iterator[list[Announcement]]:
     with ExitStack() as held:
         notes = []
         for path in paths:
-            for old in path.parent.glob(f"{name}*.json"):  # of a start that was killed; others may share the work
-                if holder(old.parent, old.name, old.name) is None:
+            for old in path.parent.glob(f"{name}*.json"):  # left by a start that was killed; others may share the work
+                if not alive(old):
                     old.unlink(missing_ok=True)
             notes.append(held.enter_context(announced(path, {"runs": runs})))
         yield notes
@@ -340,13 +341,13 @@ def noted(rest: Sequence[Planned]) -> Iterator[list[Announcement]]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove the notes of sweeps that were killed and have been finished since."""
+    """Remove the notes of killed sweeps whose runs have been finished since."""
     for path in folder.glob("*.json"):
         runs = noted_by(path).get("runs")
         left = not isinstance(runs, dict) or not all(
             (folder.parent / "runs" / name / "record.json").is_file() for name in runs
         )
-        if not left and holder(folder, path.name, path.name) is None:
+        if not left and not alive(path):
             path.unlink(missing_ok=True)
 
 
@@ -357,7 +358,7 @@ def summary(
     failed: Sequence[tuple[Planned, str]],
     seconds: float,
 ) -> Iterator[str]:
-    """What came of a sweep: counts, the failures with what they failed of, and how to get the table."""
+    """The end of a sweep in words: counts, the failures with their reasons, and how to get the table."""
     left = len(planned) - len(before) - len(done) - len(failed)
     parts = [f"{len(done)} done in {duration(seconds)}", f"{len(before)} done before"]
     refused = sum(one.error is not None for one, _ in failed)

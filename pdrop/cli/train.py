@@ -18,7 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
 from pdrop.cli.run import called, stop
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from pdrop.training.settings import TrainingSettings
 
 log = logging.getLogger("pdrop")
+
+# dials that only the user can set, and how
+NEEDED = {
+    "train.data": "train.data=FILE, conversations in LLaVA's format (docs/training.md)",
+    "model.name": "model=folder takes model.name=NAME model.path=FOLDER",
+    "model.path": "model=folder takes model.name=NAME model.path=FOLDER",
+}
 
 
 @dataclass
@@ -42,7 +49,7 @@ class RatesConfig:
 
 @dataclass
 class StartConfig:
-    """Where parts of the model come from, instead of the checkpoint: see pdrop/training/start.py."""
+    """Where parts of the model come from if not from the checkpoint: see pdrop/training/start.py."""
 
     language_model: str | None = None
     vision_tower: str | None = None
@@ -59,7 +66,7 @@ class RecipeConfig:
     format: str = "chat"  # vicuna_v1 | plain | chat
     image_mode: str | None = None  # crop | pad; default: the model's
     max_length: int = 2048  # tokens of a record
-    overlong: str = "stop"  # or skip: a record whose images do not fit into max_length
+    overlong: str = "stop"  # or skip: for a record whose images do not fit into max_length
     steps: int | None = None  # optimizer steps; default: epochs
     epochs: float = 1.0
     batch_size: int = MISSING  # records per step, over all devices
@@ -70,7 +77,7 @@ class RecipeConfig:
     warmup: float = 0.03  # share of the steps, or a number of them
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    grouped: bool = True  # batches of one modality and like lengths
+    grouped: bool = True  # batches of one modality and similar lengths
     lora: Any = None  # {r: 128, alpha: 256, dropout: 0.05}
     start: StartConfig = field(default_factory=StartConfig)
     gradient_checkpointing: bool = False
@@ -79,7 +86,7 @@ class RecipeConfig:
     save_steps: int = 500
     log_steps: int = 1
     workers: int = 0
-    args: dict[str, Any] = field(default_factory=dict)  # anything else of transformers' TrainingArguments
+    args: dict[str, Any] = field(default_factory=dict)  # other arguments of transformers' TrainingArguments
 
 
 @dataclass
@@ -92,7 +99,7 @@ class ParallelConfig:
 
 @dataclass
 class TrainDials(DroppingDials):
-    """Those of train.py that are not fields of RunSpec; conf/train.yaml holds their values."""
+    """The dials of train.py that are not fields of RunSpec; conf/train.yaml has their defaults."""
 
     train: RecipeConfig = field(default_factory=RecipeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -106,7 +113,7 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: Any) -> float | None:
-    """One training. Returns its final loss, for sweepers that optimise; `stop`s if it fails."""
+    """Do one training. Returns its final loss, for sweepers that optimise; `stop`s if it fails."""
     from pdrop.training.job import train
     from pdrop.training.loop import TrainingFailed
 
@@ -115,6 +122,8 @@ def job(cfg: Any) -> float | None:
         name = HydraConfig.get().runtime.choices["method"]
         overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("output=")]
         return train(settings(config), *dropping(cfg, name), overrides).final_loss
+    except MissingMandatoryValue as error:
+        stop(f"{error.full_key} has no value and needs one: {NEEDED.get(str(error.full_key), f'{error.full_key}=...')}")
     except OmegaConfBaseException as error:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:
@@ -123,10 +132,10 @@ def job(cfg: Any) -> float | None:
 
 
 def checked(config: Any) -> str:
-    """Refuse what no training can be made of; returns the kind of device.
+    """Refuse settings that cannot be trained with; returns the kind of device.
 
     Raises:
-        ValueError: Naming the dial.
+        ValueError: If one is refused: names the dial.
     """
     from pdrop.models.checkpoint import check_weights
     from pdrop.training.parts import Lora
@@ -158,7 +167,7 @@ def settings(config: Any) -> TrainingSettings:
     """The configuration as plain, resolved settings.
 
     Raises:
-        ValueError: If a value is not one of its dial's.
+        ValueError: If a dial cannot have its value.
     """
     from pdrop.models import attention
     from pdrop.training.parts import Lora, resolve
@@ -212,10 +221,10 @@ def settings(config: Any) -> TrainingSettings:
 
 
 def checked_device(config: Any) -> str:
-    """The device to train on; with it, the dials that would fail only after the model is loaded are looked at.
+    """The device to train on; also checks the dials that would fail only after the model is loaded.
 
     Raises:
-        ValueError: Naming the dial and what it takes.
+        ValueError: If one is refused: names the dial and what it takes.
     """
     from pdrop.models.checkpoint import check_device
 
@@ -228,17 +237,17 @@ def checked_device(config: Any) -> str:
         raise ValueError(f"output is the folder of the trainings, not {config.output!r}")
     if "resume_from_checkpoint" in config.train.args:
         raise ValueError(
-            "train.args.resume_from_checkpoint is not read: the same command goes on from its own last checkpoint; "
+            "train.args.resume_from_checkpoint is not read: the same command resumes from its own last checkpoint; "
             "another one's weights are model=folder model.path=..."
         )
     return str(device)
 
 
 def main() -> None:
-    # TrainingArguments has no list here: any of its names may be added
+    # TrainingArguments' names are not listed here: any of them may be added
     sys.argv[1:] = [f"++{a}" if a.startswith("train.args.") else a for a in sys.argv[1:]]
     again = "the same command without force=true" if "force=true" in sys.argv else "the same command"
-    called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} goes on from the last checkpoint")
+    called(job, [*(f.name for f in fields(TrainConfig)), "hydra"], f"{again} resumes from the last checkpoint")
 
 
 if __name__ == "__main__":

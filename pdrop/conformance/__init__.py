@@ -5,8 +5,8 @@
     python -m pdrop.conformance my_package.my_module.MyMethod
 
 A method gets all checks without writing a test. It is compared with an independent oracle that masks tokens instead of
-removing them (oracle.py), with its own results for single prompts, and with what it declares: its positions, its
-numbers, its cost. broken.py has methods and engines with faults seen in public code; each must be caught (faults.py).
+removing them (oracle.py), with its own results for single prompts, and with what it declares: positions, numbers of
+tokens, cost. broken.py has methods and engines with faults seen in public code; each must be caught (faults.py).
 
 From Python:
 

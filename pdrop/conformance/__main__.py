@@ -1,7 +1,7 @@
 """python -m pdrop.conformance METHOD [dial=value ...]: all checks of a method, one per line. Exit code 1 if one fails.
 
 METHOD is a file of conf/method/, with run.py's dials (ratio=0.25, positions=original, twin=true, schedule.budget=64),
-or the dotted name of a class, which is made without arguments and gets a schedule of the kind that it takes.
+or the dotted name of a class, which is made without arguments and gets a schedule of a kind that it accepts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pdrop.schedule import Schedule, Stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, make the checks, print the results; the exit code."""
+    """Parse the command line, make the checks, print the results; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pdrop.conformance", description=__doc__, formatter_class=CommandHelp
     )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def line(name: str, found: Sequence[Result]) -> str:
-    """One check in words: on how many models, and what went wrong where."""
+    """One check in words: on how many models, and what failed on which."""
     by_outcome: dict[str, list[Result]] = defaultdict(list)
     for result in found:
         by_outcome[result.outcome].append(result)
@@ -79,7 +79,7 @@ def line(name: str, found: Sequence[Result]) -> str:
 
 
 def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
-    """What a name and dials stand for.
+    """The method that a name and dials describe.
 
     Raises:
         ValueError: If there is no such method, or it drops nothing.
@@ -107,7 +107,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
 
 
 def read(dial: str, value: str) -> Any:
-    """What a dial is set to.
+    """The value of a dial.
 
     Raises:
         ValueError: If it cannot be read.
@@ -119,7 +119,7 @@ def read(dial: str, value: str) -> Any:
 
 
 def usual(method: Method) -> Schedule:
-    """Two boundaries, a half and a quarter; one, or adaptive ones, for methods that take such."""
+    """Two boundaries, a half and a quarter; for methods that take one, or adaptive ones, such a schedule."""
     if method.adaptive:
         return Schedule((Stage(2, adaptive=True), Stage(4, adaptive=True)))
     return Schedule((Stage(2, 0.5),) if method.one_boundary else (Stage(2, 0.5), Stage(4, 0.25)))

@@ -1,4 +1,4 @@
-"""Ragged batches that the engine and its methods are tried on, greedy decoding, and a model's picture.
+"""Ragged batches for checks of the engine and its methods, greedy decoding, and a snapshot of a model.
 
 batch = batch_of("llava", model, RAGGED, side="right")
 """
@@ -17,7 +17,7 @@ from pdrop.conformance.prompts import collate, sample
 RAGGED = ((3, 5), (2, 4, 6), (7,), (6, 2))  # prompts with one image, two, none, one
 ONE = ((3, 5),)
 FLOAT = {"sdpa": torch.float64, "eager": torch.float32}  # transformers' eager mask is NaN on padded float64 rows
-TOLERANCE = {"sdpa": 5e-5, "eager": 2e-3}  # of logits of standard deviation 1.4, against the float64 oracle
+TOLERANCE = {"sdpa": 5e-5, "eager": 2e-3}  # for logits of standard deviation 1.4, against the float64 oracle
 
 
 def batch_of(family: str, model: Any, rows: tuple[tuple[int, ...], ...], side: str = "left") -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ GREEDY: dict[str, Any] = dict(
 
 
 def prolong(batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """The batch with everything that was generated appended, for one forward over all of it."""
+    """The batch with all generated tokens appended, for one forward over both."""
     extra = ids.shape[1] - batch["input_ids"].shape[1]
     mask = pad(batch["attention_mask"], (0, extra), value=1)
     longer = dict(batch, input_ids=ids, attention_mask=mask)
@@ -63,7 +63,7 @@ HOOK_TABLES = [
 
 
 def picture(model: Any) -> Any:
-    """Everything of a model that an attachment could leave a trace on; `rope_deltas` is Qwen's own memory of a call."""
+    """All of a model's state that an attachment could change; `rope_deltas` is what Qwen's models keep of a call."""
     modules = [
         (
             name,

@@ -29,8 +29,8 @@ from pdrop.engine.early import returned_cache
 from pdrop.methods.base import Method
 from pdrop.schedule import Schedule, Stage
 
-STEP = 2e-5  # of a weight, along a random direction
-NOISE = 2e-6  # of a loss: norms and rotary embeddings are computed in float32
+STEP = 2e-5  # step of a weight along a random direction
+NOISE = 2e-6  # tolerance of a loss: norms and rotary embeddings are computed in float32
 
 
 @no_grad
@@ -51,7 +51,7 @@ def identity(subject: Subject, family: str, backend: str) -> None:
 
 
 def answered(batch: dict[str, Tensor], new: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The left-padded batch with `new` tokens after each prompt, and labels on these: the prompt's end ranks."""
+    """The left-padded batch with `new` tokens after each prompt, labelled: so the end of the prompt ranks."""
     ids = torch.arange(20, 20 + new).expand(len(batch["input_ids"]), -1)
     whole = prolong(batch, torch.cat([batch["input_ids"], ids], 1))
     labels = torch.full_like(whole["input_ids"], -100)
@@ -60,7 +60,7 @@ def answered(batch: dict[str, Tensor], new: int) -> tuple[dict[str, Tensor], Ten
 
 
 def numbered(family: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the position ids that `generate` makes: without them a forward counts padding, as transformers has it."""
+    """The batch with the position ids that `generate` makes: without them, transformers' forward counts padding."""
     if "qwen" in family:
         return batch
     return dict(batch, position_ids=(batch["attention_mask"].cumsum(1) - 1).clamp(min=0))
@@ -68,7 +68,7 @@ def numbered(family: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @no_grad
 def causal(subject: Subject, family: str, backend: str) -> None:
-    """Another token after the prompt changes nothing before it."""
+    """A different token after the prompt changes nothing before it."""
     model = build(family, backend, FLOAT[backend])
     whole, labels = answered(batch_of(family, model, RAGGED), 3)
     with subject.attached(model) as trace:
@@ -78,14 +78,14 @@ def causal(subject: Subject, family: str, backend: str) -> None:
             other["input_ids"][:, place] += 7
             after = model(**other, labels=labels).logits
             must(order_of(trace) == order, "a token after the query decides what goes")
-            there = whole["attention_mask"][:, :place].bool()  # unattached models leave anything in padding
+            there = whole["attention_mask"][:, :place].bool()  # padding rows of unattached models hold anything
             words = f"another token at {place} moved what stands before it"
             equal(after[:, :place][there], before[:, :place][there], 1e-6, words)
 
 
 @no_grad
 def alone(subject: Subject, family: str, backend: str) -> None:
-    """Each row of a ragged batch, padded on either side, has the order, the numbers and the logits it has alone."""
+    """Each row of a ragged batch, padded on either side, has the order, token counts and logits that it has alone."""
     model = build(family, backend, FLOAT[backend])
     samples = samples_of(family, model, subject)
     found: list[Any] = []
@@ -110,7 +110,7 @@ def alone(subject: Subject, family: str, backend: str) -> None:
 
 @no_grad
 def decoding(subject: Subject, family: str, backend: str) -> None:
-    """Steps on the cache give what the masked oracle gives for all of it; of merged tokens, what one forward gives."""
+    """Cached decoding gives the masked oracle's result for the whole text; with merged tokens, that of one forward."""
     model, reference = build(family, backend, FLOAT[backend]), build(family)
     batch = batch_of(family, model, RAGGED)
     length, method = batch["input_ids"].shape[1], subject.method
@@ -139,7 +139,7 @@ def decoding(subject: Subject, family: str, backend: str) -> None:
 
 @no_grad
 def positions(subject: Subject, family: str, backend: str) -> None:
-    """The rotary embeddings that each layer is given are those of the declared policy."""
+    """Each layer gets the rotary embeddings of the declared policy."""
     model = build(family, backend, FLOAT[backend])
     batch, method = batch_of(family, model, ONE), subject.method
     decoder, length = model.get_decoder(), batch["input_ids"].shape[1]
@@ -185,10 +185,10 @@ def positions(subject: Subject, family: str, backend: str) -> None:
 
 
 def gradients(subject: Subject, family: str, backend: str) -> None:
-    """A loss can be trained on: the same as in evaluation, with gradients that say how it changes.
+    """The loss can be trained with: it is the same as in evaluation, and its gradients say how it changes.
 
-    Along a random direction the loss must change as its gradient says: that of the tower's and projector's weights,
-    and that of the language model's.
+    Along a random direction the loss must change as its gradient says, for the weights of the tower and projector and
+    for those of the language model.
     """
     model = fresh(family, backend)
     whole, labels = answered(batch_of(family, model, RAGGED), 3)
@@ -212,7 +212,7 @@ def gradients(subject: Subject, family: str, backend: str) -> None:
         said = sum(float((p.grad * step).sum()) for p, step in zip(those, steps) if p.grad is not None)
         losses = []
         with torch.no_grad():
-            for sign in (1, -2, 1):  # there, to the other side, and back
+            for sign in (1, -2, 1):  # to one side, to the other, and back
                 for p, step in zip(those, steps):
                     p.add_(step, alpha=sign)
                 moved, its_order = loss()
@@ -228,7 +228,7 @@ def gradients(subject: Subject, family: str, backend: str) -> None:
 
 @no_grad
 def detaches(subject: Subject, family: str, backend: str) -> None:
-    """Hooks, weights and configuration are as before, after the block and after an exception in it."""
+    """Hooks, weights and configuration are unchanged after the block, and after an exception in it."""
     model = build(family, backend, FLOAT[backend])
     batch = batch_of(family, model, RAGGED)
     want, before = model(**batch).logits, picture(model)

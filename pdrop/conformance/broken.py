@@ -24,10 +24,10 @@ from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
 
 class Unsorted(Attachment):
-    """Leaves what stays in the order of its scores, as topk returns it."""
+    """Leaves the kept tokens in the order of their scores, as topk returns them."""
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
-        """After the drop, the visual tokens of each row by falling score."""
+        """After the drop, order each row's visual tokens by falling score."""
         hidden = super().drop(run, number, layer, hidden, given)
         alive = run.alive
         if number not in self.boundaries or not run.dropped:
@@ -50,13 +50,13 @@ class Worst(Attachment):
     """Keeps the lowest scores: sorts the wrong way round."""
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
-        """With an order turned round."""
+        """With the order reversed."""
         run.alive = Turned(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
 class Turned(Alive):
-    """Who is left, chosen the wrong way round."""
+    """The kept tokens, chosen with the order reversed."""
 
     def best(self, scores: Tensor, keep: list[int], protected: list[int]) -> Tensor:
         return super().best(-scores, keep, protected)
@@ -66,13 +66,13 @@ class Hungry(Attachment):
     """Lets text compete with the picture."""
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
-        """With every token but the query a candidate."""
+        """With every token except the query as a candidate."""
         run.alive = Open(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
 class Open(Alive):
-    """Who is left, and all of them may go."""
+    """The kept tokens, with text among the candidates."""
 
     @property
     def candidates(self) -> Tensor:
@@ -80,10 +80,10 @@ class Open(Alive):
 
 
 class Doubled(Attachment):
-    """Looks at a layer's attention by running it again, which appends its keys and values again."""
+    """Reads a layer's attention by running the layer again, which appends its keys and values again."""
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """After the layer before the first boundary: what a second run would have left."""
+        """After the layer before the first boundary, leave what a second run would have left."""
         cache: Any = cache_of(kwargs)
         prompted = self.run is not None and self.run.prompts is not None
         if 0 < number == min(self.boundaries) and cache is not None and prompted:
@@ -93,14 +93,14 @@ class Doubled(Attachment):
 
 
 class Stale(Attachment):
-    """Decodes at the positions of the other policy: those it was given, or its cache's length."""
+    """Decodes at the positions of the other policy: those given, or the cache's length."""
 
     def plain(self, past: Any, mask: Any) -> bool:
         """Never: every step goes through the hooks."""
         return False
 
     def rotary(self, run: Any, hidden: Tensor, given: Rotary) -> Rotary:
-        """The declared policy in the prompt alone."""
+        """The declared policy, in the prompt only."""
         if run.prompts is not None or not run.staged:
             return super().rotary(run, hidden, given)
         if self.method.positions == "compact":
@@ -111,7 +111,7 @@ class Stale(Attachment):
 
 
 class SeesAll(Attachment):
-    """Gives eager attention a boolean mask, which it adds as zeros and ones."""
+    """Gives eager attention a boolean mask, which is added as zeros and ones."""
 
     def mask(self, run: Any, number: int, hidden: Tensor, cache: Any) -> Any:
         """True and False instead of 0 and minus infinity."""
@@ -120,7 +120,7 @@ class SeesAll(Attachment):
 
 
 class Leaky(Attachment):
-    """Forgets a hook when it goes."""
+    """Leaves a hook when it detaches."""
 
     def __exit__(self, *exception: object) -> None:
         self.handles = self.handles[:-1]
@@ -133,7 +133,7 @@ def late(model: Any, method: Method, schedule: Schedule) -> Any:
 
 
 class Rounds(Attachment):
-    """Drops at least one token, whatever it is asked for."""
+    """Drops at least one token, whatever the schedule says."""
 
     def __init__(self, model: Any, method: Method, schedule: Schedule):
         class Miserly(type(method)):  # type: ignore[misc]
@@ -146,10 +146,10 @@ class Rounds(Attachment):
 
 
 class Rewinds(Attachment):
-    """Leaves a gap before layer 0 that the cache does not know of."""
+    """Drops before layer 0 without telling the cache."""
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """What went before layer 0 is not told to the cache."""
+        """As the engine, but the cache is not told."""
         given = super().enter(number, layer, args, kwargs)
         cache = cache_of(kwargs)
         if number == 0 and cache is not None and cache.layers:
@@ -170,10 +170,10 @@ class OneOff(Attachment):
 
 
 class Windows(Attachment):
-    """Gives tokens the attention of others, as code does that leaves it in the order of the tower's windows."""
+    """Gives tokens the attention of other tokens, as code does that leaves it in the order of the tower's windows."""
 
     def enter(self, number: int, layer: Any, args: Any, kwargs: Any) -> Any:
-        """Each token has its neighbour's."""
+        """Each token gets its neighbour's."""
         run = self.run
         if run is not None and number == 0 and self.tower is not None:
             seen = run.tower
@@ -182,26 +182,26 @@ class Windows(Attachment):
 
 
 class Early(Attachment):
-    """Shows what entered a layer for what left it."""
+    """Shows a layer's input in place of its output."""
 
     def watch(self, number: int, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         super().watch(number, layer, args, kwargs, args[0])
 
 
 class AtTheEnd(Attachment):
-    """Puts all made tokens at the end of the picture."""
+    """Puts all merged tokens at the end of the picture."""
 
     def drop(self, run: Any, number: int, layer: Any, hidden: Tensor, given: Any) -> Tensor:
-        """Whatever the method says."""
+        """Ignores the places that the method gives."""
         run.alive = AtEnd(**vars(run.alive) | {"block": None})
         return super().drop(run, number, layer, hidden, given)
 
 
 class AtEnd(Alive):
-    """Who is left, and made tokens after them."""
+    """The kept tokens, with merged ones after them."""
 
     def shorten_with(self, *given: Any) -> Any:
-        """Without the last argument, which says where."""
+        """Without the last argument, the places."""
         return super().shorten_with(*given[:5])
 
 
@@ -218,20 +218,20 @@ class Lots(PyramidDrop):
 
 @dataclass(frozen=True)
 class OfTheBatch(PyramidDrop):
-    """Ranks by the likeness to the first prompt of the batch, as code does that was written for one."""
+    """Ranks by similarity to the first prompt of the batch, as code does that was written for one prompt."""
 
     def score(self, view: View) -> Tensor:
-        """[0] where the prompt's own number belongs."""
+        """With index [0] instead of the prompt's own."""
         asked = view.hidden[0, view.query[0]].mean(0)
         return (view.hidden * asked).sum(-1).float()
 
 
 @dataclass(frozen=True)
 class Hindsight(PyramidDrop):
-    """Ranks by the last token there is, also where that is an answer's."""
+    """Ranks by the last token of the sequence, even if it belongs to an answer."""
 
     def score(self, view: View) -> Tensor:
-        """Rows of the end of the sequence."""
+        """With the query rows at the end of the sequence."""
         last = view.valid & (view.valid.flip(1).cumsum(1).flip(1) == 1)
         return view.attention(last, 1)
 
@@ -252,7 +252,7 @@ class Boastful(FastV):
     ranks_by_attention: ClassVar[bool] = False
 
     def tokens_per_layer(self, schedule: Schedule, visual: int, num_layers: int) -> list[int]:
-        """Counted after the boundary's layer, as budgets by a layer's output are."""
+        """Counted after the boundary's layer, as budgets are that count a layer's output."""
         entering = super().tokens_per_layer(schedule, visual, num_layers)
         return [*entering[1:], entering[-1]]
 
@@ -267,7 +267,7 @@ class Free(FasterVLM):
 
 @dataclass(frozen=True)
 class FirstPicture(FasterVLM):
-    """Ranks every picture by the attention of the first, as code does that was written for one."""
+    """Ranks every picture by the attention of the first, as code does that was written for one picture."""
 
     def score(self, view: View) -> Tensor:
         """The first tile's attention for all."""

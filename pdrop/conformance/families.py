@@ -1,7 +1,7 @@
-"""Tiny models of many LVLM families with random weights: no download, no processor. prompts.py has what to feed them.
+"""Tiny models of many LVLM families with random weights: no download, no processor. prompts.py makes their inputs.
 
-Why: the engine promises to work on unmodified transformers models, so the tests run on the real classes, 6 layers of
-width 32.
+Why: the engine promises to work on unmodified transformers models, so the tests run on the real classes, with 6 layers
+of width 32.
 
     model = build("qwen2_5_vl", "sdpa")
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-torch.set_num_threads(1)  # the models are so small that threads only get in each other's way
+torch.set_num_threads(1)  # the models are so small that more threads would be slower
 transformers.logging.set_verbosity_error()
 
 VOCABULARY, PAD, BOS = 200, 0, 1
@@ -158,7 +158,7 @@ CORE = ["llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwe
 MROPE_FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 TILED = ("llava_next", "llava_onevision")
 READ_TOWERS = ("llava", "llava_mistral", "llava_next", "llava_onevision")  # by methods that look at the vision tower
-MERGED_TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # likewise, by those with a rule for tokens of several patches
+MERGED_TOWERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # those of them with a rule for tokens of several patches
 
 
 def llava_of(kind: str, **text: Any) -> Any:
@@ -174,7 +174,7 @@ def fresh(family: str, backend: str = "sdpa", dtype: torch.dtype = torch.float64
 
 
 def ready(model: Any, backend: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
-    """The model with its weights drawn ten times wider than an initialisation would: rankings are far from ties."""
+    """The model with weights drawn ten times wider than usual, so that rankings are far from ties."""
     model.set_attn_implementation(backend)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -189,5 +189,5 @@ def ready(model: Any, backend: str = "sdpa", dtype: torch.dtype = torch.float64)
 
 @functools.cache
 def build(family: str, backend: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
-    """The same model as `fresh`, made once: for tests that do not change it."""
+    """The same model as `fresh`, made once, for tests that do not change it."""
     return fresh(family, backend, dtype)

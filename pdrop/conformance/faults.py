@@ -1,4 +1,4 @@
-"""Which check must catch which fault of broken.py. A check that lets its fault pass checks nothing."""
+"""Which check must catch which fault of broken.py. A check that misses its fault checks nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HALVES = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, where it was seen, the check that must catch it, what to put on trial, and on which kind of model."""
+    """A fault: where it was seen, the check that must catch it, the broken subject, and the kind of model."""
 
     name: str
     seen: str
@@ -37,13 +37,13 @@ def on(
     early: bool = False,
     front: bool = False,
 ) -> Subject:
-    """An engine on trial, with a sound method."""
+    """A broken engine with a correct method."""
     schedule = Schedule((Stage(0, 0.5), Stage(3, 0.25))) if early else Schedule((Stage(0, 0.5),)) if front else HALVES
     return Subject(getattr(attach, "__name__", "engine"), method or PyramidDrop(), lambda layers: schedule, attach)
 
 
 def by(method: Method, *stages: Stage) -> Subject:
-    """A method on trial, on the sound engine."""
+    """A broken method on the correct engine."""
     return Subject(type(method).__name__, method, lambda layers: Schedule(stages) if stages else HALVES)
 
 

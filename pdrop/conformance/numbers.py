@@ -18,12 +18,12 @@ from pdrop.methods.base import Method
 from pdrop.methods.random_drop import RandomAdaptive
 from pdrop.shapes import ModelSizes, PromptSize
 
-IMAGE_TOKENS = 16  # of a LLaVA image here: one square, which a method's own numbers are for
+IMAGE_TOKENS = 16  # tokens of a LLaVA image here: one square, which methods' own numbers are for
 
 
 @no_grad
 def counts(subject: Subject, family: str, backend: str) -> None:
-    """Tokens in each layer are what the method says of itself, and what the cache then holds."""
+    """The tokens in each layer are as many as the method declares, and as the cache then holds."""
     method, schedule, model = subject.method, subject.schedule, build(family, backend, FLOAT[backend])
     batch = collate(family, samples_of(family, model, subject))
     cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -66,7 +66,7 @@ def text_stays(subject: Subject, family: str, backend: str) -> None:
 
 @no_grad
 def order(subject: Subject, family: str, backend: str) -> None:
-    """Those that stay are the best by the method's own scores, each once, in the order of the prompt."""
+    """The kept tokens are the best by the method's own scores, each once, in the order of the prompt."""
     model = build(family, backend, FLOAT[backend])
     batch = collate(family, samples_of(family, model, subject))
     with subject.attached(model) as trace:
@@ -89,7 +89,7 @@ def order(subject: Subject, family: str, backend: str) -> None:
 
 @no_grad
 def seeds(subject: Subject, family: str, backend: str) -> None:
-    """Twice the same, whatever is drawn elsewhere and in whatever order the prompts come."""
+    """The same tokens twice, whatever is drawn elsewhere and in any order of the prompts."""
     model = build(family, backend, FLOAT[backend])
     samples = samples_of(family, model, subject)
     batch, turned = collate(family, samples), collate(family, samples[::-1])
@@ -109,7 +109,7 @@ def seeds(subject: Subject, family: str, backend: str) -> None:
 
 
 def unequal(counted: float, closed: float) -> str:
-    """What differs, and where it belongs."""
+    """A message: the difference in FLOPs, and where the missing ones belong."""
     missing = (counted - closed) / 2
     text = f"{counted:.0f} FLOPs counted, {closed:.0f} in closed form: {abs(missing):.0f} multiply-adds "
     if missing > 0:
@@ -119,7 +119,7 @@ def unequal(counted: float, closed: float) -> str:
 
 @no_grad
 def cost(subject: Subject, family: str, backend: str) -> None:
-    """The closed form is what torch's counter sees, and the bytes are those of the cache's tensors."""
+    """The closed form equals torch's counter, and the bytes are those of the cache's tensors."""
     method, schedule, model = subject.method, subject.schedule, build(family, backend, torch.float32)
     inputs = single(family, sample(family, model))
     sizes = ModelSizes.from_config(model.config)
@@ -134,7 +134,7 @@ def cost(subject: Subject, family: str, backend: str) -> None:
     if isinstance(method, RandomAdaptive):
         must(counted <= closed, f"{counted:.0f} FLOPs counted, more than the bound of {closed:.0f}")
     else:
-        slack = 1e-3 if method.adaptive else 1e-6  # how many went is not certain where tokens were made of them
+        slack = 1e-3 if method.adaptive else 1e-6  # how many were dropped is not certain if tokens were merged
         must(abs(counted - closed) <= slack * closed, unequal(counted, closed))
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     want = kv_bytes(sizes, prompt.tokens_per_layer, 4)

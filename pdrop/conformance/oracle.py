@@ -1,10 +1,10 @@
 """The oracle that the engine is compared with: dropping by masks, in plain loops, float64, with nothing removed.
 
 Why: an engine that removes rows must give each remaining token exactly what it would get if the dropped tokens were
-still there but hidden. So the oracle runs all tokens through all layers, row by row of the batch, and hides dropped
-tokens as keys from their boundary on. It has its own attention, ranking, rotation and renumbering, shares no code with
-the engine, and takes from the model only what is not attention: embeddings (which it records on the unattached model),
-normalisation, projections, MLP, lm_head.
+still there but hidden. So the oracle runs all tokens through all layers, one row of the batch at a time, and hides
+dropped tokens as keys from their boundary on. It has its own attention, ranking, rotation and renumbering, shares no
+code with the engine, and takes from the model only what is not attention: embeddings (recorded on the unattached
+model), normalisation, projections, MLP, lm_head.
 
     truth = forward(model, batch, FASTV, {2: 0.5}, labels=labels)
     truth.logits, truth.kept[boundary][row], truth.scores[boundary][row]
@@ -41,8 +41,8 @@ FASTV = Rule(observe=1, count=round)
 class Truth:
     """What the engine must give. `logits` is [batch, tokens, vocabulary], meaningful where `alive[row]` says so.
 
-    `kept` and `scores` are as in the engine's trace. `margin` is the smallest gap between a kept token's score and a
-    dropped one's, relative to the larger: rankings closer than float32 resolves are not evidence of anything.
+    `kept` and `scores` are as in the engine's trace. `margin` is the smallest gap between the scores of a kept and a
+    dropped token, relative to the larger: gaps that float32 does not resolve prove nothing.
     """
 
     logits: Tensor
@@ -59,7 +59,7 @@ class _Recorded(Exception):
 
 
 def decoder_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """What the model hands to its decoder: embeddings with the image features in place, position ids, deepstack."""
+    """The inputs of the model's decoder: embeddings with the image features in place, position ids, deepstack."""
     seen: dict[str, Any] = {}
 
     def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -145,8 +145,8 @@ def forward(
     Args:
         rule: The method; None takes the kept indices from `kept` instead of ranking.
         boundaries: {layer: share of the original visual tokens that stays}.
-        labels: Pin the queries before each answer, as training does; rows without an answer lose nothing.
-        queries: Pin the query positions explicitly, per row.
+        labels: The queries are the tokens before each answer, as in training; rows without an answer lose nothing.
+        queries: The query positions of each row, if they are given.
     """
     decoder, seen = model.get_decoder(), decoder_inputs(model, batch)
     embeddings, ids = seen["inputs_embeds"], batch["input_ids"]
@@ -200,7 +200,7 @@ def forward(
 
 
 def _best(truth: Truth, scores: Tensor, ranked: list[int], asking: list[int], count: int) -> list[int]:
-    """The `count` visual positions with the highest scores, the earlier one on a tie; query tokens always stay."""
+    """The `count` visual positions with the highest scores, the earlier one of a tie; query tokens always stay."""
     pinned = [p for p in ranked if p in asking]
     free = sorted((p for p in ranked if p not in asking), key=lambda p: (-float(scores[p]), p))
     count = min(max(count - len(pinned), 0), len(free))
@@ -224,7 +224,7 @@ def _rotation(
 
 
 def answers_only(batch: dict[str, Any], spans: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-    """Labels that ask only for the given spans of real tokens, (start, stop) per row, counted as in a Python slice."""
+    """Labels on only the given span of each row's real tokens, (start, stop) as in a Python slice."""
     labels = torch.full_like(batch["input_ids"], -100)
     for row, row_spans in enumerate(spans):
         real = batch["attention_mask"][row].nonzero()[:, 0]

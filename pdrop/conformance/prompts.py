@@ -1,7 +1,7 @@
 """Ragged prompts for the tiny models of families.py: no processor, pixels are noise.
 
-A prompt is built alone (`sample`) and batches are padded from such prompts (`collate`), so that "a row alone is the row
-in its batch" can be asked of the same data.
+Each prompt is built alone (`sample`) and batches are padded from prompts (`collate`), so that a row alone can be
+compared with the same row in a batch.
 
     samples = [sample("qwen2_5_vl", model, (3, 5)), sample("qwen2_5_vl", model, (2, 4, 6))]
     model(**collate("qwen2_5_vl", samples, side="left"))
@@ -46,7 +46,7 @@ def sample(
     pieces = [torch.tensor([BOS]), words(texts[0])]
     for kind, length, count in zip(kinds, lengths, texts[1:]):
         block = torch.full((length,), kind)
-        if family == "qwen3_vl" and kind == VIDEO:  # it sees each frame on its own, after a time stamp
+        if family == "qwen3_vl" and kind == VIDEO:  # it sees each frame separately, after a time stamp
             for frame in block.chunk(2):
                 pieces += [words(1), torch.tensor([VISION_START]), frame, torch.tensor([VISION_END])]
         else:
@@ -92,7 +92,7 @@ def _pixels(
 
 
 def _same_tiles(values: list[Tensor]) -> list[Tensor]:
-    """Images cut into different numbers of tiles [images, tiles, 3, h, w], filled up to the same number."""
+    """Images cut into different numbers of tiles [images, tiles, 3, h, w], padded to the same number."""
     if values[0].ndim != 5:
         return values
     most = max(value.shape[1] for value in values)
@@ -100,7 +100,7 @@ def _same_tiles(values: list[Tensor]) -> list[Tensor]:
 
 
 def collate(family: str, samples: Sequence[dict[str, Tensor]], side: str = "left") -> dict[str, Tensor]:
-    """The samples as one batch, padded on `side`; keyword arguments of the model's forward and of `generate`."""
+    """The samples as one batch, padded on `side`: keyword arguments for the model's forward and for `generate`."""
     longest = max(len(one["input_ids"]) for one in samples)
     batch: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""The subject of the checks, and the small functions that checks are written with."""
+"""The subject of the checks, and the small functions that the checks use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ VIDEOS = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llava"
 
 
 class NotApplicable(Exception):
-    """A check that does not apply to this method; says why."""
+    """Raised if a check does not apply to the method; says why."""
 
 
 class Unmet(AssertionError):
-    """A check that failed; says which promise is broken."""
+    """Raised if a check fails; says which promise is broken."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Subject:
         return self.schedule_for(LAYERS)
 
     def on(self, family: str) -> Subject:
-        """With positions that the family's rotary embeddings allow."""
+        """The subject with positions that the family's rotary embeddings allow."""
         if family in MROPE_FAMILIES and self.method.positions == "compact":
             return replace(self, method=replace(self.method, positions="original"))
         return self
 
     def attached(self, model: Any, schedule: Schedule | None = None) -> Any:
-        """The method attached to `model` by the engine on trial; a context manager."""
+        """The method attached to `model` by the subject's engine; a context manager."""
         return self.attach(model, self.method, self.schedule if schedule is None else schedule)
 
 
@@ -81,7 +81,7 @@ def equal(got: Tensor, want: Tensor, atol: float, words: str) -> None:
 
 
 def tolerance(backend: str) -> float:
-    """Of logits: float64 with fp32 norms inside, or float32."""
+    """The tolerance of logits: of float64 with float32 norms, or of float32."""
     return TOLERANCE[backend]
 
 
@@ -96,7 +96,7 @@ def samples_of(family: str, model: Any, subject: Subject) -> list[dict[str, Tens
 
 
 def real(batch: dict[str, Tensor], row: int) -> Tensor:
-    """Which places of a row are tokens, [L] bool."""
+    """Which places of a row are tokens and not padding, [L] bool."""
     return batch["attention_mask"][row].bool()
 
 
@@ -111,6 +111,6 @@ def merges(trace: Any) -> bool:
 
 
 def no_grad(check: Callable[..., None]) -> Callable[..., None]:
-    """`torch.no_grad` with its type kept."""
+    """`torch.no_grad` as a decorator that keeps the function's type."""
     wrapped: Callable[..., None] = torch.no_grad()(check)
     return wrapped

@@ -23,8 +23,8 @@ class Check:
     """One promise, and the models on which it is checked.
 
     Attributes:
-        name: In words.
-        made: Raises what it finds wrong.
+        name: The promise in words.
+        made: The function that raises if it is broken.
         families: "one" (LLaVA), "core" or "all".
         backends: Attention backends.
     """
@@ -75,10 +75,10 @@ def run(
     """Make the checks.
 
     Args:
-        subject: The method, its schedule, and the engine (the product's, unless one that is broken is on trial).
+        subject: The method, its schedule, and the engine (pdrop's own, except in tests of the checks).
         families: Only these of each check's families.
         backends: Only these of each check's backends.
-        checks: Only these.
+        checks: Only these checks.
     """
     for check in checks:
         wanted = {"one": ["llava"], "core": CORE, "all": list(FAMILIES)}[check.families]
@@ -88,7 +88,7 @@ def run(
 
 
 def judge(check: Check, subject: Subject, family: str, backend: str) -> Result:
-    """One check on one model. Any failure is a finding, including an exception of the method or the engine."""
+    """Make one check on one model. Any failure is a finding, including an exception of the method or the engine."""
     started = time.perf_counter()
     result = Result(check.name, family, backend, "ok", "", 0.0)
     found: Any = {}

@@ -1,4 +1,4 @@
-"""Checks of what a method sees, and of the places of the tokens that it makes."""
+"""Checks of what a method is shown, and of the places of the tokens that it merges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pdrop.methods.base import Merged, View
 
 
 def listening(subject: Subject, name: str, hears: Callable[[View, Any], None]) -> Subject:
-    """The subject with a method whose `name` (score or merge) tells what it was shown and what it gave."""
+    """The subject with a method whose `name` (score or merge) records what it was shown and what it returned."""
     kind = type(subject.method)
     if getattr(kind, "at", None) is not None and subject.method.at(subject.schedule.stages[0]) is not subject.method:
         raise NotApplicable("the method is made of others, which are looked at by themselves")
@@ -85,10 +85,10 @@ def shown(subject: Subject, family: str, backend: str) -> None:
 
 
 def merged_attention(model: Any, batch: Any) -> dict[int, Tensor]:
-    """What each token's patches get of the attention of a tower's last layer, mean over rows and heads, in the order of
-    the prompts, under that layer's number: worked out from what the unattached model's parts are given and return.
+    """The attention that each token's patches get in a tower's last layer, mean over rows and heads, in the order of
+    the prompts, under that layer's number: computed from the inputs and outputs of the unattached model's modules.
 
-    Which token a patch became is told by the merger's rows, found again among those that the tower returns.
+    Which token a patch became follows from the merger's rows, found again among those that the tower returns.
     """
     tower = model.model.visual
     last, kept = tower.blocks[-1].attn, {}
@@ -126,7 +126,7 @@ def merged_attention(model: Any, batch: Any) -> dict[int, Tensor]:
 
 @no_grad
 def placed(subject: Subject, family: str, backend: str) -> None:
-    """Made tokens are at the places that the method gives, in its order."""
+    """Merged tokens are at the places that the method gives, in its order."""
     model = build(family, backend, FLOAT[backend])
     batch = batch_of(family, model, RAGGED)
     told: list[tuple[View, Merged]] = []

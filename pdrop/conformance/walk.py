@@ -1,9 +1,9 @@
 """python -m pdrop.conformance.walk [KIND ...]: a LLaVA around every text model of transformers, dropped in or refused.
 
-`attach` promises that tokens are ranked by the layers' own attention, or that it says why not. Here every text model
-that transformers can put into a LLaVA is built small, and where `attach` takes it: nothing dropped is the unattached
-model to the bit, the scores are what the model's own attention weights say, layer by layer, and what dropping leaves is
-what the unattached model makes of the whole prompt when the dropped tokens are hidden by masks, in the prompt and
+`attach` promises to rank tokens by the layers' own attention, or to say why not. Here every text model that
+transformers can put into a LLaVA is built small. If `attach` accepts it, three things are checked: with nothing dropped
+it is the unattached model to the bit; the scores follow from the model's own attention weights, layer by layer; and
+with tokens dropped it computes what the unattached model computes with these tokens hidden by masks, in the prompt and
 in cached decoding. Exit code 1 if any of this fails.
 """
 
@@ -25,7 +25,7 @@ from pdrop.engine import attach
 from pdrop.methods.pyramiddrop import PyramidDrop
 from pdrop.schedule import Schedule, Stage
 
-LARGEST = 30_000_000  # parameters: what does not get small by the usual names is not a plain text model
+LARGEST = 30_000_000  # parameters: a model that the usual names do not make small is not a plain text model
 EXPERTS: dict[str, Any] = dict(
     moe_intermediate_size=16,
     shared_expert_intermediate_size=16,
@@ -34,7 +34,7 @@ EXPERTS: dict[str, Any] = dict(
     n_routed_experts=4,
     num_experts_per_tok=2,
 )
-LOGITS, WEIGHTS = 2e-3, 1e-4  # bounds of differences, of float32 models with logits of standard deviation 1 to 5
+LOGITS, WEIGHTS = 2e-3, 1e-4  # bounds of differences, for float32 models with logits of standard deviation 1 to 5
 DROPPING = Schedule((Stage(2, 0.5), Stage(4, 0.25)))
 
 
@@ -46,7 +46,7 @@ def built(kind: str, **options: Any) -> Any:
 
     Args:
         kind: Its language model's model_type.
-        options: Of its language model's config, besides the sizes.
+        options: Further options of its language model's config.
 
     Raises:
         ValueError: If it cannot be built, or not small.
@@ -59,16 +59,16 @@ def built(kind: str, **options: Any) -> Any:
             raise ValueError(f"{size:,} parameters")
         torch.manual_seed(0)
         return ready(llava_of(kind, **options), "eager", torch.float32)
-    except Exception as error:  # whatever a config or a model says to another's settings
+    except Exception as error:  # a config or a model may raise anything at settings that are not its own
         words = str(error).strip().splitlines() or [""]
         raise ValueError(f"cannot be built into a small LLaVA ({type(error).__name__}: {words[0][:80]})") from error
 
 
 def examine(model: Any) -> str:
-    """Why `attach` refuses the model; "" if it takes it, and what it then does is right.
+    """Why `attach` refuses the model; "" if it accepts it and all checks hold.
 
     Raises:
-        Unmet: If something is not right.
+        Unmet: If a check fails.
     """
     try:
         attach(model, PyramidDrop(positions="original"), DROPPING)
@@ -90,7 +90,7 @@ def nothing_dropped(model: Any) -> None:
 
 
 def rows_are_the_layers_own(model: Any) -> None:
-    """The scores of every layer are the attention that its own query token pays."""
+    """The scores of every layer are its own query token's attention."""
     batch, weights = batch_of("llava", model, RAGGED), []
     handles = [
         layer.self_attn.register_forward_hook(lambda module, args, output: weights.append(output[1]))
@@ -110,7 +110,7 @@ def rows_are_the_layers_own(model: Any) -> None:
 
 
 def dropping_hides(model: Any) -> None:
-    """A prompt and the answer decoded after it, against the unattached model with the dropped tokens masked."""
+    """A prompt and its decoded answer agree with the unattached model with the dropped tokens masked."""
     batch = batch_of("llava", model, RAGGED[:1])
     length = batch["input_ids"].shape[1]
     with attach(model, PyramidDrop(positions="original"), DROPPING) as trace:
@@ -132,7 +132,7 @@ def dropping_hides(model: Any) -> None:
 
 
 def hiding(gone: Tensor) -> Any:
-    """A hook before a layer whose attention is not to see these places."""
+    """A hook before a layer that hides these places from its attention."""
 
     def enter(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = args[0].shape[1]
@@ -147,25 +147,25 @@ def hiding(gone: Tensor) -> Any:
 
 
 def outcome(kind: str, **options: Any) -> tuple[str, str]:
-    """What came out of one kind of text model: ok, refused, not built or FAILED, and why."""
+    """The result for one kind of text model: ok, refused, not built or FAILED, and why."""
     try:
         model = built(kind, **options)
     except ValueError as error:
         return "not built", str(error)
     try:
         refusal = examine(model)
-    except Exception as error:  # a finding, whatever it is
+    except Exception as error:  # any exception is a finding
         return "FAILED", f"{type(error).__name__}: {error}"
     return ("refused", refusal) if refusal else ("ok", "")
 
 
 def main(kinds: Sequence[str]) -> int:
-    """Examine them all, one line per kind; the exit code."""
+    """Examine all kinds, one line per kind; returns the exit code."""
     torch.set_num_threads(1)
     say, counts = sys.stdout.write, Counter[str]()
     for kind in kinds or sorted(MODEL_MAPPING_NAMES):
         name, (result, words) = kind, outcome(kind)
-        if result == "refused" and "full_attention" in words:  # and the same with full attention alone
+        if result == "refused" and "full_attention" in words:  # and the same with full attention only
             counts[result] += 1
             say(f"  {result:9} {name}: {words}\n")
             name, (result, words) = f"{kind}, full attention alone", outcome(kind, **FULL)

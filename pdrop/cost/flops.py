@@ -163,7 +163,7 @@ def selection_flops(sizes: ModelSizes, prompt: PromptSize, selection: SelectionC
 
 
 def decode_flops_per_token(sizes: ModelSizes, tokens_per_layer: Sequence[float]) -> float:
-    """FLOPs of one decoding step, in which each layer sees so many keys, the new token's included."""
+    """FLOPs of one decoding step, in which each layer sees this many keys, the new token's included."""
     d, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     fixed = d * (2 * queries + 2 * keys) + 3 * d * sizes.intermediate
     return 2.0 * (sum(fixed + 2 * n * queries for n in tokens_per_layer) + d * sizes.vocab)

@@ -1,5 +1,5 @@
-"""Boards: plates of different colours, each with a code. Only the training sees them: they carry many words to read an
-image, which a scene with its one sign does not."""
+"""Boards: plates of different colours, each with a code. They are used for training only: an image holds many words to
+read, where a scene has one sign."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scenes import Level, background, random_code
 from .vocabulary import COLOR_NAMES, COLORS, IMAGE_SIZE, PATCH_SIZE, SHAPES
 
 _ROWS, _COLUMNS = 5, 2  # places for plates
-_BRIGHT = 130  # mean of a colour's channels, weighed as the eye does; ink is dark on brighter plates
+_BRIGHT = 130  # luma of a colour, the channels weighted as the eye sees them; on brighter plates the ink is dark
 
 
 @dataclass(frozen=True)

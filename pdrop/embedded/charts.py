@@ -19,7 +19,7 @@ class Chart:
 
 
 def draw_chart(rng: random.Random, level: Level) -> tuple[Canvas, Chart]:
-    """Three to five bars over an axis with lines at 0, 3, 6 and 9."""
+    """Draw three to five bars over an axis with lines at 0, 3, 6 and 9."""
     canvas = Canvas(jitter((252, 252, 252), rng, 3))
     pen, count = canvas.pen, rng.randint(*level.bars)
     colors = rng.sample(COLOR_NAMES, count)
@@ -43,7 +43,7 @@ def draw_chart(rng: random.Random, level: Level) -> tuple[Canvas, Chart]:
 
 
 def chart_questions(chart: Chart, rng: random.Random) -> list[EmbeddedQuestion]:
-    """Values, extremes and comparisons (chart), neighbours (multihop), presence, number of bars, multiple choice."""
+    """Ask for values, extremes and comparisons (chart), neighbours (multihop), presence, number of bars, choices."""
     colors, values = [color for color, _ in chart.bars], [value for _, value in chart.bars]
     found = []
     for extreme, words in ((max(values), ("tallest", "largest")), (min(values), ("shortest", "smallest"))):
@@ -74,7 +74,7 @@ def chart_questions(chart: Chart, rng: random.Random) -> list[EmbeddedQuestion]:
 
 
 def neighbour(chart: Chart, color: str, side: str) -> tuple[str, int] | None:
-    """The bar next to the bar of that colour on that side ("left of" or "right of"); None at the edge."""
+    """The bar on that side ("left of" or "right of") of the bar of that colour; None at the edge."""
     place = [name for name, _ in chart.bars].index(color) + (1 if side == "right of" else -1)
     return chart.bars[place] if 0 <= place < len(chart.bars) else None
 

@@ -1,9 +1,9 @@
-"""Writes the test split as one parquet file, and the score of the best blind guess beside it.
+"""Writes the test split as one parquet file, and next to it the score of the best blind guess.
 
     python -m pdrop.embedded.corpus [--out pdrop/embedded/data]
 
-The same versions of Pillow and pyarrow write the same bytes. Rows hold the image as PNG; rows that ask about the same
-image share its bytes in the file (dictionary encoding), so 2500 rows take about as much as their 700 images.
+The same versions of Pillow and pyarrow write the same bytes. A row holds its image as PNG; rows about the same image
+share its bytes in the file (dictionary encoding), so 2500 rows take about as much space as their 700 images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GUESS_IMAGES = 20_000  # train images that the blind guess learns from
 
 
 def asked_of_test(per_family: int = QUESTIONS_PER_FAMILY) -> Iterator[tuple[int, Picture, EmbeddedQuestion]]:
-    """(index of the image, picture, question) of the test split, until every family has `per_family` questions."""
+    """Yield (index of the image, picture, question) of the test split until every family has `per_family` questions."""
     missing = dict.fromkeys(FAMILIES, per_family)
     index = 0
     while any(missing.values()):
@@ -95,9 +95,10 @@ def write_parquet(listed: list[dict[str, Any]], path: Path) -> None:
 
 
 def blind_rule(images: int = GUESS_IMAGES) -> dict[str, dict[str, str]]:
-    """family -> template -> what is right most often in the first `images` train images (ties: the first by name).
+    """family -> template -> the guess that is right most often in the first `images` train images.
 
-    That is an answer, or a slot such as "<shape>": the name that stands there in the question, repeated.
+    A guess is an answer, or a slot such as "<shape>", which repeats the name that the question has there. Ties: the
+    first by name.
     """
     counts: dict[str, dict[str, Counter[str]]] = {family: defaultdict(Counter) for family in FAMILIES}
     for index in range(images):
@@ -115,7 +116,7 @@ def blind_rule(images: int = GUESS_IMAGES) -> dict[str, dict[str, str]]:
 
 
 def guess(rule: Mapping[str, str], question: str) -> str | None:
-    """What a family's rule says to a question; None where train has nothing like it."""
+    """A family's guess at a question; None if no train question has its template."""
     answer = rule.get(template(question))
     return None if answer is None else named(question).get(answer, answer)
 

@@ -19,7 +19,7 @@ class Document:
 
 
 def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
-    """Three to five lines; labels in capitals on the left, values in one column or right after the label."""
+    """Draw three to five lines; labels in capitals on the left, values in one column or right after the label."""
     canvas = Canvas(jitter((250, 250, 248), rng, 5))
     count = rng.randint(*level.rows)
     labels = rng.sample(LABELS, count)
@@ -47,7 +47,7 @@ def draw_document(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
 
 
 def draw_page(rng: random.Random, level: Level) -> tuple[Canvas, Document]:
-    """A page full of words without labels: only the vision tower's pre-training reads it."""
+    """Draw a page full of words without labels, for the vision tower's pre-training only."""
     canvas = Canvas(background(rng))
     y = rng.uniform(12, 20)
     while y < IMAGE_SIZE - 12:
@@ -76,7 +76,7 @@ def value_of(document: Document, label: str, steps: int = 0) -> str | None:
 
 
 def document_questions(document: Document, rng: random.Random) -> list[EmbeddedQuestion]:
-    """Every value by its label (document), a label's presence (existence), and the line next to a label (multihop)."""
+    """Ask for every value by its label (document), for a label (existence), for the line next to a label (multihop)."""
     found = []
     labels = [label for label, _ in document.rows]
     for label, value in document.rows:

@@ -1,6 +1,6 @@
-"""Pens for the corpus: shapes, text, and the map of what each patch shows.
+"""Draws for the corpus: shapes, text, and the map of what each patch shows.
 
-Only fonts that come inside Pillow and matplotlib are used, so the same package versions draw the same pixels on any
+Only fonts that are part of Pillow and matplotlib are used, so the same package versions draw the same pixels on every
 machine.
 """
 
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 FONTS = ("pillow", "DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSans.ttf")
 MAPS = ("shape", "color", "character", "place", "label", "height")
 
-# One classification head of the vision tower's pre-training per entry: name -> number of classes (0 = nothing).
+# One classification head of the vision tower's pre-training per entry: name -> number of classes (class 0: nothing).
 PATCH_HEADS = {
     "shape": len(SHAPES) + 2,  # the last class is a sign
     "color": len(COLOR_NAMES) + 1,
@@ -31,7 +31,7 @@ PATCH_HEADS = {
     "place": 8,  # place of the character in its word, from 1
     "label": len(LABELS) + 1,  # which document label the row belongs to
     "height": 10,  # value of the bar, 1 to 9
-    "row": GRID + 1,  # where the patch itself is, from 1: else the tower forgets it
+    "row": GRID + 1,  # where the patch itself is, from 1: otherwise the tower forgets it
     "column": GRID + 1,
 }
 
@@ -60,8 +60,8 @@ def jitter(color: Color, rng: random.Random, amount: int = 14) -> Color:
 class Canvas:
     """An image being drawn, with integer maps of the same size that say what is where.
 
-    `maps[name]` is uint8 (IMAGE_SIZE, IMAGE_SIZE); 0 means nothing. They are read at the patches' middles by
-    `patch_labels` and serve only to pre-train the vision tower.
+    `maps[name]` is uint8 (IMAGE_SIZE, IMAGE_SIZE); 0 means nothing. `patch_labels` reads them at the centres of the
+    patches; only the vision tower's pre-training uses them.
     """
 
     background: Color
@@ -145,11 +145,11 @@ def draw_text(
     numbered: bool = True,
     pitch: float = 0.0,
 ) -> float:
-    """Draws character by character from the left end x on the middle line y; gives the right end.
+    """Draws character by character from the left end x, vertically centred on y; returns the right end.
 
-    Each character stands in the middle of a cell of at least `pitch` pixels. Codes take PATCH_SIZE or more, so that
-    each of their characters lies on the middle of some patch: a patch that shows halves of two cannot be read.
-    `label` (a class of the "label" head) is marked under the text; `numbered` marks each character's place.
+    Each character is centred in a cell of at least `pitch` pixels. For codes that is PATCH_SIZE or more, so that each
+    character covers the centre of some patch: a patch that shows halves of two characters cannot be read.
+    `label` (a class of the "label" head) is marked where the text is; `numbered` marks each character's place.
     """
     half = face.size * 0.5
     for place, character in enumerate(text, start=1):

@@ -1,6 +1,6 @@
-"""Drills: many questions of one kind about an image, to teach what the benchmark's few questions per image would not.
+"""Drills: many questions of one kind about an image, which teach what the benchmark's few questions per image do not.
 
-A skill such as looking a word up in the image appears all at once, after some ten thousands of questions of its kind.
+A skill such as looking up a word in the image appears suddenly, after tens of thousands of questions of its kind.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Drill = Literal["retrieval", "sides", "letters", "counts", "fields"]
 
 
 def drill_questions(facts: Scene | Document, drill: Drill, rng: random.Random) -> list[EmbeddedQuestion]:
-    """The questions of a drill, in random order; "fields" is about documents, all others are about scenes.
+    """The questions of a drill, in random order; "fields" is for documents, all others are for scenes.
 
     Raises:
-        ValueError: If the drill is about another kind of image.
+        ValueError: If the drill is for another kind of image.
     """
     if isinstance(facts, Document) != (drill == "fields"):
         raise ValueError(f"the drill {drill!r} is not about a {type(facts).__name__.lower()}")
@@ -39,7 +39,7 @@ def _of_scene(scene: Scene, drill: Drill, rng: random.Random) -> list[EmbeddedQu
 
 
 def _look_ups(scene: Scene) -> list[EmbeddedQuestion]:
-    """The colour of every shape that is there once, the shape of every colour that is there once."""
+    """Ask for the colour of every shape that occurs once, and for the shape of every colour that occurs once."""
     by_shape, by_color = "what color is the {} ?", "what shape is the {} object ?"
     return [
         *(EmbeddedQuestion("attribute", by_shape.format(o.shape), o.color) for o in unique(scene, "shape")),
@@ -48,7 +48,7 @@ def _look_ups(scene: Scene) -> list[EmbeddedQuestion]:
 
 
 def _retrieval(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
-    """Look-ups, where each thing is, and whether it is there (wrong names adversarial half of the time)."""
+    """Look-ups; where each thing is; whether a thing is there (half of the wrong names are adversarial)."""
     found, present = _look_ups(scene), {(thing.color, thing.shape) for thing in scene.things}
     for thing in singular(scene):
         place = cell(thing)
@@ -90,8 +90,8 @@ def _letters(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
 
 
 def _counts(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
-    """How many there are of every shape and colour that is there other than once, of as many that are there once, and
-    of two that are not there. Of most scenes' things there is one: asked as they come, counts are learned as "1"."""
+    """Ask for the number of every shape and colour that occurs more than once, of as many that occur once, and of two
+    that do not occur. In most scenes each occurs once: without this balance, the model learns to answer "1"."""
     found = []
     for kind, names in (("shape", SHAPES), ("color", COLOR_NAMES)):
         counts = Counter(getattr(thing, kind) for thing in scene.things)
@@ -105,7 +105,7 @@ def _counts(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
 
 
 def _fields(document: Document) -> list[EmbeddedQuestion]:
-    """Whether each label of the vocabulary is there, and every value by its label."""
+    """Ask whether each label of the vocabulary is there, and for every value by its label."""
     there = dict(document.rows)
     return [
         *(EmbeddedQuestion("existence", f"is there a {label} field ?", yes_no(label in there)) for label in LABELS),

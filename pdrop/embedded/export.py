@@ -6,8 +6,8 @@
 --format llava (default): <split>.json in LLaVA's conversation format, one record per image with its questions as turns,
 and the PNGs in <split>/. --format hf: a dataset that `datasets.load_from_disk` reads, one row per image.
 
-The same arguments write the same files. --families chooses and weighs: reading=1,counting=0.5 asks every reading
-question, half of those that count, and no other; images in which nothing is asked are left out. --turns 3 keeps at
+The same arguments write the same files. --families chooses and weights: reading=1,counting=0.5 keeps every reading
+question, half of the counting questions, and no others; images without a question are left out. --turns 3 keeps at
 most three questions of an image, drawn by its seed.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def asked(picture: Picture, families: Mapping[str, float] | None, turns: int | None = None) -> list[EmbeddedQuestion]:
-    """The questions of a picture that are asked, in their order; which ones depends on its seed alone."""
+    """The questions of a picture that are kept, in their order; which ones depends only on its seed."""
     draw = np.random.default_rng(picture.seed)
     kept = list(picture.questions)
     if families is not None:
@@ -49,7 +49,7 @@ def pictures(
     families: Mapping[str, float] | None = None,
     turns: int | None = None,
 ) -> Iterator[tuple[str, Picture, list[EmbeddedQuestion]]]:
-    """(name, picture, its questions) of images first..first+images-1 of a split; without those that ask nothing."""
+    """Yield (name, picture, its questions) of images first..first+images-1 of a split; those without are left out."""
     for index in range(first, first + images):
         picture = sample(split, index, mix)
         if questions := asked(picture, families, turns):
@@ -64,7 +64,7 @@ def png(picture: Picture) -> bytes:
 
 
 def record(name: str, picture: Picture, questions: list[EmbeddedQuestion], image: str) -> dict[str, Any]:
-    """One record of LLaVA's format; besides, the family of each question."""
+    """One record of LLaVA's format, and the family of each question."""
     turns = []
     for number, question in enumerate(questions):
         value = question.text if number else f"<image>\n{question.text}"
@@ -113,7 +113,7 @@ def write_hf(out: Path, split: str, chosen: Iterator[tuple[str, Picture, list[Em
                 "options": [list(question.options) for question in questions],
             }
 
-    # from_generator would keep a copy in the user's cache, under a name that says nothing of the arguments
+    # from_generator would keep a copy in the user's cache, under a name that does not depend on the arguments
     Dataset.from_list(list(rows()), features=features).save_to_disk(out / split)
     return out / split
 
@@ -145,9 +145,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first image")
     parser.add_argument("--images", type=int, required=True, help="how many images")
     parser.add_argument("--format", choices=("llava", "hf"), default="llava")
-    parser.add_argument("--families", help="question families and the share of each that is asked; default: all")
+    parser.add_argument("--families", help="question families and the share of each that is kept; default: all")
     parser.add_argument("--mix", help="kinds of image and their weights, as scene=0.5,document=0.28,chart=0.22")
-    parser.add_argument("--turns", type=int, help="at most so many questions per image; default: all that are asked")
+    parser.add_argument("--turns", type=int, help="at most this many questions per image; default: all that are kept")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

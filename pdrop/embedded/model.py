@@ -25,7 +25,7 @@ WIDTH, LAYERS, HEADS, INNER = 128, 12, 4, 512
 
 
 def config() -> LlavaConfig:
-    """The shapes; vision_feature_layer is the last one, since the tower was trained for nothing else."""
+    """The shapes; vision_feature_layer is the tower's last one, as the tower was trained to be read there."""
     vision = CLIPVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=TOWER_INNER,
@@ -66,8 +66,8 @@ def build(seed: int = 0) -> LlavaForConditionalGeneration:
     """The model with fresh float32 weights, the same for the same seed."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config())
-    # Muon takes orthogonal steps of a size given by the learning rate, so the start matters little; only the scale
-    # of what each layer adds to the stream is set with care.
+    # Muon takes orthogonal steps whose size the learning rate gives, so the start matters little; only the scale of
+    # what each layer adds to the residual stream is chosen with care.
     for name, weight in model.named_parameters():
         if weight.ndim >= 2 and "embed" not in name and "lm_head" not in name:
             nn.init.normal_(weight, std=0.7 * weight[0].numel() ** -0.5)
@@ -81,7 +81,7 @@ def build(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def build_processor() -> LlavaProcessor:
-    """Image processor (scaled to -1..1, nothing resized at 168 pixels), tokenizer and chat template in one."""
+    """Image processor (values scaled to -1..1; an image of 168 pixels is not resized), tokenizer and chat template."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     images = CLIPImageProcessor(
@@ -103,7 +103,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Writes the weights in bfloat16, the processor and the tokenizer to `folder`; `model` is left as it is."""
+    """Writes the weights in bfloat16, the processor and the tokenizer to `folder`; `model` does not change."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = LlavaForConditionalGeneration(config())
     copy.load_state_dict(model.state_dict())

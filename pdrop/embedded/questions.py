@@ -1,4 +1,4 @@
-"""What a question is, and the rule that tells its template (the question with its names taken out)."""
+"""A question about an image, and its template (the question with slots in place of names)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def template(question: str) -> str:
 
 
 def named(question: str) -> dict[str, str]:
-    """Slot -> the first name in it. A blind guess may repeat it: in scenes of few colours or shapes, things look alike.
+    """Slot -> the first name in it. A blind guess may repeat it: in scenes of few colours or shapes it is often right.
 
     >>> named("what shape is the next object above the red star ?")
     {'<color>': 'red', '<shape>': 'star'}

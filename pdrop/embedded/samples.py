@@ -1,4 +1,4 @@
-"""One seed -> one image with its questions; which seeds belong to which split.
+"""Images with their questions, each made from one seed; and which seeds belong to which split.
 
 from pdrop.embedded.samples import sample
 picture = sample("train", 0)
@@ -25,7 +25,7 @@ MIX: Mapping[str, float] = {"scene": 0.5, "document": 0.28, "chart": 0.22}
 BENCHMARK = Level()
 NO_DRILLS: Mapping[Drill, float] = {}
 
-# First seed of each split; a split is as long as the gap, so no image can be in two splits.
+# First seed of each split; no split is longer than the gap between them, so no image can be in two.
 SPLITS = {"train": 0, "validation": 2_000_000_000, "test": 3_000_000_000}
 SPLIT_LENGTH = 1_000_000_000
 
@@ -59,8 +59,8 @@ def sample(
 ) -> Picture:
     """Image `index` of a split.
 
-    `mix` weighs the kinds of image; `drills` says which fraction of the scenes (or documents: "fields") gets a drill's
-    questions, not its own.
+    `mix` weights the kinds of image; `drills` gives the fraction of the scenes (for "fields": of the documents) that
+    get a drill's questions instead of their own.
     """
     if not mix or set(mix) - set(KINDS):
         raise ValueError(f"mix must weigh some of {', '.join(KINDS)}, got {dict(mix)}")
@@ -89,7 +89,7 @@ def sample(
 
 
 def _drill(drills: Mapping[Drill, float], rng: random.Random) -> Drill | None:
-    """Draws nothing where there are no drills, so that a split's own pictures do not depend on them."""
+    """The drill of an image, or None. Without drills no random number is drawn: pictures do not depend on them."""
     draw = rng.random() if drills else 1.0
     for name, share in drills.items():
         if draw < share:

@@ -1,4 +1,4 @@
-"""Questions about a scene, each answered from the scene's description alone."""
+"""Questions about a scene; the answers come from the scene's description."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .questions import EmbeddedQuestion, as_choice, yes_no
 from .scenes import Scene, Thing
 from .vocabulary import CELLS, COLOR_NAMES, IMAGE_SIZE, PLURALS, RELATIONS, SHAPES
 
-_CLEAR = 12  # pixels: two middles closer than this along an axis are not compared
+_CLEAR = 12  # pixels: two centres closer than this along an axis are not compared
 _READING = ("what does the sign say ?", "what is written in the image ?", "read the text .")
 
 
 def scene_questions(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
-    """All families that a scene can carry, in random order."""
+    """Questions of all families that a scene can have, in random order."""
     found: list[EmbeddedQuestion] = []
     for ask in (_existence, _attribute, _relation, _position, _counting, _reading, _multihop):
         found += ask(scene, rng)
@@ -25,7 +25,7 @@ def scene_questions(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
 
 
 def singular(scene: Scene) -> list[Thing]:
-    """The things whose colour and shape together occur once."""
+    """The things whose pair of colour and shape occurs once."""
     names = Counter(thing.name for thing in scene.things)
     return [thing for thing in scene.things if names[thing.name] == 1]
 
@@ -37,7 +37,7 @@ def unique(scene: Scene, kind: Literal["shape", "color"]) -> list[Thing]:
 
 
 def holds(relation: str, first: Thing, second: Thing) -> bool:
-    """Whether `first` is `relation` (one of RELATIONS) `second`, by their middles."""
+    """Whether `first` is `relation` (one of RELATIONS) `second`, by their centres."""
     tests: dict[str, Callable[[], bool]] = {
         "left of": lambda: first.x < second.x,
         "right of": lambda: first.x > second.x,
@@ -50,13 +50,13 @@ def holds(relation: str, first: Thing, second: Thing) -> bool:
 
 
 def apart(relation: str, first: Thing, second: Thing) -> bool:
-    """Whether the middles are far enough from each other, along the relation's axis, for a clear answer."""
+    """Whether the centres are far enough apart, along the relation's axis, for a clear answer."""
     across = relation in ("left of", "right of")
     return abs(first.x - second.x if across else first.y - second.y) >= _CLEAR
 
 
 def cell(thing: Thing) -> str | None:
-    """The ninth of the image that holds the thing's middle; None if it is too near a border to say."""
+    """The ninth of the image that holds the thing's centre; None if the centre is too near a border."""
     across, down = thing.x / IMAGE_SIZE * 3, thing.y / IMAGE_SIZE * 3
     if min(abs(value - border) for value in (across, down) for border in (1, 2)) <= 0.09:
         return None
@@ -64,7 +64,7 @@ def cell(thing: Thing) -> str | None:
 
 
 def next_thing(scene: Scene, start: Thing, relation: str) -> Thing | None:
-    """The nearest thing on that side, counted along that axis only; None if there is none or it is not clear."""
+    """The nearest thing on that side, measured along that axis only; None if there is none or two are too close."""
     axis = "x" if relation in ("left of", "right of") else "y"
     distances = sorted(
         (abs(getattr(thing, axis) - getattr(start, axis)), index)
@@ -118,7 +118,7 @@ def _attribute(scene: Scene, rng: random.Random) -> list[EmbeddedQuestion]:
 
 
 def wrong_names(answer: str, present: Iterable[str], all_names: tuple[str, ...], rng: random.Random) -> list[str]:
-    """Wrong options, those that are in the image first, so that knowing what is there is not enough."""
+    """Wrong options; names from the image come first, so that knowing what is in the image is not enough."""
     here = dict.fromkeys(present)
     near = [name for name in here if name != answer]
     far = [name for name in all_names if name != answer and name not in here]

@@ -1,4 +1,4 @@
-"""Scenes: a few coloured shapes, often with a sign that bears a code."""
+"""Scenes: a few coloured shapes, often with a sign that shows a code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BACKGROUNDS: tuple[Color, ...] = (
 
 @dataclass(frozen=True)
 class Level:
-    """How hard the images are; the defaults are the benchmark's own distribution, smaller values are for warm-ups."""
+    """How hard the images are; the defaults are the benchmark's distribution, smaller values are for warm-ups."""
 
     objects: tuple[int, int] = (2, 6)
     distinct: bool = False  # no colour and no shape twice in a scene, and no sign
@@ -69,7 +69,7 @@ def background(rng: random.Random) -> Color:
 
 
 def _draw_sign(canvas: Canvas, rng: random.Random, code: str) -> Box:
-    """Draws the code on a plate, or bare, and gives the box it takes."""
+    """Draws the code, with or without a plate, and returns the box it covers."""
     face, gap = font(rng.choice(FONTS), rng.randint(20, 26)), rng.choice([1, 2, 3])
     pitch = rng.uniform(PATCH_SIZE, PATCH_SIZE + 4)
     width, height = text_width(code, face, gap, pitch), face.size * 1.1
@@ -91,7 +91,7 @@ def _draw_sign(canvas: Canvas, rng: random.Random, code: str) -> Box:
 
 
 def draw_scene(rng: random.Random, level: Level) -> tuple[Canvas, Scene]:
-    """Places shapes (and a sign) so that no two overlap, and draws them."""
+    """Draw shapes (and a sign) at random places where no two overlap."""
     canvas = Canvas(background(rng))
     taken: list[Box] = []
     sign = ""
@@ -102,7 +102,7 @@ def draw_scene(rng: random.Random, level: Level) -> tuple[Canvas, Scene]:
     if level.distinct:
         looks = list(zip(rng.sample(COLOR_NAMES, count), rng.sample(SHAPES, count)))
     else:
-        # Scenes that draw from few colours or few shapes make counting and negatives interesting.
+        # Few colours or few shapes make counting harder, and wrong names more plausible.
         colors = rng.sample(COLOR_NAMES, rng.randint(2, 4)) if rng.random() < 0.35 else list(COLOR_NAMES)
         shapes = rng.sample(SHAPES, rng.randint(1, 3)) if rng.random() < 0.35 else list(SHAPES)
         looks = [(rng.choice(colors), rng.choice(shapes)) for _ in range(count)]

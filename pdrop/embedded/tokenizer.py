@@ -1,7 +1,7 @@
-"""The model's tokenizer: whole words of the corpus, single characters for everything else.
+"""The model's tokenizer: a token per word of the corpus, single characters for everything else.
 
-WordPiece over `vocabulary.words()` plus every printable character alone ("A") and as a continuation ("##A"), so any
-prompt in ASCII can be written, and a code such as 6995 is read character by character.
+WordPiece over `vocabulary.words()` and every printable character, alone ("A") and as a continuation ("##A"): any ASCII
+prompt can be encoded, and a code such as 6995 is four tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers wants it; it puts <s> before every text."""
+    """The tokenizer for transformers; it puts <s> before every text."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

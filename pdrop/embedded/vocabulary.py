@@ -1,7 +1,7 @@
 """The closed world of the embedded corpus: its words, colours, sizes and answer sets. No torch, no drawing.
 
-Every other file of `pdrop.embedded` takes its names from here, so that the tokenizer knows each word that a question
-or an answer can hold.
+Every other file of `pdrop.embedded` takes its names from here, so that the tokenizer has each word that a question or
+an answer can hold.
 """
 
 from __future__ import annotations

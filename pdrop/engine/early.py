@@ -40,7 +40,7 @@ class EarlyLayer(DynamicLayer):
         return self.held + self.gone
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(keys, offset) of a mask for so many queries."""
+        """(keys, offset) of a mask for this many queries."""
         return self.held + query_length, 0
 
     def reset(self) -> None:
@@ -50,7 +50,7 @@ class EarlyLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class Keys:
-    """Stands in for a cache when a mask is made: so many keys, of which the queries are the last."""
+    """Stands in for a cache when a mask is made: this many keys, of which the queries are the last."""
 
     past: int
     is_compileable = False
@@ -60,7 +60,7 @@ class Keys:
         return self.past
 
     def get_mask_sizes(self, query_length: int, layer: int) -> tuple[int, int]:
-        """(keys, offset) of a mask for so many queries."""
+        """(keys, offset) of a mask for this many queries."""
         return self.past + query_length, 0
 
 
@@ -71,7 +71,7 @@ def held(cache: Any, number: int) -> int:
 
 
 def lose(cache: Any, places: int) -> None:
-    """Note that this forward's prompts have lost so many places before layer 0.
+    """Note that this forward's prompts have lost this many places before layer 0.
 
     Raises:
         ValueError: If the cache is of a kind that cannot tell its length from its keys.

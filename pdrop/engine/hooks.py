@@ -34,13 +34,14 @@ from pdrop.engine.pictures import read_layout
 from pdrop.engine.prefill import Prefill
 from pdrop.engine.probe import probe
 from pdrop.engine.ranking import cached_keys, cut, view, with_plan
-from pdrop.engine.sequence import Alive, Prompts, read_prompts, take
+from pdrop.engine.sequence import Alive, Marks, Prompts, read_prompts, take
 from pdrop.engine.state import Forward, KeyMask, Past
 from pdrop.engine.study import note
 from pdrop.engine.threads import Ended, Running, Threads
 from pdrop.engine.trace import Trace
 from pdrop.engine.visual import encoded, visual_tokens
 from pdrop.methods.base import Method
+from pdrop.methods.view import question_of
 from pdrop.schedule import Schedule
 
 ENTERING = threading.Lock()  # if two threads attach at the same time the second is refused
@@ -193,7 +194,7 @@ class Attachment:
                 if self.tower is not None:
                     run.tower = functools.cache(partial(self.tower.of, given, prompts))
                 if self.tokenizer is not None:
-                    run.texts = partial(texts, self.tokenizer)
+                    run.texts = functools.cache(partial(texts, self.tokenizer, prompts.host))
             run.norm = getattr(self.architecture.decoder, "norm", run.norm)
             run.study = self.studies and self.trace.study
             with self.threads.change:
@@ -209,7 +210,8 @@ class Attachment:
         positions = given.get("position_ids") if given.get("attention_mask") is None and cache is None else None
         asked = given.get("logits_to_keep")
         asked = asked if isinstance(asked, int) else 0
-        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked)
+        beside = self.tower.asks(given) if self.tower is not None else ()
+        prompts = read_prompts(ids, new, visual, given.get("labels"), positions, asked, beside)
         begins = cache is None or not int(cache.get_seq_length())
         if any(prompts.visual_counts) or (begins and not callers.unconditional()):
             self.current.prefill = self.trace.begin()
@@ -413,12 +415,12 @@ def not_compiled(model: nn.Module, config: Any) -> Any:
     return model.__call__
 
 
-def texts(tokenizer: Any, ids: Tensor, mask: Tensor) -> list[str]:
-    """The ids of each prompt under the mask as text, without special tokens."""
-    rows: list[str] = tokenizer.batch_decode(
-        [row[there].tolist() for row, there in zip(ids, mask)], skip_special_tokens=True
-    )
-    return rows
+def texts(tokenizer: Any, marks: Marks) -> list[str]:
+    """The question of each prompt as text, without special tokens."""
+    asked = question_of(marks.valid, marks.visual & ~marks.query, marks.query)
+    rows = [row[there].tolist() for row, there in zip(marks.ids, asked)]
+    found: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return found
 
 
 @contextmanager

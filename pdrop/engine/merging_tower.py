@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -89,6 +90,18 @@ class MergingTowerReader(RunsOfTheTower):
         self._running().made = output.pooler_output
         super()._done(tower, args, output)
 
+    def asks(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """Frames, height and width of each picture, [n, 3], in patches."""
+        kinds = [kind for kind in ("image", "video") if self._brought(given, kind)]
+        if len(kinds) != 1:
+            return []
+        made = encoded(given).get(kinds[0])
+        if made is None:
+            grids = given.get(f"{kinds[0]}_grid_thw")
+        else:
+            grids = self.seen(made).called[-1]["grid_thw"]
+        return [] if grids is None else [grids]
+
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
         """The tower's states and attention for the pictures of a forward: see `TowerReader.of`."""
         kinds = [kind for kind in ("image", "video") if self._brought(given, kind)]
@@ -96,7 +109,7 @@ class MergingTowerReader(RunsOfTheTower):
             raise self.unknown("images and videos come in one call: give them to the model in calls of their own")
         made = encoded(given).get(kinds[0]) if kinds else None
         seen = self.seen(made)
-        run = TowerRun(seen, self.tower, self.merges)
+        run = TowerRun(seen, self.tower, self.merges, prompts.beside[0].tolist())
         entries = list(run.entries)
         if made is not None:  # copies for beams are the same tensors
             numbers = {id(one): number for number, one in enumerate({id(o): o for o in made.pooler_output}.values())}
@@ -142,19 +155,11 @@ class TowerRun:
         made: The tokens, in the order of the pictures, [N / m, D].
         sizes: Tokens of each picture or frame.
         longest: The largest of these.
-        bounds: For each layer that is kept, where each group of patches that attend to each other begins, and the end
-            of the last group.
     """
 
-    def __init__(self, seen: Seen, tower: Any, merges: int):
+    def __init__(self, seen: Seen, tower: Any, merges: int, grids: list[list[int]]):
         assert seen.made is not None
-        self.seen, self.tower, self.merges, self.made = seen, tower, merges, seen.made
-        layers = [number for number in seen.called if number >= 0]
-        grids, *bounds = read_back(
-            [seen.called[-1]["grid_thw"], *(seen.called[number]["cu_seqlens"] for number in layers)]
-        )
-        self.grids: list[list[int]] = grids.tolist()
-        self.bounds: dict[int, list[int]] = {number: ends.tolist() for number, ends in zip(layers, bounds)}
+        self.seen, self.tower, self.merges, self.made, self.grids = seen, tower, merges, seen.made, grids
         self.sizes = [h * w // merges for frames, h, w in self.grids for _ in range(frames)]
         self.longest = max(self.sizes, default=0)
 
@@ -168,18 +173,36 @@ class TowerRun:
             frame += frames
 
     @functools.cached_property
-    def order(self) -> Tensor | None:
-        """Each token's place in the order of the windows, [N / m]; None: the same order."""
-        called, tower = self.seen.called[-1], self.tower
+    def windows(self) -> tuple[Tensor, Tensor] | None:
+        """The tokens in the order of the windows [N / m], and where each window begins and the last one ends; None:
+        there are no windows. On the host."""
+        tower = self.tower
         if not hasattr(tower, "window_size"):
             return None
-        if called.get("window_index") is not None:
-            index: Tensor = called["window_index"]
-        else:
-            index, _ = get_vision_window_index(
-                torch.tensor(self.grids), tower.spatial_merge_size, tower.window_size, tower.patch_size
-            )
-        return moved(index.argsort(), self.made.device)
+        found: tuple[Tensor, Tensor] = get_vision_window_index(
+            torch.tensor(self.grids), tower.spatial_merge_size, tower.window_size, tower.patch_size
+        )
+        return found
+
+    @functools.cached_property
+    def order(self) -> Tensor | None:
+        """Each token's place in the order of the windows, [N / m]; None: the same order."""
+        if self.windows is None:
+            return None
+        index: Tensor | None = self.seen.called[-1].get("window_index")
+        places = (self.windows[0] if index is None else index).argsort()
+        return places if places.device == self.made.device else moved(places, self.made.device)
+
+    def bounds(self, number: int) -> list[int]:
+        """Where each group of patches that attend to each other in a layer begins, and the end of the last group.
+
+        A group is a frame or a window, and each frame has a window of its own: as many groups as frames are the frames.
+        """
+        ends: Tensor = self.seen.called[number]["cu_seqlens"]
+        groups = [[0, *accumulate(size * self.merges for size in self.sizes)]]
+        groups += [] if self.windows is None else [self.windows[1].tolist()]
+        found = next((group for group in groups if len(group) == len(ends)), None)
+        return read_back([ends])[0].tolist() if found is None else found
 
     def padded(self, values: Tensor, dim: int) -> Tensor:
         """Values of the tokens along `dim` [.., N / m, ..] by picture, padded with zeros: [P, .., R, ..]."""
@@ -227,7 +250,7 @@ class LookedMerging:
         """Attention that each token's patches get, mean over all rows of its picture, [P, heads, R] float32."""
         queries, keys = self.rotated
         wide = torch.promote_types(keys.dtype, torch.float32)  # in half precision dozens of tokens tie
-        bounds = self.run.bounds[self.number]
+        bounds = self.run.bounds(self.number)
         parts = [
             received(queries[:, first:end].to(wide), keys[:, first:end].to(wide), self.layer.attn.scaling)
             for first, end in zip(bounds, bounds[1:])

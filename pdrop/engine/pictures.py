@@ -60,7 +60,7 @@ def read_layout(vlm: Any, given: Mapping[str, Any], prompts: Prompts) -> list[li
 
 
 def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tensor) -> list[list[SeenPicture]]:
-    """The pictures of each prompt, in the order of its visual tokens.
+    """The pictures of each prompt, in the order of its visual tokens. Waits for the device at most once.
 
     Args:
         vlm: The model.
@@ -71,7 +71,7 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
     Raises:
         UnknownLayout: If the layout is none of the above, or makes other numbers of tokens than the prompts have.
     """
-    counts = visual.sum(1).tolist()
+    given, counts = on_host(given), visual.sum(1).tolist()
     video_id = getattr(vlm.config, "video_token_id", None)
     videos = [
         name for named in (given, encoded(given)) for name in named if "video" in name and named[name] is not None
@@ -103,8 +103,24 @@ def read_pictures(vlm: Any, given: Mapping[str, Any], ids: Tensor, visual: Tenso
     return rows
 
 
+def on_host(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a forward, with those that say sizes and places of its pictures on the host."""
+    made = encoded(given)
+    names = [] if made.get("image") is not None else ["image_grid_thw", "image_sizes", "batch_num_images"]
+    names += [] if made.get("video") is not None else ["video_grid_thw"]
+    names += ["position_ids"] if turned(given) and any(one is not None for one in made.values()) else []
+    named = {name: given[name] for name in names if isinstance(given.get(name), Tensor)}
+    return {**given, **dict(zip(named, read_back(named.values())))}
+
+
+def turned(given: Mapping[str, Any]) -> bool:
+    """Whether position ids have three dimensions, from which the rows of a picture follow."""
+    positions = given.get("position_ids")
+    return positions is not None and positions.ndim == 3
+
+
 def moved(grids: list[TokenGrid], by: int) -> list[TokenGrid]:
-    """The grids, shifted by so many tokens."""
+    """The grids, shifted by this many tokens."""
     return [TokenGrid(by + g.first, g.height, g.width, g.stride) for g in grids]
 
 
@@ -187,9 +203,9 @@ def pack(inner: Any, values: Tensor, size: Sequence[int], newline: float) -> Ten
 
 
 def newlines(inner: Any, features: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Which rows of each picture's features [tokens, D] are newlines, [tokens] bool on the host, by id."""
+    """Which rows of each picture's features [tokens, D] are newlines, [tokens] bool, by id."""
     once = {id(one): one for one in features}  # copies for beams are the same tensors
-    return dict(zip(once, read_back((one == inner.image_newline.to(one)).all(-1) for one in once.values())))
+    return {name: (one == inner.image_newline.to(one)).all(-1) for name, one in once.items()}
 
 
 def rows_to_newlines(newline: Tensor, patches: int) -> SeenPicture:
@@ -219,12 +235,13 @@ def features(vlm: Any, given: Mapping[str, Any], encoding: Any, video: bool) -> 
     made, inner = encoding.pooler_output, getattr(vlm, "model", vlm)
     once = {id(one): len(one) for one in made}.values()  # copies for beams are the same tensors
     towards = len(encoding.last_hidden_state)  # crops or frames
-    positions, newline = given.get("position_ids"), getattr(inner, "image_newline", None)
+    newline = getattr(inner, "image_newline", None)
     packs = newline is not None and not video and hasattr(inner, "pack_image_features")
-    turned = positions is not None and positions.ndim == 3
-    ends = newlines(inner, made) if packs and not turned else {}
+    places = turned(given)
+    lines = newlines(inner, made) if packs and not places else {}
+    ends = dict(zip(lines, read_back(lines.values())))
     for one in made:
-        if turned:
+        if places:
             yield SeenPicture(len(one), None)
         elif packs:
             vision = inner.config.vision_config

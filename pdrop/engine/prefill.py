@@ -124,7 +124,7 @@ class Prefill:
 
     @property
     def order(self) -> list[list[Tensor]]:
-        """Per boundary, per prompt: all visual tokens after it as they stand, LongTensor on the CPU."""
+        """Per boundary, per prompt: all visual tokens after it in their order, LongTensor on the CPU."""
         left = [ranked.after for ranked in self.ranked]
         boundaries: list[list[Tensor]] = []
         read = read_back(

@@ -6,7 +6,7 @@ Shapes: B prompts, L tokens of the padded prompts, T tokens alive, D hidden size
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,6 +67,7 @@ class Prompts:
     lengths: list[int]  # per row: tokens without padding
     max_queries: int  # the most query tokens of a row
     droppable: list[bool]  # per row: has visual tokens, and (in training) an answer to rank for
+    beside: list[Tensor] = field(default_factory=list)  # what else was read with them, on the host
 
     @property
     def padded(self) -> bool:
@@ -109,6 +110,7 @@ def read_prompts(
     labels: Tensor | None,
     position_ids: Tensor | None,
     logits_to_keep: int = 0,
+    beside: Sequence[Tensor] = (),
 ) -> Prompts:
     """Find and count visual and query tokens, on the host: one wait for the device, whatever the batch.
 
@@ -119,12 +121,13 @@ def read_prompts(
         labels: [B, L], -100 = no label; the query tokens are then those before each answer.
         position_ids: As passed to the model.
         logits_to_keep: Logits are asked for this many last tokens; without labels the first of them is the query.
+        beside: Other tensors to copy to the host with the same wait.
 
     Raises:
         ValueError: If the rows are packed sequences.
     """
     device, wanted = ids.device, (mask, labels, position_ids)
-    ids_there, *read = read_back(x for x in (ids, *wanted) if x is not None)
+    ids_there, *read = read_back(x for x in (ids, *wanted, *beside) if x is not None)
     mask, labels, position_ids = (None if x is None else read.pop(0) for x in wanted)
     valid = torch.ones_like(ids_there, dtype=torch.bool) if mask is None else mask.bool()
     visual = visual_of(ids_there) & valid
@@ -150,7 +153,8 @@ def read_prompts(
     droppable = [bool(n) and bool(asks or labels is None) for n, asks in zip(visual_counts, queries)]
     marks = Marks(ids_there, valid, visual, query)
     valid, visual, query = moved(torch.stack([valid, visual, query]), device).unbind()
-    return Prompts(ids, valid, visual, query, marks, visual_counts, protected, lengths, max(queries), droppable)
+    most = max(queries)
+    return Prompts(ids, valid, visual, query, marks, visual_counts, protected, lengths, most, droppable, read)
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ class Alive:
             centres: [B, M] which of the T rows the merged tokens take the place of.
             merged: How many of the M are a row's.
             named: [B, T] the names so far.
-            after: [B, M] which of the T rows they stand after instead, -1: before all.
+            after: [B, M] which of the T rows they come after instead, -1: before all.
 
         Returns:
             Who is left, and [B, T'] which of the T + M rows they were, the merged ones counted after the others.

@@ -34,7 +34,7 @@ def no_tower() -> Tower:
     raise ValueError("view.tower is kept for methods that declare that they look: set tower_layers in the class")
 
 
-def no_texts(ids: Tensor, mask: Tensor) -> list[str]:
+def no_texts() -> list[str]:
     """Stands in for the prompts' text if no tokenizer was given.
 
     Raises:
@@ -118,7 +118,7 @@ class Forward:
     memo: dict[str, Any] = field(default_factory=dict)  # rotary embeddings and mask of the current stage
     norm: Callable[[Tensor], Tensor] = lambda states: states  # the decoder's final normalisation
     tower: Callable[[], Tower] = no_tower  # reads the vision tower
-    texts: Callable[[Tensor, Tensor], list[str]] = no_texts  # ids [B, T] under a mask as text
+    texts: Callable[[], list[str]] = no_texts  # each prompt's question
     layout: Callable[[], list[list[TokenGrid]]] | None = None  # reads where visual tokens are in their pictures
     grids: list[list[TokenGrid]] | None = None  # the result of `layout`
 

@@ -98,12 +98,20 @@ class RunsOfTheTower:
         """A forward has ended."""
         self.now.latest = self.now.seen = None
 
+    def asks(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """What `of` must know on the host: read with the prompts, so that there is one wait for the device.
+
+        Args:
+            given: The arguments of the model's forward; with no pictures among them, nothing is asked.
+        """
+        return []
+
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
         """The tower's states and attention for the pictures of a forward.
 
         Args:
             given: The arguments of the model's forward.
-            prompts: Its prompts.
+            prompts: Its prompts, with what `asks` named read beside them.
 
         Raises:
             UnknownTower: If it did not run while this was attached, or its rows cannot be matched with the tokens.
@@ -199,6 +207,15 @@ class TowerReader(RunsOfTheTower):
 
     # ---------------------------------------------------------------- what a method sees
 
+    def asks(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """Where the newlines of the features are; before features are made, the sizes that they follow from."""
+        made = encoded(given).get("video" if brought("video", given, encoded(given)) else "image")
+        if not hasattr(self.inner, "pack_image_features"):
+            return []
+        if made is not None:
+            return list(newlines(self.inner, list(made.pooler_output)).values())
+        return [given[name] for name in sized(given)]
+
     def of(self, given: Mapping[str, Any], prompts: Prompts) -> Tower:
         kind = "video" if brought("video", given, encoded(given)) else "image"
         made, total = encoded(given).get(kind), sum(prompts.visual_counts)
@@ -210,7 +227,9 @@ class TowerReader(RunsOfTheTower):
                 f"pictures come with them; {self.method} needs a row for each: divprune and the methods inside the "
                 "decoder need none"
             )
-        entries = self._entries(given, made, states)
+        if made is None:
+            given = {**given, **dict(zip(sized(given), prompts.beside))}
+        entries = self._entries(given, made, states, prompts.beside)
         if sum(len(rows) for rows in entries) != total:
             raise self.unknown(f"its rows make {sum(map(len, entries))} tokens, and the prompts have {total}")
         source = torch.full(prompts.ids.shape, -1)
@@ -234,16 +253,23 @@ class TowerReader(RunsOfTheTower):
             self.projector,
         )
 
-    def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor) -> list[Tensor]:
-        """For each picture in the order of the prompts, the row of each of its tokens, counted through all tiles."""
+    def _entries(self, given: Mapping[str, Any], made: Any, states: Tensor, newline: Sequence[Tensor]) -> list[Tensor]:
+        """For each picture in the order of the prompts, the row of each of its tokens, counted through all tiles.
+
+        Args:
+            given: The arguments of the model's forward, sizes on the host.
+            made: The features, if the tower has made them before.
+            states: The projector's input, [P, R, d].
+            newline: Which rows of each of the features are newlines, on the host.
+        """
         per = states.shape[1] - self.first
         packs = hasattr(self.inner, "pack_image_features")
         if made is not None:
             known: dict[int, Tensor] = {}
             tiles, ones = 0, list(made.pooler_output)  # indexing a tensor makes new objects each time
-            ends = newlines(self.inner, ones) if packs else {}
+            ends = dict(zip({id(one): one for one in ones}, newline))  # copies for beams are the same tensors
             for one in ones:
-                if id(one) not in known:  # copies for beams are the same tensors
+                if id(one) not in known:
                     numbers, count = self._of_feature(one, ends[id(one)]) if packs else whole(len(one), per)
                     if len(numbers) != len(one):
                         raise self.unknown(f"{len(one)} tokens are not rows of {per}")
@@ -329,6 +355,11 @@ class TowersApart(RunsOfTheTower):
         if len(kinds) != 1:
             raise self.unknown("pictures and videos come in one call: give them to the model in calls of their own")
         return self.readers[kinds[0]].of(given, prompts)
+
+
+def sized(given: Mapping[str, Any]) -> list[str]:
+    """The arguments of a forward that say how pictures are tiled, those that are tensors."""
+    return [name for name in ("image_sizes", "batch_num_images") if isinstance(given.get(name), Tensor)]
 
 
 def whole(tokens: int, per: int) -> tuple[Tensor, int]:

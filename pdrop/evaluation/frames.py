@@ -43,7 +43,7 @@ class Sampling:
         frames: Number of frames, or with `fps` the most.
         rule: One of the rules above.
         fps: Frames per second of the film; None: `frames`, whatever its length.
-        group: How many frames the model takes together: a film that has so many shows a multiple of it.
+        group: How many frames the model takes together: a film that has this many shows a multiple of it.
     """
 
     frames: int = 8

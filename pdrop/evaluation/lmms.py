@@ -37,8 +37,9 @@ from pdrop.evaluation.frames import Film
 from pdrop.evaluation.progress import Progress, progress_line
 from pdrop.evaluation.requests import QuestionReader
 from pdrop.evaluation.results import Evaluation, Rules, task_result
-from pdrop.evaluation.task_checks import check_aggregations, check_target
+from pdrop.evaluation.task_checks import check_aggregations, check_target, not_utf8
 from pdrop.names import check as check_name
+from pdrop.pace import Pace
 from pdrop.pictures import take_long_texts
 from pdrop.samples import write_samples
 
@@ -83,7 +84,7 @@ def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> 
 
     Args:
         tasks: Names; lmms-eval's tasks and ours are skipped.
-        folders: With tasks of one's own.
+        folders: Folders with the user's own tasks.
         files: Digest of their files, so that each version is checked once per process.
 
     Raises:
@@ -95,7 +96,8 @@ def check_data(tasks: tuple[str, ...], folders: tuple[str, ...], files: str) -> 
         if own:
             load_tasks(own, folders)
     except RuntimeError as error:
-        raise ValueError(str(error)) from error
+        told = not_utf8(path.parent for name in own for path in found[name])
+        raise ValueError("; ".join([str(error), *told])) from error
 
 
 def evaluate(
@@ -121,7 +123,7 @@ def evaluate(
             never splits samples that are scored together.
         folder: The run's own folder: answers.jsonl and samples.zip (pdrop/samples.py) are written there, and small
             pictures into the store (pdrop/thumbnails.py).
-        task_dirs: Folders with tasks of one's own; they shadow lmms-eval's.
+        task_dirs: Folders with the user's own tasks; they shadow lmms-eval's.
         progress: True for a line on stderr, or a function of (task, answered, total), called after each batch.
         generator: Answers the questions instead of this process.
         boxes: The family whose prompt for boxes is used, if a task asks for boxes (grounding.py); None: the
@@ -184,7 +186,7 @@ def scored_answers(
         spec: The run's.
         answer: Function that returns the answers to a task's questions; it gets a progress function.
         folder: The run's.
-        task_dirs: Folders with tasks of one's own.
+        task_dirs: Folders with the user's own tasks.
         progress: See `evaluate`.
         boxes: The family whose prompt for boxes was used, if a task asks for boxes.
 
@@ -193,7 +195,8 @@ def scored_answers(
     """
     evaluation = Evaluation()
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, task in load_tasks(spec.tasks, task_dirs, spec.wrapper).items():
+    tasks, pace = load_tasks(spec.tasks, task_dirs, spec.wrapper), Pace("", "questions")
+    for name, task in tasks.items():
         started = time.perf_counter()
         asked: dict[tuple[int, int], Answer] = {}
 
@@ -208,7 +211,7 @@ def scored_answers(
         with task_code(name, "its documents cannot be read"):
             documents = Documents(task.eval_docs)
             rows = documents.first(spec.limit)
-        with progress_line(name, progress) as line:
+        with progress_line(name, progress, pace) as line:
             output = score(task, functools.partial(ask, line=line), rows=rows, seed=spec.seed, folder=folder)
         with task_code(name, "its scores cannot be read"):
             result, scored = task_result(output, name, documents, asked, rules_of(task, folder), rows, boxes)
@@ -229,7 +232,7 @@ def load_tasks(
 
     Args:
         names: Tasks, groups or tags.
-        task_dirs: Folders with tasks of one's own.
+        task_dirs: Folders with the user's own tasks.
         wrapper: The name of the lmms-eval model for which tasks choose their prompts; None: their default prompts.
 
     Code that their files name (`!function`) is executed; for folders other than ours and lmms-eval's this is logged.

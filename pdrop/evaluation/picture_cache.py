@@ -1,6 +1,6 @@
 """Processed pictures, cached by content: questions about the same picture, and the runs of a sweep, share them.
 
-    cache = of_process(2 << 30)              # one per process, for all its runs, of at most so many bytes
+    cache = of_process(2 << 30)              # one per process, for all its runs, of at most this many bytes
     cache.get(("pixels and settings",))      # None, until something was put there
 
 A key has everything that the value depends on: the pixels, the processor's settings, how the picture was prepared.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pdrop.evaluation import task_index
 from pdrop.evaluation.generation_arguments import read_config
+
+TEXTS = (".py", ".json", ".jsonl", ".csv", ".txt", ".yaml")
 
 
 def check_aggregations(names: Sequence[str], task_dirs: Sequence[str | Path] = ()) -> None:
@@ -38,6 +40,21 @@ def aggregations() -> list[str]:
     """The aggregations that lmms-eval registers, read from its source: importing it takes 10 s."""
     text = (task_index.installed_folder().parent / "api" / "metrics.py").read_text(encoding="utf8")
     return sorted(set(re.findall(r"@register_aggregation\(\s*[\"'](\w+)[\"']", text)))
+
+
+def not_utf8(folders: Iterable[Path]) -> list[str]:
+    """Which texts in folders of tasks, their code and their data are not UTF-8: what reads them does not name them."""
+    found = []
+    for path in dict.fromkeys(path for folder in folders for path in task_index.files_of(folder)):
+        if path.suffix not in TEXTS:
+            continue
+        try:
+            path.read_text(encoding="utf8")
+        except UnicodeDecodeError as error:
+            found.append(
+                f"{path} is not UTF-8 (byte {error.object[error.start]:#x} at {error.start}): save it as UTF-8"
+            )
+    return found
 
 
 def check_target(task: Any) -> None:

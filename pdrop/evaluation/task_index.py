@@ -91,11 +91,16 @@ def content(own: tuple[Path, ...]) -> str:
         return ""
     found = hashlib.sha256()
     for folder in own:
-        files = {path for path in folder.iterdir() if path.is_file()}
-        named = {folder / name for file in files for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
-        for path in sorted({path.resolve() for path in files | named if path.is_file()}):
+        for path in files_of(folder):
             found.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:12]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files in a folder of tasks and the local data that they name, resolved and sorted."""
+    there = {path for path in folder.iterdir() if path.is_file()}
+    named = {folder / name for file in there for name in _DATA_FILE.findall(file.read_text(errors="replace"))}
+    return sorted({path.resolve() for path in there | named if path.is_file()})
 
 
 def definitions(folders: Sequence[str]) -> str:

@@ -215,7 +215,7 @@ class Method:
     # ------------------------------------------------------------------ what it costs
 
     def query_rows(self, text_tokens: float) -> float:
-        """How many rows of attention are computed at a boundary for a prompt with so many text tokens."""
+        """How many rows of attention are computed at a boundary for a prompt with this many text tokens."""
         return 1
 
     def extra_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pdrop.methods.base import View
 from pdrop.methods.in_front import InFront
+from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule
 from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 
@@ -67,12 +68,11 @@ class Diverse(InFront):
         """How relevant a prompt's tokens are, [N] float32: larger is more, in any scale."""
         raise NotImplementedError
 
-    def kernel_macs(self, prompt: PromptSize, sizes: ModelSizes) -> float:
+    def kernel_macs(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> float:
         """Multiply-adds of the kernel and of choosing."""
         frames = [h * w / sizes.tower.merge**2 for h, w in sizes.tower.frames(prompt.visual, prompt.images)]
-        left, total, macs = round(min(prompt.visual_per_layer)), sum(frames), 0.0
-        for tokens in frames:
-            count = int(left * tokens / total)
+        macs = 0.0
+        for tokens, count in zip(frames, self.counts_of(schedule, prompt, frames)):
             macs += tokens**2 * sizes.hidden + tokens * max(0, count - 1) * (count - 2) / 2
         return macs
 
@@ -141,7 +141,7 @@ class CDPruner(Diverse):
             for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
         )
         patches = sum(h * w for h, w in sizes.tower.frames(prompt.visual, prompt.images))
-        macs = self.kernel_macs(prompt, sizes) + patches * shared * (sizes.tower.hidden + 1)
+        macs = self.kernel_macs(schedule, prompt, sizes) + patches * shared * (sizes.tower.hidden + 1)
         macs += layers * (tokens * (4 * d * d + 2 * d * m) + 2 * tokens**2 * d) + d * shared
         return SelectionCost(macs=macs)
 
@@ -187,15 +187,10 @@ class Clip:
         ids = self.tokenizer(question, verbose=False).input_ids
         count = -(-len(ids) // longest)
         device = self.model.visual_projection.weight.device
-        segments = torch.zeros(count * longest, dtype=torch.long, device=device)
-        segments[: len(ids)] = torch.tensor(ids, device=device)
-        mask = (torch.arange(count * longest, device=device) < len(ids)).long()
-        with torch.no_grad():
-            seen = self.model.text_model(
-                segments.view(count, -1), attention_mask=mask.view(count, -1)
-            ).last_hidden_state
-            at = segments.view(count, -1).argmax(1)
-            embedded: Tensor = self.model.text_projection(seen[torch.arange(count, device=device), at])
+        segments = on_device(ids + [0] * (count * longest - len(ids)), device).view(count, -1)
+        with torch.no_grad():  # without a mask: no token of this causal model sees the padding after the last one
+            seen = self.model.text_model(segments).last_hidden_state
+            embedded: Tensor = self.model.text_projection(seen[torch.arange(count, device=device), segments.argmax(1)])
         return embedded
 
 

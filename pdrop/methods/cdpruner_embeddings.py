@@ -45,4 +45,4 @@ class CDPrunerEmbeddings(Diverse):
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         if not schedule or not prompt.visual or min(prompt.visual_per_layer) >= prompt.visual:
             return SelectionCost()
-        return SelectionCost(macs=self.kernel_macs(prompt, sizes))
+        return SelectionCost(macs=self.kernel_macs(schedule, prompt, sizes))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from pdrop.methods.base import View
-from pdrop.methods.in_front import InFront
+from pdrop.methods.in_front import InFront, pictures_in, tiled
 from pdrop.methods.tower import Tile
 from pdrop.methods.transfer import on_device
 from pdrop.schedule import Schedule, check_ratio
@@ -64,6 +64,10 @@ class HiRED(InFront):
             ]
             found.append((sum(given), 0) if pictures else (original, 0))
         return found
+
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """At most: what rounding down takes from a picture's tiles follows from its attention."""
+        return self.by_shares(schedule, prompt, num_layers, pictures_in(prompt))
 
     def given(self, view: View, picture: list[Tile], count: int) -> Iterator[tuple[Tile, int]]:
         """How many tokens of each tile stay, of `count` of the picture."""
@@ -115,9 +119,10 @@ class HiRED(InFront):
 
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """A row of the last layer but one, and one of the first layer if a picture has tiles."""
-        tiles = prompt.images if isinstance(prompt.images, int) else 1
         thinned = min(prompt.visual_per_layer, default=0) < prompt.visual
-        return SelectionCost(tower_rows=self.rows_of(schedule, prompt, sizes, 2 if tiles > 1 and thinned else 1))
+        read = (0, -2) if thinned and tiled(prompt, sizes.tower.tokens) else (-2,)
+        layers = len({number % sizes.tower.layers for number in read})
+        return SelectionCost(tower_rows=self.rows_of(schedule, prompt, sizes, layers))
 
 
 def rows_of_tiles(picture: list[Tile]) -> int:

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from pdrop.methods.base import Merged, View
-from pdrop.methods.in_front import InFront, Made, together
+from pdrop.methods.in_front import InFront, Made, pictures_in, together
 from pdrop.methods.tower import Tile
 from pdrop.methods.transfer import on_device, read_back
 from pdrop.schedule import Schedule, Stage
@@ -87,6 +87,10 @@ class HoloV(InFront):
             found.append((0, sum(min(each, size_of(p)) for p, each in pictures)) if pictures else (original, 0))
         return found
 
+    def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
+        """Each picture's share: its tiles have one budget."""
+        return self.by_shares(schedule, prompt, num_layers, pictures_in(prompt))
+
     def score(self, view: View) -> Tensor:
         """Mean over heads of the class token's attention, [B, T]."""
         return view.tower.of(view.index, view.tower.rows(self.attended(view)).mean(1))
@@ -122,7 +126,7 @@ def size_of(picture: Sequence[Tile]) -> int:
 
 
 def arranged(attention: Tensor, crops: int, count: int, overflow: Overflow) -> list[int]:
-    """Which of a picture's tokens stay, in their new order; ZERO stands for a vector of zeros.
+    """Which of a picture's tokens stay, in their new order; ZERO means a vector of zeros.
 
     Args:
         attention: [N] float32.

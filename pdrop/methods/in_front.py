@@ -9,6 +9,7 @@ goes if all tokens are to stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -62,14 +63,21 @@ class InFront(Method):
 
     def entering(self, schedule: Schedule, prompt: PromptSize, num_layers: int) -> list[float]:
         """Every crop's or picture's share."""
-        if isinstance(prompt.images, int):
-            tiles = [1] * prompt.images
-        else:
-            tiles = [height * width for height, width in prompt.grids]
+        return self.by_shares(schedule, prompt, num_layers, tiles_in(prompt))
+
+    def by_shares(self, schedule: Schedule, prompt: PromptSize, num_layers: int, tiles: Sequence[int]) -> list[float]:
+        """Visual tokens that enter each layer if tiles, or pictures, of these sizes have shares of their own."""
         left = super().entering(schedule, prompt, num_layers)
         if len(tiles) < 2:
             return left
         return [n if n >= prompt.visual else float(sum(n * rows // sum(tiles) for rows in tiles)) for n in left]
+
+    def counts_of(self, schedule: Schedule, prompt: PromptSize, tiles: Sequence[float]) -> list[int]:
+        """How many tokens of each tile stay, for the closed form; of whole tiles, as `chosen` has them."""
+        (stage,) = schedule.stages
+        if stage.adaptive:
+            return [int(min(prompt.visual_per_layer) * rows / sum(tiles)) for rows in tiles]
+        return self.divided(stage, round(prompt.visual), [round(rows) for rows in tiles]) or [round(n) for n in tiles]
 
     def dial(self, ratio: float, num_layers: int, layers: Sequence[int] | None = None) -> Schedule:
         """One cut before the decoder."""
@@ -81,7 +89,7 @@ class InFront(Method):
         """For every tile that loses tokens: its prompt, the tile, its candidates' places [n], and its share.
 
         Args:
-            least: Only in prompts with at least so many tiles.
+            least: Only in prompts with at least this many tiles.
         """
 
         assert view.stage is not None
@@ -120,12 +128,43 @@ class InFront(Method):
     # ------------------------------------------------------------------ what it costs
 
     def rows_of(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes, layers: int = 1) -> tuple[float, ...]:
-        """Rows of attention in so many layers of the tower: the class token's, or all if there is none."""
+        """Rows of attention in this many layers of the tower: the class token's, or all if there is none."""
         if not schedule or not prompt.visual:
             return ()
         frames = sizes.tower.frames(prompt.visual, prompt.images)
         asked = 1.0 if sizes.tower.class_tokens else max((h * w for h, w in frames), default=0.0)  # of each, at most
         return (asked,) * layers
+
+
+def tiles_in(prompt: PromptSize) -> list[int]:
+    """Relative sizes of a prompt's crops, tiles and frames."""
+    if isinstance(prompt.images, int):
+        return [1] * prompt.images
+    return [height * width for height, width in prompt.grids]
+
+
+def pictures_in(prompt: PromptSize) -> list[int]:
+    """Relative sizes of a prompt's pictures and videos; the tiles of a prompt are taken to be of one picture."""
+    if prompt.images is None or isinstance(prompt.images, int):
+        return [1] if tiled(prompt) else tiles_in(prompt)
+    return [frames * height * width for frames, height, width in prompt.images]
+
+
+def tiled(prompt: PromptSize, tokens: int | None = None) -> bool:
+    """Whether a prompt's crops are tiles of pictures.
+
+    Where tiles are joined a newline ends each row, so the visual tokens are not a whole number for each crop: neither a
+    crop's own nor one more (a frame's class token, the newline after a picture of one tile).
+
+    Args:
+        prompt: The prompt.
+        tokens: Visual tokens of a crop; None: the square nearest to the mean.
+    """
+    if not isinstance(prompt.images, int) or prompt.images < 2 or prompt.video:
+        return False
+    each = prompt.visual / prompt.images
+    own = math.isqrt(int(each)) ** 2 if tokens is None else tokens
+    return each not in (own, own + 1)
 
 
 def tiles_of(view: View, row: int) -> list[Tile]:

@@ -65,7 +65,7 @@ def span(number: int, parts: int, whole: int) -> range:
 
 
 def square(visual: int) -> list[TokenGrid]:
-    """One picture of so many tokens if nothing else is known: a square if the number is one, otherwise a single row."""
+    """Without other knowledge, one picture of this many tokens: a square if the number is one, else a single row."""
     side = math.isqrt(visual)
     if side * side == visual:
         return [TokenGrid(0, side, side, side)] if visual else []

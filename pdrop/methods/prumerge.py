@@ -192,7 +192,7 @@ class PruMerge(InFront):
         for height, width in frames:
             patches, made = height * width, left / len(frames)
             macs += (patches + tower.class_tokens + 1) * tower.hidden**2 + (patches + tower.class_tokens) * tower.hidden
-            if left < prompt.visual:
+            if 0 < left < prompt.visual:
                 macs += (patches + tower.class_tokens) * tower.hidden + (2 * made - 1) * patches * tower.hidden
                 macs += made * sum(inward * outward for inward, outward in tower.projector)
         return SelectionCost(macs=macs)

@@ -39,7 +39,7 @@ class SparseVLM(Method):
 
     Attributes:
         recycle: Share of the dropped tokens that is merged, the paper's tau; 0: none.
-        tokens_per_cluster: One merged token for so many recycled ones, the inverse of the paper's theta.
+        tokens_per_cluster: One merged token for this many recycled ones, the inverse of the paper's theta.
     """
 
     recycle: float = 0.3

@@ -59,7 +59,7 @@ class Block:
     query: int
 
     def resized(self, count: int) -> Block:
-        """The same block with so many visual tokens instead."""
+        """The same block with this many visual tokens instead."""
         return Block(self.start, self.start + count, self.query + count - (self.stop - self.start))
 
 
@@ -111,7 +111,7 @@ class View:
     _keys: Callable[[], Tensor]
     _norm: Callable[[Tensor], Tensor]
     _tower: Callable[[], Tower]
-    _texts: Callable[[Tensor, Tensor], list[str]]
+    _texts: Callable[[], list[str]]
 
     @property
     def ids(self) -> Tensor:
@@ -172,17 +172,15 @@ class View:
             asked = self.visual.new_zeros(self.visual.shape)
             asked[:, self.block.stop : self.block.query + 1] = True
             return asked
-        seen, asks = self.visual.cumsum(1), self.query.cumsum(1)
-        text, after = self.valid & ~self.visual, seen == seen[:, -1:]
-        return text & after & ((asks < asks[:, -1:]) | self.query)
+        return question_of(self.valid, self.visual, self.query)
 
     def texts(self) -> list[str]:
-        """The `question` of each prompt as text, without special tokens.
+        """The `question` of each prompt as text, without special tokens; read on the host.
 
         Raises:
             ValueError: If no tokenizer was given: attach(..., tokenizer=).
         """
-        return self._texts(self.ids, self.question())
+        return self._texts()
 
     def draw(self, seed: int) -> Tensor:
         """Uniform numbers in [0, 1), [B, T] float32, seeded by (`seed`, layer, the prompt's own token ids).
@@ -236,3 +234,9 @@ class Merged:
     weights: Tensor
     after: Tensor | None = None
     moved: bool = False
+
+
+def question_of(valid: Tensor, visual: Tensor, query: Tensor) -> Tensor:
+    """Text after the last visual token and up to the last query token, [B, T] bool. See `View`."""
+    seen, asks = visual.cumsum(1), query.cumsum(1)
+    return valid & ~visual & (seen == seen[:, -1:]) & ((asks < asks[:, -1:]) | query)

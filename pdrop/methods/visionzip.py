@@ -166,21 +166,16 @@ class VisionZip(InFront):
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """A row of the tower; similarities and means of the other tokens; the projector for the made tokens."""
         asked = self.rows_of(schedule, prompt, sizes)
-        tower, left = sizes.tower, min(prompt.visual_per_layer)
-        if not asked or left >= prompt.visual:
+        tower = sizes.tower
+        if not asked or min(prompt.visual_per_layer) >= prompt.visual:
             return SelectionCost(tower_rows=asked)
         frames, macs = [h * w / tower.merge**2 for h, w in tower.frames(prompt.visual, prompt.images)], 0.0
         total, width = sum(frames), tower.hidden if tower.merge == 1 else sizes.hidden
-        for tokens in frames:
-            parts = self.parts_of(
-                int(round(left) * tokens / total), self.contextual_of(tokens, total), tower.class_tokens
-            )
-            patches, classes, contextual = parts
-            macs += (
-                (prompt.visual * tokens / total - patches - contextual)
-                * contextual
-                * (tower.hidden / tower.heads + width)
-            )
+        for tokens, each in zip(frames, self.counts_of(schedule, prompt, frames)):
+            contextual_of = self.contextual_of(tokens, total)
+            patches, classes, contextual = self.parts_of(each, contextual_of, tower.class_tokens)
+            others = min(tokens, prompt.visual * tokens / total) - patches - contextual
+            macs += others * contextual * (tower.hidden / tower.heads + width)
             if tower.merge == 1:
                 macs += (classes + contextual) * sum(inward * outward for inward, outward in tower.projector)
         return SelectionCost(tower_rows=asked, macs=macs)

@@ -30,7 +30,7 @@ from pdrop.shapes import ModelSizes, PromptSize, SelectionCost
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUND = 8  # at most so many tokens go in a round
+ROUND = 8  # at most this many tokens are dropped per round
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ class VisPruner(InFront):
     def selection(self, schedule: Schedule, prompt: PromptSize, sizes: ModelSizes) -> SelectionCost:
         """One row of the tower, and the cosines of every round."""
         asked = self.rows_of(schedule, prompt, sizes)
-        left = min(prompt.visual_per_layer)
-        if not asked or left >= prompt.visual:
+        if not asked or min(prompt.visual_per_layer) >= prompt.visual:
             return SelectionCost(tower_rows=asked)
-        frames, pairs = sizes.tower.frames(prompt.visual, prompt.images), 0
-        for height, width in frames:
-            have, count = round(height * width), round(left) // len(frames)
+        patches = [round(h * w) for h, w in sizes.tower.frames(prompt.visual, prompt.images)]
+        pairs = 0
+        for have, count in zip(patches, self.counts_of(schedule, prompt, patches)):
             have, wanted = have - int(count * self.ratio), count - int(count * self.ratio)
             while have > wanted:
                 pairs += (have + 1) // 2 * (have // 2)

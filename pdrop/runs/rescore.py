@@ -80,9 +80,9 @@ def scored_anew(record: RunRecord, folder: Path, into: Path, task_dirs: Sequence
 
         if missing := [question for question in questions if question not in store]:
             raise ValueError(
-                f"{folder.name}: there is no answer to what task {missing[0].task} asks now of document "
-                f"{missing[0].doc_id} ({len(missing)} of {len(questions)} in all): its prompt, generation arguments or "
-                "data are others than they were; make the run again"
+                f"{folder.name}: task {missing[0].task} now asks document {missing[0].doc_id} something that was not "
+                f"answered ({len(missing)} of {len(questions)} in all): its prompt, generation arguments or data have "
+                "changed; make the run again"
             )
         return Answered([store[question] for question in questions], 0, len(questions))
 

@@ -106,7 +106,7 @@ class Settings:
             ValueError: If its size depends on the image and is not given.
         """
         if (known := self.known_prompt) is None:
-            raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: say it, "
+            raise ValueError(f"how many visual tokens a prompt of {self.source.name} has depends on its image: give "
                              "model.visual_tokens=1296")  # fmt: skip
         return known
 

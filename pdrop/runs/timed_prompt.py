@@ -103,7 +103,7 @@ def picture_size(prompt: PromptSize, config: Any) -> tuple[int, int]:
 
 
 def question_of(text: float, tokens: Callable[[str], int]) -> str:
-    """A question for a prompt with so many text tokens: words of QUESTION, padded with a short one.
+    """A question for a prompt with this many text tokens: words of QUESTION, padded with a short one.
 
     Args:
         text: Tokens of text in the whole prompt.

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,16 +56,50 @@ def started_ray(workers: Workers) -> Any:
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if workers.address is not None:
-        return ray.init(address=workers.address, **quiet)
+        refuse_unreachable(workers.address)
+        try:
+            return ray.init(address=workers.address, **quiet)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"workers.address={workers.address}: {line_of(error)}; if the cluster was started with a token "
+                "(~/.ray/auth_token), set RAY_AUTH_MODE=token"
+            ) from error
     for attempt in range(1, TRIES + 1):
         try:
-            return ray.init(num_cpus=workers.count * workers.threads, **quiet)
+            # "local": not the cluster that RAY_ADDRESS names, or that somebody else has started on this machine
+            return ray.init(address="local", num_cpus=workers.count * workers.threads, **quiet)
         except Exception as error:  # Ray raises a plain Exception if its processes start too slowly
             ray.shutdown()
             if attempt == TRIES:
                 raise RuntimeError(f"Ray did not start on this machine: {line_of(error)}") from error
             log.warning("Ray did not start (%s); once more", line_of(error))
     raise AssertionError("unreachable")
+
+
+def refuse_unreachable(address: str) -> None:
+    """Refuse a cluster's address where nobody listens: Ray was seen to wait for more than eleven minutes.
+
+    Raises:
+        ConnectionError: Naming it. `auto`, which has no port, is left to Ray.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"workers.address={address}: nobody answers there ({error.strerror or error}); `ray start --head` starts a "
+            "cluster and says its address"
+        ) from error
+
+
+def presence(worker: Any, device: str) -> dict[str, Any]:
+    """In a worker: what it says about itself. On the CPU its device is the processor: a node may have cards, too."""
+    from pdrop.environment import accelerator
+
+    about: dict[str, Any] = worker.about()
+    return about if device.startswith("cuda") else about | {"device": accelerator(device)["device_name"]}
 
 
 @dataclass(eq=False)
@@ -127,7 +164,7 @@ class Team:
         made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
         member = Member(self.started, made.remote(threads), replaces=replacing)
         self.started += 1
-        self.starting[member.actor.about.remote()] = member
+        self.starting[member.actor.__ray_call__.remote(presence, self.device)] = member
 
     def arrive(self, reference: Any) -> None:
         """Handle a worker that has become ready, or has died before.
@@ -226,6 +263,7 @@ class TeamGenerator:
         depth = settings.preparation.depth(settings.device)
         self.team = those or team(settings.workers, settings.device, depth)
         self.spec, self.here, self.settings = settings.spec, settings, ray.put(settings)
+        self.stderr = sys.stderr  # while a task's code runs, and asks for answers, it is redirected
 
     def planned(self, questions: Sequence[Question]) -> list[list[Question]]:
         """The batches, as this process would make them with a model of its own."""
@@ -290,7 +328,7 @@ class TeamGenerator:
         if progress is not None and done and planned:
             progress(planned[0][0].task, done, len(questions))
         task, folder = questions[0].task if questions else "", store.path.parent if store is not None else None
-        with Fleet(self.team, task, done, len(questions), folder) as fleet:
+        with redirect_stderr(self.stderr), Fleet(self.team, task, done, len(questions), folder) as fleet:
             for number, found, member in work.results():
                 batch = planned[number]
                 if store is not None:

@@ -101,14 +101,16 @@ def read_others(text: str | None, own: set[int]) -> float | None:
 
 
 def ancestors(pid: int) -> set[int]:
-    """The ids of a process's ancestors, from Linux's /proc."""
+    """The ids of a process's ancestors, from Linux's /proc; process 1 too, which in a container may be a user's."""
     found: set[int] = set()
-    while (stat := Path(f"/proc/{pid}/stat")).exists():
-        pid = int(stat.read_text().rpartition(")")[2].split()[1])
-        if pid in found or pid <= 1:
-            break
+    while True:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # no /proc, or an ancestor has ended meanwhile
+            return found
+        if pid == 0 or pid in found:  # 0: a parent outside of this namespace
+            return found
         found.add(pid)
-    return found
 
 
 def exclusive(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from pdrop.training.settings import TrainingSettings
 
-# Arguments whose effect here would not be what they say.
+# Arguments that would not do here what their names say.
 REFUSED = {
     "num_train_epochs": "set train.epochs, and train.steps=null",
     "label_smoothing_factor": "the Trainer would smooth labels of the wrong tokens here, one too early",
@@ -41,14 +41,14 @@ def arguments_of(settings: TrainingSettings, folder: Path, steps: int, layers: S
         "learning_rate": max(settings.rates.vision_tower, settings.rates.projector, settings.rates.language_model),
         "activation_checkpointing": False,  # pdrop.training.parts.checkpoint_activations
         "bf16": settings.bf16,
-        # of DeepSpeed accelerate asks the environment for the device, and forgets DeepSpeed where it is told "cpu"
+        # accelerate takes DeepSpeed's device from the environment, and forgets DeepSpeed if it is given "cpu"
         "use_cpu": settings.device == "cpu" and not settings.parallel.startswith("deepspeed"),
         "seed": settings.seed,
         "save_steps": settings.save_steps,
         "save_total_limit": 2,
         "logging_steps": settings.log_steps,
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
+        "include_num_input_tokens_seen": "no",  # the Trainer would read a number from the device in each step
         "dataloader_num_workers": settings.workers,
         "remove_unused_columns": False,
         "report_to": [],

@@ -1,4 +1,4 @@
-"""Rows -> batches: padding, and which records go together."""
+"""Batches from rows: padding, and which records go together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Collator:
     """Pads rows on the right and stacks the vision tower's inputs.
 
     If several processes train together, every batch must have an image: a process that calls the tower while another
-    does not would wait for ever (FSDP, ZeRO-3), or miss gradients (DDP). A batch of text only then gets a black image
+    does not would wait for ever (FSDP, ZeRO-3), or miss gradients (DDP). A text-only batch then gets a black image
     after its shortest row, as padding: nothing attends to it, no method sees it as visual tokens, and the loss does not
     change. LLaVA's code has a dummy image for the same reason.
 
     Args:
         encoder: Makes the black image.
         pad_id: Token id of padding.
-        always_image: Whether batches of text only get a black image.
+        always_image: Whether text-only batches get a black image.
     """
 
     def __init__(self, encoder: Encoder, pad_id: int, always_image: bool = False) -> None:

@@ -1,12 +1,12 @@
-"""The run.py commands that score a study's trainings: each model with nothing dropped and with what it was trained
-with; those trained with nothing dropped with what the others of their seed were trained with; and the model that all
-began with in each of these ways. Trainings that differ in anything but dropping and seed are studies of their own.
+"""The run.py commands that score a study's trainings. Each model is scored with nothing dropped and as it was trained;
+models trained with nothing dropped, also as the others of their seed were trained; and the model that all started from
+in each of these ways. Trainings that differ in more than dropping and seed are separate studies.
 
     python -m pdrop.training.commands results/trainings [run.py's settings] > score.sh && sh -e score.sh
     python -m pdrop.training.commands results/trainings --layers
 
---layers: those of PyramidDrop's Fig. 3 instead. Of one seed, each model trained with the default dials is cut once, at
-one layer after another.
+--layers: the commands for PyramidDrop's Fig. 3 instead. Each model of one seed that was trained with the default dials
+is cut once, at one layer after another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIALS = ("stages", "ratio", "layers", "budget", "positions", "twin")  # of dropp
 
 
 def dropping(record: TrainingRecord) -> tuple[str, ...]:
-    """What train.py was told about dropping beside the method, as overrides; nothing: its defaults."""
+    """The dials of dropping that train.py was given, apart from the method, as overrides; none: its defaults."""
     return tuple(o for o in record.command[1:] if o.partition("=")[0] in DIALS or o.startswith("method."))
 
 
@@ -59,7 +59,7 @@ def finished(folder: Path) -> Done:
 
 
 def studies(done: Done) -> list[Done]:
-    """Those together that differ in dropping and seed alone."""
+    """The trainings in groups; those of a group differ only in dropping and seed."""
     found: dict[str, Done] = {}
     for path, record in done:
         same = {name: value for name, value in asdict(record.spec).items() if name not in TRAINING_VARIES}
@@ -68,7 +68,7 @@ def studies(done: Done) -> list[Done]:
 
 
 def names(done: Done) -> dict[Path, str]:
-    """Each trained model's name; with the training's identity where the name alone would stand for several."""
+    """Each trained model's name, with the training's identity if several would have the same name."""
     counts = Counter(name_of(record) for _, record in done)
     return {
         path: name_of(record) if counts[name_of(record)] == 1 else f"{name_of(record)}_{record.spec.training_id}"
@@ -77,17 +77,17 @@ def names(done: Done) -> dict[Path, str]:
 
 
 def line(experiment: str, record: TrainingRecord, name: str, path: Path | str, more: Sequence[str]) -> str:
-    """A shell line that sweeps an experiment over a model, read as the training read it."""
+    """A shell line that sweeps an experiment over a model, asked as it was in training."""
     swept = [f"experiments={experiment}", *record.scoring(name, path), *more]
     return shlex.join([sys.executable, "run.py", "-m", *swept])
 
 
 def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
-    """Shell lines that cut models at one layer after another: of a study's lowest seed, those trained with the
-    default dials.
+    """Shell lines that cut models at one layer after another: those of a study's lowest seed that were trained with
+    the default dials.
 
     Raises:
-        ValueError: If no training there is finished, or a record cannot be read.
+        ValueError: If no training of the folder is finished, or a record cannot be read.
     """
     done = finished(folder)
     named = names(done)
@@ -99,14 +99,14 @@ def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
 
 
 def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
-    """Shell lines, one for each model and setting of the dials, the methods in a sweep.
+    """Shell lines, one for each model and setting of the dials, with the methods in a sweep.
 
     Args:
-        folder: Of the trainings, each in a folder of its own.
+        folder: The folder that holds the trainings' folders.
         settings: Overrides of run.py that are added to each line.
 
     Raises:
-        ValueError: If no training there is finished, or a record cannot be read.
+        ValueError: If no training of the folder is finished, or a record cannot be read.
     """
     done = finished(folder)
     begun = {record.spec.model_path: record for _, record in done if record.spec.start == "{}"}
@@ -123,7 +123,7 @@ def commands(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:
 
 
 def ways(trained: Sequence[TrainingRecord]) -> list[list[str]]:
-    """Overrides that drop nothing, and drop as each of these trainings did; a list for each setting of the dials."""
+    """Overrides that drop nothing, and that drop as each of these trainings did; a list per setting of the dials."""
     found: dict[tuple[str, ...], list[str]] = {}
     for record in trained:
         methods = found.setdefault(dropping(record), [])

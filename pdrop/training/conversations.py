@@ -1,11 +1,11 @@
-"""LLaVA's conversation data: a JSON list of records and a folder of images, checked on load and read lazily.
+"""LLaVA's conversation data: a JSON list of records and a folder of images, checked when loaded, read lazily.
 
     [{"id": "7", "image": "train2017/7.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}]}, ...]
 
-`image` is one path or a list of them (relative to the image folder), or absent in a record of text alone; `<image>`
-marks the place of each. A `.jsonl` file has one record per line. As in LLaVA's own loader, a record's first turn is
-left out if it is not the human's, and the mark of a record's only image is moved to the front of its turn.
+`image` is one path or a list of them (relative to the image folder), and absent in a text-only record; `<image>` marks
+the place of each. A `.jsonl` file has one record per line. As in LLaVA's own loader, a record's first turn is left out
+if it is not the human's, and the mark of a record's only image is moved to the front of its turn.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation. `name` is how errors call it."""
+    """One conversation. `name` identifies it in error messages."""
 
     name: str
     images: tuple[Path, ...]
@@ -45,7 +45,7 @@ class Record:
 
 
 class Conversations:
-    """The records of a file, kept as the bytes of their JSON, which loader processes share, and parsed on access.
+    """The records of a file: kept as the bytes of their JSON, which loader processes share; parsed on access.
 
     Args:
         path: The .json or .jsonl file.
@@ -58,7 +58,7 @@ class Conversations:
     def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.path, self.folder = path, path.parent if folder is None else folder
         kept, self._ends, faults, number = bytearray(), array("Q"), [], 0
-        self.lengths: list[int] = []  # words and images, negative for records of text alone
+        self.lengths: list[int] = []  # words and images, negative for text-only records
         digest = hashlib.sha256()
         for number, data in enumerate(read(path), start=1):
             name = self._name(number - 1, data)
@@ -102,7 +102,7 @@ def read(path: Path) -> Iterator[Any]:
     """The unchecked records of a .json or .jsonl file.
 
     Raises:
-        ValueError: If the file is missing or not of that kind.
+        ValueError: If the file is missing or of another kind.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; train.data is a .json or .jsonl file in LLaVA's conversation format")

@@ -1,16 +1,16 @@
-"""From a conversation to a row of the batch: token ids, labels on the answers only, pixels.
+"""Encodes a conversation as a row of the batch: token ids, labels on the answers only, pixels.
 
 Formats:
     vicuna_v1   LLaVA's v1 template: system sentence, "USER: ... ASSISTANT:", labels on " answer</s>" of every turn
     plain       LLaVA's pre-training: the image and its caption, no instruction; labels on the caption and its newline
     chat        the checkpoint's own chat template, labels from where an answer begins to its end token
 
-So the query token, which precedes each answer, is the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and in
-`plain` the image's last token. There the official code uses the last token that has survived so far; here the query
-itself always stays (its logits are needed) and counts as kept.
+The query token, which precedes each answer, is thus the final ":" of "ASSISTANT:" in vicuna_v1, as in inference, and
+the image's last token in `plain`. There the official code uses the last token that is still kept; here the query itself
+always stays (its logits are needed) and counts as kept.
 
-A row longer than `max_length` is cut at its end, as LLaVA does, but never inside an image: that is refused, or with
-overlong=skip the whole record is left without labels, with a warning.
+A row longer than `max_length` is cut at its end, as LLaVA does, but never inside an image: such a record is refused, or
+with overlong=skip it has no labels and a warning is logged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Tensor]
 IGNORED = -100
-PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "mm_token_type_ids": 0}  # and what fills them up
+PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "mm_token_type_ids": 0}  # and how they are padded
 
 
 class Encoder:
@@ -71,10 +71,10 @@ class Encoder:
         self.mark_id = self.tokenizer.convert_tokens_to_ids(self.mark)
 
     def __call__(self, record: Record) -> Row:
-        """The row of a record: input_ids, attention_mask, labels [n], and what the vision tower takes.
+        """The row of a record: input_ids, attention_mask, labels [n], and the vision tower's inputs.
 
         Raises:
-            ValueError: Naming the record, if an image cannot be read, or does not fit.
+            ValueError: If an image cannot be read or does not fit; names the record.
         """
         text, spans = self.render(record)
         spelled_out = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
@@ -92,7 +92,7 @@ class Encoder:
         """Check all records before the first step, if that is cheap (in the plain format).
 
         Raises:
-            ValueError: Naming the first record that does not suit the format.
+            ValueError: If a record does not suit the format; names the first.
         """
         if self.format == "plain":
             for index in range(len(records)):
@@ -243,7 +243,7 @@ def _content(question: str) -> list[dict[str, str]]:
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenated along the first dimension, the others filled up with zeros (LLaVA-NeXT's tiles differ in number)."""
+    """Concatenate along the first dimension, the others padded with zeros (LLaVA-NeXT's tiles differ in number)."""
     widest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
     filled = []
     for tensor in tensors:

@@ -1,6 +1,6 @@
-"""One training: skip it if it is done, else continue from its last checkpoint, and write model and record.
+"""One training: skip it if it is done, otherwise continue from its last checkpoint, and write model and record.
 
-Plain arguments come in; a folder with the model, its curve and a TrainingRecord comes out.
+It takes plain arguments and leaves a folder with the model, its curve and a TrainingRecord.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def train(
     """Run one training, unless it is done.
 
     Args:
-        settings: What to train, on what, how.
+        settings: The model, the data and how to train.
         method_name: The method's name in tables.
         method: Ranks the visual tokens; None drops nothing.
         make_schedule: The schedule for a decoder of that many layers.
@@ -82,7 +82,7 @@ def train(
     """
     settings.check()
     names.check("method", method_name)
-    refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else may be refused early
+    refuse_data_parallel(arguments_of(settings, settings.output / "unused", 1))  # and what else can be refused early
     records = Conversations(settings.data, settings.images)
     refuse_quantised(settings)
     checkpoint = load(
@@ -114,7 +114,7 @@ def train(
         before = TrainingRecord.read(folder) if (folder / FILE).exists() and not settings.force else None
         if before is not None and before.code != code:
             made = "made" if before.status == "done" else "begun"
-            log.warning("%s was %s by other code; force=true starts anew", folder, made)
+            log.warning("%s was %s by other code; force=true starts again", folder, made)
         if before is not None and before.status == "done":
             log.info("done already  %s", folder)
             return before
@@ -144,14 +144,14 @@ def recorded(record: TrainingRecord, folder: Path, held: Hold | None) -> Iterato
         held: The hold on the folder, in the process that writes; None in the others.
 
     Raises:
-        TrainingFailed: If it broke.
+        TrainingFailed: If the training fails.
     """
     if held is not None:
         record.write(folder)
     try:
         yield
     except BaseException as error:
-        # an interrupted training can be continued; so can a failed one, once its cause is fixed, unless it
+        # an interrupted training can be continued; so can a failed one once its cause is fixed, unless that
         # was in the data: other data make another training
         record.status = "failed" if isinstance(error, Exception) else "running"
         record.error = traceback.format_exc()
@@ -191,7 +191,8 @@ def run(
         checkpoint_activations(checkpoint.model)
     arguments = arguments_of(settings, folder, spec.steps, layers_of(model))
     resumed = None if settings.force else last_checkpoint(folder)
-    curve = LossCurve(folder, int(resumed.name.partition("-")[2]) if resumed else 0)
+    step = int(resumed.name.partition("-")[2]) if resumed else 0
+    curve = LossCurve(folder, step, lambda: int(trainer.all_counts()[1]))
     trainer = PartsTrainer(
         model=model,
         args=arguments,
@@ -204,7 +205,7 @@ def run(
         grouped=settings.grouped,
         visual_ids=torch.tensor(visual_ids(checkpoint.model.config)),
     )
-    if resumed is not None and is_first():  # they are of all processes
+    if resumed is not None and is_first():  # the counts are of all processes
         trainer.counts = counts_at(resumed)
     restart_peak(arguments.device)
     trainer.add_callback(MarkComplete(trainer))
@@ -216,7 +217,7 @@ def run(
     with drops, sdpa_order(settings.sdpa_kernel):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     record.steps_done, record.final_loss = trainer.state.global_step, curve.final_loss()
-    checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer turns it off, and would save that
+    checkpoint.model.config.get_text_config().use_cache = caches  # the Trainer sets it to False, and would save that
     save(trainer, checkpoint, settings, folder)
     means, sizes = means_of(trainer.all_counts()), ModelSizes.from_config(checkpoint.model.config)
     record.cost = cost_of(curve.totals(), means, peak_since(arguments.device), sizes, method, schedule, settings)
@@ -248,7 +249,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, of those that train together."""
+    """Whether this process is the one that writes, of those that train together."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,16 @@ class PartsTrainer(Trainer):
     averages batch means). A batch without an answer adds nothing, instead of NaN.
 
     Args:
-        rates: Of the parts.
-        lengths: Of the records, negative for text alone.
-        grouped: Whether records of a modality and of like lengths go together.
+        rates: The learning rates of the parts.
+        lengths: The records' lengths, negative for text only.
+        grouped: Whether records of one modality and of similar lengths go together.
         visual_ids: Input ids of visual tokens, for counting.
     """
 
     def __init__(self, *, rates: Rates, lengths: Sequence[int], grouped: bool, visual_ids: Tensor, **options: Any):
         super().__init__(**options)
-        # Qwen's models say that they do not take the number of answer tokens. Their loss does; without it, it would be
-        # a mean of batch means, NaN where a batch answers nothing.
+        # Qwen's models declare that they do not take the number of answer tokens. Their loss does; without that number
+        # it would be a mean of batch means, NaN for a batch without an answer.
         self.model_accepts_loss_kwargs = True
         self.rates, self.lengths, self.grouped, self.visual_ids = rates, lengths, grouped, visual_ids
         self.counts = torch.zeros(3, dtype=torch.long)  # records, their tokens, the visual ones among these
@@ -53,7 +53,7 @@ class PartsTrainer(Trainer):
         return ByModality(self.lengths, step, self.args.seed, lambda: int(self.state.epoch or 0), self.grouped)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer that the arguments name, over groups by rate.
+        """The optimizer that the arguments name, over groups of parameters by rate.
 
         Raises:
             ValueError: If the optimizer chooses its parameters itself.
@@ -69,19 +69,19 @@ class PartsTrainer(Trainer):
         return self.optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own, which would train one step too many if the last checkpoint is that of the last step."""
+        """As transformers' own, which would train one step too many after a checkpoint of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def all_counts(self) -> Tensor:
-        """`counts` of all processes together, in each of them; every process calls this."""
+        """The sum of `counts` over all processes, in each of them; every process calls this."""
         total: Tensor = self.accelerator.reduce(self.counts.to(self.args.device), "sum")
         return total.cpu()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights of a checkpoint, through from_pretrained.
+        """Load the weights of a checkpoint through from_pretrained.
 
         A checkpoint is saved under the names of the published files, which for LLaVA are not those of the modules.
         transformers' own loading takes the file unchanged, warns about missing keys, and continues with the initial
@@ -97,7 +97,7 @@ class PartsTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As transformers' own; see above for a batch without an answer."""
+        """As transformers' own; for a batch without an answer see the class."""
         there = inputs["attention_mask"].bool()
         self.visual_ids = self.visual_ids.to(there.device)  # copied once: each copy would wait for the device
         visual = torch.isin(inputs["input_ids"], self.visual_ids) & there
@@ -112,19 +112,24 @@ class LossCurve(TrainerCallback):
     """Times the steps, writes curve.csv, and adds the times to the other logs.
 
     Seconds are means over the steps of a row: `step` from the end of one to the end of the next, of which `data` was
-    spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. On resuming, rows after
-    the checkpoint are taken out: they will be made again.
+    spent waiting for the batch; checkpoints are not counted. CPU seconds are this process's. When a training resumes,
+    the rows after the checkpoint are removed: they will be made again.
+
+    Args:
+        folder: Of the training.
+        resumed_step: The checkpoint's; 0: none.
+        seen: Tokens so far, over all processes and sessions; read when a row is written, since it waits for the device.
     """
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        self.path = folder / CURVE
+    def __init__(self, folder: Path, resumed_step: int, seen: Callable[[], int]) -> None:
+        self.path, self.seen = folder / CURVE, seen
         self.sums, self.steps, self.tokens = dict.fromkeys(TIMES[:3], 0.0), 0, 0
         self.mark = (0.0, 0.0)
         rows = read_curve(self.path) if resumed_step else []
         self.rows = [row for row in rows if int(row["step"]) <= resumed_step]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.mark, self.tokens = self._now(), state.num_input_tokens_seen
+        self.mark, self.tokens = self._now(), self.seen()
         if state.is_world_process_zero:
             with self.path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS + TIMES)
@@ -147,17 +152,18 @@ class LossCurve(TrainerCallback):
         self.mark = self._now()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """A row, if it is a step that is logged.
+        """Write a row, if the step is logged.
 
         Raises:
             TrainingFailed: If the loss is NaN or infinite.
         """
         if not logs or "loss" not in logs or not self.steps:
             return
-        tokens, wall = state.num_input_tokens_seen - self.tokens, self.sums["step_wall_s"]
+        seen, wall = self.seen(), self.sums["step_wall_s"]
+        tokens = seen - self.tokens
         logs |= {name: value / self.steps for name, value in self.sums.items()}
         logs |= {"tokens": tokens, "tokens_per_s": tokens / wall}
-        self.sums, self.steps, self.tokens = dict.fromkeys(self.sums, 0.0), 0, state.num_input_tokens_seen
+        self.sums, self.steps, self.tokens = dict.fromkeys(self.sums, 0.0), 0, seen
         row = {"step": state.global_step, **{name: logs[name] for name in (COLUMNS + TIMES)[1:] if name in logs}}
         self.rows.append({name: str(value) for name, value in row.items()})
         if state.is_world_process_zero:
@@ -170,8 +176,8 @@ class LossCurve(TrainerCallback):
             )
 
     def totals(self) -> dict[str, float]:
-        """Means over all steps and sums, over every session: step_wall_s, step_cpu_s, data_wall_s, tokens_per_s,
-        wall_s, cpu_s."""
+        """Over all sessions: means per step (step_wall_s, step_cpu_s, data_wall_s), tokens_per_s, and sums (wall_s,
+        cpu_s)."""
         steps, before = [], 0
         for row in self.rows:
             steps.append(int(row["step"]) - before)
@@ -183,7 +189,7 @@ class LossCurve(TrainerCallback):
         return means | {"tokens_per_s": tokens / wall if wall else 0.0, "wall_s": wall, "cpu_s": sums["step_cpu_s"]}
 
     def final_loss(self) -> float:
-        """Mean over the last tenth of the rows."""
+        """The mean loss over the last tenth of the rows."""
         last = [float(row["loss"]) for row in self.rows[-max(1, len(self.rows) // 10) :]]
         return sum(last) / len(last)
 
@@ -193,7 +199,7 @@ class LossCurve(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Marks each complete checkpoint with a file: a training that is killed while saving leaves none.
+    """Marks each complete checkpoint with a file, which a training that is killed while saving does not leave.
 
     The file has the counts of the records so far, over all sessions, like the curve.
     """
@@ -211,7 +217,7 @@ class MarkComplete(TrainerCallback):
 
 
 def counts_at(checkpoint: Path) -> Tensor:
-    """PartsTrainer.all_counts as they were at a whole checkpoint."""
+    """PartsTrainer.all_counts at a complete checkpoint."""
     return torch.tensor(json.loads((checkpoint / COMPLETE).read_text()), dtype=torch.long)
 
 
@@ -251,7 +257,7 @@ class Bar(TrainerCallback):
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:
-    """The rows of a curve.csv; none if there is no such file. A last row that a kill cut off is left out."""
+    """The rows of a curve.csv; none without the file. A last row that a kill cut off is left out."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -259,6 +265,6 @@ def read_curve(path: Path) -> list[dict[str, str]]:
 
 
 def means_of(counts: Tensor) -> Mapping[str, float]:
-    """text_tokens and visual_tokens of the mean record, from PartsTrainer.all_counts."""
+    """The mean record's text_tokens and visual_tokens, from PartsTrainer.all_counts."""
     records, tokens, visual = (float(count) for count in counts)
     return {"text_tokens": (tokens - visual) / max(1.0, records), "visual_tokens": visual / max(1.0, records)}

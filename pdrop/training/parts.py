@@ -1,4 +1,4 @@
-"""Which weights are trained, and how fast: vision tower, projector, language model, or LoRA adapters."""
+"""Which weights are trained and at what rate: vision tower, projector, language model, or LoRA adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECTOR_NAMES = ("projector", "merger", "connector", "image_newline")
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA on every linear layer of the decoder (arXiv 2106.09685); LLaVA's own: r=128, alpha=256, dropout .05."""
+    """LoRA on every linear layer of the decoder (arXiv 2106.09685); LLaVA uses r=128, alpha=256, dropout .05."""
 
     r: int
     alpha: int
@@ -33,7 +33,7 @@ class Rates:
 
 
 def part_of(name: str) -> Part:
-    """The part that a parameter belongs to, by its name. LLaVA-NeXT's newline embedding goes with the projector."""
+    """The part that a parameter belongs to, by its name. LLaVA-NeXT's newline embedding belongs to the projector."""
     if any(word in name for word in PROJECTOR_NAMES):
         return "projector"
     return "vision_tower" if "vision" in name or ".visual." in f".{name}" else "language_model"
@@ -70,7 +70,7 @@ def unread_weights(model: Any) -> set[str]:
         return set()
     (stack,) = stacks
     layers = len(model.get_submodule(stack))
-    # of hidden states, of which the first is before all layers
+    # an index of hidden states; the first is before all layers
     read = max(place % (layers + 1) for place in (places if isinstance(places, (list, tuple)) else [places]))
     unread = (*(f"{stack}.{layer}." for layer in range(read, layers)), ".post_layernorm.", ".head.")
     names = (name for name, _ in model.named_parameters() if "vision" in name)
@@ -78,7 +78,7 @@ def unread_weights(model: Any) -> set[str]:
 
 
 def layers_of(model: Any) -> list[str]:
-    """Classes of the modules that FSDP shards one by one: those that the model declares unsplittable and contains.
+    """Classes of the modules that FSDP shards one by one: those that the model declares not to be split, and contains.
 
     accelerate requires all declared classes to exist, and CLIP declares one of its text model, which a vision tower
     lacks.
@@ -119,10 +119,10 @@ def groups(model: nn.Module, rates: Rates, decayed: set[str], weight_decay: floa
     """Parameter groups for an optimizer: by learning rate, and with or without weight decay.
 
     Args:
-        model: What is trained.
-        rates: Of its parts.
-        decayed: Names of the parameters that decay.
-        weight_decay: Theirs.
+        model: The model that is trained.
+        rates: The rates of its parts.
+        decayed: Names of the parameters with weight decay.
+        weight_decay: Their weight decay.
     """
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
@@ -138,7 +138,7 @@ def resolve(
     projector: float | None = None,
     language_model: float | None = None,
 ) -> Rates:
-    """The parts' rates; the recipe's own for those that have none.
+    """The parts' rates; a part without one gets the recipe's.
 
     Raises:
         ValueError: If a rate is below 0.

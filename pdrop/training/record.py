@@ -51,19 +51,19 @@ class TrainingSpec:
     positions: str
     seed: int
     steps: int  # optimizer steps
-    batch_size: int  # records a step, over all processes
+    batch_size: int  # records per step, over all processes
     micro_batch: int  # records at once on a device
     processes: int
     rates: str  # canonical JSON of each part's learning rate
     start: str  # canonical JSON of what parts come from instead of the checkpoint
     lora: str  # canonical JSON, or ""
-    grouped: bool  # batches of one modality and like lengths
+    grouped: bool  # batches of one modality and similar lengths
     dtype: str  # of the weights
     bf16: bool  # matrix products in bfloat16
     attn_implementation: str
     device: str
     parallel: str
-    arguments: str  # canonical JSON of the TrainingArguments that are set besides
+    arguments: str  # canonical JSON of the other TrainingArguments that are set
     versions: str
     format_version: int = FORMAT
     sdpa_kernel: str = ""  # as of a run
@@ -85,11 +85,11 @@ class TrainingCost:
 
     step_wall_s: float  # from the end of a step to the end of the next, loading included, saving not
     step_cpu_s: float  # of this process and its threads
-    data_wall_s: float  # of which waiting for data
+    data_wall_s: float  # the part of it spent waiting for data
     tokens_per_s: float  # of all processes, padding not counted
     wall_s: float  # of all steps
     cpu_s: float
-    peak_memory_bytes: int | None  # of the device; of the process on a CPU; None where the system does not tell
+    peak_memory_bytes: int | None  # of the device; on a CPU of the process; None if the system does not report it
     text_tokens: float  # mean of a record
     visual_tokens: float  # mean of a record, before dropping
     visual_tokens_per_layer: list[float]
@@ -104,7 +104,7 @@ class TrainingRecord:
     spec: TrainingSpec
     status: Literal["running", "done", "failed"]
     started_at: str
-    sessions: int = 1  # how often it was started: more than once if it was interrupted
+    sessions: int = 1  # how often it was started; more than once after an interruption
     error: str | None = None
     steps_done: int = 0
     final_loss: float | None = None  # mean over the last tenth of the steps
@@ -119,7 +119,7 @@ class TrainingRecord:
         return json.dumps({"training_id": self.spec.training_id, **asdict(self)}, indent=1, allow_nan=False) + "\n"
 
     def scoring(self, name: str, path: Path | str) -> list[str]:
-        """run.py's overrides for a model of this kind at `path`, asked as it was trained: prompt and image mode."""
+        """run.py's overrides for the model at `path`, with the prompt and image mode that it was trained with."""
         prompt = "chat" if self.spec.format == "chat" else "vicuna_v1"
         told = ["model=folder", f"model.name={name}", f"model.path={path}"]
         told += [f"model.prompt={prompt}"] if prompt != "chat" else []

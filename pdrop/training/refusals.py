@@ -1,4 +1,4 @@
-"""Refuses settings that would train something else than was asked for, before training begins."""
+"""Refuses, before training begins, settings that would train something other than what was asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def refuse_data_parallel(arguments: Any) -> None:
     """Refuse one process with several GPUs: it would put copies of the model on all, and multiply the batch.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If it would.
     """
     if arguments.n_gpu > 1:
         raise ValueError(
@@ -33,7 +33,7 @@ def refuse_quantised(settings: TrainingSettings) -> None:
     """Refuse a checkpoint of quantised weights, before any is read.
 
     Raises:
-        ValueError: Naming their kind.
+        ValueError: If they are quantised; names the kind.
     """
     folder = locate(settings.path, revision=settings.revision, weights=settings.weights)
     refuse_training(read_config(folder, settings.path), settings.path)
@@ -50,7 +50,7 @@ def refuse_untrainable(name: str, method: Method | None, schedule: Schedule) -> 
         raise ValueError(f"method={name} makes pictures smaller before a prompt is scored; it cannot be trained with")
     if any(stage.adaptive for stage in schedule.stages):
         raise ValueError(
-            f"{name} finds its counts prompt by prompt, and what such a step costs cannot be said: choose a method "
+            f"{name} finds its counts prompt by prompt, and the cost of such a step is not known: choose a method "
             "with a schedule of its own, such as sparsevlm"
         )
 
@@ -59,26 +59,27 @@ def refuse_uneven(settings: TrainingSettings, schedule: Schedule, lengths: Seque
     """Refuse uneven work under ZeRO-3, which gathers a module's weights when it is called in all processes.
 
     Args:
-        settings: Of the training.
+        settings: The training's.
         schedule: What it drops.
-        lengths: Of its records, negative for text alone.
+        lengths: The lengths of its records, negative for text only.
 
     Raises:
-        ValueError: If one process could rank visual tokens while another, whose batch is text alone, does not.
+        ValueError: If one process could rank visual tokens while another, with a text-only batch, does not.
     """
     text = sum(length < 0 for length in lengths)
     if settings.parallel == "deepspeed_zero3" and settings.processes > 1 and schedule and text:
         raise ValueError(
-            f"parallel=deepspeed_zero3 cannot drop tokens where records are text alone, as {text} are here: a process "
+            f"parallel=deepspeed_zero3 cannot drop tokens where records are text only, as {text} are here: a process "
             "without an image would not rank, and the others would wait for it; choose deepspeed_zero2 or fsdp"
         )
 
 
 def check_parallel(trainer: PartsTrainer, asked: str, device: str) -> None:
-    """Check the parallel strategy: accelerate silently ignores what it cannot do, and trains whole copies or elsewhere.
+    """Check the parallel strategy: accelerate silently ignores one that it cannot do, and trains whole copies or on
+    another device.
 
     Args:
-        trainer: As it was built.
+        trainer: The Trainer, as it was built.
         asked: The choice of conf/parallel.
         device: "cpu" or "cuda".
 

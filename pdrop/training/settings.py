@@ -1,4 +1,4 @@
-"""A training's settings, resolved to plain values, and the identity that follows. No torch."""
+"""A training's settings, resolved to plain values, and its identity, which follows from them. No torch."""
 
 from __future__ import annotations
 
@@ -60,31 +60,31 @@ class TrainingSettings:
     workers: int
     parallel: str
     output: Path
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of TrainingArguments: the recipe's and the user's
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # TrainingArguments that the recipe and the user set
     parallel_arguments: Mapping[str, Any] = field(default_factory=dict)
     force: bool = False
     sdpa_kernel: str = ""  # which of torch's kernels comes first: pdrop/models/attention.py
 
     @property
     def processes(self) -> int:
-        """Processes that train together, as torchrun and accelerate say it."""
+        """The number of processes that train together, from torchrun's and accelerate's environment."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
     def accumulate(self) -> int:
-        """Batches whose gradients are summed for a step."""
+        """The number of batches whose gradients are summed for a step."""
         return self.batch_size // (self.micro_batch * self.processes)
 
     def steps_for(self, records: int) -> int:
-        """Optimizer steps over that many records."""
+        """The number of optimizer steps over that many records."""
         batches = math.ceil(math.ceil(records / self.micro_batch) / self.processes)
         return self.steps if self.steps is not None else math.ceil(math.ceil(batches / self.accumulate) * self.epochs)
 
     def check(self) -> None:
-        """Refuse what does not go together.
+        """Refuse settings that do not go together.
 
         Raises:
-            ValueError: Naming the setting and the remedy.
+            ValueError: If two do not; names the setting and the remedy.
         """
         for name in ("batch_size", "micro_batch", "max_length", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
@@ -92,7 +92,7 @@ class TrainingSettings:
         if self.save_steps % self.log_steps:
             raise ValueError(
                 f"train.save_steps={self.save_steps} must be a multiple of train.log_steps={self.log_steps}: a "
-                "training that goes on from a checkpoint logs from there on"
+                "training that resumes from a checkpoint logs from there on"
             )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps is a number from 1 on, or null for train.epochs, not {self.steps}")
@@ -145,7 +145,7 @@ class TrainingSettings:
         records: int,
         start: Mapping[str, str],
     ) -> TrainingSpec:
-        """What makes it this training; dials that the method ignores are not part of it.
+        """The training's identity; dials that the method ignores are not part of it.
 
         `start` is what pdrop.training.start.begin returned.
         """
@@ -187,13 +187,13 @@ class TrainingSettings:
         )
 
     def as_given(self) -> dict[str, Any]:
-        """All of them as JSON values, for the record."""
+        """All settings as JSON values, for the record."""
         values = asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def code_of(method: Method | None) -> str:
-    """Digest of the sources that make the weights, the method's own file included."""
+    """Digest of the sources that make the weights, including the method's own file."""
     parts = [] if method is None else method.parts
     files = [Path(source) for part in parts if (source := inspect.getsourcefile(type(part))) is not None]
     return code_digest(files, TRAINED)

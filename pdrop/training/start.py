@@ -1,11 +1,11 @@
 """The start of a pre-training: a language model, a separately trained vision tower, and a random projector.
 
-A checkpoint gives the architecture and the processor; here parts of its weights are replaced. LLaVA-1.5's first stage:
+A checkpoint gives the architecture and the processor; parts of its weights are replaced here. LLaVA-1.5's first stage:
 
     python train.py train=llava_1_5_pretrain model=llava_1_5_7b train.start.language_model=lmsys/vicuna-7b-v1.5 \\
         train.start.new_projector=true train.data=... train.images=...
 
-(LLaVA-1.5's tower is CLIP's as it was published, so it can stay; LLaVA-NeXT's was trained: give vision_tower too.)
+(LLaVA-1.5's tower is the published CLIP's, so it can stay; LLaVA-NeXT's was trained: give vision_tower, too.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Folders or Hub names of a causal language model and of a CLIP model; None, False: the checkpoint's own."""
+    """Folders or Hub names of a causal language model and of a CLIP model; None or False: the checkpoint's own."""
 
     language_model: str | None = None
     vision_tower: str | None = None
@@ -36,7 +36,7 @@ class Start:
 
 
 def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
-    """Replace weights of the checkpoint's model in place; returns what identifies them, empty if nothing is replaced.
+    """Replace weights of the checkpoint's model in place; returns their identity, empty if nothing is replaced.
 
     Raises:
         ValueError: If a part is not available, or does not fit.
@@ -65,7 +65,7 @@ def begin(checkpoint: Checkpoint, start: Start, seed: int) -> dict[str, str]:
                 if part_of(name) == "projector" and isinstance(module, nn.Linear):
                     module.reset_parameters()
             for name, weight in model.named_parameters():
-                if name.endswith("image_newline"):  # as LLaVA draws it
+                if name.endswith("image_newline"):  # as LLaVA's code draws it
                     nn.init.normal_(weight, std=weight.numel() ** -0.5)
         taken["projector"] = f"random, seed {seed}"
         log.info("the projector begins with random weights (seed %d)", seed)
@@ -82,7 +82,7 @@ def read_part(auto: Any, folder: Path, path: str, dtype: torch.dtype) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a field of a wrong kind raises whatever its use raises
+    except Exception as error:  # a field of a wrong kind may raise anything
         refuse_own_code(error, path)
         raise ValueError(f"{path}: transformers cannot read its config.json ({first_line(error)})") from error
     refuse_training(config, path)
@@ -94,7 +94,7 @@ def read_part(auto: Any, folder: Path, path: str, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _copy(source: nn.Module, target: nn.Module, path: str) -> None:
-    """All weights of `target` from `source`; of embeddings the rows that both have, for LLaVA adds tokens."""
+    """Copy all weights of `target` from `source`; of embeddings the rows that both have, as LLaVA adds tokens."""
     given: dict[str, Tensor] = dict(source.named_parameters())
     for name, weight in target.named_parameters():
         if name not in given:

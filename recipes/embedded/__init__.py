@@ -1,1 +1,1 @@
-"""How the embedded model is trained, from nothing: python -m recipes.embedded.train (make embedded-model)."""
+"""How the embedded model is trained from scratch: python -m recipes.embedded.train (make embedded-model)."""

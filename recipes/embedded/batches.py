@@ -1,4 +1,4 @@
-"""Pictures -> tensors for the training forward: questions packed in blocks after their image's prefix."""
+"""Tensors for the training forward: the questions of an image, packed in blocks after the image's prefix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recipes.embedded.forward import BLOCK
 from recipes.embedded.hints import hints
 
 _IGNORED = -100
-# Asked first where there is room for some questions only: an image carries few of them, and they take longest to learn.
+# Asked first if there is room for some questions only: an image has few of them, and they take longest to learn.
 _FIRST = ("reading", "document", "multihop")
 
 
@@ -36,18 +36,18 @@ def _words(text: str) -> tuple[int, ...]:
 
 
 def _encode(text: str) -> list[int]:
-    """Token ids of `text`, put together from its words so that each word is tokenized only once."""
+    """Token ids of `text`, joined from those of its words, so that each word is tokenized only once."""
     return [token for word in text.split() for token in _words(word)]
 
 
 def _hint_targets(question: EmbeddedQuestion) -> list[tuple[int, int]]:
-    """(row of the question's text, token to be predicted there); see hints.py."""
+    """Pairs of a row of the question's text and the token to predict there; see hints.py."""
     ends = list(accumulate(len(_words(word)) for word in question.text.split()))
     return [(ends[place] - 1, _words(word)[0]) for place, word in hints(question)]
 
 
 def prefix_ids() -> Tensor:
-    """int64 (3,): what stands before the image."""
+    """int64 (3,): the ids before the image."""
     return torch.tensor([BEGIN_ID, *_encode("USER:")])
 
 
@@ -94,7 +94,7 @@ def pack(
 ) -> Batch:
     """Packs as many questions as `blocks` blocks per image hold.
 
-    `weights` maps a family to the fraction of its questions that is asked (families left out: none); None asks all.
+    `weights` maps a family to the fraction of its questions that is asked (a family that is missing: none); None: all.
     `hinted` adds the targets of hints.py.
     """
     count = len(pictures)
@@ -137,7 +137,7 @@ def pack(
 
 @cache
 def _character_tokens() -> np.ndarray:
-    """int64 (2, characters + 1): a character's token that begins a word, and inside one; 0 is not a character."""
+    """int64 (2, characters + 1): a character's token at the start of a word and inside one; 0 is not a character."""
     ids = _tokenizer().convert_tokens_to_ids
     return np.array([[_IGNORED, *(ids(before + character) for character in CHARACTERS)] for before in ("", "##")])
 
@@ -150,7 +150,7 @@ def _character_targets(patches: np.ndarray) -> np.ndarray:
 
 
 def _chosen(picture: Picture, weights: Mapping[str, float] | None) -> list[EmbeddedQuestion]:
-    """The questions to ask, in order of preference; which ones depends on the picture's seed alone."""
+    """The questions to ask, in order of preference; which ones depends only on the picture's seed."""
     if weights is not None:
         draw = np.random.default_rng(picture.seed).random(len(picture.questions))
         kept = [q for q, d in zip(picture.questions, draw) if d < weights.get(q.family, 0.0)]

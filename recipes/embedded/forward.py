@@ -1,12 +1,12 @@
-"""The training forward over the parameters of the transformers model: the same mathematics, laid out for speed.
+"""The training forward over the parameters of the transformers model: the same mathematics, arranged for speed.
 
 Many questions about one image share its prefix: the prefix rows (<s> USER : and the visual tokens) are computed once,
-and the questions follow it in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block,
-the earlier rows of its own question (`mask`). tests/embedded/test_corpus.py holds the result against transformers.
+and the questions follow in blocks of BLOCK rows. A row of a block sees the whole prefix and, inside its block, the
+earlier rows of its own question (`mask`). tests/embedded/test_corpus.py compares the result with transformers.
 
 Matrix products run in bfloat16 where the device multiplies it in hardware (a GPU, AMX, AVX-512 BF16: `precision.py`),
-else in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are nearly
-free, and what remains (softmax, norms, activations) is several times faster fused.
+otherwise in float32; softmax is always float32. The layers are compiled: on one core with AMX the matrix products are
+nearly free, and the rest (softmax, norms, activations) is several times faster when fused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCK = 32  # rows of a block of questions
 _EPSILON = 1e-5  # of every norm in the model's config
 _ROPE_THETA = 1e6
 
-# The order in which the layer functions below take a layer's parameters.
+# The order in which the functions of a layer, below, take its parameters.
 _TOWER_PARTS = [
     f"{module}.{kind}"
     for module in (
@@ -156,12 +156,12 @@ class PackedForward:
         return self.words(self.hidden(features, head_ids, ids, positions, mask)[1][rows])
 
     def words(self, hidden: Tensor) -> Tensor:
-        """What `hidden` (n, WIDTH) stands for: logits (n, vocabulary), float32."""
+        """Logits (n, vocabulary), float32, of the rows `hidden` (n, WIDTH)."""
         x = _rms(hidden, self.model.model.language_model.norm.weight.to(self._dtype))
         return F.linear(x, self.model.lm_head.weight.to(self._dtype)).float()
 
     def projected(self, features: Tensor) -> Tensor:
-        """What the projector makes of the tower's features: (batch, VISUAL_TOKENS, WIDTH)."""
+        """The projector's output for the tower's features: (batch, VISUAL_TOKENS, WIDTH)."""
         bridge = self.model.model.multi_modal_projector
         x = F.gelu(F.linear(features, *_like(features, bridge.linear_1.weight, bridge.linear_1.bias)))
         return F.linear(x, *_like(features, bridge.linear_2.weight, bridge.linear_2.bias))
@@ -169,11 +169,11 @@ class PackedForward:
     def hidden(
         self, features: Tensor, head_ids: Tensor, ids: Tensor, positions: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """After the last layer: the visual tokens' rows (batch, VISUAL_TOKENS, WIDTH) and the questions' (batch,
+        """States after the last layer: of the visual tokens (batch, VISUAL_TOKENS, WIDTH) and of the questions (batch,
         blocks, BLOCK, WIDTH).
 
         features (batch, VISUAL_TOKENS, TOWER_WIDTH); head_ids (3,): <s> USER : ; ids and positions (batch, blocks,
-        BLOCK); mask bool (batch, blocks, BLOCK, BLOCK), True where a row may look.
+        BLOCK); mask bool (batch, blocks, BLOCK, BLOCK), True where a row may attend.
         """
         model, batch, blocks = self.model.model, len(ids), ids.shape[1]
         x = self.projected(features)
@@ -191,7 +191,7 @@ class PackedForward:
 
 
 def _rope(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (batch, rows, 1, head) in `dtype`, that of the matrix products."""
+    """cos and sin (batch, rows, 1, head) in `dtype`, the matrix products' own."""
     size = WIDTH // HEADS
     speed = _ROPE_THETA ** (-torch.arange(0, size, 2, device=positions.device).float() / size)
     angle = positions[..., None].float() * speed

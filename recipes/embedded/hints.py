@@ -1,5 +1,5 @@
-"""Hints: intermediate supervision. After some words of a question training has something predicted besides the answer,
-so that a long chain of steps is taught step by step. The benchmark's questions have none."""
+"""Hints: intermediate supervision. After some words of a question the training also has a step of the answer predicted,
+so that a long chain is taught step by step. The benchmark's questions have no hints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _NAMES = {*COLOR_NAMES, *SHAPES, *PLURALS.values(), *LABELS}
 
 
 def hints(question: EmbeddedQuestion) -> list[tuple[int, str]]:
-    """(place in `question.text.split()`, word to be predicted after it), in order.
+    """Pairs of a place in `question.text.split()` and the word to predict after it, in order.
 
-    After the last name that the question gives, where the answer could be known: the answer's first word; of a place,
-    at the question mark, its last word. Of a multiple-choice question: after that name the first word of the right
-    option, after each option its letter if it is the right one, else "no", and after the word "letter" the letter.
+    After the last name in the question, where the answer could be known, that is the answer's first word; if the answer
+    is a place, its last word follows at the question mark. In a multiple-choice question it is the first word of the
+    right option; then, after each option, its letter if it is the right one and "no" otherwise; and after the word
+    "letter" the letter.
 
     >>> hints(EmbeddedQuestion("attribute", "what shape is the red object ?", "star"))
     [(4, 'star')]

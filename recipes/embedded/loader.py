@@ -1,4 +1,4 @@
-"""Batches of a recipe's steps in order, composed in this process or in advance by loader processes."""
+"""The batches of a recipe's steps in order, made in this process or in advance by loader processes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PREFETCH = 2  # batches that each loader process has ready, 3.4 MB of shared me
 
 
 class Place(NamedTuple):
-    """Where in a recipe a step is: the stage's number, and the step's inside it."""
+    """The place of a step in a recipe: the number of its stage, and its own number inside the stage."""
 
     stage: int
     step: int
 
 
 class Steps(Dataset[Batch]):
-    """The batches of a recipe by the number of their step; each is the same whoever composes it.
+    """The batches of a recipe by the number of their step; a batch is the same whichever process makes it.
 
-    `rank` of `workers` processes sees its share of each step's images.
+    Process number `rank` of `workers` gets its share of each step's images.
     """
 
     def __init__(self, recipe: Sequence[TrainingPhase], rank: int = 0, workers: int = 1) -> None:
@@ -46,11 +46,11 @@ class Steps(Dataset[Batch]):
         raise IndexError(f"the recipe has {len(self)} steps")
 
     def number(self, place: Place) -> int:
-        """The number of the step there, the inverse of `place`."""
+        """The number of the step at a place, the inverse of `place`."""
         return sum(stage.steps for stage in self.recipe[: place.stage]) + place.step
 
     def first_image(self, place: Place) -> int:
-        """Index in the train split of the step's first image: how many images came before."""
+        """Index in the train split of the step's first image: the number of images before it."""
         before = sum(stage.images for stage in self.recipe[: place.stage])
         return before + (place.step * self.recipe[place.stage].batch if place.stage < len(self.recipe) else 0)
 
@@ -63,7 +63,7 @@ class Steps(Dataset[Batch]):
 
 
 def batches(steps: Steps, first: int, loader_workers: int = 0) -> Iterator[Batch]:
-    """The batches from step `first` to the recipe's end, in order, by `loader_workers` processes; 0 is this one."""
+    """The batches from step `first` to the recipe's end, in order, made by `loader_workers` processes (0: this one)."""
     prefetch = _PREFETCH if loader_workers else None
     order = range(first, len(steps))
     yield from DataLoader(steps, batch_size=None, sampler=order, num_workers=loader_workers, prefetch_factor=prefetch)

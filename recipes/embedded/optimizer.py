@@ -1,4 +1,4 @@
-"""Muon (K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for all else."""
+"""Muon (K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NOT_MATRICES = ("embed", "lm_head", "position", "heads.")
 
 
 class Muon:
-    """Momentum, then the nearest orthogonal matrix by five Newton-Schulz steps, matrices of one shape at once.
+    """Momentum, then the nearest orthogonal matrix by five Newton-Schulz steps; matrices of one shape go together.
 
-    `learning_rate` is the step of a matrix (in spectral norm, times sqrt(rows / columns) where rows are more),
+    `learning_rate` is the step of a matrix (in spectral norm, times sqrt(rows / columns) if it has more rows),
     `adam_rate` that of AdamW; `tower_scale` multiplies the rate of parameters whose name holds "vision_tower". In a
-    process group of several, each process orthogonalizes its share of the matrices, and all get all.
+    process group, each process orthogonalizes a share of the matrices, and then they exchange them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, scale: float, clip: float = 3.0) -> float:
-        """One step at `scale` times the rates, gradients clipped to norm `clip` and then freed; gives their norm."""
+        """One step at `scale` times the rates, gradients clipped to norm `clip` and then freed; returns their norm."""
         norm = float(nn.utils.clip_grad_norm_(self.parameters, clip))
         for factor, group in zip(self._factors, self._adam.param_groups):
             group["lr"] = self.adam_rate * scale * factor
@@ -89,7 +89,7 @@ class Muon:
 
 
 def _orthogonal_shared(batches: list[Tensor]) -> list[Tensor]:
-    """`_orthogonal` of each batch; every process of a group does a part of each, and they exchange the parts."""
+    """`_orthogonal` of each batch; every process of a group computes a part of each, and they exchange the parts."""
     workers = dist.get_world_size() if dist.is_initialized() else 1
     if workers == 1 or not batches:
         return [_orthogonal(batch) for batch in batches]
@@ -97,7 +97,7 @@ def _orthogonal_shared(batches: list[Tensor]) -> list[Tensor]:
     found = [part.view_as(batch) for part, batch in zip(flat.split([b.numel() for b in batches]), batches)]
     rank = dist.get_rank()
     for number, (batch, update) in enumerate(zip(batches, found)):
-        mine = slice((rank + number) % workers, None, workers)  # odd groups in turn, so that all have as much to do
+        mine = slice((rank + number) % workers, None, workers)  # odd groups reversed, to share the work evenly
         if batch[mine].shape[0]:
             update[mine] = _orthogonal(batch[mine])
     dist.all_reduce(flat)  # the others' parts are zeros here
@@ -105,7 +105,7 @@ def _orthogonal_shared(batches: list[Tensor]) -> list[Tensor]:
 
 
 def _orthogonal(batch: Tensor) -> Tensor:
-    """float32 (n, rows, columns) -> each matrix with its singular values near 1."""
+    """Each matrix of float32 (n, rows, columns) with its singular values moved near 1."""
     tall = batch.shape[1] > batch.shape[2]
     x = batch.transpose(1, 2) if tall else batch
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(matrix_dtype(batch.device))

@@ -1,4 +1,4 @@
-"""In which precision a device multiplies matrices fastest."""
+"""The precision in which a device multiplies matrices fastest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def matrix_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware (a GPU since Ampere, AMX, AVX-512 BF16), else float32.
+    """bfloat16 if the device multiplies it in hardware (a GPU since Ampere, AMX, AVX-512 BF16), otherwise float32.
 
-    Elsewhere bfloat16 products are emulated: on a processor with AVX2 only they took five times as long as float32.
+    Without that, bfloat16 products are emulated: on a processor with AVX2 only they took five times as long as float32.
     """
     if torch.device(device).type == "cuda":
         capable = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,43 +1,42 @@
 """The recipe: which images and questions the model sees, in which order, at which rates. All budgets are in images.
 
 What each stage is for:
-- tower: the vision tower learns to name what each patch shows, and where it is. Reading needs its characters right
-  first; boards have plates of all colours whose characters each lie on the middle of some patch.
-- retrieval: the decoder learns to look a word up in the image. Scenes of distinct things, every thing asked both ways.
-  The look-up appears within 150 steps; with other questions mixed in from the start it does not.
-- first mix: everything but reading, each step of an answer predicted inside its question (hints.py). Existence comes
-  here (.93), places and choices begin to.
-- projector: linear heads after the projector are taught the patch labels, while its output moves little from what the
-  decoder already reads (`drift_weight`). Before, its output held the characters too weakly for the decoder to find
-  them.
+- tower: the vision tower learns to name what each patch shows, and where the patch is. Reading needs correct characters
+  first; boards have plates of all colours, and each of their characters covers the centre of some patch.
+- retrieval: the decoder learns to look up a word in the image. Scenes of distinct things; every thing is asked for both
+  ways. The skill appears within 150 steps; with other questions mixed in from the start it does not.
+- first mix: everything but reading, with each step of an answer predicted inside its question (hints.py). Existence is
+  learned here (.93), places and choices in part.
+- projector: linear heads after the projector learn the patch labels, while its output stays near what the decoder
+  already reads (`drift_weight`). Before, its output held the characters too weakly for the decoder to find them.
 - spelling: after the last layer, the visual tokens' own rows learn to name the character they show
-  (`character_weight`), so that an answer has only to copy it. Questions hardly learn to read meanwhile.
-- reading: begins anew with codes of one or two characters, many to an image; reading comes within 25 steps.
+  (`character_weight`), so that an answer only has to copy it. The answers themselves hardly improve in this stage.
+- reading: starts again with codes of one or two characters, many per image; reading is learned within 25 steps.
 - second mix: everything, at falling rates.
-- counts: of most things in a scene there is one, and a model that says so is mostly right. The drill asks for the
-  others. The drill "letters" asks for choices: after each option whether it is right is predicted, and after the right
-  one its letter, which the answer has only to copy.
-- last mix: everything, documents and relations little, at falling rates. Position comes with them.
-- fields: whether labels are in a document, which was hardly asked so far; the drill asks for all of them.
+- counts: most things occur once in a scene, and a model that always says so is mostly right. The drill asks for the
+  others. The drill "letters" asks for choices: after each option the model predicts whether it is right, and after the
+  right one its letter, which the answer only has to copy.
+- last mix: everything, with few documents and relations, at falling rates. Position is learned here.
+- fields: whether labels are in a document, which was hardly asked before; the drill asks for all of them.
 
-What did not work, and why as far as it is known:
-- Reading without "projector" and "spelling": three warm-ups left the answers at the frequencies of characters. One sign
-  per scene gives 30 characters per step, where even a linear probe on the tower's features needs ten thousand to name
-  80 %.
-- A tower that is taught nothing about rows and columns: it forgets where its patches are, and no "where" is learned.
+What did not work, with the reason if it is known:
+- Reading without "projector" and "spelling": after three warm-ups the answers followed the frequencies of characters.
+  One sign per scene gives 30 characters per step, and even a linear probe on the tower's features needs ten thousand to
+  name 80 %.
+- A tower that learns nothing about rows and columns: it forgets where its patches are, and no "where" is learned.
 - Choices without hints: at chance, whatever was tried.
-- A fresh decoder after a projector that was taught on patch labels alone. It read from the beginning (spelled .74
-  after 30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but
-  never by colour: .33 of three things after some twenty thousand questions, whatever was tried for 30 to 100 steps
-  (colours alone, six things per scene, colour words that begin as the mean of their patches, the answer predicted at
-  the word).
+- A fresh decoder after a projector that was trained on patch labels only. It read from the beginning (spelled .74 after
+  30 steps; documents .27, chains of two look-ups .47, positions .56 after 570) and looked up by shape (.97), but never
+  by colour: .33 of three things after about twenty thousand questions, whatever was tried for 30 to 100 steps (only
+  colours, six things per scene, colour words that start as the mean of their patches, the answer predicted at the
+  word).
 
-The shipped model is one run of this recipe from its fixed seed, in two processes of one thread, matrix products in
-bfloat16 (AVX-512): model/curve.csv is its curve, model/README.md says what it scores. Another run, in float32 (AVX2),
-took 7,738 CPU seconds in each process and was resumed three times; exact match on the test split: existence 100.0,
+The shipped model is one run of this recipe from its fixed seed, in two processes of one thread, with matrix products in
+bfloat16 (AVX-512): model/curve.csv is its curve, model/README.md has its scores. Another run, in float32 (AVX2), took
+7,738 CPU seconds in each process and was resumed three times; exact match on the test split: existence 100.0,
 attribute 100.0, position 99.2, counting 81.6, reading 97.6, chart 96.4, choice 89.6, multihop 45.6, document 27.2,
-relation 48.0 (guess). So documents, which are rarely shown after "second mix" but in "fields", are learned in one run
-(94.8) and half in another; the other families differ by what 250 questions may.
+relation 48.0 (guessing). So documents, which after "second mix" are rare except in "fields", were learned in one run
+(94.8) and partly in the other; the other families differ by no more than 250 questions allow.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from recipes.embedded.stage import TrainingPhase
 
 _EARLY = Level(objects=(2, 3), characters=(1, 2), rows=(2, 3), bars=(2, 3), plates=(2, 4))
 
-# What the stages from "spelling" on share.
+# Settings that the stages from "spelling" on share.
 _LATE = TrainingPhase(
     "late",
     images=0,
@@ -144,7 +143,7 @@ RECIPE = (
         images=12_800,
         mix={"scene": 0.5, "document": 0.25, "chart": 0.12, "board": 0.13},
         drills={"retrieval": 0.25},
-        # Not learned so far, their loss only adds noise to the others: relations and choices are asked less.
+        # Relations and choices are not learned so far, and their loss only adds noise: they are asked less.
         families=dict.fromkeys(FAMILIES, 1.0) | {"attribute": 0.6, "choice": 0.2, "relation": 0.4},
         decay=0.75,
     ),

@@ -1,9 +1,9 @@
-"""Scores a model folder on the test split with transformers' own generate, beside the best blind guess.
+"""Scores a model folder on the test split with transformers' own generate, and prints the best blind guess next to it.
 
     python -m recipes.embedded.score [--model FOLDER] [--limit 100] [--blind]
 
---blind hides every visual token from attention: what is left is what the questions alone give away. This command is
-for the training's own use; results for publication come from lmms-eval.
+--blind hides every visual token from attention: the score is then what the questions alone give away. This command is
+for use while training; results for publication come from run.py, which scores with lmms-eval.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Scorer:
         inputs = self.processor(images=images, text=prompts, return_tensors="pt", padding=True)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if blind:
-            # The tokens keep their places, the question its positions, and nobody may look at the tokens.
+            # The tokens keep their places and the question its positions, but nothing may attend to the tokens.
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             inputs["attention_mask"] = inputs["attention_mask"] * (inputs["input_ids"] != self.image_id)
         written = self.model.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)

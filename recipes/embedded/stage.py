@@ -1,4 +1,4 @@
-"""A stage of the embedded model's training: what is seen and asked, what learns, and at which rates."""
+"""A stage of the embedded model's training: images, questions, what is trained, and at which rates."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class TrainingPhase:
     start: Level = BENCHMARK  # images at the beginning; grows to BENCHMARK over the first `growth` of the stage
     growth: float = 0.0
     tower_rate: float = 0.0  # the tower's learning rate as a multiple of the others'; 0 freezes it
-    patch_weight: float = 0.0  # weight of the patch labels' loss beside the answers'
+    patch_weight: float = 0.0  # weight of the patch labels' loss; the answers' has 1
     projector_weight: float = 0.0  # the same after the projector
     drift_weight: float = 0.0  # weight of how far the projector's output moves from what it was before the stage
-    projector_rms: float = 0.0  # RMS that the projector's output is scaled to before the stage; 0: as it is
+    projector_rms: float = 0.0  # RMS that the projector's output is scaled to before the stage; 0: not scaled
     character_weight: float = 0.0  # weight of the characters' names at the visual tokens' own rows after the last layer
     learning_rate: float = 0.02
     adam_rate: float = 2e-3
@@ -45,7 +45,7 @@ class TrainingPhase:
         return self.images // self.batch
 
     def rate(self, step: int) -> float:
-        """Multiple of the learning rates at a step (from 0)."""
+        """The factor of the learning rates at a step (from 0)."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
         return min((step + 1) / self.warm_up, 1.0, max(self.floor, left))
 

@@ -2,12 +2,12 @@
 
     python -m recipes.embedded.train [--work build/embedded] [--out pdrop/embedded/model] [--workers 2] [--device cuda]
 
-A checkpoint lies in --work, and beside it the model as it is then; a second start goes on from it. The finished model
-is written to --out together with curve.csv: loss, exact match per family on images never seen before, and patch
-accuracies, over windows of steps. Of several workers the curve shows the first one's images and CPU seconds.
+The last checkpoint and its model are in --work; a second start continues from there. The finished model is written to
+--out with curve.csv: loss, exact match per family on images never seen before, and patch accuracies, over windows of
+steps. With several workers the curve shows the images and CPU seconds of the first.
 
-A step takes a CPU about a second and a GPU very little, so for a GPU images are composed in advance by processes of
-their own (--loader-workers).
+A step takes about a second on a CPU and much less on a GPU, for which separate processes make the images in advance
+(--loader-workers).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from recipes.embedded.stage import TrainingPhase
 from recipes.embedded.trainer import Trainer, read_checkpoint
 
 CHECKPOINT = "checkpoint.pt"
-_LOADER_WORKERS = 8  # compose the recipe's images in a minute or two; more would fill a container's shared memory
+_LOADER_WORKERS = 8  # make the recipe's images in a minute or two; more would fill a container's shared memory
 _COLUMNS = (
     "stage", "step", "images", "cpu_seconds", "wall_seconds", "loss", "gradient", *FAMILIES, "spelled", "moved",
     *(f"patch_{name}" for name in PATCH_HEADS),
@@ -44,7 +44,7 @@ _COLUMNS = (
 
 
 def _write_curve(path: Path, row: Mapping[str, object]) -> None:
-    """Appends a row; a run that goes on from a checkpoint first drops the rows after it."""
+    """Appends a row; a run that continues from a checkpoint first drops the rows after it."""
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, restval="")
@@ -54,7 +54,7 @@ def _write_curve(path: Path, row: Mapping[str, object]) -> None:
 
 
 def _trim_curve(path: Path, images: int) -> tuple[float, float]:
-    """Drops rows after `images` (they will be made again); gives the CPU and the wall seconds of what stays."""
+    """Drops rows after `images` (they will be made again); returns the CPU and wall seconds up to there."""
     if not path.exists():
         return 0.0, 0.0
     with path.open(newline="") as file:
@@ -76,8 +76,7 @@ def train(
 ) -> None:
     """Runs the recipe from the last checkpoint in `work` to its end; writes the model to `out`.
 
-    In a process group every process runs this, and the first one writes. `loader_workers` further processes compose
-    images.
+    In a process group every process runs this, and the first one writes. `loader_workers` more processes make images.
     """
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, device=device)
@@ -145,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--loader-workers",
         type=int,
-        help=f"processes that compose images; for a GPU as many as there are cores but one, at most {_LOADER_WORKERS}",
+        help=f"processes that make images; for a GPU one fewer than there are cores, at most {_LOADER_WORKERS}",
     )
     options = parser.parse_args(arguments)
     loader_workers = options.loader_workers

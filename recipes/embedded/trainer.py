@@ -1,7 +1,7 @@
-"""The training loop's parts: one step, the checkpoint.
+"""The parts of the training loop: one step, the checkpoint.
 
 Several processes share the images of a step (torch.distributed, gloo) and average their gradients; each then takes the
-same optimizer step. One thread each: two processes are faster than one with two threads.
+same optimizer step. Each has one thread: two processes are faster than one with two threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recipes.embedded.window import Window
 
 
 class Trainer:
-    """Model, patch heads and optimizer on a device, and where in the recipe they are."""
+    """Model, patch heads and optimizer on a device, and the step of the recipe that comes next."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Trainer:
         self._begin()
 
     def check_workers(self, workers: int) -> None:
-        """Every process needs an image of every step.
+        """Check that every process gets an image in every step.
 
         Raises:
             ValueError: If a stage has fewer.
@@ -70,12 +70,12 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the whole recipe is done."""
+        """Whether the recipe's last step is done."""
         return self.stage_index >= len(self.recipe)
 
     @property
     def place(self) -> Place:
-        """Where the next step is."""
+        """The place of the next step in the recipe."""
         return Place(self.stage_index, self.step_index)
 
     @property
@@ -84,7 +84,7 @@ class Trainer:
         return self.data.first_image(self.place)
 
     def _begin(self) -> None:
-        """A fresh optimizer over what this stage trains."""
+        """Begin a stage: a fresh optimizer over the parameters that it trains."""
         named = []
         for name, weight in self.model.named_parameters():
             if "vision_tower" in name:
@@ -123,7 +123,7 @@ class Trainer:
                 self._begin()
 
     def loss(self, batch: Batch) -> Tensor:
-        """What the stage has this process learn from its images, in nats, a scalar; scores go to `window`."""
+        """The stage's loss on this process's images, in nats, a scalar; scores are added to `window`."""
         stage, loss = self.stage, torch.zeros((), device=self.device)
         with torch.set_grad_enabled(stage.tower_rate > 0):
             features = self.forward.features(batch.pixels)
@@ -150,7 +150,7 @@ class Trainer:
         return loss
 
     def _share_gradients(self) -> None:
-        """The mean of all processes' gradients, in each of them; however many answers each had, all count alike."""
+        """Average the gradients over all processes; each counts the same, however many answers it had."""
         if self.workers == 1:
             return
         weights = self.optimizer.parameters
@@ -161,10 +161,11 @@ class Trainer:
 
     @torch.no_grad()
     def _normalize_tower(self, batch: Batch) -> None:
-        """Before anything is trained on the tower's features, scales them to RMS 1; what it computes stays the same.
+        """Scales the tower's features to RMS 1 before anything is trained on them; its layers normalise their inputs,
+        so nothing else changes.
 
-        After training on patch labels, its features are ten times as large as word embeddings, and drown them in the
-        decoder.
+        After training on patch labels, the features are ten times as large as word embeddings, which then hardly count
+        in the decoder.
         """
         before = self.recipe[: self.stage_index]
         if (
@@ -182,7 +183,7 @@ class Trainer:
 
     @torch.no_grad()
     def _prepare_projector(self, batch: Batch) -> None:
-        """Scales the projector's output, and copies the projector where its output is to stay near what it is."""
+        """Scales the projector's output, and keeps a copy of the projector if its output is to stay near that."""
         if self.stage.projector_rms > 0:
             rms = self._rms(self.forward.projected(self.forward.features(batch.pixels)))
             last = self.model.model.multi_modal_projector.linear_2
@@ -200,7 +201,7 @@ class Trainer:
         return (square / self.workers).sqrt()
 
     def _character_loss(self, visual: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of naming a code's characters where they are; 0 where there are none."""
+        """Mean cross-entropy of the characters of codes at the tokens that show them; 0 without any."""
         there = targets >= 0
         if not there.any():
             return torch.zeros((), device=self.device)
@@ -209,7 +210,7 @@ class Trainer:
         return F.cross_entropy(logits, targets[there])
 
     def _patch_loss(self, features: Tensor, heads: nn.ModuleDict, patches: Tensor) -> Tensor:
-        """Mean cross-entropy of the patch heads on normalized features, empty patches counting little."""
+        """Mean cross-entropy of the patch heads on normalized features; empty patches have a small weight."""
         x = F.layer_norm(features, features.shape[-1:])
         losses = []
         for number, (name, head) in enumerate(heads.items()):
@@ -225,7 +226,7 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint, whole or not at all."""
+        """Writes a checkpoint in one step: a kill leaves the old one or the new one."""
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -241,7 +242,7 @@ class Trainer:
         part.replace(path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a checkpoint; see `read_checkpoint`."""
+        """Continues from a checkpoint; see `read_checkpoint`."""
         state = read_checkpoint(path, self.recipe, self.device)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
@@ -257,10 +258,10 @@ class Trainer:
 
 
 def read_checkpoint(path: Path, recipe: Sequence[TrainingPhase], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `Trainer.save` wrote. Stages that it has not begun may have become others since.
+    """Read what `Trainer.save` wrote. Stages that had not begun then may have changed since.
 
     Raises:
-        ValueError: If it was made by another recipe.
+        ValueError: If it was made with another recipe.
     """
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if state.get("begun") != _begun(recipe, state["stage"]):
@@ -269,7 +270,7 @@ def read_checkpoint(path: Path, recipe: Sequence[TrainingPhase], device: torch.d
 
 
 def _begun(recipe: Sequence[TrainingPhase], stage: int) -> str:
-    """The stages up to number `stage`, as text that differs between recipes."""
+    """The stages up to number `stage` as text, to compare recipes by."""
     return repr(tuple(recipe[: stage + 1]))
 
 

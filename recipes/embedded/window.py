@@ -1,4 +1,4 @@
-"""The running scores of the embedded model's training."""
+"""Running scores of the embedded model's training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recipes.embedded.batches import Batch
 
 
 class Window:
-    """Means since the last time they were taken. Images are never seen twice, so they are unseen-data scores."""
+    """Means since they were last taken. No image is seen twice, so these are scores on unseen images."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = defaultdict(list)
@@ -29,7 +29,7 @@ class Window:
             self.add(span.question.family, float(hit))
 
     def take(self) -> dict[str, float]:
-        """The means by name; starts anew."""
+        """The means by name; starts new ones."""
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         self._values.clear()
         return means

@@ -144,7 +144,7 @@ def test_one_mixed_model_does_not_hide_the_other(tmp_path: Path, capsys: Any) ->
         put(tmp_path, make_record(method, 0.5, model="big", dtype="float16", limit=7 if method == "none" else None))
         put(tmp_path, make_record(method, 0.5))
     assert main(["tables", "--results", str(tmp_path)]) == 1
-    assert "demo: big: these runs may not" in capsys.readouterr().err
+    assert "demo: big: these runs cannot be in one table" in capsys.readouterr().err
     assert "# demo: toy\n" in (tmp_path / "tables" / "demo.md").read_text()
 
 

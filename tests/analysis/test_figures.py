@@ -89,7 +89,25 @@ def test_two_kinds_of_budget_are_not_joined(tmp_path: Path) -> None:
     assert [len(one.lines[0].get_xdata()) for one in held] == [2, 2]
     assert len({one.lines[0].get_markerfacecolor() for one in held}) == 2
     (key,) = drawn.legends
-    assert [text.get_text() for text in key.get_texts()] == ["equal average tokens", "equal prefill FLOPs"]
+    kinds = ["equal average tokens", "equal prefill FLOPs"]
+    assert [text.get_text() for text in key.get_texts()] == kinds
+    by_task = figure.tradeoff_by_task(table_of(tmp_path), "toy")
+    assert by_task is not None
+    (key,) = by_task.legends
+    assert [text.get_text() for text in key.get_texts()][-2:] == kinds, "the panels of tasks say it, too"
+
+
+def test_every_column_of_panels_ends_in_the_numbers_of_its_axis(tmp_path: Path) -> None:
+    tasks = ("toy_exist", "toy_count", "toy_read", "toy_chart")
+    for method, ratio in (("none", 1.0), ("pyramiddrop", 0.5)):
+        put(tmp_path, make_record(method, ratio, tasks=tasks))
+    drawn = figure.tradeoff_by_task(table_of(tmp_path), "toy")
+    assert drawn is not None
+    drawn.draw_without_rendering()
+    shown = [any(one.get_visible() and one.get_text() for one in axes.get_xticklabels()) for axes in drawn.axes]
+    visible = [axes.get_visible() for axes in drawn.axes]
+    assert visible == [True] * 4 + [False] * 2, "two rows of three"
+    assert shown[:4] == [False, True, True, True]
 
 
 def test_no_label_hides_a_point_or_another_label(store: Path) -> None:

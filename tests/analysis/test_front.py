@@ -65,6 +65,7 @@ def test_many_methods_are_drawn_as_a_front_and_few_as_curves(table: Table) -> No
     assert left.get_xlim()[0] <= min(ends) < max(ends) <= left.get_xlim()[1], "no bar is cut off"
     assert {left.get_title(), right.get_title()} == {"50 % kept on average", "30 % kept on average"}
     assert "Pareto front" in cost.get_title()
+    assert cost.get_ylabel() == "average score (%)" and cost.yaxis.get_label_position() == "right"
     rows = {row.spec.method for row in front_figure.drawable(table, "toy")}
     assert cost.texts and len(cost.texts) < 2 * len(METHODS) and "divprune" in rows
     plt.close(figure)

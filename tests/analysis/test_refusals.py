@@ -114,6 +114,33 @@ def test_a_method_edited_without_a_commit_is_refused_beside_its_older_self(copie
     assert f"edited in {changed.folder}" in str(error.value) and f"as it was in {kept.folder}" in str(error.value)
 
 
+def test_a_run_that_devices_of_two_models_answered_is_alone(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also with a run of the same mixture, whose devices answered other questions; the store's tables part them."""
+    both = [{"device": "Test CPU", "documents": {"toy_exist": "5"}}, {"device": "Other CPU", "documents": {}}]
+    mixed = [run_of(copied, "fastv", "0.5"), run_of(copied, "pyramiddrop", "0.5")]
+    for run in mixed:
+        rewrite(run, answered_by=both, device_name="Other CPU + Test CPU")
+    experiment = load_experiment(copied, "demo")
+    with pytest.raises(ValueError, match="answered by devices of several models: Other CPU \\+ Test CPU in") as error:
+        refuse_mixtures(experiment, experiment.runs)
+    said = str(error.value)
+    assert all(run.folder in said and f"method={run.record.spec.method}" in said for run in mixed)
+    assert said.count(FORCE) == 2, "the others are not to be made again"
+    with pytest.raises(ValueError, match="answered by devices of several models"):
+        refuse_mixtures(experiment, mixed)
+    refuse_mixtures(experiment, mixed[:1])
+    assert main(["tables", "all", "--results", str(copied)]) == 0
+    page = (copied / "tables" / "all.md").read_text()
+    assert page.count("Hardware: Other CPU + Test CPU, Test CPU, 2 cores") == 2 and "all, 3 of 3: " in page
+    assert all(f"answered by several devices, {run.path.name[-12:]}" in page for run in mixed)
+
+
+def test_an_older_record_on_the_cpu_names_no_device(copied: Path) -> None:
+    rewrite(run_of(copied, "fastv", "0.5"), device_name="Test CPU")
+    experiment = load_experiment(copied, "demo")
+    refuse_mixtures(experiment, experiment.runs)
+
+
 def test_a_failed_run_elsewhere_is_no_mixture(copied: Path) -> None:
     failed = next(run for run in load_runs(copied) if not run.done)
     failed.record.environment["processor"] = "Other CPU"

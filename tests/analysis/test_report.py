@@ -141,10 +141,13 @@ def test_behind_a_number_stands_its_record(browser: Browser, folder: Path) -> No
 
 @needs_chromium
 def test_scores_are_seen_without_scrolling_sideways(browser: Browser, folder: Path) -> None:
+    """Of an experiment's tables, of the summary and of all runs."""
     browser.evaluate("choose('demo')")
     seen = (
-        "[...document.querySelectorAll('#tables .scroll')].slice(0, 2).every((box) => { "
-        "const heads = [...box.querySelectorAll('th')].filter((head) => /^(average|Δ none)/.test(head.textContent)); "
+        "[...[...document.querySelectorAll('#tables .scroll')].slice(0, 2), "
+        "...document.querySelectorAll('#summary .scroll, #runs .scroll')].every((box) => { "
+        "const heads = [...box.querySelectorAll('th')].filter((head) => "
+        "/^(average|Δ none|best that drops|mean score)/.test(head.textContent)); "
         "return heads.length && heads.every((head) => head.getBoundingClientRect().right "
         "<= box.getBoundingClientRect().right + 1); })"
     )

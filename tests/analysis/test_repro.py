@@ -99,6 +99,39 @@ def test_spot_checks(
     assert [e.value for e in published if (e.version, e.table, e.row, e.benchmark) == key] == [value]
 
 
+@pytest.mark.parametrize(
+    ("paper", "row", "model", "benchmark", "value"),
+    [
+        ("VisionZip", "visionzip, 64 tokens, tuned", "llava_1_5_7b", "POPE", "80.9"),
+        ("VisionZip repository, Qwen2_5_VL/README.md", "visionzip, 50 %", "qwen2_5_vl_7b", "OCRBench", "70.5"),
+        ("MMTok", "divprune, 64 tokens", "llava_1_5_7b", "Avg", "94.8"),
+        ("CDPruner family", "cdpruner, 160 tokens", "llava_next_7b", "MME", "1402.3"),
+        ("ViCA", "vispruner, 32 tokens", "llava_1_5_7b", "MMB-CN", "52.7"),
+        ("CDPruner family", "prumerge_plus, 32 tokens", "llava_1_5_7b", "TextVQA", "48.7"),
+        ("HiPrune (re-run)", "hired, 64 tokens", "llava_1_5_7b", "VQAv2", "69.8"),
+        ("RESTORE (re-run)", "holov_redistributed, 11.1 %", "qwen2_5_vl_7b", "Avg", "83.5"),
+        ("TOPS", "scope, 160 tokens", "llava_next_13b", "Avg", "95.8"),
+        ("DART, arXiv 2502.11494", "dart, 64 tokens", "llava_1_5_7b", "MME", "1765"),
+        ("V2Drop, arXiv 2509.01552", "v2drop, 64 tokens", "llava_1_5_7b", "Avg", "86.9"),
+        ("FEATHER, arXiv 2412.13180", "FEATHER", "prismatic_siglip_7b", "RefCOCO", "43.4"),
+        ("AutoPrune", "pyramiddrop, 64 tokens", "llava_1_5_7b", "MME", "1561"),
+    ],
+)
+def test_spot_checks_of_the_rivals(
+    published: list[Published], paper: str, row: str, model: str, benchmark: str, value: str
+) -> None:
+    key = (paper, row, model, benchmark)
+    assert [e.value for e in published if (e.paper, e.row, e.model, e.benchmark) == key] == [value]
+
+
+def test_a_budget_of_llava_next_is_a_share_of_its_2928_tokens(published: list[Published]) -> None:
+    """Runs have newlines, published pictures had none: 640 of 2880 is 0.21858 of 2928, not 0.2222."""
+    rows = {(e.tokens, e.schedule) for e in published if e.model.startswith("llava_next") and e.schedule[:2] == "0:"}
+    assert {tokens for tokens, _ in rows} == {"640", "320", "160"}
+    for tokens, schedule in rows:
+        assert int((Schedule.parse(schedule).stages[0].keep or 0) * 2928) == int(tokens)
+
+
 def test_averages_are_those_of_their_rows(published: list[Published]) -> None:
     """A typing error in a cell of Table 1 or 7 would show; the two that the paper gets wrong carry a note."""
     for table in ("1", "7"):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
+from pdrop.announcements import announced
 from pdrop.record import RunRecord
-from pdrop.store import announced, locked, mark, tell
+from pdrop.store import locked, mark, tell
 from tests.support.records import make_record
 
 

@@ -33,6 +33,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return SimpleNamespace(info=info, download_and_prepare=lambda: brought.append(data.path))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr(fetch, "online", lambda: True)
     monkeypatch.setattr(fetch.checkpoint, "at_hand", lambda path, revision=None: path.startswith("package://"))
     monkeypatch.setattr(fetch.checkpoint, "locate", lambda path, **options: brought.append(path))
     monkeypatch.setattr(task_data.TaskData, "here", lambda data: data.path in brought)
@@ -63,13 +64,33 @@ def test_without_a_network_a_run_names_all_that_it_lacks(
     if online:
         fetch.refuse_missing(cfg)
         return
-    told = r"the model llava-hf/llava-1.5-7b-hf, the data .*POPE, the data .*MME are not here.*"
+    told = r"the model llava-hf/llava-1.5-7b-hf, the data .*POPE, the data .*MME are missing here.*"
     told += r"python -m pdrop fetch model=llava_1_5_7b tasks=\[pope,mme\]"
     with pytest.raises(ValueError, match=told):
         fetch.refuse_missing(cfg)
     for enough in ({"tasks": "embedded"}, {"model": "llava_1_5_7b", "tasks": []}):
         fetch.refuse_missing(compose(enough)[0])
     fetch.refuse_missing(compose({"model": "folder", "model.name": "x", "model.path": "/no/where", "tasks": []})[0])
+
+
+def test_without_a_network_it_lists_and_asks_nobody(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch.main(["tasks=[mme]"]) == 0 and len(hub) == 1
+    monkeypatch.setattr(fetch, "online", lambda: False)
+    monkeypatch.setattr(fetch.TaskData, "builder", lambda self: pytest.fail("it was asked for"))
+    monkeypatch.setattr(fetch, "model_size", lambda cfg: pytest.fail("it was asked for"))
+    capsys.readouterr()
+    for more in ([], ["plan=true"]):
+        assert fetch.main(["model=llava_1_5_7b", "tasks=[mme,pope]", *more]) == 1
+        said = capsys.readouterr()
+        assert [line.split()[:2] for line in said.out.splitlines()] == [
+            ["here", "data"],
+            ["missing", "model"],
+            ["missing", "data"],
+        ]
+        assert "POPE" in said.out.splitlines()[2] and said.err.count("\n") == 1 and "no network" in said.err
+    assert fetch.main(["tasks=[mme]"]) == 0, "where everything is here, no network is needed"
 
 
 def test_an_empty_cache_and_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

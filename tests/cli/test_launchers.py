@@ -17,6 +17,7 @@ from tests.support.command_line import called
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY_PYTHON = "PDROP_RAY_LAUNCHER_PYTHON"  # of an environment with Hydra's launcher for Ray: make ray-launcher
+CARDS = ("2", "5")  # that the command sees; none is used
 LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5"]}
 
 
@@ -38,18 +39,25 @@ def needs(launcher: str) -> None:
 def test_a_launcher_does_a_sweep_in_processes_of_its_own(launcher: str, tmp_path: Path) -> None:
     needs(launcher)
     started(sys.executable, [*words(launcher, tmp_path), *LAUNCHERS[launcher]], tmp_path)
+    logs = [path.read_text() for path in (tmp_path / "multirun").glob("*/run.log")]
+    taken = [line.split()[1] for log in logs for line in log.splitlines() if line.startswith("card ")]
+    assert taken and set(taken) <= set(CARDS), "each process took one of them"
+    assert len(taken) == 2 or launcher == "joblib", "a process of joblib's may do both jobs"
 
 
 @pytest.mark.exhaustive
 def test_the_launcher_for_ray_does_a_sweep_in_an_environment_of_its_own(tmp_path: Path) -> None:
     if (python := os.environ.get(RAY_PYTHON)) is None:
         pytest.skip(f"it pins a cloudpickle that joblib's cannot share: make ray-launcher, or {RAY_PYTHON}=its Python")
-    started(python, [*words("ray", tmp_path), "device=cpu", "+hydra.launcher.ray.init.num_cpus=2"], tmp_path)
+    there = [f"+hydra.launcher.ray.init.{name}=2" for name in ("num_cpus", "num_gpus")]
+    started(python, [*words("ray_gpu", tmp_path), "device=cpu", *there], tmp_path)
+    logs = [path.read_text() for path in (tmp_path / "multirun").glob("*/run.log")]
+    assert not any(line.startswith("card ") for log in logs for line in log.splitlines()), "Ray shows each job but one"
 
 
 def started(python: str, given: list[str], folder: Path) -> None:
     """The command in a process of its own; what came of it is checked."""
-    environment = os.environ | {"PDROP_CACHE": str(folder / "cache")}
+    environment = os.environ | {"PDROP_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ",".join(CARDS)}
     done = subprocess.run([python, "run.py", *given], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     check(done.stdout, folder)

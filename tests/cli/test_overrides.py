@@ -10,8 +10,8 @@ from tests.support.command_line import called
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 REFUSED = {
-    "no override": (["x"], "'x' is no dial: write name=value"),
-    "an open bracket": (["tasks=["], "'tasks=.' is no dial: write name=value"),
+    "no override": (["x"], "'x' is not a dial: write name=value"),
+    "an open bracket": (["tasks=["], "'tasks=.' is not a dial: write name=value"),
     "a word for a number": (["stages=x"], "stages is a whole number, not x"),
     "a fraction": (["limit=0.5"], "limit is a whole number, not 0.5"),
     "in a sweep": (["-m", "ratio=0.3,x"], "ratio is a number, not 'x'"),
@@ -69,7 +69,7 @@ def test_a_training_is_refused_before_a_model_is_loaded(monkeypatch, capfd, tmp_
         ("device=", "unknown device ''"),
         ("seed=-1", "seed is a whole number from 0"),
         ("output=", "output is the folder of the trainings"),
-        ("train.args.resume_from_checkpoint=/nope", "goes on from its own last checkpoint"),
+        ("train.args.resume_from_checkpoint=/nope", "resumes from its own last checkpoint"),
     ):
         words = ("train=embedded", "train.data=none.json", word)
         code, said = called(train.main, "train.py", words, monkeypatch, capfd)
@@ -91,6 +91,24 @@ def test_several_values_and_numbers_for_switches(given: list[str], told: str | N
     found = misfit(given, CONF, "run")
     assert found is None if told is None else told in (found or ""), found
     assert str(misfit(["method=none,fastv"], CONF, "run")).endswith("sweep over them with -m"), "a method is one"
+
+
+def test_help_composes_nothing_to_check_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra.compose", lambda *_, **__: pytest.fail("composed"))
+    assert misfit(["--help"], CONF, "run") is None and misfit(["--cfg", "job"], CONF, "train") is None
+
+
+@pytest.mark.parametrize(("door", "name"), [(run, "run"), (train, "train")])
+@pytest.mark.parametrize("given", [("--help",), ("-m", "ratio=0.3,0.5", "method=fastv", "-h")])
+def test_help_is_the_text_in_conf(door, name, given, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.app_help", lambda *_, **__: pytest.fail("Hydra's is slow"))
+    text = (CONF / f"{name}.yaml").read_text().partition("template: |\n")[2]
+    code, said = called(door.main, f"{name}.py", given, monkeypatch, capfd)
+    assert code == 0 and "${" not in said and not list(tmp_path.iterdir())
+    for line in (line.strip() for line in text.splitlines()):
+        assert "${" in line or line in said, line
 
 
 def test_options_may_come_after_dials() -> None:

@@ -115,7 +115,7 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(command, mon
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "measure", interrupted)
         code, said, store = command(*QUICK, "method=fastv")
-    assert code == 130 and "goes on from here" in said and "Traceback" not in said
+    assert code == 130 and "resumes from here" in said and "Traceback" not in said
     assert [record.status for record in read_records(store / "runs")] == ["failed"]
     code, said, _ = command(*QUICK, "method=fastv")
     assert code == 0 and [record.status for record in read_records(store / "runs")] == ["done"]

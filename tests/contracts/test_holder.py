@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,13 @@ def test_away_from_a_terminal_a_line_is_said_now_and_then(
         "pope: 50 of 140 questions, 3.1 s each, about 5 min left",
         "pope: 102 of 140 questions, 1.0 per s, about 38 s left",
     ]
+
+
+def test_a_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tqdm draws nothing there: a container's, or a script's."""
+    main, side = os.openpty()
+    with os.fdopen(side, "w") as screen, os.fdopen(main, "rb"):
+        monkeypatch.setattr("sys.stderr", screen)
+        for columns, drawn in ((0, False), (80, True)):
+            fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            assert pace.on_a_terminal() is drawn

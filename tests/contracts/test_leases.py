@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -184,3 +185,60 @@ def test_who_waits_goes_on_when_it_is_let_go(tmp_path: Path, caplog: pytest.LogC
     with store.locked(tmp_path):
         assert leases.newest(tmp_path) == 2
     thread.join()
+
+
+def refused(*_: object) -> None:
+    """What flock says on a file system that has no locks (Lustre without -o flock, a server without its service)."""
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_where_flock_is_refused_a_lease_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.fcntl, "flock", refused)
+    with store.locked(tmp_path, answered=3):
+        assert leases.newest(tmp_path) == 1 and (store.holder(tmp_path) or {})["answered"] == 3
+        with pytest.raises(store.Held), store.locked(tmp_path, wait=False):
+            pass
+    assert store.holder(tmp_path) is None
+    (tmp_path / "other").mkdir()
+    with (
+        pytest.raises(ValueError, match=r"other cannot be locked by flock .*: use locks=lease$"),
+        store.locked(tmp_path / "other", kind="flock"),
+    ):
+        pass
+
+
+def test_a_lease_that_another_machine_removed_while_it_was_read_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS says so after the file was opened."""
+    away(tmp_path)
+
+    def stale(handle: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as server:
+        server.setattr(leases.os, "fstat", stale)
+        assert leases.take(tmp_path) is None
+    assert files(tmp_path) == [".lease-1"]
+
+
+def test_a_server_that_fails_at_the_end_does_not_undo_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with store.locked(tmp_path, kind="lease"):
+        monkeypatch.setattr(leases.os, "pwrite", fails)
+    assert "others wait 1 s for its lease" in caplog.text
+
+
+def test_a_full_disk_leaves_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(leases.os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*\.lease-1'"):
+            leases.take(tmp_path)
+    assert files(tmp_path) == []

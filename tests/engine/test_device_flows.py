@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 from pdrop import FastV, Method, PyramidDrop, RandomDrop, Schedule, SparseVLM, SparseVLMPlus, Stage, attach
 from pdrop.conformance.families import fresh
 from pdrop.engine.ranking import attention_rows
+from pdrop.training.arguments import arguments_of
+from pdrop.training.loop import PartsTrainer
+from pdrop.training.parts import Rates
 from tests.support.cases import HALVES, RAGGED, batch_of
 from tests.support.pretended_cuda import OnDevice, aligned, bare, moved, pretended
 
@@ -167,6 +174,38 @@ def test_a_training_step_waits_once_and_its_backward_never(
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
     assert counted == [(own + 1, model) for own, model in alone]
     assert gradients and alone[0] == alone[1] == (0, 3)
+
+
+def test_counting_a_training_s_tokens_waits_at_its_first_step_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What transformers' own Trainer waits for is waited for here, too, and no more from the second step on."""
+    model = fresh("llava", "sdpa", torch.float32).eval()
+    batch = batch_of("llava", model, RAGGED)
+    settings: Any = SimpleNamespace(
+        micro_batch=4, accumulate=1, rates=Rates(0, 1e-3, 1e-3), bf16=False, tf32=False, device="cpu", parallel="none",
+        seed=0, save_steps=2, log_steps=1, workers=0, arguments={}, parallel_arguments={},
+    )  # fmt: skip
+    arguments = arguments_of(settings, tmp_path, 3)
+    assert arguments.include_num_input_tokens_seen == "no", "the Trainer's own count waits in each step"
+    visual = torch.tensor([model.config.image_token_id])
+    trainer = PartsTrainer(
+        rates=settings.rates, lengths=[1], grouped=False, visual_ids=visual, model=model, args=arguments
+    )
+    labels = labels_of(batch)
+    moved(model)
+    there = {name: OnDevice(value) for name, value in (batch | {"labels": labels}).items()}
+    waits, answers = [], OnDevice((labels != -100).sum())  # the Trainer has moved it there
+    with torch.no_grad(), pretended(monkeypatch) as seen:
+        for count in (partial(Trainer.compute_loss, trainer), *[trainer.compute_loss] * 3):
+            seen.clear()
+            count(model, dict(there), num_items_in_batch=answers)
+            waits.append(seen.waits["own"] + seen.waits["model"])
+        assert not seen.mixed
+    assert waits[0] > 0 and waits == [waits[0], waits[0] + 2, waits[0], waits[0]], waits
+    real = batch["attention_mask"].bool()
+    expected = [len(real), int(real.sum()), int((batch["input_ids"] == visual).sum())]
+    assert bare(trainer.counts).tolist() == [3 * count for count in expected]
 
 
 @pytest.mark.parametrize("method", [FastV(several=True), SparseVLM()], ids=lambda method: type(method).__name__)

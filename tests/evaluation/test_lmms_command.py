@@ -79,9 +79,9 @@ def test_parts_of_a_file_can_be_set() -> None:
     method, schedule = choose("sparsevlm", {"schedule.budget": 128, "positions": "original"})
     assert isinstance(method, SparseVLM) and method.positions == "original"
     assert str(schedule(32)) == "3:303t 7:110t 16:36t"
-    with pytest.raises(ValueError, match=r"schedule\.bugdet: sparsevlm\.yaml has there ratio, budget, layers, shares"):
+    with pytest.raises(ValueError, match=r"there is no schedule\.bugdet: sparsevlm\.yaml has ratio, budget, layers"):
         choose("sparsevlm", {"schedule.bugdet": 128})
-    with pytest.raises(ValueError, match=r"method\.seed: none\.yaml has there nothing"):
+    with pytest.raises(ValueError, match=r"there is no method\.seed: none\.yaml has nothing to set"):
         choose("none", {"method.seed": 1})
 
 

@@ -75,7 +75,7 @@ def test_other_questions_and_missing_answers_are_refused(store, monkeypatch, cap
     arguments = ("--results", results, "--task-folder", tasks)
     assert call(monkeypatch, *arguments) == 1
     told = capsys.readouterr().err
-    assert "there is no answer to what task pope asks now of document 0 (8 of 8 in all)" in told
+    assert "task pope now asks document 0 something that was not answered (8 of 8 in all)" in told
     (folder / "answers.jsonl").unlink()
     assert call(monkeypatch, *arguments) == 1
     assert "its answers are not here" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import datasets
 import pytest
 
 from pdrop.evaluation import task_index
-from pdrop.evaluation.task_checks import aggregations, check_aggregations, check_target
+from pdrop.evaluation.lmms import check_data
+from pdrop.evaluation.task_checks import aggregations, check_aggregations, check_target, not_utf8
 
 TASK = "task: mine\ndataset_path: parquet\nmetric_list:\n  - {metric: exact_match, aggregation: %s}\n"
 
@@ -57,3 +58,22 @@ def test_a_target_is_a_column_a_template_or_not_asked_for(target: str, results: 
         return
     with pytest.raises(ValueError, match=r"doc_to_target: answr is no column, did you mean answer.*question, answer"):
         check_target(task)
+
+
+def test_texts_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    data, text = tmp_path / "data/questions.jsonl", "dataset_path: json\ndataset_kwargs: {data_files: {test: %s}}\n"
+    data.parent.mkdir()
+    data.write_bytes(b'{"question": "caf\xe9", "answer": "yes"}\n')
+    lines = "task: mine\ntest_split: test\noutput_type: generate_until\ndoc_to_text: question\ndoc_to_target: answer\n"
+    (tmp_path / "mine.yaml").write_text(lines + text % data)
+    told = f"{data} is not UTF-8 (byte 0xe9 at 17): save it as UTF-8"
+    assert not_utf8([tmp_path]) == [told]
+    with pytest.raises(ValueError, match="task mine: its data cannot be loaded: UnicodeDecodeError") as error:
+        check_data(("mine",), (str(tmp_path),), "")
+    assert str(error.value).endswith(f"; {told}")
+    (tmp_path / "mine.py").write_bytes(b"# caf\xe9\n")
+    (tmp_path / "mine.png").write_bytes(b"\x89PNG\xe9")
+    assert not_utf8([tmp_path, tmp_path]) == [
+        told,
+        f"{tmp_path}/mine.py is not UTF-8 (byte 0xe9 at 5): save it as UTF-8",
+    ]

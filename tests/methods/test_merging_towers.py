@@ -199,17 +199,18 @@ def test_every_picture_has_its_share_by_its_size() -> None:
 @torch.no_grad()
 @pytest.mark.product(2)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_flops_in_closed_form_are_those_counted(method: Method) -> None:
+@pytest.mark.parametrize("texts", [(3, 5), (3, 5, 6)], ids=["one picture", "two pictures"])
+def test_flops_in_closed_form_are_those_counted(method: Method, texts: tuple[int, ...]) -> None:
     for family in MERGED_TOWERS:
         model = build(family, dtype=torch.float32)
-        one = collate(family, [sample(family, model, (3, 5), 2)])
-        ((frames, height, width),) = one["image_grid_thw"].tolist()
+        one = collate(family, [sample(family, model, texts, 1)])
+        grids = [(frames, height, width) for frames, height, width in one["image_grid_thw"].tolist()]
         schedule = Schedule((Stage(0, keep=0.5),))
         with attach(model, method, schedule) as trace:
             counted = counted_prefill_flops(model, one)["total"]
             model(**one)
         layers, visual = [row[0] for row in trace.visual_tokens], trace.visual[0]
-        prompt = PromptSize(one["input_ids"].shape[1] - visual, visual, tuple(layers), images=[(frames, height, width)])
+        prompt = PromptSize(one["input_ids"].shape[1] - visual, visual, tuple(layers), images=grids)
         sizes = ModelSizes.from_config(model.config)
         closed = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))["total"]
         # not in the closed form: what Qwen3-VL adds after its first layers is mixed like the tokens that are made

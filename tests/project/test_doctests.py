@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = sorted(path for folder in ("pdrop", "analysis") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("pdrop", "analysis", "recipes", "benchmarks")
+PATHS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 WITH_EXAMPLES = [path for path in PATHS if ">>> " in path.read_text()]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in WITH_EXAMPLES]
 
@@ -19,4 +20,4 @@ def test_examples_in_docstrings(name):
 
 
 def test_some_have_examples():
-    assert {"pdrop.schedule", "analysis.style"} & set(MODULES)
+    assert {"pdrop.schedule", "analysis.style", "recipes.embedded.hints"} <= set(MODULES)

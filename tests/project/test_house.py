@@ -203,6 +203,12 @@ def test_a_docstring_says_what_the_name_does_not(path):
 
 
 @each
+def test_files_that_sources_name_exist(path):
+    named = set(re.findall(r"(?<![\w/.-])(?:pdrop|analysis|benchmarks|recipes|tests)/[\w/]+\.py\b", path.read_text()))
+    assert not (gone := sorted(name for name in named if not (ROOT / name).is_file())), f"no such file: {gone}"
+
+
+@each
 def test_hooks_live_in_one_place(path):
     # the conformance suite looks at models from outside, the probe at one of its own
     if path.name not in ("hooks.py", "probe.py") and "conformance" not in path.parts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pdrop.runs import cards
 from pdrop.runs.cards import first_free, visible
 
 TAKE = """
@@ -34,6 +36,23 @@ def test_each_job_takes_another_card_and_leaves_it_when_it_ends(tmp_path: Path) 
     jobs[taken.index("1")].wait()
     assert first_free(["0", "1"], tmp_path) == "1", "a job that was killed holds nothing"
     jobs[taken.index("0")].communicate("")
+
+
+def test_submitit_s_local_jobs_take_cards_that_the_command_saw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """submitit hides all cards from them."""
+    take = cards.claim.__wrapped__
+    for seen, taken, left in (("2,5", "2", "2"), ("3", None, "3"), ("", None, "")):
+        monkeypatch.setattr(cards, "first_free", lambda names: names[0])
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        cards.offer()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert take() is None and not visible(), "whoever hides them wants none to be used"
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+        assert take() == taken and os.environ["CUDA_VISIBLE_DEVICES"] == left
+        monkeypatch.delenv("SUBMITIT_EXECUTOR")
+    monkeypatch.delenv("PDROP_CARDS")
 
 
 def test_which_cards_there_are(tmp_path: Path) -> None:

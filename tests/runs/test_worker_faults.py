@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from pdrop.cli.compose import settings
+from pdrop.environment import processor
 from pdrop.evaluation.answers import AnswerStore, QuestionError
 from pdrop.evaluation.generation import Generator
 from pdrop.runs import fleet
@@ -20,7 +24,7 @@ from pdrop.runs.measured import answered_on
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
 from pdrop.runs.worker_dials import Workers
-from pdrop.runs.workers import Team, TeamGenerator, started_ray
+from pdrop.runs.workers import Team, TeamGenerator, presence, started_ray
 from pdrop.store import holder, locked
 from tests.runs.scripted_worker import Scripted, asked
 
@@ -34,7 +38,9 @@ def plain() -> Settings:
 
 @pytest.fixture(scope="module")
 def scripted() -> Iterator[Team]:
-    made = Team(Workers(2), "cpu", Scripted)
+    with pytest.MonkeyPatch.context() as another:
+        another.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that nobody asked for: workers are on this machine
+        made = Team(Workers(2), "cpu", Scripted)
     while made.starting:
         made.wait()
     yield made
@@ -78,7 +84,9 @@ def test_others_see_what_each_worker_does(
         TeamGenerator(plain, scripted).answer(asked(*"abcdefgh"), AnswerStore(tmp_path / "answers.jsonl"))
         note = holder(tmp_path) or {}
     monkeypatch.setattr(fleet, "on_a_terminal", lambda: True)
-    TeamGenerator(plain, scripted).answer(asked(*"abcdefgh"))
+    generator = TeamGenerator(plain, scripted)
+    with redirect_stderr(io.StringIO()):  # as a task's code asks
+        generator.answer(asked(*"abcdefgh"))
     assert "run 3 of 17, about 12 min left" in capsys.readouterr().err
     fleet.SWEEP.reset(place)
     assert note["task"] == {"name": "t", "done": 8, "total": 8} and note["pid"] == os.getpid()
@@ -101,7 +109,35 @@ def test_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPa
     assert started_ray(Workers(2)) == "started" and caplog.text.count("Ray did not start") == 2
     with pytest.raises(RuntimeError, match="Ray did not start on this machine: The current node timed out"):
         started_ray(Workers(2))
-    assert len(tries) == 6 and tries[0]["num_cpus"] == 2
+    assert len(tries) == 6 and (tries[0]["address"], tries[0]["num_cpus"]) == ("local", 2)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        address = address.format(free.getsockname()[1])
+        monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray waits for it for long"))
+        with pytest.raises(ConnectionError, match=rf"workers.address={address}: nobody answers there \(Connection"):
+            started_ray(Workers(2, address=address))
+
+
+def test_a_cluster_that_refuses_is_named_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at node7:6379")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError, match=r"workers.address=auto: Failed to connect .*; .*set RAY_AUTH_MODE=token"):
+        started_ray(Workers(2, address="auto"))
+
+
+def test_on_the_cpu_a_worker_s_device_is_the_processor() -> None:
+    class OnANodeWithCards:
+        def about(self) -> dict[str, Any]:
+            return {"pid": 7, "device": "NVIDIA H100"}
+
+    assert presence(OnANodeWithCards(), "cpu") == {"pid": 7, "device": processor()}
+    assert presence(OnANodeWithCards(), "cuda") == {"pid": 7, "device": "NVIDIA H100"}
 
 
 def test_answers_of_different_devices_are_marked() -> None:

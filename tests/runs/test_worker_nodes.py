@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pdrop.evaluation.answers import AnswerStore
 from pdrop.runs.worker_dials import Workers
 from pdrop.runs.workers import Team, TeamGenerator
 from tests.runs.scripted_worker import Scripted, asked
+from tests.support.left_behind import left_after, marked
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.exhaustive
@@ -53,18 +53,6 @@ def test_a_node_that_goes_away_takes_no_answer_with_it(tmp_path: Path, caplog: p
         cluster.shutdown()
 
 
-def marked(mark: str) -> list[str]:
-    """The processes that have a mark in their environment: what a command started, and what that started."""
-    found = []
-    for place in Path("/proc").iterdir():
-        try:
-            if place.name.isdecimal() and mark.encode() in (place / "environ").read_bytes():
-                found.append(f"{place.name} {(place / 'cmdline').read_bytes()[:80]!r}")
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_command_that_ends_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored, by children too
@@ -77,11 +65,5 @@ def test_a_command_that_ends_leaves_no_process(how: signal.Signals, tmp_path: Pa
         assert len(workers) == 2 and all(any(line.startswith(f"{pid} ") for line in marked(mark)) for pid in workers)
         driver.send_signal(how)
         driver.wait(timeout=60)
-    ended = time.monotonic()
-    while (left := marked(mark)) and time.monotonic() - ended < 30:
-        time.sleep(0.2)
-    if how == signal.SIGKILL:  # nobody tells Ray's two agents, which look for their server for a minute
-        assert not [one for one in left if "Agent" not in one], left
-        while (left := marked(mark)) and time.monotonic() - ended < 90:
-            time.sleep(0.5)
-    assert not left
+    assert not left_after(30, mark, agents=how != signal.SIGKILL)
+    assert not left_after(60, mark)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pdrop.cli.compose import settings
+from pdrop.environment import processor
 from pdrop.evaluation.answers import Answer, AnswerStore, Question, QuestionError
 from pdrop.record import RunRecord
 from pdrop.runs import workers
@@ -70,7 +71,7 @@ def plain() -> Settings:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -195,9 +196,9 @@ def test_who_answers_is_no_part_of_the_identity(plain: Settings) -> None:
     assert alone.spec == plain.spec and (alone.workers.count, plain.workers.count) == (0, 2)
 
 
-def made_with(count: int, folder: Path) -> tuple[RunRecord, list[dict[str, Any]]]:
+def made_with(count: int, folder: Path, name: str = "") -> tuple[RunRecord, list[dict[str, Any]]]:
     dials = {"tasks": ["embedded_counting"], "limit": 24, "batch_size": 4, "latency": "off", "device": "cpu"}
-    made = settings({**dials, "workers": count, "results": str(folder / str(count))})
+    made = settings({**dials, "workers": count, "results": str(folder / (name or str(count)))})
     record = run(made)
     for result in record.results.values():
         result.wall_s = 0.0
@@ -214,3 +215,13 @@ def test_the_record_is_the_same_to_the_bit(count: int, tmp_path: Path) -> None:
     assert (many.spec, many.results, many.cost, theirs) == (alone.spec, alone.results, alone.cost, samples)
     documents = [int(entry["documents"]["embedded_counting"], 16) for entry in many.environment["answered_by"]]
     assert sum(documents) == 2**24 - 1, "each document was answered by one of them"
+    devices = {one["device"] for record in (alone, many) for one in record.environment["answered_by"]}
+    assert devices == {processor()} == {alone.environment["device_name"], many.environment["device_name"]}
+    elsewhere = next((tmp_path / str(count)).glob("runs/*/answers.jsonl"))  # half of it was answered on another machine
+    first, second = (lines := elsewhere.read_text().splitlines(True))[:12], lines[12:]
+    first = [json.dumps(json.loads(line) | {"sum": None, "by": {"device": "Other CPU"}}) + "\n" for line in first]
+    elsewhere.write_text("".join([*first, *second]))
+    (elsewhere.parent / "record.json").unlink()
+    assert made_with(0, tmp_path, str(count))[0].environment["device_name"] == " + ".join(
+        sorted(["Other CPU", processor()])
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,27 @@ def test_clocks_are_read_while_the_card_works(smi: Path) -> None:
 
 def test_memory_of_others_is_not_that_of_this_process_and_its_parents(smi: Path) -> None:
     assert nvidia.others_gib(CUDA) == pytest.approx(16.62, abs=0.01)
-    assert os.getppid() in ancestors(os.getpid()) and os.getpid() not in ancestors(os.getpid())
+    assert os.getpid() not in ancestors(os.getpid())
     assert read_others("10, 1024\n11, 2048\n12, 512\n", {10, 12}) == 2.0
     assert read_others("10, 1024\n", {10}) == 0.0
     assert read_others("99, 1024\n", {10}) is None, "the ids are those of another namespace: nothing is known"
     assert read_others("10, [N/A]\n11, [N/A]\n", {10}) is None
     assert read_others(None, {10}) is None
     assert nvidia.exclusive(CUDA)
+
+
+def test_every_ancestor_counts_the_first_process_too() -> None:
+    """It adopts what its parents have left, and in a container it may be the command that uses the card."""
+    found = ancestors(os.getpid())
+    if os.getppid() != 0:  # whose parent is outside of a container
+        assert found == {os.getppid(), *ancestors(os.getppid())}, "also where that is process 1"
+    line = "sleep 60 >/dev/null 2>&1 & echo $!"
+    adopted = int(subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout)
+    try:
+        assert 1 in ancestors(adopted), "the shell that started it has ended"
+    finally:
+        os.kill(adopted, signal.SIGKILL)
+    assert ancestors(1) == set() and ancestors(2**30) == set()
 
 
 def test_what_is_not_told_is_none() -> None:

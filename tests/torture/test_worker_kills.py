@@ -26,7 +26,7 @@ from pdrop.runs.workers import Team, TeamGenerator
 from pdrop.samples import read_samples
 from pdrop.store import holder, noted
 from tests.runs.scripted_worker import Scripted, asked
-from tests.runs.test_worker_nodes import marked
+from tests.support.left_behind import left_after, marked
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.torture
@@ -59,11 +59,10 @@ class Command:
         return [int(line.split()[0]) for line in marked(self.mark) if "ray::Worker" in line]
 
     def ended(self) -> int:
-        """Its exit code, once nothing of it is left."""
-        code, end = self.process.wait(), time.monotonic() + 60
+        """Its exit code, once nothing of it is left but agents of Ray's, which need a minute after SIGKILL."""
+        code = self.process.wait()
         self.said.close()
-        while (left := marked(self.mark)) and time.monotonic() < end:
-            time.sleep(0.2)
+        left = left_after(30, self.mark, agents=code != -signal.SIGKILL)
         assert not left, f"orphans: {left}"
         return code
 

@@ -228,6 +228,7 @@ REFUSED = [
     (["train.lora={rank:8}"], "train.lora has r, alpha and dropout, not rank"),
     (["layers=[9]"], "has a boundary at layer 9"),
     (["train.data=nowhere.json"], "nowhere.json: no such file; train.data is"),
+    (["train.data=???"], "train.data has no value and needs one: train.data=FILE"),
     (["mehtod=none"], "there is no dial 'mehtod', did you mean method?"),
 ]
 
@@ -323,7 +324,7 @@ def test_other_kinds_resume_too(recipe, command, data, tmp_path, monkeypatch) ->
     with monkeypatch.context() as patched:
         patched.setattr(LossCurve, "on_step_end", breaks)
         code, said_, (folder,) = command(*arguments)
-    assert code == 130 and "goes on from the last checkpoint" in said_
+    assert code == 130 and "resumes from the last checkpoint" in said_
     assert TrainingRecord.read(folder).status == "running" and len(curve(folder)) == 3
     code, said_, _ = command(*arguments)
     assert code == 0, said_
