@@ -119,7 +119,8 @@ def test_a_model_watches_every_video_benchmark(model, tmp_path, monkeypatch):
     for task, result in found.results.items():
         (sample,) = read_samples(tmp_path / "run", task)
         assert result.n == 1 and sample["visual_per_layer"][-1] < sample["visual_tokens"], task
-        assert len([one for one in sample["layout"] if one]) in (frames, frames // 2, frames + 1), task
+        shown = len([one for one in sample["layout"] if one])  # each, or by twos, or with a newline; of 12 stills all
+        assert shown in (frames, frames // 2, frames + 1, min(frames, 12)), task
 
 
 def test_textvqa_has_its_ocr_tokens_and_mmbench_cn_its_circles(tmp_path):
