@@ -7,10 +7,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from analysis.store.status import page
 from pdrop.cli import compose, run
@@ -34,6 +36,7 @@ def child(store: Path) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
+        own_lock(tqdm)
         sys.argv = ["run.py", *SWEEP, f"results={store}"]
         run.main()
         code = 0
@@ -41,6 +44,13 @@ def child(store: Path) -> int:
         code = stop.code if isinstance(stop.code, int) else 1
     finally:
         os._exit(code)
+
+
+def own_lock(kind: type[tqdm]) -> None:
+    """A process that is forked shares tqdm's lock with its brothers, and one that is killed may hold it for ever."""
+    kind.set_lock(threading.RLock())
+    for one in kind.__subclasses__():
+        own_lock(one)
 
 
 def stored(store: Path) -> set[tuple[str, str]]:
