@@ -10,6 +10,7 @@ A source is a value: equal sources are the same model. The last model loaded is 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +105,14 @@ class ModelSource:
         known = self.stands_in or shipped.of_checkpoint(self.path)
         config = checkpoint.read_config(self._folder, self.path) if known is None else shipped.read(known)
         return config.model_type, config.get_text_config(decoder=True).model_type
+
+    @functools.cached_property
+    def multimodal_rope(self) -> bool:
+        """Whether a visual token's position is of three numbers (time, height, width), as Qwen's are; without
+        transformers."""
+        known = self.stands_in or shipped.of_checkpoint(self.path)
+        told = read_json(self._folder / "config.json", self.path) if known is None else shipped.entry(known)
+        return '"mrope_section"' in json.dumps(told)
 
     def unchanged(self) -> bool:
         """Whether `of` would still return this value, checked without transformers.

@@ -196,6 +196,7 @@ def resolve(
         schedule = budgeted(settings, method, dials, make_schedule)
     if method is not None:
         method.check(schedule)
+        check_positions(method, schedule, source)
     return scheduled(settings, schedule)
 
 
@@ -267,6 +268,19 @@ def check_boxes(tasks: Sequence[str], source: ModelSource) -> None:
 
     if tasks and source.loadable:
         grounding.family_of(tasks, source.family[0])
+
+
+def check_positions(method: Method, schedule: Schedule, source: ModelSource) -> None:
+    """Refuse to renumber positions that are no single numbers.
+
+    Raises:
+        ValueError: Naming the dial.
+    """
+    if schedule and method.positions == "compact" and source.loadable and source.multimodal_rope:
+        raise ValueError(
+            f"positions=compact, the default of {type(method).__name__}: {source.name} has positions of time, height "
+            "and width, which cannot be renumbered; set positions=original"
+        )
 
 
 def asked_with(

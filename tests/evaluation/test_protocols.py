@@ -199,7 +199,9 @@ def test_one_picture_has_three_published_numbers_of_tokens(tmp_path: Path) -> No
     found = {}
     for protocol in PROTOCOLS:
         dials = {"model": "folder", "model.name": "mine", "model.path": str(folder), "protocol": protocol}
-        builder = PromptBuilder.of(checkpoint, settings({**PLAIN, **dials}).spec)
+        with pytest.raises(ValueError, match=r"positions of time, height and width.* set positions=original"):
+            settings({**PLAIN, **dials})
+        builder = PromptBuilder.of(checkpoint, settings({**PLAIN, **dials, "positions": "original"}).spec)
         ids = builder.encode([builder.render("What?", 1)], [[picture(0, (336, 252))]])["input_ids"]
         found[protocol] = int((ids == checkpoint.model.config.image_token_id).sum())
     assert found == {"checkpoint": 108, "lmms_eval": 266, "official": 1302}
