@@ -105,8 +105,8 @@ def against_cost(axes: Axes, held: Sequence[Row]) -> None:
     for cost, score, row in best:
         axes.plot(100 * cost, 100 * score, "o", markersize=6.5, markerfacecolor="none", markeredgecolor="black")
         axes.annotate(
-            method_name(row.spec.method), (100 * cost, 100 * score), xytext=(5, -8), textcoords="offset points",
-            fontsize=6, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.8},
+            method_name(row.spec.method), (100 * cost, 100 * score), xytext=(6, 4), textcoords="offset points",
+            fontsize=6, zorder=1.5,  # below the points: a name hides none
         )  # fmt: skip
     costs = [100 * cost for cost, _, _ in points]
     spread = max(costs) - min(costs) + 1
