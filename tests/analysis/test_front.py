@@ -68,6 +68,8 @@ def test_many_methods_are_drawn_as_a_front_and_few_as_curves(table: Table) -> No
     assert cost.get_ylabel() == "average score (%)" and cost.yaxis.get_label_position() == "right"
     rows = {row.spec.method for row in front_figure.drawable(table, "toy")}
     assert cost.texts and len(cost.texts) < 2 * len(METHODS) and "divprune" in rows
+    points = [line for line in cost.lines if line.get_marker() in ("o", "s")]
+    assert max(name.get_zorder() for name in cost.texts) < min(point.get_zorder() for point in points), "none is hidden"
     plt.close(figure)
 
 
