@@ -9,7 +9,8 @@ from pdrop.cli.choices import complaint, hint
 from tests.support.command_line import called
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("task_sets", "protocols"))
+NO_CHOICES = (".", "task_sets", "protocols")
+GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - set(NO_CHOICES))
 
 REFUSED = {
     "a misspelt experiment": (["experiments=demoo"], "unknown experiments 'demoo', did you mean demo"),
