@@ -13,13 +13,14 @@ from typing import Any
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
 
-READING = """How to read it: **CPU** is the process's CPU time of a prefill / the unpruned model's, both in turns in one
-process, median of the paired ratios and its 95 % interval; **wall** the same by the clock. **FLOPs** is the closed form
-with attention as full squares, **causal** with the half that causal kernels compute: where attention is a large share,
-the unpruned model already saves that half, so "causal" is what can be reached. **off by** is CPU against each of them.
-**selection** is the share of the prefill inside the hooks. `keep = 1` ranks at every boundary and drops nothing;
-differences as small as that of the unpruned model to itself mean nothing. **official** are the methods' published
-programs at the same shapes, measured once and not by this program.
+READING = """How to read it: **CPU** is the CPU time of a prefill / the unpruned model's, all in one process and in step:
+each runs a layer, then the next one has its turn, so that a machine that slows down slows all (decoding steps take
+turns call by call); median of the paired ratios and its 95 % interval. **wall** is the same by the clock. **FLOPs** is
+the closed form with attention as full squares, **causal** with the half that causal kernels compute: where attention is
+a large share, the unpruned model already saves that half, so "causal" is what can be reached. **off by** is CPU against
+each of them. **selection** is the share of the prefill inside the hooks. `keep = 1` ranks at every boundary and drops
+nothing; differences as small as that of the unpruned model to itself mean nothing. **official** are the methods'
+published programs at the same shapes, measured once and not by this program.
 
 What it cannot tell: batches, prompts of other sizes, servers that share a forward among users, GPUs (where small
 layers are bound by launching kernels, and attention by memory), other processors and numbers of threads.
@@ -109,7 +110,7 @@ def page(path: Path) -> str:
     Raises:
         ValueError: If the file is not a record of this version.
     """
-    record = read(path, 2)
+    record = read(path, 3)
     lines = ["# bench\n", circumstances(record, path)]
     for prefill in record["prefill"]:
         lines += [prefill_grid(prefill, record["official_cpu_ratios"].get(str(prefill["visual"]), {})).titled()]

@@ -164,7 +164,7 @@ def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.Capture
     case = row | {"flops_ratio": 0.49, "flops_ratio_causal": 0.51, "selection_share": 0.02}
     none = {"cpu_ms": lane(1.0)["none"], "again": row}
     record = {
-        "format": 2, "model": {"num_hidden_layers": 32, "hidden_size": 512, "attention": "sdpa"}, "threads": 1,
+        "format": 3, "model": {"num_hidden_layers": 32, "hidden_size": 512, "attention": "sdpa"}, "threads": 1,
         "load_before_and_after": [[0.5, 0, 0], [1.5, 0, 0]], "conditions": {"dtype": "float32"},
         "prefill": [{"visual": 576, "text": 60, "none": none, "cases": {"SparseVLM-192": case}}],
         "decode": {"visual": 576, "none": none, "cases": {"FastV": row | {"flops_ratio": 0.97}}},
