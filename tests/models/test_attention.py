@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pdrop import PyramidDrop, pyramid
+from pdrop import PyramidDrop, Schedule, SparseVLMV1, Stage, pyramid
 from pdrop.cli import compose
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.generation import Generator
@@ -22,6 +22,7 @@ from pdrop.models.attention import ORDERS, resolved, sdpa_order
 from pdrop.models.checkpoint import load
 from pdrop.record import RunRecord
 from pdrop.runs import timed
+from pdrop.runs.run import run
 from pdrop.runs.settings import Settings, scheduled
 from pdrop.timing.measure import measure, pooled
 from pdrop.timing.protocol import TimingProtocol
@@ -119,7 +120,8 @@ def test_questions_are_answered_with_the_run_s_kernels(tmp_path: Path) -> None:
 
 
 def test_every_timing_is_under_the_run_s_kernels(tmp_path: Path) -> None:
-    """Looked at from inside the layers: here, in a worker, in a fresh process, and for a budget in milliseconds."""
+    """Looked at from inside the layers: here, in a worker, in a fresh process, for a budget in milliseconds, and where
+    a forward finds how many tokens stay."""
     folder = {"model": "folder", "model.name": "tiny", "model.path": str(save_llava(tmp_path / "llava"))}
     given = settings(**folder, method="none", results=str(tmp_path / "results"))
     given = scheduled(replace(given, method=PyramidDrop()), pyramid(LAYERS, layers=(2,), ratio=0.5))
@@ -144,6 +146,12 @@ def test_every_timing_is_under_the_run_s_kernels(tmp_path: Path) -> None:
                     seen.clear()
                     timing()
                     assert len(seen) > LAYERS and set(seen) == {(False, False, name == "efficient", True)}
+        seen.clear()
+        found = Schedule((Stage(2, adaptive=True),))
+        run(
+            replace(scheduled(replace(now, method=SparseVLMV1()), found), spec=now.spec, protocol=TimingProtocol("off"))
+        )
+        assert len(seen) == LAYERS and set(seen) == {(False, False, True, True)}
     finally:
         handle.remove()
 

@@ -78,6 +78,27 @@ def test_nothing_is_loaded_here_and_once_in_each_process(
     assert cost.visual_tokens_per_layer == [16.0, 16.0, 8.0, 8.0]
 
 
+def test_with_questions_too_nothing_is_loaded_before_the_processes_have_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(folder, tmp_path / "results")
+    order: list[str] = []
+
+    def alone(asked: Settings) -> timed.Alone:
+        order.append("measured")
+        return timed.Alone({"stages": {}}, {"text": 1.0, "visual": 16.0}, None)
+
+    def load(*_: Any) -> Any:
+        order.append("loaded")
+        raise ZeroDivisionError("that will do")
+
+    monkeypatch.setattr(timed, "in_fresh_processes", alone)
+    monkeypatch.setattr(ModelSource, "load", load)
+    with pytest.raises(RunFailed, match="that will do"):
+        run(replace(given, spec=replace(given.spec, tasks=("asked",))))
+    assert order == ["measured", "loaded"]
+
+
 def test_an_indication_has_its_conditions_and_is_refused_by_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,37 @@ def test_memory_of_others_is_not_that_of_this_process_and_its_parents(smi: Path)
     assert nvidia.exclusive(CUDA)
 
 
+@pytest.mark.parametrize(
+    ("told", "code", "others", "reason"),
+    [
+        ("{own}, 10240\n", 0, 0.0, ""),
+        ("{own}, 10240\n1234567, 1024\n7654321, 512\n", 0, 1.5, ""),
+        ("1234567, 4096\n{own}, 10240\n", 0, 4.0, "others hold 4.0 GiB"),
+        ("{own}, 10240\n1234567, [N/A]\n", 0, None, "5.0 GiB of the GPU are not torch's"),
+        ("{own}, [N/A]\n", 0, 0.0, ""),
+        ("{own}, [Not Supported]\n1234567, [Insufficient Permissions]\n", 0, None, "5.0 GiB of the GPU"),
+        ("1234567, 10240\n", 0, None, "5.0 GiB of the GPU"),  # a container sees the host's numbers of processes
+        ("[N/A], 10240\n", 0, None, "5.0 GiB of the GPU"),
+        ("", 0, None, "5.0 GiB of the GPU"),  # a container sees none
+        ("No running processes found\n", 0, None, "5.0 GiB of the GPU"),
+        ("No devices were found\n", 6, None, "5.0 GiB of the GPU"),  # a part of a card (MIG) is no card to nvidia-smi
+        ("{own}, 10240\n", 255, None, "5.0 GiB of the GPU"),
+    ],
+)
+def test_memory_of_others_in_every_form_that_it_is_told(
+    smi: Path, told: str, code: int, others: float | None, reason: str
+) -> None:
+    """Of this card alone; where the driver does not tell, what is not torch's must be within bounds."""
+    program = smi.with_name("nvidia-smi")
+    told = told.format(own=os.getpid()).replace("\n", "\\n")
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {smi}\nprintf '{told}'\nexit {code}\n")
+    assert nvidia.others_gib(CUDA) == others
+    assert smi.read_text().count("--id=GPU-1 --query-compute-apps=pid,used_memory --format=csv,noheader,nounits") == 1
+    now = GPU | {"others_gib": others, "outside_gib": 5.0}
+    found = invalid(now, now)
+    assert len(found) == bool(reason) and all(reason in text for text in found)
+
+
 def test_every_ancestor_counts_the_first_process_too() -> None:
     """It adopts what its parents have left, and in a container it may be the command that uses the card."""
     found = ancestors(os.getpid())
