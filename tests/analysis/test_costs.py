@@ -109,6 +109,7 @@ def test_the_time_of_selection_on_a_gpu_is_a_bound(tmp_path: Path) -> None:
         assert times(row) == ["50.0", "50.0", shown, "3.25"]
 
 
+@pytest.mark.product(2)
 @pytest.mark.parametrize("tasks", [(), None], ids=["no tasks", "tasks"])
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "of before it was"])
 def test_the_bound_is_one_wherever_it_is_shown(

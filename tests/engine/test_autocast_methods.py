@@ -54,7 +54,7 @@ def cases() -> list[tuple[str, str]]:
     return named + [(family, name) for family, names in ELSEWHERE.items() for name in names]
 
 
-@pytest.mark.product(8)
+@pytest.mark.product(4)
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_every_method_ranks_in_float32_under_autocast(family: str, name: str) -> None:
     """Queries and keys of the decoder's layers are in half precision all the same, as the model makes them."""
@@ -80,7 +80,7 @@ def test_every_method_ranks_in_float32_under_autocast(family: str, name: str) ->
 
 
 @torch.no_grad()
-@pytest.mark.product(6)
+@pytest.mark.product(2)
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_every_method_ranks_a_model_in_half_precision_in_float32(family: str, name: str) -> None:
     subject = subject_of(name, []).on(family)

@@ -143,7 +143,7 @@ def test_no_more_waits_and_launches_than_the_table_says(name: str, rows: str, mo
     assert step_launches <= most_step_launches
 
 
-@pytest.mark.parametrize("name", ["PyramidDrop", "SparseVLM", "FastV"])
+@pytest.mark.parametrize("name", ["PyramidDrop", "FastV"])
 def test_steps_that_outgrow_what_was_noted_beforehand_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 256 steps, or 512 positions: here after one."""
     monkeypatch.setattr(state, "AHEAD", 1)

@@ -41,7 +41,7 @@ def test_pixels_are_cast_before_they_travel(monkeypatch: pytest.MonkeyPatch) -> 
     assert inputs["other"] == [1]
 
 
-@pytest.mark.product(3)
+@pytest.mark.product(2)
 @pytest.mark.parametrize(
     ("save", "method", "schedule"),
     [

@@ -131,21 +131,20 @@ def test_every_timing_is_under_the_run_s_kernels(tmp_path: Path) -> None:
         if type(module).__name__ == "LlamaAttention":
             seen.append(enabled())
 
-    quick, full = TimingProtocol("quick", pairs=2), TimingProtocol("full", pairs=2, new_tokens=(1, 2))
+    quick, full = (TimingProtocol(name, 0, 1, new_tokens=new) for name, new in (("quick", ()), ("full", (1, 2))))
     handle = register_module_forward_pre_hook(look)
     try:
-        for name in ("math", "efficient"):
-            for protocol in (quick, full):
-                now = replace(given, protocol=protocol, spec=replace(given.spec, sdpa_kernel=name))
-                cost: Any = SimpleNamespace()
-                for timing in (
-                    lambda now=now, cost=cost: timed.time_run(cost, now, now.load()),
-                    lambda now=now: timed.measured_alone(now, torch.get_num_threads()),
-                    lambda now=now: timed.prefill_ms(now, PyramidDrop())(now.schedule),
-                ):
-                    seen.clear()
-                    timing()
-                    assert len(seen) > LAYERS and set(seen) == {(False, False, name == "efficient", True)}
+        for name, protocol in (("math", quick), ("efficient", full)):
+            now = replace(given, protocol=protocol, spec=replace(given.spec, sdpa_kernel=name))
+            cost: Any = SimpleNamespace()
+            for timing in (
+                lambda now=now, cost=cost: timed.time_run(cost, now, now.load()),
+                lambda now=now: timed.measured_alone(now, torch.get_num_threads()),
+                lambda now=now: timed.prefill_ms(now, PyramidDrop())(now.schedule),
+            ):
+                seen.clear()
+                timing()
+                assert len(seen) > LAYERS and set(seen) == {(False, False, name == "efficient", True)}
         seen.clear()
         found = Schedule((Stage(2, adaptive=True),))
         run(

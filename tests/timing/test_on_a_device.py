@@ -23,7 +23,7 @@ from tests.support.cases import HALVES, RAGGED, batch_of
 from tests.support.pretended_cuda import OnDevice, moved, pretended
 from tests.timing.test_nvidia import smi  # noqa: F401
 
-PROTOCOL = TimingProtocol("t", pairs=2, new_tokens=(1, 2), memory=True, kernels=("cudnn",))
+PROTOCOL = TimingProtocol("t", warmup=0, pairs=1, new_tokens=(1, 2), memory=True, kernels=("cudnn",))
 
 
 class Event:
@@ -88,6 +88,7 @@ def test_all_that_is_measured_there_has_its_conditions(there: Any) -> None:
     assert waits["synchronize"] > 2 * 7, "a hook's time is its own"
 
 
+@pytest.mark.exhaustive
 def test_an_indication_has_them_too_and_another_kernel_or_clock_is_refused(
     there: Any,
     smi: Path,  # noqa: F811

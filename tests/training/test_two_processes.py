@@ -61,7 +61,7 @@ def process(rank: int, folder: str, method: Method) -> None:
     os._exit(0)  # what the test's process would do at its end is not this one's
 
 
-@pytest.mark.product(2)
+@pytest.mark.product(1)
 @pytest.mark.parametrize("method", [FastV(several=True), PyramidDrop(), SparseVLM(), SparseVLMPlus()], ids=str)
 def test_the_loss_is_that_of_one_process(method: Method, tmp_path: Path) -> None:
     forked = multiprocessing.get_context("fork")  # nothing has to be imported again
