@@ -43,11 +43,11 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_clocks_are_read_while_the_card_works(smi: Path) -> None:
-    worked: list[int] = []
-    found = clocks_at_work(lambda: worked.append(1), CUDA)
+    worked: list[bool] = []
+    found = clocks_at_work(lambda: worked.append(smi.exists()), CUDA)
     assert found["clock_mhz"] == 1755 and found["power_w"] == 402.5 and found["temperature_c"] == 61
     assert found["at_power_limit"] is True and found["slowed"] == ["heat"]
-    assert worked, "an idle card's clock says nothing"
+    assert worked[0] is False and worked[-1] is True, "before it is asked and meanwhile: an idle card's says nothing"
     asked = smi.read_text()
     assert "clocks_event_reasons.active" in asked and "clocks_throttle_reasons.active" in asked, "of old drivers, too"
     assert "--id=GPU-1" in asked
@@ -130,6 +130,9 @@ def test_a_card_that_was_slowed_or_changed_its_clock_gives_no_result() -> None:
     assert invalid(GPU, GPU | {"slowed": ["heat"]}) == ["the GPU was slowed down by heat"]
     assert differences(GPU, GPU | {"clock_mhz": None}) == [], "an older record noted none"
     assert CLOSE_CONDITIONS == {"clock_mhz": 0.05}
+    assert {"device_name", "dtype", "attention_decoder", "tf32", "sdpa_kernels", "cuda_libraries"} < set(
+        EQUAL_CONDITIONS
+    )
 
 
 def test_a_process_s_own_context_is_not_taken_for_others() -> None:
