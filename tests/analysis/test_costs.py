@@ -80,6 +80,24 @@ def test_times_of_other_conditions_are_refused(store: Path, capsys: pytest.Captu
     assert "may not be compared. attention_tower: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", EQUAL_CONDITIONS)
+def test_no_table_shows_times_of_two_conditions(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of scores: such as those of two kernels, or of two generations of cards."""
+    for method, value in (("fastv", "one"), ("random", "other")):
+        record, now = make_record(method, 0.5), CONDITIONS | {name: value}
+        assert record.cost is not None
+        record.cost.timing = timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}).cost.timing  # type: ignore[union-attr]
+        put(tmp_path, record)
+    put(tmp_path, make_record("none", 1.0))
+    with pytest.raises(ValueError, match=rf"{name} \(times are shown\): one in .*; other in .*"):
+        table_of(tmp_path)
+    if name == "sdpa_kernels":
+        assert main(["tables", "demo", "--results", str(tmp_path)]) == 1
+        assert "sdpa_kernels (times are shown): one in " in capsys.readouterr().err
+        assert not (tmp_path / "tables").exists()
+        assert main(["tables", "demo", "--no-times", "--results", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize(("mhz", "refused"), [(1900.0, False), (1410.0, True), (None, False)])
 def test_times_of_another_clock_are_refused(tmp_path: Path, mhz: float | None, refused: bool) -> None:
     from analysis.comparison.comparable import time_mixtures
