@@ -13,6 +13,7 @@ from analysis.__main__ import main
 from analysis.store.load import load_experiment
 from analysis.studies import bench, break_even
 from pdrop.record import EQUAL_CONDITIONS, RunRecord
+from pdrop.timing.measure import BOUND
 from tests.support.records import fill, make_record, put, table_of
 
 CONDITIONS = {name: None for name in EQUAL_CONDITIONS} | {"device": "cpu", "threads": 1, "load": 0.3}
@@ -79,6 +80,24 @@ def test_times_of_other_conditions_are_refused(store: Path, capsys: pytest.Captu
     assert "may not be compared. attention_tower: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", EQUAL_CONDITIONS)
+def test_no_table_shows_times_of_two_conditions(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of scores: such as those of two kernels, or of two generations of cards."""
+    for method, value in (("fastv", "one"), ("random", "other")):
+        record, now = make_record(method, 0.5), CONDITIONS | {name: value}
+        assert record.cost is not None
+        record.cost.timing = timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}).cost.timing  # type: ignore[union-attr]
+        put(tmp_path, record)
+    put(tmp_path, make_record("none", 1.0))
+    with pytest.raises(ValueError, match=rf"{name} \(times are shown\): one in .*; other in .*"):
+        table_of(tmp_path)
+    if name == "sdpa_kernels":
+        assert main(["tables", "demo", "--results", str(tmp_path)]) == 1
+        assert "sdpa_kernels (times are shown): one in " in capsys.readouterr().err
+        assert not (tmp_path / "tables").exists()
+        assert main(["tables", "demo", "--no-times", "--results", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize(("mhz", "refused"), [(1900.0, False), (1410.0, True), (None, False)])
 def test_times_of_another_clock_are_refused(tmp_path: Path, mhz: float | None, refused: bool) -> None:
     from analysis.comparison.comparable import time_mixtures
@@ -106,6 +125,38 @@ def test_the_time_of_selection_on_a_gpu_is_a_bound(tmp_path: Path) -> None:
         record.cost.timing = {"invalid": [], "stages": stages} | notes
         row = SimpleNamespace(runs=[SimpleNamespace(record=record)])
         assert times(row) == ["50.0", "50.0", shown, "3.25"]
+
+
+@pytest.mark.product(2)
+@pytest.mark.parametrize("tasks", [(), None], ids=["no tasks", "tasks"])
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of before it was"])
+def test_the_bound_is_one_wherever_it_is_shown(
+    tmp_path: Path, tasks: tuple[str, ...] | None, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the record, the Markdown, LaTeX, CSV and the report: never as if it were a time."""
+    now = CONDITIONS | {"device": "cuda", "clock_mhz": 1980.0}
+    for method in ("none", "fastv"):
+        record = make_record(method, 0.5 if method == "fastv" else 1.0, *([] if tasks is None else [tasks]))
+        if method == "fastv":
+            assert record.cost is not None
+            found = timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}).cost.timing  # type: ignore[union-attr]
+            found["stages"]["selection"]["this"]["median"] = 3.2173
+            record.cost.timing = found | ({"notes": {"selection": BOUND}} if noted else {}) | {"end_to_end": {}}
+        put(tmp_path, record, experiment="bound")
+    assert main(["tables", "bound", "--results", str(tmp_path)]) == 0
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    capsys.readouterr()
+    texts = {path.suffix: path.read_text() for path in (tmp_path / "tables").glob("bound.*")}
+    texts[".html"] = (tmp_path / "report.html").read_text()
+    assert set(texts) == {".md", ".tex", ".csv", ".html"}
+    shown = {kind for kind, text in texts.items() if "3.22" in text}
+    assert {".md", ".html"} <= shown and (tasks is None) <= (".tex" not in shown)
+    bound = {".md": "≤ 3.22", ".tex": r"$\leq$ 3.22", ".csv": "≤ 3.22", ".html": "≤ 3.22"}
+    for kind in shown:
+        assert texts[kind].count("3.22") == texts[kind].count(bound[kind]) > 0, kind
+    assert "follows ≤ is an upper bound" in texts[".md"] and texts[".tex"].isascii()
+    if noted:
+        assert BOUND in texts[".html"], "the record's raw value is next to its note"
 
 
 def test_a_table_says_what_enters_each_layer(tmp_path: Path) -> None:
