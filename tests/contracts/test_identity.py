@@ -34,6 +34,7 @@ IDLE = (
         "runs/settings.py",
         "runs/calibration.py",
         "runs/cards.py",
+        "runs/cluster.py",
         "runs/fleet.py",
         "runs/plan.py",
         "runs/remembered.py",
