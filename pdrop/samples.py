@@ -220,12 +220,8 @@ def _whole(sample: Sample) -> Sample:
 def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
     """JSON lines, which end at a newline alone."""
     lines = list(islice((line for line in data.split(b"\n") if line), most))
-    try:  # as one list: in half the time
-        found: list[Sample] = json.loads(b"[%s]" % b",".join(lines))
-        if len(found) == len(lines) and all(isinstance(one, dict) and "doc_id" in one for one in found):
-            return found
-    except (ValueError, TypeError):
-        pass  # one of the lines is named below
+    if (whole := _at_once(lines)) is not None:
+        return whole
     found = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -235,3 +231,13 @@ def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
             raise ValueError(f"{path}, line {number} is not a sample ({error!r})") from error
         found.append(sample)
     return found
+
+
+def _at_once(lines: Sequence[bytes]) -> list[Sample] | None:
+    """The samples, read as one list, which takes half the time; None if a line is not a sample."""
+    try:
+        found: list[Sample] = json.loads(b"[%s]" % b",".join(lines))
+    except ValueError:
+        return None
+    sound = len(found) == len(lines) and all(isinstance(one, dict) and "doc_id" in one for one in found)
+    return found if sound else None
