@@ -44,3 +44,4 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # composed configurations and models are many objects that stay for a test
