@@ -22,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
 from pdrop.cli.run import called, stop
+from pdrop.garbage import not_collected
 from pdrop.record import ImageMode, check_seed
 from pdrop.store import in_words
 
@@ -114,8 +115,9 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: Any) -> float | None:
     """Do one training. Returns its final loss, for sweepers that optimise; `stop`s if it fails."""
-    from pdrop.training.job import train
-    from pdrop.training.loop import TrainingFailed
+    with not_collected():
+        from pdrop.training.job import train
+        from pdrop.training.loop import TrainingFailed
 
     try:
         config: Any = OmegaConf.to_object(cfg)

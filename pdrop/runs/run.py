@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pdrop.commands import typed
 from pdrop.environment import environment
 from pdrop.evaluation.answers import described
+from pdrop.garbage import not_collected
 from pdrop.pace import duration
 from pdrop.record import RunRecord
 from pdrop.runs.measured import measure
@@ -78,7 +79,8 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
     if settings.timed_alone and not settings.elsewhere:
         settings.source.check(settings.device)
     elif settings.source.loadable and not settings.elsewhere:
-        checkpoint = settings.load()
+        with not_collected():
+            checkpoint = settings.load()
     try:
         with locked(settings.folder, wait, settings.locks, answered=stored_answers(settings.folder)) as held:
             # another process may have finished it while this one loaded or waited
