@@ -52,7 +52,7 @@ def averages(table: Table) -> str:
         told.append(f"at {budget} {', '.join(f'{method_name(row.spec.method)} {percent(v)}' for v, row in those)}")
     full = f" (none {percent(none.score.value)})" if none else ""
     questions = sum(table.tasks[name].n for name in table.averaged)
-    return f"Averages in %{full}, {questions} questions: {'; '.join(told)}."
+    return f"Averages in %{full}, {questions} questions in all: {'; '.join(told)}."
 
 
 def chance(table: Table) -> str:
@@ -65,7 +65,13 @@ def chance(table: Table) -> str:
         if names:
             told.append(f"{said}: {', '.join(names)}")
     if told:
-        return f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}."
+        held = [row for row in rows if row.told_from_random in words]
+        seeds = sorted({row.random_seeds for row in held})
+        few = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        return (
+            f"Against chance ({few} seeds of the twins, where five are wanted; {len(held)} comparisons, not corrected "
+            f"for their number): {'; '.join(told)}."
+        )
     single = any(row.told_from_random == "no verdict" for row in rows)
     return "Each has a random twin with a single seed, so none is judged." if single else ""
 
@@ -79,7 +85,7 @@ def on_the_front(table: Table) -> str:
     if not best:
         return ""
     named = ", ".join(f"{method_name(row.spec.method)} at {percent(cost)} % of the FLOPs" for cost, _, row in best)
-    return f"On the Pareto front: {named}."
+    return f"On the Pareto front, by the scores alone, however sure: {named}."
 
 
 def reading(table: Table) -> str:

@@ -35,6 +35,7 @@ from . import equal_budgets
 PAGES = (Path("README.md"), Path("docs/results.md"))
 SHORT, LONG = "demo", "results"  # names of the comments around a block
 TABLES = (SHORT, "positions", "redundancy", "attention", "matched_budget", "rivals")  # experiments that are described
+CHANCE = 0.05  # a score this little above the best blind guess shows no skill that dropping could take
 WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 RATIO = "0.5"  # the ratio of the short form and of the sentence on positions
 QUARTER = 0.25  # size of the top set whose overlap between layers is described
@@ -124,10 +125,13 @@ def block(results: Path, place: str, made: dict[str, Table]) -> str:
         heading(demo),
         "",
         grids(demo)[0].markdown(),
-        f"Scores by task, certainty, columns: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}",
+        filled(f"Scores by task, certainty, columns: [{place}/tables/demo.md]({place}/tables/demo.md).{hasty(demo)}"),
         "",
         *pictures(results, place),
-        "What this model shows (95 % intervals in brackets; differences in points of the average over the tasks):",
+        filled(
+            "What this model shows (95 % intervals in brackets; differences in points of the average over the tasks; "
+            "bars in the figures: the interval of the difference to dropping nothing, drawn around the score):"
+        ),
         "",
         *said(found),
         *(["", *equal_budgets.figure(results, place)] if "rivals" in tables else []),
@@ -174,17 +178,23 @@ def heading(demo: Table, where: str = "") -> str:
     seeds = sorted({len(row.runs) for row in demo.rows if is_random(row)})
     asked = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     drawn = "one seed" if seeds in ([], [1]) else f"{seeds[-1]} seeds of random"
-    return (
+    return filled(
         f"On the embedded model (`make demo`; {len(demo.tasks)} task families, {asked} questions each, {drawn}; "
-        '"Random" and "Random (FastV)" drop at\n'
-        f"random, at the same layers as PyramidDrop and FastV and as many tokens up to rounding){where}:"
+        '"Random" and "Random (FastV)" drop at random, at the same layers as PyramidDrop and FastV and as many tokens '
+        f"up to rounding){where}. Equal ratios are not equal costs: compare tokens and FLOPs, too. Bold: the best of a "
+        "ratio or keep, and what cannot be told from it; italic: the best of the rest."
     )
 
 
 def hasty(table: Table) -> str:
     """A note if times come from only a few rounds; otherwise empty."""
     quick = any(run.record.spec.latency.startswith("quick") for row in table.rows for run in row.runs)
-    return " Times are an\nindication (`latency=quick`)." if quick else ""
+    return " Times are an indication (`latency=quick`)." if quick else ""
+
+
+def filled(text: str) -> str:
+    """A paragraph in lines that fit the pages."""
+    return textwrap.fill(text, 120, **WHOLE)
 
 
 def pictures(results: Path, place: str) -> list[str]:
@@ -265,7 +275,8 @@ def fragile(table: Table) -> str:
     names = task_names(list(table.tasks))
     changes = [(cell.delta, task) for task, cell in row.cells.items() if cell.delta is not None and task in none.cells]
     lost = sorted((change.value, task) for change, task in changes if change.sign < 0)
-    same = [f'"{names[task]}"' for change, task in changes if not change.clear]
+    guessed = [task for _, task in changes if none.cells[task].score.value <= table.floors.get(task, -1.0) + CHANCE]
+    same = [f'"{names[task]}"' for change, task in changes if not change.clear and task not in guessed]
     told = [
         f'"{names[task]}" from {percent(none.cells[task].score.value)} to {percent(row.cells[task].score.value)} %'
         for _, task in lost
@@ -273,6 +284,9 @@ def fragile(table: Table) -> str:
     if not told:
         return f"At ratio {RATIO}, no task of PyramidDrop's is distinguishable from none." if same else ""
     rest = f" Not distinguishable from none: {', '.join(same)}." if same else ""
+    for task in guessed:
+        floor, whole = percent(table.floors[task]), percent(none.cells[task].score.value)
+        rest += f' "{names[task]}" has nothing to lose: {whole} % with all tokens, {floor} % by a blind guess.'
     return f"**Tasks differ.** At ratio {RATIO}, PyramidDrop takes {', '.join(told)}.{rest}"
 
 

@@ -262,3 +262,14 @@ def test_every_package_is_shipped():
     missing = {p for p in packages if p not in settings["packages"] and not p.endswith(".tasks")}  # as data
     assert not missing, f"pyproject.toml does not ship {sorted(missing)}"
     assert not {p for p in settings["packages"] if p.split(".")[0] != "pdrop"}, "the wheel installs pdrop alone"
+
+
+def test_pages_fit_into_120_columns():
+    """Outside of tables and blocks of code. results/ is rendered."""
+    within = (page for folder in ("docs", "pdrop", "recipes", "tests") for page in (ROOT / folder).rglob("*.md"))
+    long = []
+    for page in [*ROOT.glob("*.md"), *sorted(within)]:
+        for number, text in enumerate(page.read_text(encoding="utf8").split("```")[::2]):  # every second part is code
+            lines = [line for line in text.splitlines() if not line.startswith("|") and " " in line.strip()]
+            long += [f"{page.relative_to(ROOT)}, text {number}: {line[:60]}..." for line in lines if len(line) > 120]
+    assert not long, "\n".join(long)
