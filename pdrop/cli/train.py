@@ -20,9 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
+from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, dropping, families, typed
 from pdrop.cli.run import called, stop
 from pdrop.record import ImageMode, check_seed
+from pdrop.runs.device import chosen
 from pdrop.store import in_words
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def checked_device(config: Any) -> str:
     """
     from pdrop.models.checkpoint import check_device
 
-    device, _, index = (default_device() if config.device is None else config.device).partition(":")
+    device, _, index = chosen(config.device).partition(":")
     if index and config.device:
         raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
     check_device(device)
