@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, dropping, families, typed
 from pdrop.cli.run import called, stop
 from pdrop.record import ImageMode, check_seed
-from pdrop.runs.device import chosen
+from pdrop.runs.device import chosen, out_of_memory
 from pdrop.store import in_words
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ def job(cfg: Any) -> float | None:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:
         log.debug("%s", traceback.format_exc())
-        stop(in_words(error, "output") if isinstance(error, OSError) else str(error))
+        less = "; a smaller train.micro_batch, train.gradient_checkpointing=true or train.lora need less memory"
+        told = in_words(error, "output") if isinstance(error, OSError) else str(error)
+        stop(told + less if out_of_memory(error) else told)
 
 
 def checked(config: Any) -> str:

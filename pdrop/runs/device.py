@@ -1,4 +1,4 @@
-"""Which device a command uses, and why torch cannot use a GPU that is there.
+"""Which device a command uses, why torch cannot use a GPU that is there, and whether its memory has ended.
 
 A driver that is too old for torch, or one that is not ready, shows in different ways: torch counts the cards by asking
 the driver's management library, and only finds out on first use that it cannot compute on them. Imports torch late.
@@ -62,3 +62,18 @@ def unusable() -> str | None:
             f"{said} (docs/gpu.md#installing)"
         )
     return None
+
+
+def of_the_device(error: BaseException) -> bool:
+    """Whether an error is one of torch's for an accelerator: its allocator's, or its driver's."""
+    return bool({"OutOfMemoryError", "AcceleratorError"} & {kind.__name__ for kind in type(error).__mro__})
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was caused by, is that a device has no memory left."""
+    while error is not None:
+        # the driver's errors, such as that of a card without room for a process, differ by their text alone
+        if of_the_device(error) and "out of memory" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -10,7 +10,7 @@ import torch
 
 from pdrop.models.checkpoint import check_device
 from pdrop.runs import cards
-from pdrop.runs.device import chosen
+from pdrop.runs.device import chosen, out_of_memory
 
 OLD = "The NVIDIA driver on your system is too old (found version 12020).\nPlease update your GPU driver"
 
@@ -51,7 +51,7 @@ def test_a_torch_without_cuda_is_said(useless: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(cards, "DRIVER", tmp_path)
     monkeypatch.setenv(cards.VISIBLE, "0")
-    with pytest.raises(ValueError, match="device=cuda cannot be had: torch .* is built without CUDA"):
+    with pytest.raises(ValueError, match=r"device=cuda cannot be had: torch .* is built without CUDA"):
         chosen("cuda")
 
 
@@ -64,3 +64,12 @@ def test_a_machine_without_a_gpu_says_nothing(
         monkeypatch.setenv(cards.VISIBLE, visible)
         assert chosen(None) == "cpu" and not caplog.records
         assert chosen("cuda") == "cuda", "refused by the check of the device"
+
+
+def test_memory_that_has_ended_is_known_by_what_it_caused() -> None:
+    full = RuntimeError("the process that measured this run failed")
+    full.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    driver = torch.AcceleratorError("CUDA error: out of memory", 2)  # no room for a context
+    assert out_of_memory(full) and out_of_memory(full.__cause__) and out_of_memory(driver)
+    assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700))
+    assert not out_of_memory(RuntimeError("out of memory of this")) and not out_of_memory(None)
