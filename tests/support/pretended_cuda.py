@@ -227,7 +227,7 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return handle(function, args, kwargs or {})
+        return dispatched(function, args, kwargs or {})
 
 
 def pin(x: Tensor) -> Tensor:
@@ -257,6 +257,14 @@ def bare_index(index: Any) -> tuple[Any, bool]:
         SEEN.wait("index by a list")
     found = tuple(bare(part) for part in parts)
     return (found if isinstance(index, tuple) else found[0]), bool(tensors)
+
+
+def dispatched(function: Any, args: Any, kwargs: Any) -> Any:
+    """One operation that torch calls. Its own casts, by autocast and derivatives, name the device that it takes the
+    tensor to be on; copies to the host begin in `OnDevice.to`."""
+    if OnDevice.differentiable and function is torch.ops.aten._to_copy.default and isinstance(args[0], OnDevice):
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    return handle(function, args, kwargs)
 
 
 def handle(function: Any, args: Any, kwargs: Any) -> Any:
@@ -316,7 +324,7 @@ class Mode(TorchDispatchMode):
     """New tensors are made there, if asked."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return handle(function, args, kwargs or {})
+        return dispatched(function, args, kwargs or {})
 
 
 def sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
