@@ -108,18 +108,41 @@ def test_a_training_learns_on_the_card_as_on_the_cpu(
     assert losses[0] == pytest.approx(losses[1], rel=1e-3), "other kernels round otherwise"
 
 
+class SmallCard(first_checks.Card):
+    """The dry run's model, on the card."""
+
+    def __init__(self, tiny: bool) -> None:
+        self.tiny, self.device, self.name, self.rounds = True, torch.device("cuda"), "llava_1_5_7b", 1
+        self.model = self.build(self.name)
+        self.one = self.inputs(self.model, self.name)
+
+    def build(self, name: str, backend: str = "sdpa") -> Any:
+        return super().build(name, backend).to("cuda")
+
+
 @torch.no_grad()
-def test_the_first_check_counts_waits_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not torch's remark that its count is a prototype, and no warning of others."""
+def test_first_checks_count_waits_alone_and_take_the_kernels_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No wait is torch's remark that its count is a prototype, nor another warning."""
     with monkeypatch.context() as patch, card(patch):
-        patch.setattr(first_checks, "LAYERS", 4)
-        here = first_checks.Card(tiny=True)
-        here.device = torch.device("cuda")
-        here.model.to("cuda")
-        here.one = here.inputs(here.model, here.name)
-        side = first_checks.PyramidDrop(), first_checks.pyramid(4)
-        patch.setitem(first_checks.SIDES, "PyramidDrop", side)
-        found, holds = first_checks.waits(here, "PyramidDrop")
-        assert holds and found["more"] == [1, 0], found
+        patch.setattr(first_checks, "Card", SmallCard)
+        assert first_checks.main(["--only", "7", "--output", str(tmp_path)]) == 0
+        (path,) = tmp_path.glob("first_checks-*.json")
+        assert json.loads(path.read_text())["conditions"]["sdpa_kernels"] == "flash, efficient, math"
         number = first_checks.counted(lambda: torch.ones(1, device="cuda").item(), on_gpu=True)
         assert sum(number.values()) == 1
+        found, holds = first_checks.waits(SmallCard(False), "PyramidDrop")
+        assert holds and found["more"] == [1, 0], found
+        assert first_checks.backends(SmallCard(False), "flash_attention_2") == (
+            "the package flash-attn is not installed",
+            None,
+        )
+
+        def full(tiny: bool) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 MiB")
+
+        patch.setattr(first_checks, "Card", full)
+        with pytest.raises(SystemExit):
+            first_checks.main([])
+        assert "CUDA out of memory" in capsys.readouterr().err
