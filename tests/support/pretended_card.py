@@ -91,9 +91,9 @@ def functions(cards: int) -> dict[str, Any]:
 
     properties = SimpleNamespace(name=NAME, major=9, minor=0, total_memory=TOTAL, uuid="0-0", multi_processor_count=132)
     state = torch.zeros(16, dtype=torch.uint8)
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("empty_cache", "init", "manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"), lambda *_: None
-    )
+    does_nothing = ("empty_cache", "init", "manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all")
+    # an object for each name: torch.compile's tables refuse one with several
+    nothing: dict[str, Any] = {name: lambda *_, name=name: None for name in does_nothing}
     return nothing | {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
