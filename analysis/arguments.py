@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrop.command_help import CommandHelp
+from pdrop.commands import as_typed, typed
 
 from .report.readme import PAGES
 
@@ -22,8 +23,8 @@ def own(results: Path) -> Path:
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of `python -m analysis`."""
-    prog = "pdrop-analysis" if __package__ == "pdrop.analysis" else "python -m analysis"
-    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=CommandHelp)
+    described = as_typed(description or "")
+    parser = argparse.ArgumentParser(typed("analysis"), description=described, formatter_class=CommandHelp)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     where = "where files are written; default: that store, or results/ if it is not yours to write to"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from pdrop.commands import typed
 from pdrop.record import CLOSE_CONDITIONS, EQUAL_CONDITIONS, RunSpec, canonical_json
 
 from ..store.load import ALL, Experiment, Run, by_task, timing
@@ -204,7 +205,7 @@ def remedy(experiment: Experiment, found: Sequence[Mixture]) -> str:
 def command(run: Run) -> list[str]:
     """The command line that makes the run again."""
     overrides = [f"{key}={value}" for key, value in run.overrides.items()] or run.record.command[1:]
-    return ["python", "run.py", *overrides]
+    return [*typed("run").split(), *overrides]
 
 
 def parts(experiment: Experiment, times: bool = True) -> list[Part]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
 
+from pdrop.commands import typed
 from pdrop.record import Interval
 from pdrop.schedule import Schedule
 from pdrop.store import state
@@ -73,7 +74,7 @@ def find(runs: Sequence[Run], text: str) -> Run:
     if len(found) == 1:
         return found[0]
     what = "no run" if not found else f"{len(found)} runs ({', '.join(run.folder for run in found)})"
-    raise ValueError(f"{text!r} names {what}; python -m analysis list shows all")
+    raise ValueError(f"{text!r} names {what}; {typed('analysis')} list shows all")
 
 
 def overview(runs: Sequence[Run]) -> str:
@@ -125,8 +126,8 @@ def explain(run: Run) -> str:
             f"  {task}: {result.main_metric} {main.value:.4f} over {main.n} of {result.n_total} samples"
             + ("" if result.invalid is None else f", {result.invalid} answers invalid")
             + (f" (also {', '.join(others)})" if others else "")
-            + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; answers: python -m analysis samples "
-            f"{record.run_id} {task}"
+            + f"; data {result.data_hash[:12]}, prompts {result.prompt_hash[:12]}; answers: "
+            f"{typed('analysis')} samples {record.run_id} {task}"
         )
     if cost := record.cost:
         layers = " ".join(f"{tokens:.4g}" for tokens in cost.visual_tokens_per_layer)

@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pdrop.commands import typed
+
 from ..store.load import ALL, experiments, load_runs
 from .data import LINE_HEAD, experiment_data, failures, overview, run_data, show, totals
 from .samples import sample_data
@@ -51,7 +53,7 @@ def page(
     if not runs and bad:
         raise ValueError("no run can be read")
     if not runs:
-        raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
+        raise ValueError(f"no run under {results / 'runs'}: start with {typed('run')}")
     shown = [show(results, name) for name in experiments(results) or [ALL]]
     data: dict[str, Any] = {
         "summary": totals(runs, shown),

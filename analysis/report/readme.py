@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrop.commands import typed
+
 from ..comparison.against_random import is_random
 from ..comparison.comparable import parts, refuse_mixtures
 from ..comparison.compare import between, compare
@@ -146,7 +148,7 @@ def the_tables(results: Path, made: dict[str, Table], wanted: Sequence[str] = TA
     """
     known = experiments(results)
     if SHORT not in known:
-        raise ValueError(f"no experiment demo under {results / 'experiments'}: python run.py -m experiments=demo")
+        raise ValueError(f"no experiment demo under {results / 'experiments'}: {typed('run')} -m experiments=demo")
     wanted = [name for name in wanted if name in known]
     made |= {name: the_table(results, name) for name in wanted if name not in made}
     return {name: made[name] for name in wanted}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pdrop.commands import typed
 from pdrop.names import check
 from pdrop.record import RunRecord, RunSpec, canonical_json
 from pdrop.samples import samples_file
@@ -250,7 +251,7 @@ def load_experiment(results: Path, name: str, unreadable: list[str] | None = Non
     if name == ALL:
         runs = load_runs(results, unreadable)
         if not runs:
-            raise ValueError(f"no run under {results / 'runs'}: start with python run.py")
+            raise ValueError(f"no run under {results / 'runs'}: start with {typed('run')}")
         return Experiment(name, results, *newest(runs))
     folder = results / "experiments" / check("an experiment", name)
     if not folder.is_dir():

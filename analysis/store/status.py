@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrop.announcements import alive
+from pdrop.commands import typed
 from pdrop.names import is_name
 from pdrop.pace import duration, speed
 from pdrop.record import RunRecord
@@ -50,7 +51,7 @@ def page(results: Path) -> str:
         ValueError: If there is no such folder.
     """
     if not results.is_dir():
-        raise ValueError(f"there is no store {results}: start with python run.py, or name another with --results")
+        raise ValueError(f"there is no store {results}: start with {typed('run')}, or name another with --results")
     found = list(standings(results))
     counts = [f"{number} {name}" for name in STATES if (number := sum(one.state == name for one in found))]
     text = [f"{results}: {len(found)} run{'s' * (len(found) != 1)}" + (f": {', '.join(counts)}" if counts else "")]
@@ -61,7 +62,7 @@ def page(results: Path) -> str:
             text += [f"{'':10s} {line}" for line in one.detail]
     if any(one.state in ("failed", "stopped") for one in found):
         store = "" if str(results) == "results" else f" results={results}"
-        text.append(f"to do again what failed, and go on with what stopped: python run.py retry=failed{store}")
+        text.append(f"to do again what failed, and go on with what stopped: {typed('run')} retry=failed{store}")
     return "\n".join(text) + "\n"
 
 

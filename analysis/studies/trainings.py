@@ -19,6 +19,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from pdrop import names
+from pdrop.commands import typed
 from pdrop.record import LATER, TRAINING_VARIES
 
 from ..grid import DASH, Grid, Text
@@ -65,7 +66,9 @@ def read(results: Path) -> list[Training]:
             with (path.parent / "curve.csv").open(newline="") as file:
                 found.append(Training(path.parent.name, record, list(csv.DictReader(file))))
     if not found:
-        raise ValueError(f"no finished training under {results / 'trainings'}: train.py output={results}/trainings")
+        raise ValueError(
+            f"no finished training under {results / 'trainings'}: {typed('train')} output={results}/trainings"
+        )
     return found
 
 

@@ -21,6 +21,8 @@ from statistics import fmean
 
 import numpy as np
 
+from pdrop.commands import typed
+
 from ..comparison.resampling import Draws, mean_draws, run_draws
 from ..comparison.table_model import Row, Table
 from ..grid import DASH, Grid, Text
@@ -298,14 +300,14 @@ def meaning(table: Table) -> str:
         "Acc.: mean of the scores, of MME-P a twentieth; Rel.: Acc. relative to dropping nothing.",
         "Banners say what enters a layer on average, to 3 %.",
         "Papers score VQAv2 and VizWiz on servers, and their TextVQA has reference OCR tokens in the prompt: see",
-        f"`python -m analysis repro`. Samples: {counted}.",
+        f"`{typed('analysis')} repro`. Samples: {counted}.",
     )
     return " ".join(said) + "\n"
 
 
 def latex(tables: Sequence[Table]) -> str:
     r"""The grids as floats; \usepackage{booktabs,graphicx}."""
-    head = "% made by python -m analysis banner; needs booktabs and graphicx\n"
+    head = f"% made by {typed('analysis')} banner; needs booktabs and graphicx\n"
     caption = (
         "Below each score its 95\\,\\% interval; bold: the best of its banner and what cannot be told from it (none "
         "where all are alike). Banners say what enters a layer on average."

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pdrop.commands import typed
 from pdrop.record import RunSpec
 
 from ..comparison.table_model import Table
@@ -17,7 +18,7 @@ from ..statistics import DRAWS
 from ..store.load import Run
 from ..style import task_names
 from . import notes
-from .costs import invalid
+from .costs import bound, invalid
 
 COLUMNS = {
     "budget": "what rows are grouped by: the ratio dial (PyramidDrop keeps ratio^s from boundary s on; a single "
@@ -90,7 +91,7 @@ def warnings(table: Table) -> list[str]:
     if any(run.record.rescored for run in done) and len({scored_by(run) for run in done}) > 1:
         found.append(
             "SCORED BY SEVERAL VERSIONS of the code or of lmms-eval: some runs were scored anew and others were not. "
-            "python -m pdrop rescore scores all of them by the present one."
+            f"{typed('pdrop')} rescore scores all of them by the present one."
         )
     if not any(not row.drops and row.status == "done" for row in table.rows):
         found.append("No finished run drops nothing (method=none): there are no differences to show.")
@@ -104,7 +105,7 @@ def versions_of(done: Sequence[Run]) -> list[str]:
     package's sources, and the digest among the runs of one method.
     """
     package = {run.record.environment.get("sources") or run.record.spec.code for run in done}
-    commits, told = {commit(run) for run in done}, "which run has which: python -m analysis"
+    commits, told = {commit(run) for run in done}, f"which run has which: {typed('analysis')}"
     found = []
     if len(package) > 1:
         versions = ", ".join(sorted(code or "unknown" for code in package))
@@ -130,6 +131,11 @@ def meaning(tables: Sequence[Table]) -> str:
         "by the benchmarks' own rules": not any(row.rules for table in tables for row in table.rows),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
+    if bound(tables):
+        lines += [
+            "- **≤**: what follows ≤ is an upper bound: on a GPU each hook is timed with the queue emptied before and "
+            "after it."
+        ]
     lines += [
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0, "
         "and p is below 0.05 where samples are right or wrong and a row is one run. Not corrected for the number of "
@@ -242,7 +248,8 @@ def provenance(runs: list[Run]) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         f"- Code: {', '.join(f'{code} ({count} runs)' for code, count in sorted(codes.items()))}",
         f"- Made: {starts[0]}" + (f" to {starts[-1]}" if starts[-1] != starts[0] else ""),
-        "- Each run's record: `runs/<folder>/record.json` of the store; in words: `python -m analysis explain RUN_ID`",
+        "- Each run's record: `runs/<folder>/record.json` of the store; in words: "
+        f"`{typed('analysis')} explain RUN_ID`",
     ]
 
 

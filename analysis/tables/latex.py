@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdrop.commands import typed
+
 from ..comparison.table_model import Row, Table
 from ..grid import DASH, Grid, Text, escape_latex
 from ..style import budget_words
@@ -45,7 +47,7 @@ def latex(tables: Sequence[Table], wishes: Wishes | None = None) -> str:
     Raises:
         ValueError: If no table has a column that was asked for.
     """
-    head = "% made by python -m analysis tables; needs booktabs and graphicx\n"
+    head = f"% made by {typed('analysis')} tables; needs booktabs and graphicx\n"
     return head + "\n".join(floats(table, wishes or Wishes()) for table in tables)
 
 
@@ -112,7 +114,7 @@ def chosen(main: Grid, by_task: Grid, columns: Sequence[str]) -> Grid:
 
 def macros(tables: Sequence[Table]) -> str:
     r"""A \newcommand for each row's numbers: \<table><method><budget>Average and so on; a comment says which row."""
-    lines, used = ["% made by python -m analysis tables --macros"], set()
+    lines, used = [f"% made by {typed('analysis')} tables --macros"], set()
     for table in tables:
         for row, label in zip(table.rows, labels(table)):
             lines.append(f"% {table.name}: {label}, {budget_words(row.budget) or 'nothing dropped'}".replace("\n", " "))

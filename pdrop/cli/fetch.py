@@ -25,6 +25,7 @@ from pdrop.cli.choices import complaint
 from pdrop.cli.compose import CONF, choices, task_names
 from pdrop.cli.overrides import first_line, misfit
 from pdrop.command_help import CommandHelp
+from pdrop.commands import as_typed, typed
 from pdrop.evaluation.task_data import TaskData, on_the_hub
 from pdrop.models import checkpoint, shipped
 from pdrop.names import printable
@@ -34,8 +35,10 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")  # a repository's name
 
 def main(words: Sequence[str]) -> int:
     """The command; returns its exit code: 0 if everything is here at the end (with plan=true: could be listed)."""
-    parser = argparse.ArgumentParser("python -m pdrop fetch", description=__doc__, formatter_class=CommandHelp)
-    parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help="as of run.py: python run.py --help")
+    parser = argparse.ArgumentParser(
+        f"{typed('pdrop')} fetch", description=as_typed(__doc__ or ""), formatter_class=CommandHelp
+    )
+    parser.add_argument("words", nargs="*", metavar="NAME=VALUE", help=f"as of {typed('run')} --help")
     words = parser.parse_args(words).words
     if told := complaint(words, CONF) or misfit(words, CONF, "run"):
         sys.exit(f"error: {told}")
@@ -145,7 +148,7 @@ def refuse_missing(cfg: Any) -> None:
         words += [f"tasks=[{','.join(dict.fromkeys(task for one in data for task in one.tasks))}]"] if data else []
         raise ValueError(
             f"there is no network, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing here; "
-            f"on a machine with one: python -m pdrop fetch {' '.join(words)}"
+            f"on a machine with one: {typed('pdrop')} fetch {' '.join(words)}"
         )
 
 

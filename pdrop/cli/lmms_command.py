@@ -10,8 +10,9 @@
     dtype, device, prompt, ...                  run.py's dials of how it is asked, and conf/checkpoint.yaml's by name
 
 Defaults are those of conf/run.yaml; the device is cuda if there is a GPU. Unlike run.py, it stores nothing between
-calls. Scores are lmms-eval's: boxes are asked for in the family's words, but ACC@0.5 of refcoco_rec_* also needs the
-family's coordinate frame, which only run.py applies.
+calls. Scores are lmms-eval's, and those of the boxes of refcoco_rec_* are run.py's: they are asked for in the family's
+words and scored in pixels of the original picture. For that, their answers end in how the model saw the picture
+(pdrop/evaluation/grounding.py), which is also in lmms-eval's log of samples.
 
 Under `accelerate launch --num_processes 8 -m lmms_eval --model pdrop ...` each process answers its share of the
 documents on its own device, and lmms-eval gathers the scores. Batches are then made within a share: questions have
@@ -30,7 +31,7 @@ import yaml
 
 from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
 from pdrop.evaluation import grounding
-from pdrop.evaluation.answers import Question
+from pdrop.evaluation.answers import Answer, Question
 from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
@@ -108,6 +109,11 @@ def in_own_words(questions: Sequence[Question], family: str) -> list[Question]:
     return [grounding.asked(uncut(question), boxes) for question in questions]
 
 
+def for_its_task(question: Question, answer: Answer, family: str) -> Answer:
+    """The answer as the question's task is given it: of a box, with how the model saw the picture."""
+    return grounding.with_sight(answer, family) if grounding.asks_boxes(question.task) else answer
+
+
 def command_adapter() -> type:
     """The class that lmms-eval makes for `--model pdrop`, by its model_args."""
 
@@ -119,7 +125,12 @@ def command_adapter() -> type:
         def __init__(self, **arguments: Any) -> None:
             generator = from_arguments(**arguments)
             family = generator.model.config.model_type
-            super().__init__(lambda questions: generator.answer(in_own_words(questions, family)).answers)
+
+            def ask(questions: list[Question]) -> list[Answer]:
+                answers = generator.answer(in_own_words(questions, family)).answers
+                return [for_its_task(question, answer, family) for question, answer in zip(questions, answers)]
+
+            super().__init__(ask)
             self.device = generator.model.device
             if many_processes():  # lmms-eval counts and gathers by these
                 self.accelerator = Accelerator()

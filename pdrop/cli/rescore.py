@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrop.command_help import CommandHelp
+from pdrop.commands import as_typed, typed
 from pdrop.names import printable
 
 
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pdrop rescore", description=__doc__, formatter_class=CommandHelp)
+    parser = argparse.ArgumentParser(
+        prog=f"{typed('pdrop')} rescore", description=as_typed(__doc__ or ""), formatter_class=CommandHelp
+    )
     parser.add_argument("runs", nargs="*", metavar="RUN_ID", help="or a folder's name, or the beginning of one")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results/")
     where = "a folder with tasks of your own; default: those of the command that made the run"
@@ -68,7 +71,7 @@ def chosen(results: Path, names: Sequence[str]) -> list[Path]:
     for name in names:
         fitting = [one for one in folders if one.name.startswith(name) or one.name.rpartition("-")[2].startswith(name)]
         if len(fitting) != 1:
-            raise ValueError(f"{name!r} names {len(fitting)} runs of {results}; python -m analysis list shows all")
+            raise ValueError(f"{name!r} names {len(fitting)} runs of {results}; {typed('analysis')} list shows all")
         found += fitting
     return found if names else folders
 

@@ -29,6 +29,7 @@ from pdrop.cli.choices import complaint, hint
 from pdrop.cli.compose import CONF, RunConfig
 from pdrop.cli.overrides import first_line, flags_first, misfit, shown, spelled_out
 from pdrop.command_help import row
+from pdrop.commands import as_typed
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 from pdrop.store import in_words
@@ -119,6 +120,7 @@ def print_help(config: str) -> None:
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         text = hydra.compose(config, return_hydra_config=True).hydra.help.template
+    text = as_typed(text)
     width = max(60, shutil.get_terminal_size().columns)
     try:
         sys.stdout.writelines(f"{row(line, width)}\n" for line in text.splitlines())

@@ -38,6 +38,7 @@ from pdrop.announcements import Announcement, alive, announced
 from pdrop.cli.compose import CONF, settings_of
 from pdrop.cli.fetch import refuse_missing
 from pdrop.cli.overrides import first_line
+from pdrop.commands import typed
 from pdrop.names import printable
 from pdrop.pace import duration
 from pdrop.runs import cards, plan, remembered
@@ -265,8 +266,9 @@ class Sweep(Callback):
                 waiting.append(one)
                 held += 1
                 continue
-            held = 0
-            yield one, failure(job)
+            held, told = 0, failure(job)
+            del job  # with an error's traceback the frames of the failed run, and with them its model, would stay
+            yield one, told
 
 
 def task() -> Any:
@@ -378,7 +380,7 @@ def summary(
     for experiment, results in sorted(named, key=str):
         if experiment is not None:
             store = "" if str(results) == "results" else f" --results {results}"
-            yield f"table: python -m analysis tables {experiment}{store}"
+            yield f"table: {typed('analysis')} tables {experiment}{store}"
 
 
 def say(lines: Sequence[str] | Iterator[str]) -> None:

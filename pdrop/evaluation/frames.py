@@ -43,7 +43,8 @@ class Sampling:
         frames: Number of frames, or with `fps` the most.
         rule: One of the rules above.
         fps: Frames per second of the film; None: `frames`, whatever its length.
-        group: How many frames the model takes together: a film that has this many shows a multiple of it.
+        group: How many frames the model takes together: a film shows a multiple of it, if need be by repeating frames
+            (as qwen-vl-utils' `fetch_video` does with a list of frames, and Qwen's processors with an odd last one).
     """
 
     frames: int = 8
@@ -58,7 +59,7 @@ class Sampling:
             wanted = min(max(total / rate * self.fps, FEWEST), self.frames)  # type: ignore[assignment]
         if self.rule != "ends" or self.fps is not None:
             wanted = min(wanted, total)
-        wanted = max(1, min(total, self.group), math.floor(wanted / self.group) * self.group)
+        wanted = max(self.group, math.floor(wanted / self.group) * self.group)
         if self.rule == "middles":
             return [int((place + 0.5) * total / wanted) for place in range(wanted)]
         spread = np.linspace(0, total - 1, wanted)

@@ -13,16 +13,19 @@ rest:
 Every box is converted to pixels of the original picture, clipped to it, and compared with the true box: ACC@0.5 (the
 intersection is at least half of the union), mean IoU, and the share of answers in which no box can be read. Families
 without a published prompt, frame and reading are refused. No torch, no lmms-eval.
+
+lmms-eval's own command line scores text alone: there each answer is followed by its `Sight`, which the task reads.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pdrop.evaluation.answers import Answer, Question
+from pdrop.evaluation.answers import Answer, Question, Seen
 from pdrop.evaluation.metrics import Metric
 from pdrop.evaluation.official import said
 
@@ -53,6 +56,39 @@ FAMILIES = {
     "qwen3_vl_moe": Family(LOCATE, "thousandths"),
     "internvl": Family(REGION + "<ref>{}</ref>", "thousandths or shares"),
 }
+
+
+SIGHT = "\n<sight>"  # what follows it in an answer's text is a Sight
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a model saw the picture of an answer, which its boxes refer to.
+
+    Attributes:
+        family: The family whose prompt was used.
+        layout, images: The answer's (pdrop/evaluation/answers.py).
+    """
+
+    family: str
+    layout: list[list[list[float]]] | None
+    images: Seen
+
+    @classmethod
+    def of(cls, answer: Answer, family: str) -> Sight:
+        """The sight of an answer."""
+        return cls(family, answer.layout, answer.images)
+
+
+def with_sight(answer: Answer, family: str) -> Answer:
+    """The answer with its sight at the end of its text, for a task that is given the text alone."""
+    return replace(answer, text=f"{answer.text}{SIGHT}{json.dumps(asdict(Sight.of(answer, family)))}")
+
+
+def parted(text: str) -> tuple[str, Sight | None]:
+    """What the model said, and its sight; None if the text ends without one."""
+    words, mark, sight = text.rpartition(SIGHT)
+    return (words, Sight(**json.loads(sight))) if mark else (text, None)
 
 
 def asks_boxes(task: str) -> bool:
@@ -93,30 +129,29 @@ def read_box(answer: str) -> Box | None:
     return None if len(numbers) < 4 else (numbers[0], numbers[1], numbers[2], numbers[3])
 
 
-def in_pixels(box: Box, family: str, answer: Answer, width: int, height: int) -> Box:
+def in_pixels(box: Box, sight: Sight, width: int, height: int) -> Box:
     """An answered box in pixels of the original picture, corners in order, clipped to the picture.
 
     Args:
         box: The box as read.
-        family: The family whose frame it is in.
-        answer: The answer, which records how the model saw the picture (its layout, its grid of patches).
+        sight: Whose frame it is in, and how the model saw the picture.
         width, height: Size of the original picture.
 
     Raises:
-        ValueError: If the answer does not record how the model saw the picture.
+        ValueError: If the sight does not tell what the family's frame needs.
     """
     left, top, across, down = 0.0, 0.0, float(width), float(height)
-    frame = FAMILIES[family].frame
+    frame = FAMILIES[sight.family].frame
     if frame == "seen":
-        if not answer.layout:
+        if not sight.layout:
             raise ValueError("what the tower saw of the picture is not known: its boxes cannot be read")
-        _, _, _, *seen = answer.layout[0][0]
+        _, _, _, *seen = sight.layout[0][0]
         left, top = seen[0] * width, seen[1] * height
         across, down = (seen[2] - seen[0]) * width, (seen[3] - seen[1]) * height
     elif frame == "resized":
-        if not isinstance(answer.images, list) or not answer.images:
+        if not isinstance(sight.images, list) or not sight.images:
             raise ValueError("how the processor resized the picture is not known: its boxes cannot be read")
-        _, rows, columns = answer.images[0]
+        _, rows, columns = sight.images[0]
         across, down = width / (columns * PATCH), height / (rows * PATCH)
     elif frame == "thousandths" or sum(box) >= 4:
         across, down = width / 1000, height / 1000
@@ -134,26 +169,29 @@ def iou(first: Box, second: Box) -> float:
     return both / union if union > 0 else 0.0
 
 
+def box_numbers(words: str, sight: Sight, doc: Mapping[str, Any]) -> dict[str, float]:
+    """ACC@0.5, IoU, and whether no box can be read, of one answer.
+
+    Args:
+        words: What the model said.
+        sight: How it saw the picture.
+        doc: The task's document: `bbox` (x, y, width, height in pixels), `width`, `height` of the picture.
+    """
+    if (box := read_box(words)) is None:
+        return {"acc_0.5": 0.0, "mean_iou": 0.0, "unreadable": 1.0}
+    x, y, across, down = map(float, doc["bbox"])
+    overlap = iou(in_pixels(box, sight, int(doc["width"]), int(doc["height"])), (x, y, x + across, y + down))
+    return {"acc_0.5": float(overlap >= 0.5), "mean_iou": overlap, "unreadable": 0.0}
+
+
 def box_scores(samples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], family: str) -> dict[str, Metric]:
     """ACC@0.5, mean IoU and the share of unreadable answers of a task.
 
     Args:
-        samples: As lmms-eval logs them: the document has `bbox` (x, y, width, height in pixels), `width`, `height`.
+        samples: As lmms-eval logs them, with the document.
         answers: Their answers.
         family: The family whose prompt was used.
     """
-    overlaps: list[float | None] = []
-    unread: list[float | None] = []
-    for sample, answer in zip(samples, answers):
-        doc, box = sample["doc"], read_box(said(sample))
-        unread.append(float(box is None))
-        x, y, across, down = map(float, doc["bbox"])
-        true = (x, y, x + across, y + down)
-        found = None if box is None else in_pixels(box, family, answer, int(doc["width"]), int(doc["height"]))
-        overlaps.append(0.0 if found is None else iou(found, true))
-    hits: list[float | None] = [float((one or 0.0) >= 0.5) for one in overlaps]
-    named = {"acc_0.5": hits, "mean_iou": overlaps, "unreadable": unread}
-    return {
-        name: Metric(sum(one or 0.0 for one in numbers) / len(numbers), numbers, full=1.0)
-        for name, numbers in named.items()
-    }
+    scored = [box_numbers(said(one), Sight.of(answer, family), one["doc"]) for one, answer in zip(samples, answers)]
+    named = {name: [one[name] for one in scored] for name in scored[0]}
+    return {name: Metric(sum(found) / len(found), [*found], full=1.0) for name, found in named.items()}

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pdrop.commands import typed
 from pdrop.environment import environment
 from pdrop.evaluation.answers import described
 from pdrop.pace import duration
@@ -121,7 +122,7 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
     record = RunRecord(spec, "running", started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     record.environment, record.command = (
         environment("cpu" if settings.elsewhere else settings.device),
-        ["run.py", *overrides],
+        [typed("run").split()[-1], *overrides],
     )
     if settings.published_sampling is not None:
         record.environment["published_sampling"] = settings.published_sampling

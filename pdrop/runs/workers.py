@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import time
 from collections import defaultdict, deque
@@ -26,6 +25,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pdrop.runs.cluster import arrival, line_of, refuse_other_code, started_ray
 from pdrop.runs.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -40,66 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("pdrop")
 
 DEATHS = 3  # worker deaths, on one batch or while loading, that fail a run
-TRIES = 3  # attempts to start Ray, which gives up after half a minute on a busy machine
 AHEAD = 2  # least number of batches queued at a worker, so that it never waits for this process
 SILENCE = 60.0  # s without an answer or a new worker, after which a message says what is waited for
-
-
-def started_ray(workers: Workers) -> Any:
-    """The result of `ray.init`: for the named cluster, or for Ray on this machine, which is tried three times.
-
-    Raises:
-        RuntimeError: If Ray does not start here.
-        ConnectionError: If there is no such cluster.
-    """
-    import ray
-
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if workers.address is not None:
-        refuse_unreachable(workers.address)
-        try:
-            return ray.init(address=workers.address, **quiet)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"workers.address={workers.address}: {line_of(error)}; if the cluster was started with a token "
-                "(~/.ray/auth_token), set RAY_AUTH_MODE=token"
-            ) from error
-    for attempt in range(1, TRIES + 1):
-        try:
-            # "local": not the cluster that RAY_ADDRESS names, or that somebody else has started on this machine
-            return ray.init(address="local", num_cpus=workers.count * workers.threads, **quiet)
-        except Exception as error:  # Ray raises a plain Exception if its processes start too slowly
-            ray.shutdown()
-            if attempt == TRIES:
-                raise RuntimeError(f"Ray did not start on this machine: {line_of(error)}") from error
-            log.warning("Ray did not start (%s); once more", line_of(error))
-    raise AssertionError("unreachable")
-
-
-def refuse_unreachable(address: str) -> None:
-    """Refuse a cluster's address where nobody listens: Ray was seen to wait for more than eleven minutes.
-
-    Raises:
-        ConnectionError: Naming it. `auto`, which has no port, is left to Ray.
-    """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"workers.address={address}: nobody answers there ({error.strerror or error}); `ray start --head` starts a "
-            "cluster and says its address"
-        ) from error
-
-
-def presence(worker: Any, device: str) -> dict[str, Any]:
-    """In a worker: what it says about itself. On the CPU its device is the processor: a node may have cards, too."""
-    from pdrop.environment import accelerator
-
-    about: dict[str, Any] = worker.about()
-    return about if device.startswith("cuda") else about | {"device": accelerator(device)["device_name"]}
 
 
 @dataclass(eq=False)
@@ -164,29 +106,36 @@ class Team:
         made: Any = ray.remote(self.kind).options(max_concurrency=self.depth + 1, **options)
         member = Member(self.started, made.remote(threads), replaces=replacing)
         self.started += 1
-        self.starting[member.actor.__ray_call__.remote(presence, self.device)] = member
+        self.starting[member.actor.__ray_call__.remote(arrival, self.device, self.workers.address)] = member
 
     def arrive(self, reference: Any) -> None:
         """Handle a worker that has become ready, or has died before.
 
         Raises:
-            RuntimeError: If three in a row have died.
+            RuntimeError: If three in a row have died, or it has other code.
         """
         import ray
 
         member = self.starting.pop(reference)
         try:
-            member.about = ray.get(reference)
+            member.about, made_of = ray.get(reference)
         except ray.exceptions.RayError as error:
             self.early_deaths += 1
-            if self.early_deaths >= DEATHS:
+            self.hire(member.replaces)
+            if self.early_deaths >= DEATHS:  # a sweep's next run finds those that start, and may fare better
                 raise RuntimeError(
                     f"{DEATHS} workers in a row died before they were ready: {line_of(error)}"
                 ) from error
             log.warning("worker %d died before it was ready (%s); another one starts", member.number, line_of(error))
-            self.hire(member.replaces)
             return
         self.early_deaths = 0
+        if made_of is not None:
+            try:
+                refuse_other_code(member.about["host"], made_of)
+            except RuntimeError:
+                ray.kill(member.actor)
+                self.hire(member.replaces)
+                raise
         self.members.append(member)
         member.arrived, about = time.monotonic(), member.about
         log.debug("worker %d is process %s on %s (%s)", member.number, about["pid"], about["host"], about["device"])
@@ -459,9 +408,3 @@ def cause_of(error: Any) -> BaseException:
     """What a worker raised."""
     cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
     return cause
-
-
-def line_of(error: BaseException) -> str:
-    """Ray's message about a death, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pdrop.commands import script, typed
 from pdrop.record import TRAINING_VARIES, canonical_json
 from pdrop.training.record import FILE, TrainingRecord
 
@@ -54,7 +55,7 @@ def finished(folder: Path) -> Done:
     found = [(path.parent, TrainingRecord.read(path.parent)) for path in sorted(folder.glob(f"*/{FILE}"))]
     done = [(path, record) for path, record in found if record.status == "done"]
     if not done:
-        raise ValueError(f"no finished training under {folder}: make training-study, or train.py output={folder}")
+        raise ValueError(f"no finished training under {folder}: {typed('train')} output={folder}")
     return done
 
 
@@ -79,7 +80,7 @@ def names(done: Done) -> dict[Path, str]:
 def line(experiment: str, record: TrainingRecord, name: str, path: Path | str, more: Sequence[str]) -> str:
     """A shell line that sweeps an experiment over a model, asked as it was in training."""
     swept = [f"experiments={experiment}", *record.scoring(name, path), *more]
-    return shlex.join([sys.executable, "run.py", "-m", *swept])
+    return shlex.join([sys.executable, *script("run").split(), "-m", *swept])
 
 
 def by_layer(folder: Path, settings: Sequence[str] = ()) -> Iterable[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pdrop import names
+from pdrop.commands import typed
 from pdrop.engine import attach
 from pdrop.engine.visual import visual_ids
 from pdrop.environment import environment
@@ -120,7 +121,7 @@ def train(
             return before
         record = TrainingRecord(spec, "running", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         record.sessions = before.sessions + 1 if before is not None else 1
-        record.recipe, record.code, record.command = settings.as_given(), code, ["train.py", *overrides]
+        record.recipe, record.code, record.command = settings.as_given(), code, [typed("train").split()[-1], *overrides]
         record.environment = environment(settings.device)
         if main and settings.force:  # otherwise a later start would continue from an earlier training's checkpoints
             for old in (*folder.glob("checkpoint-*"), *folder.glob("model")):
@@ -130,7 +131,7 @@ def train(
             run(record, checkpoint, Rows(records, encoder), method, schedule, settings, folder)
     seconds = record.cost.step_wall_s if record.cost is not None else 0.0
     log.info("done          %s  loss %.4f, %.2f s a step", folder, record.final_loss, seconds)
-    log.info("to score it:  python run.py %s", shlex.join(record.scoring(spec.folder, folder / "model")))
+    log.info("to score it:  %s %s", typed("run"), shlex.join(record.scoring(spec.folder, folder / "model")))
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pdrop.commands import script
 from pdrop.models.checkpoint import locate, read_config
 from pdrop.models.quantised import refuse_training
 from pdrop.training.loop import PartsTrainer, TrainingFailed
@@ -25,7 +26,7 @@ def refuse_data_parallel(arguments: Any) -> None:
     if arguments.n_gpu > 1:
         raise ValueError(
             f"one process sees {arguments.n_gpu} GPUs: CUDA_VISIBLE_DEVICES=0 trains on one of them, torchrun "
-            f"--nproc_per_node={arguments.n_gpu} train.py parallel=ddp (or fsdp) on all"
+            f"--nproc_per_node={arguments.n_gpu} {script('train')} parallel=ddp (or fsdp) on all"
         )
 
 

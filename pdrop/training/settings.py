@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pdrop import names
+from pdrop.commands import script
 from pdrop.environment import versions
 from pdrop.identity import TRAINED, code_digest
 from pdrop.record import Dtype, ImageMode, canonical_json, check_word
@@ -131,7 +132,7 @@ class TrainingSettings:
             raise ValueError(f"{self.processes} processes were started: choose parallel=ddp, fsdp or deepspeed_zero2")
         if self.processes == 1 and self.parallel in ("ddp", "fsdp"):
             raise ValueError(
-                f"parallel={self.parallel} is for several processes: torchrun --nproc_per_node=8 train.py "
+                f"parallel={self.parallel} is for several processes: torchrun --nproc_per_node=8 {script('train')} "
                 f"parallel={self.parallel} ..."
             )
 

@@ -26,7 +26,7 @@ RUNS = {
 IDLE = (
     *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
     *("names.py", "pace.py", "store.py", "leases.py", "samples.py", "thumbnails.py"),
-    *("announcements.py", "command_help.py", "environment.py", "identity.py"),
+    *("announcements.py", "command_help.py", "commands.py", "environment.py", "identity.py"),
     *(
         "runs/__init__.py",
         "runs/run.py",
@@ -34,6 +34,7 @@ IDLE = (
         "runs/settings.py",
         "runs/calibration.py",
         "runs/cards.py",
+        "runs/cluster.py",
         "runs/fleet.py",
         "runs/plan.py",
         "runs/remembered.py",

@@ -37,7 +37,9 @@ def levels(images: Any) -> list[int]:
         (Sampling(4, "nearest"), 12, [0, 4, 7, 11]),  # torch.linspace(0, 11, 4).round(), as Qwen's
         (Sampling(4, "nearest", group=2), 3, [0, 2]),
         (Sampling(5, "nearest", group=2), 12, [0, 4, 7, 11]),
-        (Sampling(4, "nearest", group=2), 1, [0]),
+        (Sampling(4, "nearest", group=2), 1, [0, 0]),
+        (Sampling(group=2), 1, [0, 0]),
+        (Sampling(1, group=2), 9, [2, 6]),
         (
             Sampling(768, "nearest", fps=2, group=2),
             240,

@@ -3,9 +3,7 @@
 import json
 import os
 import random
-import runpy
 import signal
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from pdrop.models.checkpoint import load
 from pdrop.samples import read_samples
 from pdrop.schedule import Schedule, pyramid, single
 from pdrop.store import write_atomically
+from tests.support.lmms_evals_command import lmms_evals_command
 from tests.support.processes import begun
 from tests.support.saved_checkpoints import LAYERS, VISUAL_TOKENS, save_llava
 from tests.support.specs import spec_of
@@ -465,13 +464,6 @@ LIMITED = 5  # an odd number, so that one of two processes has a question less: 
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "-m"]
 
 
-def module(name: str, site: Path) -> None:
-    """`python -m NAME` with a folder on the import path, also of the processes that it starts."""
-    sys.path.insert(0, str(site))
-    os.environ["PYTHONPATH"] = f"{site}{os.pathsep}{ROOT}"
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], pytest.param(ACCELERATE, marks=pytest.mark.exhaustive, id="two processes")])
 def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher):
@@ -481,22 +473,9 @@ def test_lmms_evals_own_command_line(run, checkpoint, tasks, tmp_path, launcher)
     method = RandomDrop(seed=3, positions="compact")  # draws by seed and sample, so both must agree on those too
     options = {"batch_size": 2, "limit": LIMITED, "task_dirs": [own]}
     here = run(["pope_here"], method=method, schedule=pyramid(LAYERS, ratio=0.4), **options).results["pope_here"]
-    metadata = tmp_path / "site" / "pdrop-0.dist-info"  # what an installed pdrop has: its entry point
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pdrop\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text("[lmms_eval.models]\npdrop = pdrop.evaluation.lmms:manifest\n")
     arguments = f"pretrained={checkpoint.path},method=random,seed=3,ratio=0.4,max_new_tokens=4,device=cpu"
-    command = [*launcher, "lmms_eval", "--model", "pdrop", "--model_args", arguments, "--tasks", "pope_here"]
-    command += ["--include_path", str(own), "--limit", str(LIMITED), "--batch_size", "2", "--log_samples"]
-    command += ["--output_path", str(tmp_path / "out")]
-    done = begun(module, tmp_path, command, command[0], metadata.parent)
-    done.join()
-    said = (tmp_path / "said.txt").read_text()[-3000:]
-    assert done.exitcode == 0, said
-    found = list((tmp_path / "out").rglob("*_results.json"))
-    assert found, said
-    scores = json.loads(found[0].read_text())["results"]["pope_here"]
+    more = ["--limit", str(LIMITED), "--batch_size", "2"]
+    scores, lines = lmms_evals_command(tmp_path, arguments, "pope_here", own, more, launcher)
     assert scores["pope_accuracy,none"] == here.scores["pope_accuracy"].value
-    lines = [json.loads(x) for path in (tmp_path / "out").rglob("*samples_pope_here.jsonl") for x in path.open()]
     given = {line["doc_id"]: line["filtered_resps"].strip() for line in lines}
     assert given == {s["doc_id"]: s["answer"].strip() for s in samples(tmp_path / "run", "pope_here")}

@@ -135,6 +135,21 @@ def test_closed_form_is_what_torch_counts_of_a_video(family: str, there: Path) -
         assert flops["total"] == pytest.approx(counted["total"], rel=1e-9)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_film_of_one_frame_is_shown_twice_to_models_that_take_pairs(family: str, there: Path, tmp_path: Path) -> None:
+    """Qwen3-VL's processor refuses a single frame if it resizes it itself; qwen-vl-utils repeats it."""
+    from qwen_vl_utils import fetch_video
+
+    film = write_film(tmp_path / "one.mp4", 1, (84, 56), noise=True)
+    (frame,) = Film(film).show(Sampling()).frames
+    for dials in ({}, {"min_frame_pixels": 3136, "max_frame_pixels": 602112}):
+        made = inputs(builder(family, there, **dials), "What?", [Film(film)])
+        assert made["video_grid_thw"].tolist()[0][0] == 1
+        pair = made["pixel_values_videos"].unflatten(1, (3, 2, -1))  # colour, frame, place
+        assert torch.equal(pair[:, :, 0], pair[:, :, 1]) and pair.std() > 0
+    assert len(fetch_video({"video": [frame]}, return_video_sample_fps=False)) == 2, "as theirs does"
+
+
 def test_qwen_knows_when_frames_are_shown(there: Path) -> None:
     film = Film(there / "wide.mp4")  # 24 frames, 8 a second
     made = inputs(builder("qwen2_5_vl", there, frames=4, frame_sampling="nearest"), "What?", [film])

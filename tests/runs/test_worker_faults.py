@@ -19,12 +19,13 @@ from pdrop.cli.compose import settings
 from pdrop.environment import processor
 from pdrop.evaluation.answers import AnswerStore, QuestionError
 from pdrop.evaluation.generation import Generator
-from pdrop.runs import fleet
+from pdrop.runs import cluster, fleet
+from pdrop.runs.cluster import SOURCES, arrival, cluster_line, made_of, presence, refuse_other_code, started_ray
 from pdrop.runs.measured import answered_on
 from pdrop.runs.settings import Settings
 from pdrop.runs.worker import Worker
 from pdrop.runs.worker_dials import Workers
-from pdrop.runs.workers import Team, TeamGenerator, presence, started_ray
+from pdrop.runs.workers import Team, TeamGenerator
 from pdrop.store import holder, locked
 from tests.runs.scripted_worker import Scripted, asked
 
@@ -129,6 +130,58 @@ def test_a_cluster_that_refuses_is_named_with_the_token(monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match=r"workers.address=auto: Failed to connect .*; .*set RAY_AUTH_MODE=token"):
         started_ray(Workers(2, address="auto"))
+
+
+def test_a_cluster_of_another_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.3\n")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        ConnectionError, match=r"^workers.address=auto: Version mismatch: .* Ray: 2.60.0 Python: 3.12.3$"
+    ):
+        started_ray(Workers(2, address="auto"))
+
+
+def test_the_cluster_that_was_joined_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Context:
+        address_info = {"gcs_address": "10.0.0.7:6379"}  # noqa: RUF012
+
+    def node(host: str, alive: bool = True, **resources: float) -> dict[str, Any]:
+        return {"Alive": alive, "NodeManagerHostname": host, "Resources": resources}
+
+    nodes = [node(f"node{n}", CPU=16.0, GPU=8.0) for n in range(6)] + [node("gone", alive=False, CPU=16.0)]
+    nodes[0]["Resources"]["accelerator_type:H100"] = 1.0
+    monkeypatch.setattr(ray, "init", lambda **_: Context())
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    caplog.set_level("INFO", "pdrop")
+    started_ray(Workers(2, address="auto"))
+    joined = (
+        "joined the Ray cluster at 10.0.0.7:6379: 6 nodes (node0, node1, node2, node3 and 2 more), 96 CPUs, 48 GPUs"
+    )
+    assert f"workers       {joined} (H100)" in caplog.text
+    assert cluster_line("x", [node("one", CPU=2.0)]) == "joined the Ray cluster at x: 1 node (one), 2 CPUs, 0 GPUs"
+
+
+def test_a_worker_with_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = made_of()
+    assert {"Python", "torch", "transformers", SOURCES} <= set(ours)
+    refuse_other_code("node1", ours)
+    with pytest.raises(
+        RuntimeError, match=r"the worker on node1 has torch 2\.0\.0 \(here: .*\): answers of one run must"
+    ):
+        refuse_other_code("node1", ours | {"torch": "2.0.0"})
+    with pytest.raises(RuntimeError, match=rf"has lmms-eval not there .*, {SOURCES} 0123 \(here: {ours[SOURCES]}\)"):
+        refuse_other_code("node1", {k: v for k, v in ours.items() if k != "lmms-eval"} | {SOURCES: "0123"})
+    worker = Scripted(1)
+    assert arrival(worker, "cpu", "auto")[1] == ours and arrival(worker, "cpu", None)[1] is None, (
+        "one machine, one code"
+    )
+    monkeypatch.setattr(cluster, "made_of", lambda: ours | {"Python": "3.0"})
+    with pytest.raises(RuntimeError, match=r"has Python 3\.\d+\.\d+ \(here: 3\.0\)"):
+        refuse_other_code("node1", ours)
 
 
 def test_on_the_cpu_a_worker_s_device_is_the_processor() -> None:

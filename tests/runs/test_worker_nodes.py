@@ -13,6 +13,7 @@ import pytest
 
 from pdrop.cli.compose import settings
 from pdrop.evaluation.answers import AnswerStore
+from pdrop.runs.cluster import made_of
 from pdrop.runs.worker_dials import Workers
 from pdrop.runs.workers import Team, TeamGenerator
 from tests.runs.scripted_worker import Scripted, asked
@@ -48,6 +49,25 @@ def test_a_node_that_goes_away_takes_no_answer_with_it(tmp_path: Path, caplog: p
         assert [answer.text for answer in found.answers] == [str(number) for number in range(60)]
         assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 60, "nothing twice"
         assert "its batches are asked again" in caplog.text and len(gone) == 2
+        team.close()
+    finally:
+        cluster.shutdown()
+
+
+def test_a_cluster_of_other_code_is_refused_as_often_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster, ours = Cluster(initialize_head=True, head_node_args={"num_cpus": 2}), made_of()
+    try:
+        monkeypatch.setattr(
+            "pdrop.runs.cluster.made_of", lambda: ours | {"torch": "0.0"}
+        )  # here; workers are as they are
+        team = Team(Workers(2, address=cluster.address), "cpu", Scripted)
+        for _ in range(3):  # the runs of a sweep
+            with pytest.raises(RuntimeError, match=r"has torch .* \(here: 0\.0\): answers of one run must be made by"):
+                team.one()
+        monkeypatch.undo()
+        assert team.one().about is not None, "they are started anew"
         team.close()
     finally:
         cluster.shutdown()

@@ -110,6 +110,6 @@ def test_models_of_one_seed_and_the_default_dials_are_cut_layer_by_layer(
 
 def test_a_folder_without_a_finished_training_is_refused_in_one_line(tmp_path: Path) -> None:
     put(tmp_path, "fastv", "2:0.5", 2, status="failed")
-    with pytest.raises(SystemExit, match=r"error: no finished training under .*make training-study") as refused:
+    with pytest.raises(SystemExit, match=r"error: no finished training under .*: python train.py output=") as refused:
         main([str(tmp_path)])
     assert "\n" not in str(refused.value)

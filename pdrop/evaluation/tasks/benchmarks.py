@@ -2,7 +2,8 @@
 number of groups, boxes of RefCOCO.
 
 Scoring is lmms-eval's own code, imported where it is called: by then pdrop.evaluation.lmms has imported lmms-eval and
-undone the side effects. Boxes cannot be scored from the text alone: see pdrop/evaluation/grounding.py.
+undone the side effects. Boxes cannot be scored from the text alone: see pdrop/evaluation/grounding.py, which scores
+them for run.py; for lmms-eval's own command line, `box_results` does.
 """
 
 from __future__ import annotations
@@ -133,5 +134,13 @@ def expression(row: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | 
 
 
 def box_results(row: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """`unreadable`: 1 if four numbers cannot be read in the answer."""
-    return {"unreadable": float(len(re.findall(r"-?(?:\d+\.?\d*|\.\d+)", results[0])) < 4)}
+    """ACC@0.5, IoU and `unreadable` of an answer that says how the model saw the picture, as `--model pdrop` gives it.
+
+    Without that, `unreadable` alone: 1 if four numbers cannot be read. Which picture they refer to is not known.
+    """
+    from pdrop.evaluation import grounding
+
+    words, sight = grounding.parted(results[0])
+    if sight is None:
+        return {"unreadable": float(len(re.findall(grounding.NUMBER, words)) < 4)}
+    return dict(grounding.box_numbers(words, sight, row))
