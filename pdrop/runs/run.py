@@ -18,6 +18,7 @@ from pdrop.evaluation.answers import described
 from pdrop.garbage import not_collected
 from pdrop.pace import duration
 from pdrop.record import RunRecord
+from pdrop.runs.device import out_of_memory
 from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
@@ -141,6 +142,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
         if isinstance(error, KeyboardInterrupt):
             raise
         told = in_words(error, "results") if isinstance(error, OSError) else described(error)
+        if out_of_memory(error) and "batch_size" not in told:
+            told += "; use a smaller batch_size, or see in nvidia-smi who else holds memory"
         raise RunFailed(f"{spec.folder} failed: {told} (traceback in {folder}/record.json)") from error
     held.check()
     record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)

@@ -35,6 +35,6 @@ def test_the_embedded_model_trains_compiled_on_images_that_others_compose(tmp_pa
         TrainingPhase("tower", images=8, batch=4, asks=False, tower_rate=1.0, patch_weight=1.0),
         TrainingPhase("answers", images=8, batch=4, blocks=2, spell=0.3, hinted=True),
     )
-    train(tmp_path / "work", tmp_path / "model", DEVICE, composers=2, recipe=recipe, window=1)
+    train(tmp_path / "work", tmp_path / "model", DEVICE, loader_workers=2, recipe=recipe, window=1)
     assert (tmp_path / "model/model.safetensors").exists()
     assert (tmp_path / "model/curve.csv").read_text().count("\n") == 5
