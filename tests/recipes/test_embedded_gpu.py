@@ -18,7 +18,7 @@ from tests.support.pretended_card import card
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 AT_ONCE = (
     TrainingPhase(
-        "all at once", images=8, batch=4, blocks=2, character_weight=0.3, tower_rate=0.1, patch_weight=1.0, hinted=True
+        "all at once", images=4, batch=2, blocks=2, character_weight=0.3, tower_rate=0.1, patch_weight=1.0, hinted=True
     ),
 )
 STAGES = (
