@@ -89,7 +89,7 @@ wheel: $(STAMP) ## Build dist/pdrop-*.whl; no network
 release-check: check docs wheel ## What a release checks in addition to make test-all: see docs/releasing.md
 	@PDROP_WHEEL="$$(ls dist/*.whl)" $(BIN)/python -m pytest -q $(wildcard tests/project/test_package.py tests/*/test_package.py)
 
-bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 10 minutes on one core)
+bench: $(STAMP) ## Time prefill and decoding against the FLOPs ratio (about 20 minutes on one core)
 	@$(BIN)/python -m benchmarks.bench
 	@$(BIN)/python -m analysis bench
 

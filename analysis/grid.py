@@ -28,6 +28,7 @@ LATEX = {
     "|": r"\textbar{}",
     "−": "$-$",
     "±": r"$\pm$",
+    "≤": r"$\leq$",
     "×": r"$\times$",
     "Δ": r"$\Delta$",
     "→": r"$\rightarrow$",

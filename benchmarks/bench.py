@@ -1,18 +1,23 @@
 """How fast dropping is, as ratios to the unpruned model in the same process, compared with the FLOPs it saves.
 
-    make bench              (about 10 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
+    make bench              (about 20 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
 text, only the decoder. Weights are random because speed does not depend on them. The columns:
 
-    CPU, wall   time of a prefill / the unpruned model's, in turns; median of the paired ratios, its 95 % interval
-    FLOPs       the same ratio in closed form (pdrop/cost/flops.py), and how far the CPU ratio is from it
-    causal      the same with the half of attention's square that sdpa's causal kernels compute: what can be reached
+    CPU, wall   time of a prefill / the unpruned model's, a layer at a time in turns (benchmarks/in_step.py); median
+                of the paired ratios, its 95 % interval
+    FLOPs       the same ratio in closed form (pdrop/cost/flops.py)
+    causal      the same with the half of attention's square that sdpa's causal kernels compute
+    short       what can be reached, measured in the same rounds: prefills of the unpruned model with prompts as
+                short as each stage, weighted by the stage's layers; small matrices take longer per FLOP
+    over        CPU / short - 1: what dropping itself costs
     selection   share of the prefill inside the attached hooks: reading the prompt, ranking, gathering, masks
 
-The random twin has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing; `none
-again` is the unpruned model against itself: differences of that size mean nothing. CPU time is the better number on a
-machine that others use, too. It does not measure batches, servers or GPUs. The record is written to results/bench/.
+Decoding steps are timed call by call in turns, for their layers are too short to hand over at each. The random twin
+has PyramidDrop's schedule and no ranking; `keep = 1` ranks at every boundary and drops nothing; `none again` is the
+unpruned model against itself: differences of that size mean nothing. CPU time is the better number on a machine that
+others use, too. It does not measure batches, servers or GPUs. The record is written to results/bench/.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +37,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.in_step import Side, in_step, keep_memory
 from benchmarks.records import Session
 from pdrop.command_help import CommandHelp
 from pdrop.cost.flops import decode_flops_per_token, prefill_flops
@@ -85,6 +92,10 @@ class Case:
         """The tokens that enter the decoder's layers; there is no tower."""
         return PromptSize(TEXT_TOKENS, visual, images=0).under(self.method, self.schedule, layers)
 
+    def lengths(self, visual: int, layers: int) -> list[int]:
+        """Tokens in each layer: whole numbers, for one prompt."""
+        return [int(length) for length in self.prompt(visual, layers).tokens_per_layer]
+
 
 def cases(layers: int) -> list[Case]:
     """The cases: the papers' defaults, a random twin, and full ranking with nothing dropped."""
@@ -127,44 +138,60 @@ def features(model: Any, visual: list[int]) -> dict[str, Any]:
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=made)}}
 
 
-def bench_prefill(model: Any, visual: int, protocol: TimingProtocol, selection_rounds: int) -> dict[str, Any]:
+def twin(model: Any) -> Any:
+    """A model on the same weights: several can be attached to, and have forwards running, at the same time."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def bench_prefill(model: Any, visual: int, rounds: int, selection_rounds: int) -> dict[str, Any]:
     """All results for one prompt size, as the record holds them; prints their table."""
     sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
-    inputs, device = prompt(model, visual), model_device(model)
-
-    def side(case: Case) -> Callable[[], Timed]:
-        def call() -> Timed:
-            with attach(model, case.method, case.schedule):
-                return time_call(lambda: prefill(model, inputs), device)
-
-        return call
-
-    def unpruned() -> Timed:
-        return time_call(lambda: prefill(model, inputs), device)
-
-    sides = {"none": unpruned, **{case.name: side(case) for case in compared}, "none again": unpruned}
-    samples = take_turns(sides, protocol)
+    inputs = prompt(model, visual)
+    with contextlib.ExitStack() as attachments:
+        models = {name: twin(model) for name in ("none", *(case.name for case in compared))}
+        for case in compared:
+            attachments.enter_context(attach(models[case.name], case.method, case.schedule))
+        sides = {name: Side(own, partial(prefill, own, inputs)) for name, own in models.items()}
+        # the whole prompt's is the unpruned model again
+        for length in sorted({length for case in compared for length in case.lengths(visual, sizes.layers)}):
+            own = twin(model)
+            sides[tokens(length)] = Side(own, partial(prefill, own, prompt(own, length - TEXT_TOKENS)))
+        samples = in_step(sides, rounds)
     say(f"\n{visual} visual + {TEXT_TOKENS} text tokens: {cpu_ms(samples['none']).median:.0f} ms a prefill, unpruned")
-    say(" " * 24 + "CPU           [95 %]   wall   FLOPs  off by  causal  off by  selection")
+    say(" " * 24 + "CPU           [95 %]   wall   FLOPs  causal   short    over  selection")
     rows = {}
     for case in compared:
         row, line = compare(case.name, samples[case.name], samples["none"])
         full, causal = (case.flops_ratio(sizes, visual, total) for total in ("total", "total_causal"))
         share = median(selection_share(model, inputs, case.method, case.schedule) for _ in range(selection_rounds))
         row |= {"method": repr(case.method), "schedule": str(case.schedule), "selection_share": share}
-        rows[case.name] = row | {"flops_ratio": full, "flops_ratio_causal": causal}
-        off, off_causal = (100 * (row["cpu_ratio"]["median"] / flops - 1) for flops in (full, causal))
-        say(f"{line}{full:8.3f}{off:+7.1f}%{causal:8.3f}{off_causal:+7.1f}%{100 * share:10.2f}%")
-    noise, line = compare("none again: noise", samples["none again"], samples["none"])
+        short = shortened(samples, case.lengths(visual, sizes.layers))
+        over = paired_ratio([sample.cpu_ms for sample in samples[case.name]], short)
+        row |= {"short_ratio": asdict(paired_ratio(short, [sample.cpu_ms for sample in samples["none"]]))}
+        rows[case.name] = row | {"over_short": asdict(over), "flops_ratio": full, "flops_ratio_causal": causal}
+        say(f"{line}{full:8.3f}{causal:8.3f}{row['short_ratio']['median']:8.3f}{100 * over.median - 100:+7.1f}%"
+            f"{100 * share:10.2f}%")  # fmt: skip
+    noise, line = compare("none again: noise", samples[tokens(visual + TEXT_TOKENS)], samples["none"])
     say(line)
-    first, twin = (samples[case.name] for case in compared[:2])
-    ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, twin)], "share")
+    first, second = (samples[case.name] for case in compared[:2])
+    ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, second)], "share")
     say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
     for name, programs in OFFICIAL[visual].items():
         say(f"official {name}, same shapes, not measured here: "
             + ", ".join(f"{ratio:.2f} ({which})" for which, ratio in programs.items()))  # fmt: skip
     none = {"cpu_ms": asdict(cpu_ms(samples["none"])), "again": noise}
     return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
+
+
+def tokens(length: int) -> str:
+    """The name of the unpruned model with a prompt of this length."""
+    return f"{length} tokens"
+
+
+def shortened(samples: dict[str, list[Timed]], lengths: Sequence[int]) -> list[float]:
+    """CPU milliseconds of a prefill whose layers see `lengths` tokens and where nothing is dropped, for each round."""
+    whole = [[sample.cpu_ms for sample in samples[tokens(length)]] for length in lengths]
+    return [sum(layers) / len(lengths) for layers in zip(*whole)]
 
 
 def cpu_ms(samples: Sequence[Timed]) -> Interval:
@@ -193,8 +220,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
     with contextlib.ExitStack() as attachments:
         sides = {}
         for case in compared:
-            # a separate model on the same weights: all of them stay attached while they take turns
-            own = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+            own = twin(model)  # all of them stay attached while they take turns
             if case.schedule:
                 attachments.enter_context(attach(own, case.method, case.schedule))
             sides[case.name] = decoding_side(own, visual)
@@ -203,7 +229,7 @@ def bench_decode(model: Any, visual: int, protocol: TimingProtocol) -> dict[str,
     whole, rows = decode_flops_per_token(sizes, [visual + TEXT_TOKENS + 1] * layers), {}
     for case in compared[1:]:
         row, line = compare(case.name, samples[case.name], samples["none"])
-        left = [n + 1 for n in case.prompt(visual, layers).tokens_per_layer]
+        left = [n + 1 for n in case.lengths(visual, layers)]
         rows[case.name] = row | {"flops_ratio": decode_flops_per_token(sizes, left) / whole}
         say(f"{line}{rows[case.name]['flops_ratio']:8.3f}")
     return {"visual": visual, "none": {"cpu_ms": asdict(cpu_ms(samples["none"]))}, "cases": rows}
@@ -238,18 +264,18 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
-    session = Session()
+    session, keeps = Session(), keep_memory()
+    if not keeps:
+        say("this system's allocator gives memory back and cannot be told to keep it: expect more noise")
     model = build()
-    plan = [(576, 3, 1)] if options.quick else [(576, 10, 3), (2880, 5, 1)]
-    prefills = [
-        bench_prefill(model, visual, TimingProtocol(f"{visual}", warmup=1, pairs=rounds), selection_rounds)
-        for visual, rounds, selection_rounds in plan
-    ]
+    plan = [(576, 3, 1)] if options.quick else [(576, 20, 5), (2880, 10, 3)]
+    prefills = [bench_prefill(model, *sizes) for sizes in plan]
     decoding = bench_decode(model, 576, TimingProtocol("decode", warmup=3, pairs=30 if options.quick else 100))
     record = {
-        "format": 2,
+        "format": 3,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
         "conditions": conditions(model),
+        "memory_is_kept": keeps,
         "prefill": prefills,
         "decode": decoding,
         "official_cpu_ratios": {str(visual): programs for visual, programs in OFFICIAL.items()},

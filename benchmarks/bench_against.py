@@ -24,6 +24,8 @@ from benchmarks.bench import say
 from pdrop.timing.paired import paired_ratio
 
 HERE = Path(__file__).resolve().parents[1]
+# as benchmarks.in_step.keep_memory, for checkouts that are older than it
+MEMORY_IS_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
 # runs in either checkout, so it only uses names that older ones have, too
 CHILD = """
 import contextlib, copy, sys
@@ -66,7 +68,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            env={**os.environ, **MEMORY_IS_KEPT, "PYTHONPATH": str(folder)},
         )
         self.said()
 

@@ -30,6 +30,7 @@ import torch
 import transformers
 
 from benchmarks.bench import IMAGE_TOKEN, TEXT_TOKENS, features, say
+from benchmarks.in_step import keep_memory
 from benchmarks.records import Session
 from pdrop.cli.compose import choices, choose
 from pdrop.command_help import CommandHelp
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    session = Session()
+    session, keeps = Session(), keep_memory()
     model, generator = build(), torch.Generator().manual_seed(0)
     ids = torch.randint(3, 900, (1, VISUAL + TEXT_TOKENS), generator=generator)
     ids[:, TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + VISUAL] = IMAGE_TOKEN
@@ -151,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "format": 1,
         "model": model.config.text_config.to_diff_dict() | {"attention": model.config._attn_implementation},
         "conditions": conditions(model),
+        "memory_is_kept": keeps,
         "unpruned_cpu_s": asdict(interval(whole, "s")),
         "methods": table,
     }

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench import Case, build, compare, cpu_ms, features, say
+from benchmarks.in_step import keep_memory
 from benchmarks.records import Session
 from pdrop.command_help import CommandHelp
 from pdrop.cost.training import training_step_flops
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
-    session = Session()
+    session, keeps = Session(), keep_memory()
     rounds = 3 if options.quick else options.rounds
     lanes = [
         bench_lane(lane, rounds, lane.cases[:1] if options.quick else lane.cases)
@@ -200,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     record = {
         "format": 2,
         "what": "training step",
+        "memory_is_kept": keeps,
         "lanes": lanes,
     }
     path = session.publish(options.output, "training", record)

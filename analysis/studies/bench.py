@@ -13,13 +13,16 @@ from typing import Any
 from ..grid import DASH, Grid, Text
 from ..neutral import in_page
 
-READING = """How to read it: **CPU** is the process's CPU time of a prefill / the unpruned model's, both in turns in one
-process, median of the paired ratios and its 95 % interval; **wall** the same by the clock. **FLOPs** is the closed form
-with attention as full squares, **causal** with the half that causal kernels compute: where attention is a large share,
-the unpruned model already saves that half, so "causal" is what can be reached. **off by** is CPU against each of them.
-**selection** is the share of the prefill inside the hooks. `keep = 1` ranks at every boundary and drops nothing;
-differences as small as that of the unpruned model to itself mean nothing. **official** are the methods' published
-programs at the same shapes, measured once and not by this program.
+READING = """How to read it: **CPU** is the CPU time of a prefill / the unpruned one's, all in one process and in step:
+each runs a layer, then the next one has its turn, so that what slows the machine slows all (decoding steps take turns
+call by call); median of the paired ratios and its 95 % interval. **wall** is the same by the clock. **FLOPs** is the
+closed form with attention as full squares, **causal** with the half that causal kernels compute: where attention is a
+large share, the unpruned model already saves that half. **short** is measured, too: the unpruned model with prompts as
+short as each stage, weighted by the stage's layers. It is what this processor can reach, for small matrices take longer
+per FLOP. **over** is CPU / short: what dropping itself costs. **selection** is the share of the prefill inside the
+hooks. `keep = 1` ranks at every boundary and drops nothing; differences as small as that of the unpruned model to
+itself mean nothing. **official** are the methods' published programs at the same shapes, measured once and not by this
+program.
 
 What it cannot tell: batches, prompts of other sizes, servers that share a forward among users, GPUs (where small
 layers are bound by launching kernels, and attention by memory), other processors and numbers of threads.
@@ -109,7 +112,7 @@ def page(path: Path) -> str:
     Raises:
         ValueError: If the file is not a record of this version.
     """
-    record = read(path, 2)
+    record = read(path, 3)
     lines = ["# bench\n", circumstances(record, path)]
     for prefill in record["prefill"]:
         lines += [prefill_grid(prefill, record["official_cpu_ratios"].get(str(prefill["visual"]), {})).titled()]
@@ -119,14 +122,13 @@ def page(path: Path) -> str:
 
 def prefill_grid(prefill: dict[str, Any], official: dict[str, dict[str, float]]) -> Grid:
     """Times of one prompt size, one row per method."""
-    head = ["", "CPU [95 %]", "wall", "FLOPs", "off by", "causal", "off by", "selection", "official"]
+    head = ["", "CPU [95 %]", "wall", "FLOPs", "causal", "short", "over [95 %]", "selection", "official"]
     title = f"Prefill, {prefill['visual']} visual + {prefill['text']} text tokens"
     grid = Grid(f"{title}: {prefill['none']['cpu_ms']['median']:.0f} ms unpruned", head, left=1)
     for name, row in prefill["cases"].items():
-        cpu = row["cpu_ratio"]["median"]
         cells = [name, ratio(row["cpu_ratio"]), f"{row['wall_ratio']['median']:.3f}"]
-        for flops in (row["flops_ratio"], row["flops_ratio_causal"]):
-            cells += [f"{flops:.3f}", f"{100 * (cpu / flops - 1):+.1f} %"]
+        cells += [f"{row[flops]:.3f}" for flops in ("flops_ratio", "flops_ratio_causal")]
+        cells += [f"{row['short_ratio']['median']:.3f}", ratio(row["over_short"])]
         programs = ", ".join(f"{value:.2f} ({which})" for which, value in official.get(name, {}).items())
         grid.rows.append([*map(Text, [*cells, f"{100 * row['selection_share']:.1f} %", programs or DASH])])
     again = prefill["none"]["again"]

@@ -18,7 +18,7 @@ from ..statistics import DRAWS
 from ..store.load import Run
 from ..style import task_names
 from . import notes
-from .costs import invalid
+from .costs import bound, invalid
 
 COLUMNS = {
     "budget": "what rows are grouped by: the ratio dial (PyramidDrop keeps ratio^s from boundary s on; a single "
@@ -131,6 +131,11 @@ def meaning(tables: Sequence[Table]) -> str:
         "by the benchmarks' own rules": not any(row.rules for table in tables for row in table.rows),
     }
     lines += [f"- **{name}**: {text}." for name, text in COLUMNS.items() if not absent.get(name)]
+    if bound(tables):
+        lines += [
+            "- **≤**: what follows ≤ is an upper bound: on a GPU each hook is timed with the queue emptied before and "
+            "after it."
+        ]
     lines += [
         "- **↓ ↑**: clearly below or above dropping nothing: the 95 % interval of the paired difference leaves out 0, "
         "and p is below 0.05 where samples are right or wrong and a row is one run. Not corrected for the number of "

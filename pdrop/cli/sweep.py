@@ -266,8 +266,9 @@ class Sweep(Callback):
                 waiting.append(one)
                 held += 1
                 continue
-            held = 0
-            yield one, failure(job)
+            held, told = 0, failure(job)
+            del job  # with an error's traceback the frames of the failed run, and with them its model, would stay
+            yield one, told
 
 
 def task() -> Any:

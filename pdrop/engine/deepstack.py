@@ -39,13 +39,15 @@ def shorten(run: Forward, rows: Tensor, weights: Tensor | None = None) -> None:
 
     Args:
         rows: Which of the T (+ M) tokens are left, [B, T'].
-        weights: What each of M merged tokens was made of, [B, M, T]; its features are mixed with the same weights.
+        weights: What each of M merged tokens was made of, [B, M, T]; its features are mixed with the same weights, in
+            float32 as its states are.
     """
     if run.deepstack is None:
         return
     for number, full in enumerate(run.deepstack):
         if weights is not None:
-            full = torch.cat([full, weights.to(full) @ full], 1)
+            wide = torch.promote_types(full.dtype, torch.float32)
+            full = torch.cat([full, (weights.to(wide) @ full.to(wide)).to(full)], 1)
         run.deepstack[number] = take(full, rows)
 
 

@@ -338,11 +338,11 @@ class Attachment:
             ones = hidden.new_ones(len(hidden), run.past, dtype=torch.bool)
             earlier = ones if known is None else known.tokens[:, : run.past].to(hidden.device)
             known = KeyMask.of(torch.cat([earlier, run.alive.valid], 1))
-        run.whole = run.fillers = None
+        run.whole = run.held = None
         if known is not None:
             known = known.reaching(run.past + new)
             run.whole = known.tokens[:, : run.past + new]
-            run.fillers = known.fillers(run.past) if run.alive is None else None
+            run.held = known if run.alive is None else None
         if cache is not None and (past is None or number not in past.whole or known is not noted):
             whole = past.whole if past is not None else {}
             padded = run.padded or (past is not None and past.padded)
@@ -359,8 +359,8 @@ class Attachment:
                 run.memo["rotary"] = tuple(take(x, run.alive.index) for x in given)
             elif run.whole is None:
                 run.memo["rotary"] = self.angles.between(hidden, run.past, end)
-            elif run.fillers is not None:
-                run.memo["rotary"] = self.angles.at(hidden, run.past - run.fillers, end)
+            elif run.held is not None:
+                run.memo["rotary"] = self.angles.at(hidden, run.held.count(run.past), end)
             else:
                 places = (run.whole.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
                 run.memo["rotary"] = self.angles.at(hidden, places, end)

@@ -66,12 +66,14 @@ class KeyMask:
         return replace(self, tokens=torch.cat([self.tokens, torch.ones_like(self.tokens[:, :1]).repeat(1, keys)], 1))
 
     @functools.cached_property
-    def _fillers(self) -> Tensor:
-        return (~self.tokens).sum(1, keepdim=True)
+    def _whole(self) -> Tensor:
+        return self.tokens[:, : self.length].sum(1, keepdim=True)
 
-    def fillers(self, keys: int) -> Tensor:
-        """How many of the first `keys` keys are no tokens, [B, 1]."""
-        return self._fillers if keys >= self.length else (~self.tokens[:, :keys]).sum(1, keepdim=True)
+    def count(self, keys: int) -> Tensor:
+        """How many of the first `keys` keys are tokens, [B, 1]; a decoding step launches one operation for it."""
+        if keys < self.length:
+            return self.tokens[:, :keys].sum(1, keepdim=True)
+        return self._whole if keys == self.length else self._whole + (keys - self.length)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Forward:
     staged: bool = False  # has anything been dropped before the current layer, in this forward or an earlier one?
     past: int = 0  # keys that the current stage has cached
     whole: Tensor | None = None  # [B, past + new] which keys of the current stage are tokens; None: all of them
-    fillers: Tensor | None = None  # [B, 1] in a decoding step, how many of them are not
+    held: KeyMask | None = None  # in a decoding step, the same of those that are cached
     handed: dict[str, Any] = field(default_factory=dict)  # arguments that replace each layer's in the current stage
     begun: Any = None  # what the method's `begin` returned
     pending: Tensor | Ranking | None = None  # [B, T] scores for the next boundary, observed in the layer before it

@@ -10,6 +10,7 @@ A source is a value: equal sources are the same model. The last model loaded is 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -162,7 +163,11 @@ class ModelSource:
         """
         if not self.loadable:
             raise ValueError(f"{self.path}: no weights are here to run; model.weights=random measures without them")
-        return _loaded(self, dtype, attn_implementation, device)
+        asked = (self, dtype, attn_implementation, device)
+        if asked not in _last:
+            forget()  # before another is loaded: a device may not have room for two
+            _last.append(asked)
+        return _loaded(*asked)
 
     def without_model(self) -> Checkpoint:
         """The checkpoint with its processor and without the model, for a process that asks others for answers.
@@ -214,9 +219,15 @@ def _without_model(source: ModelSource) -> Checkpoint:
     return checkpoint.Checkpoint(*named, model=None, processor=processor)
 
 
+_last: list[tuple[ModelSource, str, str, str]] = []  # what `_loaded` was called with last
+
+
 def forget() -> None:
     """Release the last model loaded, which frees its device memory if nothing else holds it."""
-    _loaded.cache_clear()
+    if _last:
+        _last.clear()
+        _loaded.cache_clear()
+        gc.collect()
 
 
 @functools.lru_cache(maxsize=1)

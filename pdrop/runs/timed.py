@@ -138,15 +138,17 @@ def in_fresh_processes(settings: Settings) -> Alone:
 
 
 def leave_the_device(device: str) -> None:
-    """Free a GPU from the previous run's model before measuring.
+    """Free a GPU from the previous run's model, and from what its method has loaded, before measuring.
 
     Raises:
         ValueError: If the GPU takes one process at a time, and this one has used it: its context cannot be released.
     """
     import torch
 
+    from pdrop.methods.cdpruner import Clip
     from pdrop.timing import nvidia
 
+    Clip.load.cache_clear()
     source.forget()
     gc.collect()
     if not device.startswith("cuda") or not torch.cuda.is_initialized():

@@ -135,6 +135,7 @@ class Worker:
         from pdrop.evaluation.generation import Generator
 
         if self._run != settings.spec.run_id or self._generator is None:
+            self._generator = None  # another model is loaded when this one has left the device
             checkpoint = settings.load()
             self._generator = Generator(
                 checkpoint, settings.method, settings.schedule, settings.spec, settings.preparation

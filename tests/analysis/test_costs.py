@@ -13,6 +13,7 @@ from analysis.__main__ import main
 from analysis.store.load import load_experiment
 from analysis.studies import bench, break_even
 from pdrop.record import EQUAL_CONDITIONS, RunRecord
+from pdrop.timing.measure import BOUND
 from tests.support.records import fill, make_record, put, table_of
 
 CONDITIONS = {name: None for name in EQUAL_CONDITIONS} | {"device": "cpu", "threads": 1, "load": 0.3}
@@ -79,6 +80,24 @@ def test_times_of_other_conditions_are_refused(store: Path, capsys: pytest.Captu
     assert "may not be compared. attention_tower: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", EQUAL_CONDITIONS)
+def test_no_table_shows_times_of_two_conditions(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of scores: such as those of two kernels, or of two generations of cards."""
+    for method, value in (("fastv", "one"), ("random", "other")):
+        record, now = make_record(method, 0.5), CONDITIONS | {name: value}
+        assert record.cost is not None
+        record.cost.timing = timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}).cost.timing  # type: ignore[union-attr]
+        put(tmp_path, record)
+    put(tmp_path, make_record("none", 1.0))
+    with pytest.raises(ValueError, match=rf"{name} \(times are shown\): one in .*; other in .*"):
+        table_of(tmp_path)
+    if name == "sdpa_kernels":
+        assert main(["tables", "demo", "--results", str(tmp_path)]) == 1
+        assert "sdpa_kernels (times are shown): one in " in capsys.readouterr().err
+        assert not (tmp_path / "tables").exists()
+        assert main(["tables", "demo", "--no-times", "--results", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize(("mhz", "refused"), [(1900.0, False), (1410.0, True), (None, False)])
 def test_times_of_another_clock_are_refused(tmp_path: Path, mhz: float | None, refused: bool) -> None:
     from analysis.comparison.comparable import time_mixtures
@@ -106,6 +125,38 @@ def test_the_time_of_selection_on_a_gpu_is_a_bound(tmp_path: Path) -> None:
         record.cost.timing = {"invalid": [], "stages": stages} | notes
         row = SimpleNamespace(runs=[SimpleNamespace(record=record)])
         assert times(row) == ["50.0", "50.0", shown, "3.25"]
+
+
+@pytest.mark.product(2)
+@pytest.mark.parametrize("tasks", [(), None], ids=["no tasks", "tasks"])
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of before it was"])
+def test_the_bound_is_one_wherever_it_is_shown(
+    tmp_path: Path, tasks: tuple[str, ...] | None, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the record, the Markdown, LaTeX, CSV and the report: never as if it were a time."""
+    now = CONDITIONS | {"device": "cuda", "clock_mhz": 1980.0}
+    for method in ("none", "fastv"):
+        record = make_record(method, 0.5 if method == "fastv" else 1.0, *([] if tasks is None else [tasks]))
+        if method == "fastv":
+            assert record.cost is not None
+            found = timed(method, 1, 1, {1: 0.5}, conditions={"before": now, "after": now}).cost.timing  # type: ignore[union-attr]
+            found["stages"]["selection"]["this"]["median"] = 3.2173
+            record.cost.timing = found | ({"notes": {"selection": BOUND}} if noted else {}) | {"end_to_end": {}}
+        put(tmp_path, record, experiment="bound")
+    assert main(["tables", "bound", "--results", str(tmp_path)]) == 0
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    capsys.readouterr()
+    texts = {path.suffix: path.read_text() for path in (tmp_path / "tables").glob("bound.*")}
+    texts[".html"] = (tmp_path / "report.html").read_text()
+    assert set(texts) == {".md", ".tex", ".csv", ".html"}
+    shown = {kind for kind, text in texts.items() if "3.22" in text}
+    assert {".md", ".html"} <= shown and (tasks is None) <= (".tex" not in shown)
+    bound = {".md": "≤ 3.22", ".tex": r"$\leq$ 3.22", ".csv": "≤ 3.22", ".html": "≤ 3.22"}
+    for kind in shown:
+        assert texts[kind].count("3.22") == texts[kind].count(bound[kind]) > 0, kind
+    assert "follows ≤ is an upper bound" in texts[".md"] and texts[".tex"].isascii()
+    if noted:
+        assert BOUND in texts[".html"], "the record's raw value is next to its note"
 
 
 def test_a_table_says_what_enters_each_layer(tmp_path: Path) -> None:
@@ -162,9 +213,10 @@ def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.Capture
     assert "make bench writes one" in capsys.readouterr().err
     row = {"cpu_ratio": lane(0.5)["ratio"], "wall_ratio": lane(0.52)["ratio"], "cpu_ms": lane(0.5)["this"]}
     case = row | {"flops_ratio": 0.49, "flops_ratio_causal": 0.51, "selection_share": 0.02}
+    case |= {"short_ratio": lane(0.48)["ratio"], "over_short": lane(1.04)["ratio"]}
     none = {"cpu_ms": lane(1.0)["none"], "again": row}
     record = {
-        "format": 2, "model": {"num_hidden_layers": 32, "hidden_size": 512, "attention": "sdpa"}, "threads": 1,
+        "format": 3, "model": {"num_hidden_layers": 32, "hidden_size": 512, "attention": "sdpa"}, "threads": 1,
         "load_before_and_after": [[0.5, 0, 0], [1.5, 0, 0]], "conditions": {"dtype": "float32"},
         "prefill": [{"visual": 576, "text": 60, "none": none, "cases": {"SparseVLM-192": case}}],
         "decode": {"visual": 576, "none": none, "cases": {"FastV": row | {"flops_ratio": 0.97}}},
@@ -175,7 +227,9 @@ def test_the_benchmark_s_record_as_a_page(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "bench/1.json").write_text(json.dumps(record))
     assert main(["bench", "--results", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "0.500 [0.490, 0.510]" in said and "+2.0 %" in said and "−2.0 %" not in said and "-2.0 %" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("| SparseVLM-192")]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert cells[:6] == ["0.500 [0.490, 0.510]", "0.520", "0.490", "0.510", "0.480", "1.040 [1.019, 1.061]"]
     assert "0.47 (its program)" in said and (tmp_path / "tables/bench.md").read_text() in said
     (tmp_path / "bench/2.json").write_text(json.dumps(record | {"format": 1}))
     with pytest.raises(ValueError, match="is not a benchmark record that this version reads"):

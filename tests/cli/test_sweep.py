@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pdrop import FastV
 from pdrop.cli import compose, run, sweep
 from pdrop.evaluation import task_index
+from pdrop.methods.view import View
 from pdrop.record import read_records
 from pdrop.runs import remembered
 from tests.cli.test_run import QUICK, Breaks
@@ -78,6 +83,37 @@ def test_what_failed_is_done_again_alone(command: Call, monkeypatch: pytest.Monk
     assert code == 0 and "no run has failed or stopped" in said
     code, said, _ = command(*QUICK, "retry=fialed")
     assert code == 1 and said.strip() == "error: retry is failed, or null, not 'fialed'"
+
+
+@dataclass(frozen=True)
+class FailsHolding(Breaks):
+    """Fails while the forward's tensors are there, as a GPU that is out of memory does."""
+
+    def score(self, view: View) -> Any:
+        HELD.append(weakref.ref(view.hidden))
+        return super().score(view)
+
+
+@dataclass(frozen=True)
+class LooksBack(FastV):
+    """Notes how many of those tensors are still there."""
+
+    def score(self, view: View) -> Any:
+        gc.collect()
+        HELD.append(sum(one() is not None for one in HELD if isinstance(one, weakref.ref)))
+        return super().score(view)
+
+
+HELD: list[Any] = []
+
+
+def test_a_run_that_failed_holds_no_memory_in_the_next_one(command: Call) -> None:
+    """Its error has a traceback, and that the tensors of the forward: on a GPU the next run would have no room."""
+    HELD.clear()
+    kinds = ",".join(f"{kind.__module__}.{kind.__name__}" for kind in (FailsHolding, LooksBack))
+    code, said, _ = command("-m", *QUICK, "method=fastv", f"method._target_={kinds}")
+    assert code == 1 and "1 done in" in said and "1 failed" in said, said
+    assert isinstance(HELD[0], weakref.ref) and HELD[-1] == 0 and len(HELD) > 2
 
 
 def settings(*words: str) -> Any:

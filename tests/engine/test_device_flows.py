@@ -23,7 +23,7 @@ from pdrop.training.arguments import arguments_of
 from pdrop.training.loop import PartsTrainer
 from pdrop.training.parts import Rates
 from tests.support.cases import HALVES, RAGGED, batch_of
-from tests.support.pretended_cuda import OnDevice, aligned, bare, moved, pretended
+from tests.support.pretended_cuda import OnDevice, Stream, aligned, bare, moved, pretended
 
 GREEDY: dict[str, Any] = dict(do_sample=False, suppress_tokens=[2])
 SECOND = torch.device("cuda:1")
@@ -79,6 +79,23 @@ def uncached(model: Any, batch: Any, labels: Any, trace: Any) -> list[Any]:
     return [model.generate(**batch, **GREEDY, max_new_tokens=3, use_cache=False)]
 
 
+class Queue(Stream):
+    """A queue of copies, in which nothing is waited for."""
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
+
+
+def offloaded(model: Any, batch: Any, labels: Any, trace: Any) -> list[Any]:
+    """With transformers' own cache that sends each layer's keys to the host; it needs CUDA's queues."""
+    there = isinstance(batch["input_ids"], OnDevice)
+    return [model.generate(**batch, **GREEDY, max_new_tokens=3, cache_implementation="offloaded" if there else None)]
+
+
 def reading(model: Any, batch: Any, labels: Any, trace: Any) -> list[Any]:
     """All that a trace tells."""
     model(**batch, logits_to_keep=1)
@@ -127,6 +144,19 @@ def both(
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_flow_is_the_same_there(flow: str, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     want, got, seen = both(FLOWS[flow], method, HALVES, monkeypatch)
+    same(got, want)
+    assert not seen.mixed
+
+
+@pytest.mark.product(1)
+@pytest.mark.parametrize("method", [FastV(several=True), SparseVLM()], ids=lambda method: type(method).__name__)
+def test_keys_that_were_sent_to_the_host_are_not_mixed_in(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "Stream", Queue)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: Queue())
+    copied = OnDevice.to
+    at_once = {"non_blocking": False}  # nobody waits here, and a copy that comes later would hold rubbish until then
+    monkeypatch.setattr(OnDevice, "to", lambda self, *args, **kwargs: copied(self, *args, **kwargs | at_once))
+    want, got, seen = both(offloaded, method, HALVES, monkeypatch)
     same(got, want)
     assert not seen.mixed
 

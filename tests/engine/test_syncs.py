@@ -21,6 +21,7 @@ from pdrop import CDPruner, FastV, Method, PyramidDrop, RandomDrop, Schedule, Sp
 from pdrop.cli.compose import choices
 from pdrop.conformance.__main__ import subject_of
 from pdrop.conformance.families import fresh
+from pdrop.engine import angles, state
 from pdrop.methods.cdpruner import Clip
 from pdrop.methods.transfer import moved as carried
 from pdrop.methods.transfer import on_device, read_back
@@ -73,7 +74,7 @@ def counts(
     schedule: Schedule = HALVES,
     family: str = "llava",
 ) -> Any:
-    """(waits, launches) of the prefill and of the last decoding step, our own; and where each of both waited."""
+    """(waits, launches) of the prefill, and the most of a decoding step, our own; and where each of both waited."""
     model = fresh(family, "sdpa", torch.float32).eval()
     batch = batch_of(family, model, rows)
     greedy: dict[str, Any] = dict(max_new_tokens=steps, do_sample=False, suppress_tokens=[2])
@@ -97,7 +98,9 @@ def counts(
             got = model.generate(**there, **greedy)
     assert not mixed
     assert torch.equal(got.there, want), "the same tokens as without the pretence"
-    return found[0], found[-1], sites[0], sites[-1]
+    assert len(found) == steps
+    step = tuple(map(max, zip(*found[1:])))
+    return found[0], step, sites[0], max(sites[1:], key=len)
 
 
 def cases() -> list[tuple[str, str, str]]:
@@ -138,6 +141,15 @@ def test_no_more_waits_and_launches_than_the_table_says(name: str, rows: str, mo
     assert 0 < waits <= most_waits, where
     assert 0 < launches <= most_launches
     assert step_launches <= most_step_launches
+
+
+@pytest.mark.parametrize("name", ["PyramidDrop", "FastV"])
+def test_steps_that_outgrow_what_was_noted_beforehand_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 256 steps, or 512 positions: here after one."""
+    monkeypatch.setattr(state, "AHEAD", 1)
+    monkeypatch.setattr(angles, "LEAST", 2)
+    _, (waits, launches), _, where = counts(METHODS[name], RAGGED, monkeypatch, steps=8)
+    assert waits == 0 and launches >= TABLE[name]["ragged"][2], where
 
 
 def test_every_method_has_its_line() -> None:

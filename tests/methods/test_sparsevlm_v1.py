@@ -58,6 +58,22 @@ def test_the_rank_says_how_many_stay(scale: float, bias: float) -> None:
     assert len(counts) > 1, "the prompts of a batch keep different numbers"
 
 
+@torch.no_grad()
+def test_the_rank_is_found_in_float64_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With float32's threshold: libraries of devices need not agree on the smallest singular values."""
+    seen, real = [], torch.linalg.matrix_rank
+
+    def noted(matrix: Any, *, rtol: float) -> Any:
+        seen.append((matrix.dtype, matrix.device.type, rtol / max(matrix.shape)))
+        return real(matrix, rtol=rtol)
+
+    monkeypatch.setattr(torch.linalg, "matrix_rank", noted)
+    model = build("llava")
+    with attach(model, SparseVLMV1(), ADAPTIVE):
+        model(**batch_of("llava", model, RAGGED))
+    assert set(seen) == {(torch.float64, "cpu", torch.finfo(torch.float32).eps)} and len(seen) > 4
+
+
 def test_published_boundaries_and_refusals() -> None:
     assert str(sparsevlm_v1(32)) == "3:adaptive 7:adaptive 16:adaptive 20:adaptive"
     assert sparsevlm_v1(LAYERS).layers == (1, 2, 3, 4)

@@ -6,24 +6,33 @@ import functools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pdrop import PyramidDrop, pyramid
+from pdrop import PyramidDrop, Schedule, SparseVLMV1, Stage, pyramid
 from pdrop.cli import compose
 from pdrop.evaluation.answers import Question
 from pdrop.evaluation.generation import Generator
 from pdrop.models.attention import ORDERS, resolved, sdpa_order
 from pdrop.models.checkpoint import load
 from pdrop.record import RunRecord
-from pdrop.runs.settings import Settings
+from pdrop.runs import timed
+from pdrop.runs.run import run
+from pdrop.runs.settings import Settings, scheduled
 from pdrop.timing.measure import measure, pooled
 from pdrop.timing.protocol import TimingProtocol
 from tests.support.saved_checkpoints import LAYERS, save_llava
 from tests.support.specs import spec_of
 from tests.support.synthetic_tasks import picture
+
+KINDS = (
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+)  # fmt: skip
 
 
 def enabled() -> tuple[bool, ...]:
@@ -35,12 +44,18 @@ def enabled() -> tuple[bool, ...]:
     )  # fmt: skip
 
 
+def in_order() -> list[Any]:
+    """The kernels that torch may take, as it takes them."""
+    return [kind for kind in torch.nn.attention._cur_sdpa_kernel_backends(with_priority=True) if kind in KINDS]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ORDERS)
 def test_a_block_has_these_kernels_and_leaves_torch_as_it_was(name: str) -> None:
     before = enabled()
     with sdpa_order(name):
         kernels = ("cudnn", "flash", "efficient", "math")
         assert enabled() == tuple(kernel in ORDERS[name] for kernel in kernels)
+        assert [kind.name.split("_")[0].lower() for kind in in_order()] == list(ORDERS[name])
         with pytest.raises(ZeroDivisionError), sdpa_order("math"):
             raise ZeroDivisionError
         assert enabled()[:3] == tuple(kernel in ORDERS[name] for kernel in kernels[:3])
@@ -102,6 +117,42 @@ def test_questions_are_answered_with_the_run_s_kernels(tmp_path: Path) -> None:
         Generator(checkpoint, method, schedule, spec_of(max_new_tokens=2, sdpa_kernel=name)).answer([question])
         assert seen and set(seen) == {(False, False, name == "efficient", True)}
         seen.clear()
+
+
+def test_every_timing_is_under_the_run_s_kernels(tmp_path: Path) -> None:
+    """Looked at from inside the layers: here, in a worker, in a fresh process, for a budget in milliseconds, and where
+    a forward finds how many tokens stay."""
+    folder = {"model": "folder", "model.name": "tiny", "model.path": str(save_llava(tmp_path / "llava"))}
+    given = settings(**folder, method="none", results=str(tmp_path / "results"))
+    given = scheduled(replace(given, method=PyramidDrop()), pyramid(LAYERS, layers=(2,), ratio=0.5))
+    seen: list[tuple[bool, ...]] = []
+
+    def look(module: Any, args: Any) -> None:
+        if type(module).__name__ == "LlamaAttention":
+            seen.append(enabled())
+
+    quick, full = (TimingProtocol(name, 0, 1, new_tokens=new) for name, new in (("quick", ()), ("full", (1, 2))))
+    handle = register_module_forward_pre_hook(look)
+    try:
+        for name, protocol in (("math", quick), ("efficient", full)):
+            now = replace(given, protocol=protocol, spec=replace(given.spec, sdpa_kernel=name))
+            cost: Any = SimpleNamespace()
+            for timing in (
+                lambda now=now, cost=cost: timed.time_run(cost, now, now.load()),
+                lambda now=now: timed.measured_alone(now, torch.get_num_threads()),
+                lambda now=now: timed.prefill_ms(now, PyramidDrop())(now.schedule),
+            ):
+                seen.clear()
+                timing()
+                assert len(seen) > LAYERS and set(seen) == {(False, False, name == "efficient", True)}
+        seen.clear()
+        found = Schedule((Stage(2, adaptive=True),))
+        run(
+            replace(scheduled(replace(now, method=SparseVLMV1()), found), spec=now.spec, protocol=TimingProtocol("off"))
+        )
+        assert len(seen) == LAYERS and set(seen) == {(False, False, True, True)}
+    finally:
+        handle.remove()
 
 
 def test_other_kernels_are_measured_beside_the_run_s_own(tmp_path: Path) -> None:

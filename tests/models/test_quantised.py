@@ -12,8 +12,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.testing._internal.two_tensor import TwoTensor
 
 from pdrop import FastV, PyramidDrop, Schedule, SparseVLM, Stage, attach
+from pdrop.models import checkpoint
 from pdrop.models.checkpoint import load, read_config
 from pdrop.models.quantised import kind_of, refuse_training
 from pdrop.timing.memory import bytes_of, cache_bytes
@@ -154,3 +156,25 @@ def test_a_quantised_cache_is_counted_whole(plain: Path) -> None:
     assert found == [one * n + 2 * 4 for n in (IDS.shape[1], IDS.shape[1], tokens, tokens)], "codes, and two scales"
     nested = ({"scale": torch.zeros(3), "shape": (2, 4)}, [torch.zeros(2, dtype=torch.int8)], None, 7)
     assert bytes_of(nested) == 3 * 4 + 2
+    assert bytes_of(TwoTensor(torch.zeros(3), torch.zeros(3))) == 2 * 3 * 4, "composed of codes and scales, say"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize(("device", "place"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
+def test_weights_are_loaded_onto_their_device(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, device: str, place: str, quantised: bool
+) -> None:
+    """Not by way of the host: quantised ones cannot be moved, and others would be read twice."""
+    seen: list[Any] = []
+
+    def pretrained(folder: Path, options: Any) -> Any:
+        seen.append(options.get("device_map"))
+        raise RuntimeError("that will do")
+
+    monkeypatch.setattr(checkpoint, "check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(checkpoint, "quantisation_of", lambda config: {"quant_method": "any"} if quantised else None)
+    monkeypatch.setattr(checkpoint, "_pretrained", pretrained)
+    with pytest.raises(RuntimeError, match="that will do"):
+        load(str(plain), name="x", device=device)
+    assert seen == [{"": place} if quantised or device != "cpu" else None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,8 @@ import torch
 
 from pdrop import PyramidDrop, pyramid
 from pdrop.cli import compose
-from pdrop.models import source
+from pdrop.methods.cdpruner import Clip
+from pdrop.models import checkpoint, source
 from pdrop.models.source import ModelSource
 from pdrop.runs import timed
 from pdrop.runs.run import RunFailed, run
@@ -21,6 +24,8 @@ from pdrop.runs.settings import Settings, scheduled
 from pdrop.runs.worker import Worker
 from pdrop.timing import measure, nvidia
 from pdrop.timing.protocol import TimingProtocol
+from tests.support.official import clip_folder
+from tests.support.pretended_cuda import OnDevice, moved
 from tests.support.saved_checkpoints import LAYERS, save_llava
 
 FULL = TimingProtocol("full", warmup=1, pairs=2, new_tokens=(1, 2), memory=True, fresh=True, repeats=2)
@@ -71,6 +76,27 @@ def test_nothing_is_loaded_here_and_once_in_each_process(
     assert len(cost.timing["stages"]["prefill"]["ratio"]["values"]) == 4
     assert cost.timed_prompt is not None and cost.timed_prompt["visual"] == 16 == cost.visual_tokens
     assert cost.visual_tokens_per_layer == [16.0, 16.0, 8.0, 8.0]
+
+
+def test_with_questions_too_nothing_is_loaded_before_the_processes_have_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(folder, tmp_path / "results")
+    order: list[str] = []
+
+    def alone(asked: Settings) -> timed.Alone:
+        order.append("measured")
+        return timed.Alone({"stages": {}}, {"text": 1.0, "visual": 16.0}, None)
+
+    def load(*_: Any) -> Any:
+        order.append("loaded")
+        raise ZeroDivisionError("that will do")
+
+    monkeypatch.setattr(timed, "in_fresh_processes", alone)
+    monkeypatch.setattr(ModelSource, "load", load)
+    with pytest.raises(RunFailed, match="that will do"):
+        run(replace(given, spec=replace(given.spec, tasks=("asked",))))
+    assert order == ["measured", "loaded"]
 
 
 def test_an_indication_has_its_conditions_and_is_refused_by_them(
@@ -139,6 +165,58 @@ def test_a_gpu_of_one_process_is_said_before_another_is_started(
     used.clear()
     timed.leave_the_device("cuda")  # a process that has put nothing there has no context
     timed.leave_the_device("cpu")
+
+
+def on_the_device() -> int:
+    """Tensors that are there, and whose owner is still there."""
+    gc.collect()
+    return sum(isinstance(one, OnDevice) for one in gc.get_objects())
+
+
+def test_nothing_of_earlier_runs_stays_on_the_device(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the last model, nor CDPruner's own, which is cached apart, nor what measured a budget."""
+    given = replace(settings(folder, tmp_path), protocol=TimingProtocol("quick", pairs=2))
+    there, clip = given.load(), Clip.load(str(clip_folder(tmp_path, 8)), "cpu")
+    before = on_the_device()
+    timed.prefill_ms(given, PyramidDrop())(given.schedule)
+    for model in (there.model, clip.model):
+        moved(model)
+    assert given.load() is there and on_the_device() > before + 100
+    del there, clip, model
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})
+    timed.leave_the_device("cuda")
+    assert on_the_device() == before
+
+
+def test_a_model_leaves_before_another_comes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device may have room for one; a worker, too, lets go what it answered with."""
+    first = settings(folder, tmp_path)
+    other = compose.settings(
+        {"model": "folder", "model.name": "other", "model.path": str(save_llava(tmp_path / "other")), "tasks": []}
+        | {"device": "cpu", "method": "none"}
+    )
+    there: list[bool] = []
+    real = checkpoint.load
+
+    def load(*given: Any, **options: Any) -> Any:
+        there.append(any(one() is not None for one in models))
+        found = real(*given, **options)
+        models.append(weakref.ref(found.model))
+        return found
+
+    models: list[weakref.ref[Any]] = []
+    monkeypatch.setattr(checkpoint, "load", load)
+    source.forget()
+    worker = Worker(1)
+    for asked in (first, first, other, first):
+        worker._under(asked)
+    assert there == [False] * 3, "one model at a time, and loaded again where it is another"
+    del asked
+    source.forget()
 
 
 def test_other_protocols_are_measured_here(folder: Path, tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import json
 import multiprocessing
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import training_args
+from transformers.utils.import_utils import enable_tf32
 
 from pdrop import Method, PyramidDrop, Schedule, attach, pyramid
 from pdrop.cli import compose
@@ -224,8 +227,9 @@ def test_a_value_of_another_kind_is_refused_by_its_dial(field: str, value: Any) 
         TimingProtocol("x", **{field: value})
 
 
-def test_tf32_is_read_however_it_was_set() -> None:
+def test_tf32_is_read_however_it_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older flag raises once the newer way of asking has been used anywhere in the process."""
+    monkeypatch.setattr(training_args, "is_torch_tf32_available", lambda: True)
     matmul: Any = torch.backends.cuda.matmul
     before = matmul.fp32_precision, torch.backends.fp32_precision
     try:
@@ -237,7 +241,16 @@ def test_tf32_is_read_however_it_was_set() -> None:
         assert tf32(), "that of all backends holds where none is set"
         with pytest.raises(RuntimeError, match="legacy and new"):
             bool(matmul.allow_tf32)
+        for asked in (True, False):  # as a training sets it
+            enable_tf32.cache_clear()
+            matmul.fp32_precision = torch.backends.fp32_precision = "none"
+            training_args.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, tf32=asked)
+            assert tf32() is asked
+        for said, meant in (("high", True), ("highest", False)):
+            torch.set_float32_matmul_precision(said)
+            assert tf32() is meant
     finally:
+        enable_tf32.cache_clear()
         matmul.fp32_precision, torch.backends.fp32_precision = before
     for asked in (True, False):
         matmul.allow_tf32 = asked

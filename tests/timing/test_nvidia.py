@@ -43,11 +43,11 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_clocks_are_read_while_the_card_works(smi: Path) -> None:
-    worked: list[int] = []
-    found = clocks_at_work(lambda: worked.append(1), CUDA)
+    worked: list[bool] = []
+    found = clocks_at_work(lambda: worked.append(smi.exists()), CUDA)
     assert found["clock_mhz"] == 1755 and found["power_w"] == 402.5 and found["temperature_c"] == 61
     assert found["at_power_limit"] is True and found["slowed"] == ["heat"]
-    assert worked, "an idle card's clock says nothing"
+    assert worked[0] is False and worked[-1] is True, "before it is asked and meanwhile: an idle card's says nothing"
     asked = smi.read_text()
     assert "clocks_event_reasons.active" in asked and "clocks_throttle_reasons.active" in asked, "of old drivers, too"
     assert "--id=GPU-1" in asked
@@ -62,6 +62,40 @@ def test_memory_of_others_is_not_that_of_this_process_and_its_parents(smi: Path)
     assert read_others("10, [N/A]\n11, [N/A]\n", {10}) is None
     assert read_others(None, {10}) is None
     assert nvidia.exclusive(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "others", "reason"),
+    [
+        ("{own}, 10240\n", 0, 0.0, ""),
+        ("{own}, 10240\n1234567, 1024\n7654321, 512\n", 0, 1.5, ""),
+        ("1234567, 4096\n{own}, 10240\n", 0, 4.0, "others hold 4.0 GiB"),
+        ("{own}, 10240\n1234567, [N/A]\n", 0, None, "5.0 GiB of the GPU are not torch's"),
+        ("{own}, [N/A]\n", 0, 0.0, ""),
+        ("{own}, 10240\n{parent}, 4096\n", 0, 0.0, ""),  # of latency=full: the command that started this process
+        ("{own}, [Not Supported]\n1234567, [Insufficient Permissions]\n", 0, None, "5.0 GiB of the GPU"),
+        ("1234567, 10240\n", 0, None, "5.0 GiB of the GPU"),  # a container sees the host's numbers of processes
+        ("[N/A], 10240\n", 0, None, "5.0 GiB of the GPU"),
+        ("", 0, None, "5.0 GiB of the GPU"),  # a container sees none
+        ("No running processes found\n", 0, None, "5.0 GiB of the GPU"),
+        ("No devices were found\n", 6, None, "5.0 GiB of the GPU"),  # a part of a card (MIG) is no card to nvidia-smi
+        ("{own}, 10240\n", 255, None, "5.0 GiB of the GPU"),
+    ],
+)
+def test_memory_of_others_in_every_form_that_it_is_told(
+    smi: Path, told: str, code: int, others: float | None, reason: str
+) -> None:
+    """Of this card alone; where the driver does not tell, what is not torch's must be within bounds."""
+    program = smi.with_name("nvidia-smi")
+    if "{parent}" in told and not os.getppid():
+        pytest.skip("this process's parent is outside of its container")
+    told = told.format(own=os.getpid(), parent=os.getppid()).replace("\n", "\\n")
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {smi}\nprintf '{told}'\nexit {code}\n")
+    assert nvidia.others_gib(CUDA) == others
+    assert smi.read_text().count("--id=GPU-1 --query-compute-apps=pid,used_memory --format=csv,noheader,nounits") == 1
+    now = GPU | {"others_gib": others, "outside_gib": 5.0}
+    found = invalid(now, now)
+    assert len(found) == bool(reason) and all(reason in text for text in found)
 
 
 def test_every_ancestor_counts_the_first_process_too() -> None:
@@ -99,6 +133,9 @@ def test_a_card_that_was_slowed_or_changed_its_clock_gives_no_result() -> None:
     assert invalid(GPU, GPU | {"slowed": ["heat"]}) == ["the GPU was slowed down by heat"]
     assert differences(GPU, GPU | {"clock_mhz": None}) == [], "an older record noted none"
     assert CLOSE_CONDITIONS == {"clock_mhz": 0.05}
+    assert {"device_name", "dtype", "attention_decoder", "tf32", "sdpa_kernels", "cuda_libraries"} < set(
+        EQUAL_CONDITIONS
+    )
 
 
 def test_a_process_s_own_context_is_not_taken_for_others() -> None:

@@ -12,7 +12,7 @@ import transformers.modeling_flash_attention_utils as library
 from pdrop import FastV, PyramidDrop, attach
 from pdrop.conformance.families import fresh
 from pdrop.engine.hooks import rows_not_packed
-from pdrop.timing.measure import measure
+from pdrop.timing.measure import measure, measure_prefill
 from pdrop.timing.paired import prefill, prefill_ratio
 from pdrop.timing.protocol import TimingProtocol
 from tests.engine.test_flash import kernels  # noqa: F401
@@ -60,6 +60,7 @@ def test_every_timing_is_without(kernels: Counter[str], asked: Counter[str]) -> 
     model, inputs = flash()
     prefill_ratio(model, inputs, PyramidDrop(), HALVES, TimingProtocol("t", pairs=2))
     measure(model, inputs, PyramidDrop(), HALVES, TimingProtocol("t", pairs=2, new_tokens=(1, 2), memory=True))
+    measure_prefill(model, inputs, PyramidDrop(), HALVES, TimingProtocol("t", pairs=2))
     assert kernels["dense"] and not asked["waits"]
 
 

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pdrop.cli import train
 from pdrop.cli.compose import CONF, choices
-from pdrop.models.attention import sdpa_order
 from pdrop.models.checkpoint import load
 from pdrop.training.loop import LossCurve, TrainingFailed
 from pdrop.training.parts import part_of
 from pdrop.training.record import TrainingRecord
 from pdrop.training.refusals import check_parallel, refuse_data_parallel
 from pdrop.training.start import Start, begin
+from tests.models.test_attention import enabled
 from tests.support.command_line import QUICK_TRAINING as QUICK
 from tests.support.command_line import curve
 from tests.support.conversations import captions, records, write_conversations
@@ -42,9 +43,9 @@ def changed(folder: Path, base: Path) -> dict[str, int]:
 
 
 def test_finetune_leaves_a_model_a_curve_and_a_truthful_record(command, tiny, data, monkeypatch) -> None:
-    orders: list[str] = []  # of attention kernels, as if this were CUDA
+    orders: set[tuple[bool, ...]] = set()  # attention kernels inside the layers, as if this were CUDA
     monkeypatch.setattr("pdrop.models.attention.resolved", lambda *_: "math")
-    monkeypatch.setattr("pdrop.training.job.sdpa_order", lambda name: orders.append(name) or sdpa_order(name))
+    monkeypatch.setattr(LlamaMLP, "forward", lambda *given, run=LlamaMLP.forward: orders.add(enabled()) or run(*given))
     arguments = [*QUICK, f"model.path={tiny}", *data, "train=llava_1_5_finetune", "train.steps=3"]
     code, said_, (folder,) = command(*arguments)
     assert code == 0, said_
@@ -58,7 +59,7 @@ def test_finetune_leaves_a_model_a_curve_and_a_truthful_record(command, tiny, da
         "1:0.5 2:0.25",
     )
     assert (spec.format, spec.image_mode, spec.steps, spec.records) == ("vicuna_v1", "pad", 3, 11)
-    assert orders == [spec.sdpa_kernel] == ["math"]
+    assert spec.sdpa_kernel == "math" and orders == {(False, False, False, True)} != {enabled()}
     assert cost is not None and cost.visual_tokens_per_layer[0] == pytest.approx(cost.visual_tokens)
     assert 0 < cost.step_flops < cost.step_flops_unpruned
     assert cost.step_wall_s > cost.data_wall_s > 0 and cost.step_cpu_s > 0 and cost.tokens_per_s > 0
