@@ -187,7 +187,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(checkpoints, data) ->
     original = processor.chat_template
     processor.chat_template = "{{ messages | length }}" + original
     try:
-        with pytest.raises(ValueError, match=r"rewrites earlier turns.*choose format=vicuna_v1"):
+        with pytest.raises(ValueError, match=r"rewrites earlier turns.*set train.format=vicuna_v1"):
             Encoder(processor, "chat")(data[1])
     finally:
         processor.chat_template = original
