@@ -121,7 +121,7 @@ class Encoder:
     def _plain(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         if len(record.turns) != 1 or len(record.images) != 1 or record.turns[0].answer is None:
             raise ValueError(
-                f"{record.name}: the plain format is for one image with one caption; set train.format=vicuna_v1 or chat"
+                f"{record.name}: the plain format is for one image and one caption; set train.format=vicuna_v1 or chat"
             )
         text = f"{self.mark}{record.turns[0].answer}\n"
         return text, [(len(self.mark), len(text))]
