@@ -79,9 +79,11 @@ def png(figure: Figure, photographs: bool, told: str = "") -> bytes:
     """A figure as PNG with its caption as the file's description, and with a palette unless it holds photographs."""
     buffer = io.BytesIO()
     described = {"Description": told} if told else {}
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None, **described})
+    written: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None, **described}}
     if photographs:
+        figure.savefig(buffer, **written)
         return buffer.getvalue()
+    figure.savefig(buffer, **written, pil_kwargs={"compress_level": 0})  # only read back here
     with Image.open(buffer) as image:  # the background is opaque: nothing is lost without transparency
         small = with_palette(image.convert("RGB"))
     buffer = io.BytesIO()

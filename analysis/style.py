@@ -40,6 +40,7 @@ METHOD_NAMES = {
     "prumerge": "PruMerge",
     "prumerge_plus": "PruMerge+",
     "hired": "HiRED",
+    "hiprune": "HiPrune",
     "holov": "HoloV",
     "holov_redistributed": "HoloV (redistributed)",
     "scope": "SCOPE",

@@ -34,6 +34,7 @@ _HOMES = {
     "VisionZip": "pdrop.methods.visionzip",
     "FasterVLM": "pdrop.methods.fastervlm",
     "VisPruner": "pdrop.methods.vispruner",
+    "HiPrune": "pdrop.methods.hiprune",
     "HoloV": "pdrop.methods.holov",
     "SCOPE": "pdrop.methods.scope",
     "HiRED": "pdrop.methods.hired",

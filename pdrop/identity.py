@@ -54,17 +54,22 @@ def sources(methods: Iterable[Path] = (), parts: tuple[str, ...] = NUMBERS, pack
     return sorted(found)
 
 
-def imported(path: Path, package: Path = PACKAGE) -> set[Path]:
+def imported(path: Path, package: Path = PACKAGE) -> frozenset[Path]:
     """The package's files that a file imports, anywhere in it; for a file from outside, also its own package's."""
-    inside = package in path.parents
-    root = package.parent if inside else _root(path)
+    root = package.parent if package in path.parents else _root(path)
+    return _imported(path, package, root, _modules(path, root))
+
+
+@functools.cache
+def _imported(path: Path, package: Path, root: Path, names: frozenset[str]) -> frozenset[Path]:
+    """The files of modules that a file names; `root` is the folder that it is imported from."""
     found: set[Path] = set()
-    for name in _modules(path, root):
+    for name in names:
         if name.split(".")[0] == package.name:
             found |= _files_of(name, package.parent)
-        elif not inside and _own(name, path, root):
+        elif package not in path.parents and _own(name, path, root):
             found |= _files_of(name, root)
-    return found
+    return frozenset(found)
 
 
 def text_of(path: Path) -> str:

@@ -17,6 +17,7 @@ What the fields are: pdrop/evaluation/results.py. Standard library only.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -126,7 +127,7 @@ def read_samples(folder: Path, task: str, most: int | None = None) -> list[Sampl
         raise ValueError(f"{place} is damaged ({error}): delete it and make the run again with force=true") from error
     if not name.endswith(_digest(questions)):
         raise ValueError(f"{place} does not hold what its name says: edited by hand?")
-    rows, asked = _parse(path, came, most), _parse(place, questions, most)
+    rows, asked = _parse(path, came, most), _parsed(place, questions)[:most]
     if [row["doc_id"] for row in rows] != [question["doc_id"] for question in asked]:
         raise ValueError(f"{path}, {name}, and {place} are not of the same samples: make run {folder.name} again")
     return [_whole(question | row) for question, row in zip(asked, rows)]
@@ -197,6 +198,12 @@ def _questions_folders(folder: Path) -> Sequence[Path]:
     return [place.parent.parent / "questions", own] if place.parent.name == "runs" else [own]
 
 
+@functools.lru_cache(maxsize=16)
+def _parsed(place: Path, questions: bytes) -> list[Sample]:
+    """A task's questions, which many runs share: they are read once."""
+    return _parse(place, questions, None)
+
+
 def _digest(questions: bytes) -> str:
     return hashlib.sha256(questions).hexdigest()[:12]
 
@@ -212,9 +219,11 @@ def _whole(sample: Sample) -> Sample:
 
 def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
     """JSON lines, which end at a newline alone."""
-    lines = (line for line in data.split(b"\n") if line)
+    lines = list(islice((line for line in data.split(b"\n") if line), most))
+    if (whole := _at_once(lines)) is not None:
+        return whole
     found = []
-    for number, line in enumerate(islice(lines, most), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             sample = json.loads(line)
             sample["doc_id"]
@@ -222,3 +231,13 @@ def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
             raise ValueError(f"{path}, line {number} is not a sample ({error!r})") from error
         found.append(sample)
     return found
+
+
+def _at_once(lines: Sequence[bytes]) -> list[Sample] | None:
+    """The samples, read as one list, which takes half the time; None if a line is not a sample."""
+    try:
+        found: list[Sample] = json.loads(b"[%s]" % b",".join(lines))
+    except ValueError:
+        return None
+    sound = len(found) == len(lines) and all(isinstance(one, dict) and "doc_id" in one for one in found)
+    return found if sound else None

@@ -164,6 +164,7 @@ class TowerSizes:
     every_projected: bool = False
     heads: int = 1  # of a layer's attention
     fused: bool = False  # queries, keys and values are one product: asking for one computes all
+    full: tuple[int, ...] | None = None  # which layers attend to the whole image; None: all
 
     @property
     def tokens(self) -> int | None:
@@ -216,6 +217,17 @@ class TowerSizes:
             asked = min(rows, tokens)
             products = 3 * tokens if self.fused else tokens + asked
             macs += products * d * d + asked * tokens * d
+        return macs
+
+    def received_macs(self, layer: int, visual: float, images: Images | None = None) -> float:
+        """Multiply-adds of all rows of attention of one layer, in windows where it has them, and of what they need."""
+        d, macs = self.hidden, 0.0
+        for height, width in self.frames(visual, images):
+            tokens = height * width + self.class_tokens
+            pairs = tokens**2
+            if self.window is not None and self.full is not None and layer not in self.full:
+                pairs = squared(height, self.window) * squared(width, self.window)
+            macs += (3 if self.fused else 2) * tokens * d * d + pairs * d
         return macs
 
     def frames(self, visual: float, images: Images | None = None) -> list[tuple[float, float]]:
@@ -360,11 +372,10 @@ def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> Tow
         intermediate = vision.intermediate_size
     else:
         intermediate = int(hidden * vision.mlp_ratio)
-    window = None
-    full_layers = layers
+    window, full = None, None
     if getattr(vision, "window_size", None) and hasattr(vision, "fullatt_block_indexes"):
         window = vision.window_size // merge // patch * merge
-        full_layers = len([layer for layer in vision.fullatt_block_indexes if layer < layers])
+        full = tuple(layer for layer in vision.fullatt_block_indexes if layer < layers)
     merged = hidden * merge**2
     mergers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
     return TowerSizes(
@@ -377,7 +388,8 @@ def read_merging_tower(vision: Any, class_tokens: int, mlp_matrices: int) -> Tow
         grid=None,
         merge=merge,
         window=window,
-        full_layers=full_layers,
+        full_layers=layers if full is None else len(full),
+        full=full,
         projector=((merged, merged), (merged, out)) * mergers,
         heads=getattr(vision, "num_heads", None) or 1,
         fused=True,

@@ -17,6 +17,11 @@ def nothing_remembered(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PDROP_CACHE"] = str(tmp_path_factory.mktemp("remembered"))
 
 
+def pytest_configure() -> None:
+    """Nothing of what is imported while tests are collected is garbage."""
+    gc.disable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked `product(n)`, n cases evenly spaced stay in `make test`; the others are for `make test-all`."""
@@ -36,5 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What has been imported by now stays: each collection of garbage after this leaves it out, which else takes a
     quarter of a second, in every training twice."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # composed configurations and models are many objects that stay for a test

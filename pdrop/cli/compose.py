@@ -26,6 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from pdrop.record import RunSpec, check_seed, check_word
+from pdrop.runs.device import chosen
 from pdrop.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -48,13 +49,6 @@ def listed(group: str) -> str:
     """The files of a folder of conf/ as --help lists them, in 80 columns: next to their dial, or below a heading."""
     indent = 2 if group == "experiments" else 14
     return ("\n" + " " * indent).join(textwrap.wrap(", ".join(choices(group)), 79 - indent))
-
-
-def default_device() -> str:
-    """Cuda if there is a GPU, otherwise the CPU."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---------------------------------------------------------------------- types
@@ -237,7 +231,7 @@ def settings_of(cfg: DictConfig, name: str, asked: bool | None = None) -> Settin
     except OmegaConfBaseException as error:  # such as a value that a file of conf/ leaves to the user
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines() if line.strip())) from error
     dials |= {
-        "device": default_device() if dials["device"] is None else dials["device"],
+        "device": chosen(dials["device"]),
         "tasks": task_names(dials["tasks"], dials["task_folders"]),
         "families": families(dials["protocol"] or dials["model"]["protocol"]),
     }
@@ -285,7 +279,8 @@ def schedule_of(
     """
     turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
     turned |= {} if layers is None else {"layers": list(layers)}
-    node = OmegaConf.to_container(OmegaConf.merge(cfg, turned).schedule, resolve=True)
+    asked = OmegaConf.merge(cfg, turned) if turned else cfg  # a merge copies all of it, which takes most of the time
+    node = OmegaConf.to_container(asked.schedule, resolve=True)
     return instantiate(node, "schedule", Schedule, num_layers=num_layers)
 
 

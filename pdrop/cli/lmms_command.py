@@ -29,12 +29,13 @@ from typing import Any
 
 import yaml
 
-from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, default_device, settings_of
+from pdrop.cli.compose import PARTS, CheckpointConfig, DroppingDials, RunConfig, compose, settings_of
 from pdrop.evaluation import grounding
 from pdrop.evaluation.answers import Answer, Question
 from pdrop.evaluation.generation import Generator
 from pdrop.evaluation.lmms import adapter
 from pdrop.record import RunSpec
+from pdrop.runs.device import chosen
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def from_arguments(pretrained: str = "package://pdrop.embedded/model", **argumen
         raise ValueError(f"model_args: unknown {', '.join(sorted(unknown))}; there are {names}")
     of_run = {field.name for field in fields(RunConfig)}
     dials = {(n if n in of_run or "." in n else f"model.{n}"): read(value) for n, value in arguments.items()}
-    if many_processes() and arguments.get("device") in (None, "cuda") and default_device() == "cuda":
+    if many_processes() and arguments.get("device") in (None, "cuda") and chosen(None) == "cuda":
         dials["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     dials |= {"model": "folder", "model.name": "lmms_eval", "model.path": pretrained, "tasks": [], "latency": "off"}
     try:

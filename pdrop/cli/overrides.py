@@ -59,7 +59,7 @@ def misfit(arguments: Sequence[str], conf: Path, config: str) -> str | None:
         try:
             cfg = hydra.compose(config, [one for override in overrides for one in first_of(override)])
         except (HydraException, OmegaConfBaseException) as error:
-            return one_by_one(overrides, config) or first_line(error)
+            return one_by_one(overrides, conf, config) or first_line(error)
         for override in overrides:
             if (wrong := other_kind(cfg, override)) is not None:
                 return wrong
@@ -115,10 +115,14 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [*(word for word in arguments if word not in given), *given]
 
 
-def one_by_one(overrides: Sequence[Override], config: str) -> str | None:
-    """One line about the first override that cannot be composed."""
+def one_by_one(overrides: Sequence[Override], conf: Path, config: str) -> str | None:
+    """One line about the first override that cannot be composed, or about a file of conf/ that cannot without any."""
     taken: list[str] = []
-    cfg = hydra.compose(config)
+    try:
+        cfg = hydra.compose(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        return f"{conf / config}.yaml cannot be composed ({why}): undo its edit, or start again if pdrop was updated"
     for override in sorted(overrides, key=lambda one: "." in one.key_or_group):  # files before their parts
         taken += first_of(override)
         try:

@@ -30,6 +30,7 @@ from pdrop.cli.compose import CONF, RunConfig
 from pdrop.cli.overrides import first_line, flags_first, misfit, shown, spelled_out
 from pdrop.command_help import row
 from pdrop.commands import as_typed
+from pdrop.garbage import not_collected
 from pdrop.names import printable
 from pdrop.pace import on_a_terminal
 from pdrop.store import in_words
@@ -40,8 +41,9 @@ log = logging.getLogger("pdrop")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def job(cfg: Any) -> float | None:
     """Do one job of a sweep. Returns the mean of the main scores, for sweepers that optimise; `stop`s if it fails."""
-    from pdrop.runs import cards, plan
-    from pdrop.runs.run import RunFailed, finished, mean_score, run
+    with not_collected():
+        from pdrop.runs import cards, plan
+        from pdrop.runs.run import RunFailed, finished, mean_score, run
 
     try:
         node = HydraConfig.get()
@@ -51,7 +53,8 @@ def job(cfg: Any) -> float | None:
         found = None if cfg.plan else sweep.known(node)
         if found is not None and (record := finished(found, overrides)) is not None:
             return mean_score(record)
-        settings = sweep.resolve(cfg, node)
+        with not_collected():  # it imports torch
+            settings = sweep.resolve(cfg, node)
         planned = plan.Planned(tuple(overrides), settings, sweep.record_of(settings), settings.force)
         if cfg.plan:
             plan.estimate([planned])

@@ -20,9 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, default_device, dropping, families, typed
+from pdrop.cli.compose import CONF, CheckpointConfig, DroppingDials, dropping, families, typed
 from pdrop.cli.run import called, stop
+from pdrop.garbage import not_collected
 from pdrop.record import ImageMode, check_seed
+from pdrop.runs.device import chosen, out_of_memory
 from pdrop.store import in_words
 
 if TYPE_CHECKING:
@@ -114,8 +116,9 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: Any) -> float | None:
     """Do one training. Returns its final loss, for sweepers that optimise; `stop`s if it fails."""
-    from pdrop.training.job import train
-    from pdrop.training.loop import TrainingFailed
+    with not_collected():
+        from pdrop.training.job import train
+        from pdrop.training.loop import TrainingFailed
 
     try:
         config: Any = OmegaConf.to_object(cfg)
@@ -128,7 +131,9 @@ def job(cfg: Any) -> float | None:
         stop("; ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (ValueError, OSError, TrainingFailed) as error:
         log.debug("%s", traceback.format_exc())
-        stop(in_words(error, "output") if isinstance(error, OSError) else str(error))
+        less = "; a smaller train.micro_batch, train.gradient_checkpointing=true or train.lora need less memory"
+        told = in_words(error, "output") if isinstance(error, OSError) else str(error)
+        stop(told + less if out_of_memory(error) else told)
 
 
 def checked(config: Any) -> str:
@@ -228,7 +233,7 @@ def checked_device(config: Any) -> str:
     """
     from pdrop.models.checkpoint import check_device
 
-    device, _, index = (default_device() if config.device is None else config.device).partition(":")
+    device, _, index = chosen(config.device).partition(":")
     if index and config.device:
         raise ValueError(f"device={config.device}: choose a GPU with CUDA_VISIBLE_DEVICES={index} and device={device}")
     check_device(device)

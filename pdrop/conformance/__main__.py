@@ -7,6 +7,7 @@ or the dotted name of a class, which is made without arguments and gets a schedu
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections import defaultdict
@@ -91,7 +92,7 @@ def subject_of(name: str, dials: Sequence[str] = ()) -> Subject:
         method, schedule = choose(name, {key: read(key, value) for key, _, value in pairs})
         if method is None:
             raise ValueError(f"{name} is not a method that drops: there is nothing to check")
-        return Subject(" ".join([name, *dials]), method, schedule)
+        return Subject(" ".join([name, *dials]), method, functools.cache(schedule))
     module, dot, kind = name.rpartition(".")
     if not dot or dials:
         raise ValueError(

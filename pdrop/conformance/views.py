@@ -71,7 +71,7 @@ def shown(subject: Subject, family: str, backend: str) -> None:
         for layer in (subject.method.looks_at_merged() if tower.merges > 1 else subject.method.looks_at()) or ():
             rows = tower.rows(layer).sum(-1)
             equal(rows, torch.ones_like(rows), 1e-5, f"attention of tower layer {layer}")
-            if tower.merges > 1:
+            if layer in received:
                 got = tower.of(view.index, tower.rows(layer).mean(1))[at >= 0]
                 equal(got, received[layer], 1e-5, f"attention of tower layer {layer} is another token's")
 
@@ -84,7 +84,7 @@ def shown(subject: Subject, family: str, backend: str) -> None:
     must(bool(seen), "the method was not asked")
 
 
-def merged_attention(model: Any, batch: Any) -> dict[int, Tensor]:
+def merged_attention(model: Any, batch: Any) -> dict[float, Tensor]:
     """The attention that each token's patches get in a tower's last layer, mean over rows and heads, in the order of
     the prompts, under that layer's number: computed from the inputs and outputs of the unattached model's modules.
 

@@ -29,13 +29,12 @@ from pdrop.engine.tower import (
     TowersApart,
     UnknownTower,
     grouped,
+    received,
 )
 from pdrop.engine.visual import encoded
 from pdrop.methods.base import Method
-from pdrop.methods.tower import Tower
+from pdrop.methods.tower import Tower, layer_number
 from pdrop.methods.transfer import moved, read_back
-
-ASKED = 256  # rows of attention that are computed at once: a large picture has too many
 
 
 def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
@@ -57,7 +56,7 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
     if merged is None:
         raise NoRuleForTower(
             f"{kind} reads the vision tower, and that of {type(vlm).__name__} makes one token of several patches: its "
-            "authors have no rule for that; divprune, visionzip, holov and cdpruner_embeddings have"
+            "authors have no rule for that; divprune, visionzip, holov, hiprune and cdpruner_embeddings have"
         )
     return MergingTowerReader(vlm, tower, kind, merged)
 
@@ -65,7 +64,7 @@ def reader(vlm: Any, method: Method) -> RunsOfTheTower | None:
 class MergingTowerReader(RunsOfTheTower):
     """Reads a tower with a merger: which patches each token was made of, and the attention to them."""
 
-    def __init__(self, vlm: Any, tower: Any, method: str, layers: tuple[int, ...]):
+    def __init__(self, vlm: Any, tower: Any, method: str, layers: tuple[float, ...]):
         super().__init__(vlm)
         self.tower = tower
         self.layers = [getattr(block, "_fsdp_wrapped_module", block) for block in getattr(tower, "blocks", ())]
@@ -75,7 +74,7 @@ class MergingTowerReader(RunsOfTheTower):
                 f"{method} reads the vision tower, and that of {type(vlm).__name__} cannot be read: it has no `blocks` "
                 "with `norm1` and `attn.qkv`"
             )
-        self.read = sorted({number % len(self.layers) for number in layers})
+        self.read = sorted({layer_number(layer, len(self.layers)) for layer in layers})
         self.merges = int(tower.spatial_merge_size) ** 2
 
     def hooks(self) -> list[tuple[nn.Module, str, Callable[..., None]]]:
@@ -126,9 +125,10 @@ class MergingTowerReader(RunsOfTheTower):
             0,
             moved(source, prompts.ids.device),
             grouped(entries, places, run.sizes, run.longest),
-            lambda number: layers[number].rows,
-            lambda number: layers[number].read,
-            lambda number: layers[number].keys,
+            lambda layer: layers[layer_number(layer, len(layers))].rows,
+            lambda layer: layers[layer_number(layer, len(layers))].rows,
+            lambda layer: layers[layer_number(layer, len(layers))].read,
+            lambda layer: layers[layer_number(layer, len(layers))].keys,
             no_class_token,
             lambda states: states,
             self.merges,
@@ -139,7 +139,7 @@ class MergingTowerReader(RunsOfTheTower):
         return encoded(given).get(kind) is not None or given.get(pixels) is not None
 
 
-def no_class_token(layer: int) -> Tensor:
+def no_class_token(layer: float) -> Tensor:
     """Stands in for the class token's query, which these towers lack.
 
     Raises:
@@ -258,11 +258,3 @@ class LookedMerging:
         tokens = self.in_place(torch.cat(parts, 1).unflatten(1, (-1, self.run.merges)).sum(2))
         asked = torch.tensor([size * self.run.merges for size in self.run.sizes], dtype=wide)
         return (self.run.padded(tokens, 1) / moved(asked, tokens.device)[:, None, None]).float()
-
-
-def received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention that each key gets from all queries together, [heads, n, head size] each -> [heads, n]."""
-    found = torch.zeros(keys.shape[:2], dtype=keys.dtype, device=keys.device)
-    for some in queries.split(ASKED, 1):
-        found += ((some * scale) @ keys.transpose(1, 2)).softmax(-1).sum(1)
-    return found

@@ -26,8 +26,10 @@ from pdrop.engine.pictures import newlines, pack, single_images, tiles_of
 from pdrop.engine.sequence import Prompts
 from pdrop.engine.visual import brought, encoded
 from pdrop.methods.base import Method
-from pdrop.methods.tower import Tile, Tower
+from pdrop.methods.tower import Tile, Tower, layer_number
 from pdrop.methods.transfer import moved, read_back
+
+ASKED = 256  # rows of attention that are computed at once: a large picture has too many
 
 
 class UnknownTower(ValueError):
@@ -152,7 +154,7 @@ class TowerReader(RunsOfTheTower):
         self,
         vlm: Any,
         method: Method,
-        layers: tuple[int, ...],
+        layers: tuple[float, ...],
         tower_name: str = "vision_tower",
         cut: bool | None = None,
     ):
@@ -187,7 +189,7 @@ class TowerReader(RunsOfTheTower):
             raise UnknownTower(refused + f"it has {count} layers, and layers {list(outside)} are asked for")
         # state k of count + 1 is the input of layer k; the last state is the last layer's output
         self.projected = taken % (count + 1)
-        self.read = sorted({n % count for n in layers} | {self.projected} - {count})
+        self.read = sorted({layer_number(n, count) for n in layers} | {self.projected} - {count})
         vision = config.vision_config
         self.classes = int(vision.model_type == "clip_vision_model")
         if not self.classes and any(part.class_token for part in method.parts):
@@ -246,10 +248,11 @@ class TowerReader(RunsOfTheTower):
             self.classes,
             moved(source, device),
             pictures,
-            lambda number: layers[number].rows,
-            lambda number: layers[number].read,
-            lambda number: layers[number].keys,
-            lambda number: layers[number].asking[:, :, 0],
+            lambda layer: layers[layer_number(layer, len(layers))].rows,
+            lambda layer: layers[layer_number(layer, len(layers))].received,
+            lambda layer: layers[layer_number(layer, len(layers))].read,
+            lambda layer: layers[layer_number(layer, len(layers))].keys,
+            lambda layer: layers[layer_number(layer, len(layers))].asking[:, :, 0],
             self.projector,
         )
 
@@ -336,7 +339,7 @@ class TowerReader(RunsOfTheTower):
 class TowersApart(RunsOfTheTower):
     """Reads separate towers for pictures and videos (Video-LLaVA); class tokens of frames are projected."""
 
-    def __init__(self, vlm: Any, method: Method, layers: tuple[int, ...]):
+    def __init__(self, vlm: Any, method: Method, layers: tuple[float, ...]):
         super().__init__(vlm)
         self.readers = {
             "image": TowerReader(vlm, method, layers, "image_tower"),
@@ -435,3 +438,24 @@ class Looked:
         logits = (self.asking.to(wide) * self.attention.scale) @ self.keys.to(wide).transpose(-1, -2)
         rows: Tensor = logits.softmax(-1).mean(2).float()
         return rows
+
+    @functools.cached_property
+    @torch.no_grad()
+    def received(self) -> Tensor:
+        """The mean over the rows of all queries, [P, heads, R] float32."""
+        if not self.classes:
+            return self.rows
+        queries, wide = (
+            self.heads(self.attention.q_proj(self.normed)),
+            torch.promote_types(self.keys.dtype, torch.float32),
+        )
+        total = received(queries.to(wide), self.keys.to(wide), self.attention.scale)
+        return (total / queries.shape[2]).float()
+
+
+def received(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention that each key gets from all queries together, [..., heads, n, head size] each -> [..., heads, n]."""
+    found = torch.zeros(keys.shape[:-1], dtype=keys.dtype, device=keys.device)
+    for some in queries.split(ASKED, -2):
+        found += ((some * scale) @ keys.transpose(-1, -2)).softmax(-1).sum(-2)
+    return found

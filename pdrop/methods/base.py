@@ -46,8 +46,8 @@ class Method:
         adaptive: Whether it can find the number of tokens at adaptive stages.
         one_boundary: Whether its schedule has one boundary only.
         tower_layers: Layers of the vision tower whose attention or keys it reads in `view.tower`, counted from 0 or,
-            negative, from the end; () if it only reads states. None: it does not look at the tower, and nothing of it
-            is kept.
+            negative, from the end, or as a share of the tower's depth between 0 and 1 (0.375 is the ninth of 24); () if
+            it only reads states. None: it does not look at the tower, and nothing of it is kept.
         merged_tower_layers: The same for a tower that makes one token of several patches (Qwen's). None: its authors
             have no rule for such towers, which are refused.
         class_token: Whether it needs the tower's class token, which SigLIP's and Qwen's towers lack.
@@ -59,8 +59,8 @@ class Method:
     pixels: ClassVar[float] = 1.0
     adaptive: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = False
-    tower_layers: ClassVar[tuple[int, ...] | None] = None
-    merged_tower_layers: ClassVar[tuple[int, ...] | None] = None
+    tower_layers: ClassVar[tuple[float, ...] | None] = None
+    merged_tower_layers: ClassVar[tuple[float, ...] | None] = None
     class_token: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -103,11 +103,11 @@ class Method:
         """The method that ranks at a stage, for a method made of several."""
         return self
 
-    def looks_at(self) -> tuple[int, ...] | None:
+    def looks_at(self) -> tuple[float, ...] | None:
         """`tower_layers`; for a random twin, what its numbers of tokens need."""
         return self.tower_layers
 
-    def looks_at_merged(self) -> tuple[int, ...] | None:
+    def looks_at_merged(self) -> tuple[float, ...] | None:
         """`merged_tower_layers`; for a random twin, what its numbers of tokens need."""
         return self.merged_tower_layers
 

@@ -49,11 +49,11 @@ class Composed(Method):
         """The part that ranks at a stage."""
         return self.inside if stage.layer else self.front
 
-    def looks_at(self) -> tuple[int, ...] | None:
+    def looks_at(self) -> tuple[float, ...] | None:
         """`tower_layers` of the first part."""
         return self.front.looks_at()
 
-    def looks_at_merged(self) -> tuple[int, ...] | None:
+    def looks_at_merged(self) -> tuple[float, ...] | None:
         return self.front.looks_at_merged()
 
     @property

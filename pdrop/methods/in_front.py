@@ -31,7 +31,7 @@ class InFront(Method):
     positions: Positions = field(default="compact", kw_only=True)
     ranks_by_attention: ClassVar[bool] = False
     one_boundary: ClassVar[bool] = True
-    tower_layers: ClassVar[tuple[int, ...] | None] = ()
+    tower_layers: ClassVar[tuple[float, ...] | None] = ()
 
     # ------------------------------------------------------------------ how many
 
@@ -111,7 +111,7 @@ class InFront(Method):
         rows = [sum(tile.rows for tile in picture) for picture in pictures]
         yield from zip(pictures, self.divided(view.stage, view.originals[row], rows) or ())
 
-    def attended(self, view: View) -> int:
+    def attended(self, view: View) -> float:
         """The layer of the tower whose attention it ranks by."""
         layers = self.merged_tower_layers if view.tower.merges > 1 else self.tower_layers
         assert layers

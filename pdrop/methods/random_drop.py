@@ -45,11 +45,11 @@ class RandomDrop(Method):
         else:
             self.like.check(schedule)
 
-    def looks_at(self) -> tuple[int, ...] | None:
+    def looks_at(self) -> tuple[float, ...] | None:
         """No layers, but the tower's map of tokens to tiles, if `like` counts by tiles."""
         return None if self.like is None or self.like.looks_at() is None else ()
 
-    def looks_at_merged(self) -> tuple[int, ...] | None:
+    def looks_at_merged(self) -> tuple[float, ...] | None:
         """The same, if `like` has a rule for such towers."""
         return None if self.like is None or self.like.looks_at_merged() is None else ()
 
@@ -112,10 +112,10 @@ class RandomAdaptive(RandomDrop):
             return self
         return twin_of(part, self.seed)
 
-    def looks_at(self) -> tuple[int, ...] | None:
+    def looks_at(self) -> tuple[float, ...] | None:
         return None if self.like is None else self.like.looks_at()
 
-    def looks_at_merged(self) -> tuple[int, ...] | None:
+    def looks_at_merged(self) -> tuple[float, ...] | None:
         return None if self.like is None else self.like.looks_at_merged()
 
     def begin(self, view: View) -> Any:

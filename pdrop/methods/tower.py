@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def layer_number(layer: float, count: int) -> int:
+    """The number of a layer among `count` ones, from 0 on.
+
+    Args:
+        layer: As `Method.tower_layers` names it: counted from 0 or, negative, from the end; a fraction between 0 and 1
+            is a share of the depth: the last layer of the first round(layer * count), at least the first one.
+        count: Layers of the tower.
+    """
+    return max(1, round(layer * count)) - 1 if 0 < layer < 1 else int(layer) % count
+
+
 @dataclass(frozen=True)
 class Tile:
     """One picture, tile or crop of a prompt, as the tower saw it.
@@ -53,14 +64,15 @@ class Tower:
     classes: int
     source: Tensor
     pictures: list[list[list[Tile]]]
-    _rows: Callable[[int], Tensor]
-    _read: Callable[[int], Tensor]
-    _keys: Callable[[int], Tensor]
-    _query: Callable[[int], Tensor]
+    _rows: Callable[[float], Tensor]
+    _received: Callable[[float], Tensor]
+    _read: Callable[[float], Tensor]
+    _keys: Callable[[float], Tensor]
+    _query: Callable[[float], Tensor]
     _project: Callable[[Tensor], Tensor]
     merges: int = 1
 
-    def rows(self, layer: int) -> Tensor:
+    def rows(self, layer: float) -> Tensor:
         """What the class token attends to in a layer of the tower, [P, heads, R] float32: softmax over all R keys.
 
         Without a class token, the mean over all rows. Only the rows needed are computed, once per forward, with any
@@ -68,15 +80,22 @@ class Tower:
         """
         return self._rows(layer)
 
-    def rows_on_host(self, layer: int) -> Tensor:
+    def received(self, layer: float) -> Tensor:
+        """What each row gets of the attention of all rows, the class token's too: the mean, [P, heads, R] float32.
+
+        Without a class token, as `rows`. Costs R rows of attention; computed once per forward.
+        """
+        return self._received(layer)
+
+    def rows_on_host(self, layer: float) -> Tensor:
         """The same on the host, read once per forward."""
         return self._read(layer)
 
-    def keys(self, layer: int) -> Tensor:
+    def keys(self, layer: float) -> Tensor:
         """Keys of all rows in a layer of the tower, with bias, [P, heads, R, head size]. Computed once per forward."""
         return self._keys(layer)
 
-    def query(self, layer: int) -> Tensor:
+    def query(self, layer: float) -> Tensor:
         """The class token's query in a layer of the tower, with bias, not scaled, [P, heads, head size]."""
         return self._query(layer)
 

@@ -35,6 +35,7 @@ from pdrop.store import open_in_place
 
 log = logging.getLogger("pdrop")
 
+DRIVER = Path("/proc/driver/nvidia/version")
 FILES = 20  # files of older states that are kept
 
 
@@ -127,6 +128,7 @@ def _file(conf: Path) -> Path:
     sources = [*_below(identity.PACKAGE, (".py", ".json", ".csv")), *_below(conf, (".yaml",))]
     state: list[Any] = [_digest(sources), versions(), sys.version, socket.gethostname()]
     state += [os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(glob.glob("/dev/nvidia[0-9]*"))]  # device=null looks there
+    state.append(DRIVER.read_text() if DRIVER.exists() else None)  # one that is too old for torch may be renewed
     name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
     return cache_folder() / "resolved" / f"{name}.jsonl"
 

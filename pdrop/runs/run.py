@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from pdrop.commands import typed
 from pdrop.environment import environment
 from pdrop.evaluation.answers import described
+from pdrop.garbage import not_collected
 from pdrop.pace import duration
 from pdrop.record import RunRecord
+from pdrop.runs.device import out_of_memory
 from pdrop.runs.measured import measure
 from pdrop.runs.remembered import Known
 from pdrop.runs.settings import Settings
@@ -78,7 +80,8 @@ def run(settings: Settings, overrides: Sequence[str] = (), wait: bool = True) ->
     if settings.timed_alone and not settings.elsewhere:
         settings.source.check(settings.device)
     elif settings.source.loadable and not settings.elsewhere:
-        checkpoint = settings.load()
+        with not_collected():
+            checkpoint = settings.load()
     try:
         with locked(settings.folder, wait, settings.locks, answered=stored_answers(settings.folder)) as held:
             # another process may have finished it while this one loaded or waited
@@ -139,6 +142,8 @@ def start(settings: Settings, checkpoint: Checkpoint | None, overrides: Sequence
         if isinstance(error, KeyboardInterrupt):
             raise
         told = in_words(error, "results") if isinstance(error, OSError) else described(error)
+        if out_of_memory(error) and "batch_size" not in told:
+            told += "; use a smaller batch_size, or see in nvidia-smi who else holds memory"
         raise RunFailed(f"{spec.folder} failed: {told} (traceback in {folder}/record.json)") from error
     held.check()
     record.status, record.wall_s, record.samples_digest = "done", time.perf_counter() - started, digest(folder)

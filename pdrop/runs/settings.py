@@ -24,6 +24,7 @@ from pdrop.identity import code_digest
 from pdrop.models import attention, checkpoint
 from pdrop.models.source import ModelSource
 from pdrop.record import RunSpec, canonical_json
+from pdrop.runs.device import of_the_device
 from pdrop.runs.timed_prompt import timed_batch
 from pdrop.runs.worker_dials import Workers
 from pdrop.schedule import Schedule
@@ -122,8 +123,20 @@ class Settings:
         return self.timed and self.protocol.fresh
 
     def load(self) -> Checkpoint:
-        """Load the model as the spec says; errors as in `ModelSource.load`."""
-        return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
+        """Load the model as the spec says.
+
+        Raises:
+            ValueError: As `ModelSource.load`, and if the device refuses: it has no room, or other processes use it.
+        """
+        try:
+            return self.source.load(self.spec.dtype, self.spec.attn_implementation, self.device)
+        except RuntimeError as error:
+            if not of_the_device(error):
+                raise
+            raise ValueError(
+                f"{self.spec.model} in {self.spec.dtype} cannot be loaded on device={self.device}: "
+                f"{str(error).splitlines()[0]}; nvidia-smi shows who uses the card"
+            ) from error
 
 
 def resolve(

@@ -121,7 +121,7 @@ class Encoder:
     def _plain(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         if len(record.turns) != 1 or len(record.images) != 1 or record.turns[0].answer is None:
             raise ValueError(
-                f"{record.name}: the plain format is for one image and one caption; choose format=vicuna_v1 or chat"
+                f"{record.name}: the plain format is for one image and one caption; choose train.format=vicuna_v1 or chat"
             )
         text = f"{self.mark}{record.turns[0].answer}\n"
         return text, [(len(self.mark), len(text))]
@@ -140,7 +140,7 @@ class Encoder:
             if not (text.startswith(asked) and asked.startswith(before)):
                 raise ValueError(
                     f"{record.name}: this checkpoint's chat template rewrites earlier turns, so answers cannot be told "
-                    "from the rest; choose format=vicuna_v1, or keep to one turn per record"
+                    "from the rest; choose train.format=vicuna_v1, or keep to one turn per record"
                 )
             end, eos = len(text), self.tokenizer.eos_token
             if eos and (at := text.find(eos, len(asked))) >= 0:

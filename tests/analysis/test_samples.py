@@ -109,6 +109,17 @@ def test_what_holds_no_samples_is_left_alone(tmp_path: Path, capsys: pytest.Capt
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize(
+    "spoilt", ['{"doc_id": 1}, {"doc_id": 2}', '{"doc_id": 1\n"x": 2}', '"doc_id"', "[]", '{"doc": 1}', "1]", "]"]
+)
+def test_a_line_is_one_sample(spoilt: str, tmp_path: Path) -> None:
+    """Also where lines, read as one list, would make a list."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "toy.jsonl").write_text(f'{{"doc_id": 0}}\n{spoilt}\n{{"doc_id": 3}}\n')
+    with pytest.raises(ValueError, match="toy.jsonl, line 2 is not a sample"):
+        read_samples(tmp_path, "toy")
+
+
 def test_lost_or_damaged_files_are_named(tmp_path: Path) -> None:
     run = run_of(standard(tmp_path), "fastv", "0.5")
     for one in load_runs(tmp_path):

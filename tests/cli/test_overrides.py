@@ -1,5 +1,6 @@
 """What Hydra would say in seven lines, or with a traceback, is one line; --cfg shows the first run of a sweep."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_what_cannot_be_composed_is_one_line(arguments, words):
     assert told is not None and "\n" not in told
     with pytest.raises(ValueError, match=words):
         raise ValueError(told)
+
+
+def test_a_file_that_does_not_fit_is_one_line_too(tmp_path):
+    """As after an update while a command runs: the files are of one version, the code in memory is of another."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    with (conf / "run.yaml").open("a") as file:
+        file.write("of_tomorrow: 3\n")
+    told = misfit(["ratio=0.3"], conf, "run") or ""
+    assert "\n" not in told and told.startswith(f"{conf}/run.yaml cannot be composed (In 'run': ")
+    assert "'of_tomorrow' not in 'RunDials'" in told and told.endswith("start again if pdrop was updated")
 
 
 def test_trainings_are_looked_at_as_well():

@@ -67,9 +67,22 @@ ALIKE = (
     "sparsevlm_plus",
     "feather",
     "hired",
+    "hiprune",
     "sparsevlm_v1",
 )
-IN_FRONT = ("divprune", "fastervlm", "vispruner", "scope", "hired", "prumerge", "fitprune", "vtw", "v2drop", "dart")
+IN_FRONT = (
+    "divprune",
+    "fastervlm",
+    "vispruner",
+    "scope",
+    "hired",
+    "hiprune",
+    "prumerge",
+    "fitprune",
+    "vtw",
+    "v2drop",
+    "dart",
+)
 ELSEWHERE = [check for check in CHECKS if check.families != "one" and check.made is not behaviour.identity]
 OF_TWINS = [check for check in CHECKS if check.made in (numbers.counts, numbers.seeds, behaviour.alone)]
 

@@ -25,7 +25,7 @@ RUNS = {
 # what makes no numbers: texts, doors, what finds a schedule (which identifies a run itself), what keeps files
 IDLE = (
     *("__init__.py", "__main__.py", "cli", "training", "conformance", "embedded", "methods/__init__.py"),
-    *("names.py", "pace.py", "store.py", "leases.py", "samples.py", "thumbnails.py"),
+    *("names.py", "pace.py", "garbage.py", "store.py", "leases.py", "samples.py", "thumbnails.py"),
     *("announcements.py", "command_help.py", "commands.py", "environment.py", "identity.py"),
     *(
         "runs/__init__.py",

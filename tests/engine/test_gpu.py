@@ -137,7 +137,7 @@ def test_orders_of_kernels_give_the_same_answers(order: str) -> None:
 
 
 def test_a_checkpoint_is_loaded_onto_the_card(tmp_path: Path) -> None:
-    for name in ("PIL", "torchvision"):  # a bare machine has none, and its processor needs them
+    for name in ("PIL", "torchvision", "accelerate"):  # a bare machine has none, and loading needs them
         pytest.importorskip(name)
     folder = str(save_llava(tmp_path / "llava"))
     for device in (DEVICE, f"{DEVICE}:0"):

@@ -58,9 +58,9 @@ DIALLED = (
     ("prumerge_plus", "schedule.adaptive=true"),
 )
 ELSEWHERE = {
-    "llava_next": ("pyramiddrop", "hired", "pool", "holov", "prumerge", "uniform"),
+    "llava_next": ("pyramiddrop", "hired", "hiprune", "pool", "holov", "prumerge", "uniform"),
     "llava_onevision": ("fastv", "holov"),
-    "qwen2_5_vl": ("sparsevlm_plus", "visionzip", "holov", "uniform", "pool", "feather"),
+    "qwen2_5_vl": ("sparsevlm_plus", "visionzip", "holov", "hiprune", "uniform", "pool", "feather"),
     "qwen3_vl": ("fastv", "holov"),
     "internvl": ("sparsevlm",),
 }

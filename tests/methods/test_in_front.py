@@ -22,6 +22,7 @@ from pdrop import (
     DivPrune,
     FasterVLM,
     FastV,
+    HiPrune,
     HiRED,
     HoloV,
     Method,
@@ -126,6 +127,7 @@ METHODS = [
     HiRED(),
     PruMerge(),
     CDPrunerEmbeddings(),
+    HiPrune(alpha=0.6),
 ]
 
 

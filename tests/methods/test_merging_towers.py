@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pdrop import CDPrunerEmbeddings, HoloV, Method, Schedule, Stage, VisionZip, attach
+from pdrop import CDPrunerEmbeddings, HiPrune, HoloV, Method, Schedule, Stage, VisionZip, attach
 from pdrop.conformance.families import MERGED_TOWERS, build
 from pdrop.conformance.prompts import collate, sample
 from pdrop.cost.counters import counted_prefill_flops
@@ -33,6 +33,7 @@ METHODS: list[Method] = [
     HoloV(crops=3, positions="original"),
     HoloV(crops=3, overflow="redistribute", positions="original"),
     CDPrunerEmbeddings(positions="original"),
+    HiPrune(alpha=0.6, object_layer=2, positions="original"),
 ]
 
 

@@ -18,6 +18,7 @@ from pdrop import (
     SCOPE,
     DivPrune,
     FasterVLM,
+    HiPrune,
     HiRED,
     HoloV,
     PruMerge,
@@ -75,7 +76,7 @@ def test_every_picture_has_five_whole_tiles(two_by_two: tuple[Any, Any], shape: 
 def test_the_numbers_of_published_tables(ratio: float, each: int) -> None:
     """640, 320 and 160 of five tiles of 576, by the ratios that the pages name: shares of 2928 tokens."""
     prompt = PromptSize(60, 5 * 576 + 48, images=5)
-    for method in (FasterVLM(), VisionZip(), VisPruner(), SCOPE(), HiRED(), HoloV(), PruMerge(), DivPrune()):
+    for method in (FasterVLM(), VisionZip(), VisPruner(), SCOPE(), HiRED(), HoloV(), PruMerge(), HiPrune(), DivPrune()):
         assert method.entering(single(0, ratio), prompt, 32) == [5.0 * each] * 32
         solved = solve(method, f"avg_tokens:{5 * each}", num_layers=32, visual_tokens=prompt.visual, images=5)
         assert method.entering(solved, prompt, 32) == [5.0 * each] * 32

@@ -224,3 +224,24 @@ def test_other_protocols_are_measured_here(folder: Path, tmp_path: Path) -> None
     assert not quick.timed_alone and quick.timed
     assert not replace(quick, method=None).timed and not replace(quick, protocol=TimingProtocol("off")).timed
     assert settings(folder, tmp_path).timed_alone
+
+
+def test_a_card_without_room_is_said_in_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While loading, before a record is written; and while measuring, with what to do."""
+    quick = replace(settings(folder, tmp_path / "results"), protocol=TimingProtocol("quick", pairs=2))
+    told = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 MiB.\nGPU 0 has ...")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelSource, "load", full)
+        with pytest.raises(ValueError, match=r"tiny in float32 cannot be loaded on device=cpu: CUDA out .* nvidia-smi"):
+            run(quick)
+    assert not (tmp_path / "results").exists()
+    monkeypatch.setattr(timed, "time_here", full)
+    with pytest.raises(RunFailed, match=r"failed: OutOfMemoryError(.|\n)*; use a smaller batch_size, or see"):
+        run(quick)
+    monkeypatch.setattr(ModelSource, "load", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):  # anything else is not explained away
+        quick.load()

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -76,6 +77,7 @@ WAITS = set(
     ]
 )
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+_device_constructors()  # noted by torch at first use: the real ones
 real_sdpa, real_tensor = torch.nn.functional.scaled_dot_product_attention, torch.tensor
 
 
@@ -184,13 +186,14 @@ class OnDevice(Tensor):
         return torch.tensor(data, dtype=dtype or self.dtype, device=self.device)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        if not OnDevice.differentiable:
-            return super().to(*args, **kwargs)
+        copies = kwargs.pop("copy", False)
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
         if args and isinstance(args[0], Tensor):
             device = args[0].device
         if device is None or (device.type == "cuda" and device.index in (None, self.device.index)):
-            return self if dtype in (None, self.dtype) else super().to(dtype)
+            if dtype in (None, self.dtype):
+                return torch.clone(self) if copies else self
+            return super().to(dtype)
         asked = dict(dtype=dtype, device=device, non_blocking=non_blocking)
         return handle(torch.ops.aten._to_copy.default, (self,), asked)
 
@@ -224,7 +227,7 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return handle(function, args, kwargs or {})
+        return dispatched(function, args, kwargs or {})
 
 
 def pin(x: Tensor) -> Tensor:
@@ -256,6 +259,14 @@ def bare_index(index: Any) -> tuple[Any, bool]:
     return (found if isinstance(index, tuple) else found[0]), bool(tensors)
 
 
+def dispatched(function: Any, args: Any, kwargs: Any) -> Any:
+    """One operation that torch calls. Its own casts, by autocast and derivatives, name the device that it takes the
+    tensor to be on; copies to the host begin in `OnDevice.to`."""
+    if OnDevice.differentiable and function is torch.ops.aten._to_copy.default and isinstance(args[0], OnDevice):
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    return handle(function, args, kwargs)
+
+
 def handle(function: Any, args: Any, kwargs: Any) -> Any:
     """One operation."""
     name = function.overloadpacket.__name__
@@ -273,7 +284,7 @@ def handle(function: Any, args: Any, kwargs: Any) -> Any:
             SEEN.launches[owner()[0]] += 1
             return copy
         pinned = not there and kwargs.get("non_blocking") and any(here[0] is x for x in SEEN.pinned)
-        if not pinned:
+        if not pinned and args[0].numel():
             SEEN.wait("copy")
     elif name == "copy_" and isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice):
         SEEN.wait("copy")
@@ -313,12 +324,12 @@ class Mode(TorchDispatchMode):
     """New tensors are made there, if asked."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return handle(function, args, kwargs or {})
+        return dispatched(function, args, kwargs or {})
 
 
 def sdpa(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
     """As one launch."""
-    if not isinstance(query, OnDevice) or OnDevice.differentiable:
+    if not isinstance(query, OnDevice) or (OnDevice.differentiable and torch.is_grad_enabled()):
         return real_sdpa(query, key, value, attn_mask=attn_mask, **kwargs)
     if any(x is not None and not isinstance(x, OnDevice) for x in (key, value, attn_mask)):
         SEEN.mixed.append("sdpa")

@@ -42,12 +42,16 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def test_clocks_are_read_while_the_card_works(smi: Path) -> None:
+def test_clocks_are_read_while_the_card_works(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worked: list[bool] = []
+    real, before = subprocess.Popen, []
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **how: before.append(len(worked)) or real(*given, **how))
     found = clocks_at_work(lambda: worked.append(smi.exists()), CUDA)
     assert found["clock_mhz"] == 1755 and found["power_w"] == 402.5 and found["temperature_c"] == 61
     assert found["at_power_limit"] is True and found["slowed"] == ["heat"]
-    assert worked[0] is False and worked[-1] is True, "before it is asked and meanwhile: an idle card's says nothing"
+    assert 0 < before[0] < before[1] and worked[-1] is True, (
+        "before it is asked, and meanwhile: an idle card's is another"
+    )
     asked = smi.read_text()
     assert "clocks_event_reasons.active" in asked and "clocks_throttle_reasons.active" in asked, "of old drivers, too"
     assert "--id=GPU-1" in asked
