@@ -116,7 +116,7 @@ def test_a_line_is_one_sample(spoilt: str, tmp_path: Path) -> None:
     """Also where lines, read as one list, would make a list."""
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "toy.jsonl").write_text(f'{{"doc_id": 0}}\n{spoilt}\n{{"doc_id": 3}}\n')
-    with pytest.raises(ValueError, match="toy.jsonl, line 2 is not a sample"):
+    with pytest.raises(ValueError, match=r"toy\.jsonl, line 2 is not a sample"):
         read_samples(tmp_path, "toy")
 
 
