@@ -1,20 +1,25 @@
 """GPU state that torch does not report: clocks, throttling, memory held by other processes.
 
 Read by nvidia-smi, which comes with the driver; without it, or if a value is not reported (in a container, for a part
-of a card), the value is None.
+of a card) or the program hangs (which is logged), the value is None.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 60  # seconds in which nvidia-smi must have answered
 CLOCKS = ("clocks.sm", "power.draw", "temperature.gpu")
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # its name of today, and of older drivers
 # the bits of these reasons that mean a problem of the card
@@ -37,8 +42,17 @@ def ask(device: torch.device, what: str) -> str | None:
     """The output of nvidia-smi, as CSV; None if it cannot be run."""
     if shutil.which("nvidia-smi") is None:
         return None
-    found = subprocess.run(command(device, what), capture_output=True, text=True, timeout=60, check=False)
+    try:
+        found = subprocess.run(command(device, what), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        hangs(what)
+        return None
     return found.stdout if found.returncode == 0 else None
+
+
+def hangs(what: str) -> None:
+    """Say that nvidia-smi was given up."""
+    log.warning("nvidia-smi has not answered in %d s: %s will not be in the record", PATIENCE, what.partition("=")[2])
 
 
 def clocks_at_work(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
@@ -51,7 +65,12 @@ def clocks_at_work(work: Callable[[], Any], device: torch.device) -> dict[str, A
         line = command(device, f"gpu={','.join([*CLOCKS, reasons])}")
         work()  # so that the card is not idle, however soon nvidia-smi answers
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asked:
+            end = time.monotonic() + PATIENCE
             while asked.poll() is None:
+                if time.monotonic() > end:
+                    asked.kill()
+                    hangs(line[2])
+                    return read_clocks(None)
                 work()
                 torch.cuda.synchronize(device)
             assert asked.stdout is not None

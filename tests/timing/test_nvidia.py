@@ -129,6 +129,18 @@ def test_a_machine_without_the_program_says_nothing(tmp_path: Path, monkeypatch:
     assert nvidia.others_gib(CUDA) is None and not nvidia.exclusive(CUDA)
 
 
+def test_a_program_that_hangs_is_given_up(
+    smi: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    smi.with_name("nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(nvidia, "PATIENCE", 0.2)
+    assert clocks_at_work(lambda: None, CUDA) == read_clocks(None)
+    assert nvidia.others_gib(CUDA) is None
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("nvidia-smi has not answered" in line for line in said)
+    assert "clocks.sm" in said[0] and "used_memory" in said[1]
+
+
 def test_a_card_that_was_slowed_or_changed_its_clock_gives_no_result() -> None:
     assert invalid(GPU, GPU | {"clock_mhz": 1900.0}) == []
     assert invalid(GPU, GPU | {"clock_mhz": 1410.0}) == [
