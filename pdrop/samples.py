@@ -234,7 +234,7 @@ def _parse(path: Path, data: bytes, most: int | None) -> list[Sample]:
 
 
 def _at_once(lines: Sequence[bytes]) -> list[Sample] | None:
-    """The samples, read as one list, which takes half the time; None if a line is not a sample."""
+    """The samples, read as one list, which is quicker by a quarter; None if a line is not a sample."""
     try:
         found: list[Sample] = json.loads(b"[%s]" % b",".join(lines))
     except ValueError:

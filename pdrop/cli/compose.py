@@ -279,7 +279,7 @@ def schedule_of(
     """
     turned: dict[str, Any] = {} if ratio is None else {"ratio": ratio}
     turned |= {} if layers is None else {"layers": list(layers)}
-    asked = OmegaConf.merge(cfg, turned) if turned else cfg  # a merge copies all of it, which takes most of the time
+    asked = OmegaConf.merge(cfg, turned) if turned else cfg  # a merge copies all of it
     node = OmegaConf.to_container(asked.schedule, resolve=True)
     return instantiate(node, "schedule", Schedule, num_layers=num_layers)
 
