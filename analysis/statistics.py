@@ -270,6 +270,19 @@ def twice_the_median(values: Sequence[float]) -> float:
     return min(1.0, 2 * float(np.median(values))) if len(values) > 1 else values[0]
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """The p values of several hypotheses, corrected: the chance of any false finding stays what one's would be.
+
+    Holm (1979), "A simple sequentially rejective multiple test procedure", which holds however the tests depend on each
+    other.
+    """
+    corrected, least = [0.0] * len(values), 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=lambda at: values[at])):
+        least = max(least, min(1.0, (len(values) - rank) * values[at]))
+        corrected[at] = least
+    return corrected
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Two-sided p of the exact McNemar test: the probability that fair coins fall at least as unevenly.
 

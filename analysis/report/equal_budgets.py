@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..comparison.against_random import is_random
 from ..comparison.table_model import Row, Table
+from ..statistics import LEVEL, holm
 from ..studies.front_figure import front
 from ..style import method_name, task_names
 from ..tables.text import percent
@@ -69,11 +70,24 @@ def chance(table: Table) -> str:
         seeds = sorted({row.random_seeds for row in held})
         few = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         return (
-            f"Against chance ({few} seeds of the twins, where five are wanted; {len(held)} comparisons, not corrected "
-            f"for their number): {'; '.join(told)}."
+            f"Against chance ({few} seeds of the twins, where five are wanted; {len(held)} comparisons, each by "
+            f"itself): {'; '.join(told)}. {corrected(held)}"
         )
     single = any(row.told_from_random == "no verdict" for row in rows)
     return "Each has a random twin with a single seed, so none is judged." if single else ""
+
+
+def corrected(held: list[Row]) -> str:
+    """A sentence on which verdicts against chance remain if the number of comparisons is counted."""
+    tests = [(row, row.against_random.p) for row in held if row.against_random and row.against_random.p is not None]
+    if len(tests) < len(held) or len(held) < 2:
+        return ""
+    left: dict[str, list[str]] = {"above": [], "below": []}
+    for (row, _), p in zip(tests, holm([p for _, p in tests])):
+        if row.told_from_random in left and p < 1 - LEVEL:
+            left[row.told_from_random].append(f"{method_name(row.spec.method)} ({row.budget})")
+    told = [f"{side}: {', '.join(names)}" for side, names in left.items() if names]
+    return f"With Holm's correction for their number there remain {'; '.join(told) or 'none'}."
 
 
 def on_the_front(table: Table) -> str:

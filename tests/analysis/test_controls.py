@@ -15,7 +15,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.comparison.table_model import Row
 from analysis.report.readme import twins
-from analysis.statistics import Estimate, Flips, flips, mcnemar, sign_flips, twice_the_median
+from analysis.statistics import Estimate, Flips, flips, holm, mcnemar, sign_flips, twice_the_median
 from analysis.store.load import load_runs
 from analysis.tables.table import score_text, verdict
 from analysis.tables.text import probability, signed
@@ -44,6 +44,15 @@ def test_flips_of_one_image_are_one_piece_of_evidence() -> None:
     both = together + Flips(0, 4, {"b": 4})
     assert both.net == {"a": -4, "b": 0} and both.p == pytest.approx(1.0)
     assert twice_the_median([0.2]) == 0.2 and twice_the_median([0.01, 0.02, 0.9]) == 0.04
+
+
+def test_holm_counts_the_comparisons() -> None:
+    """By hand: 4 x .01, 3 x .02, 2 x .025, 1 x .04, none smaller than one before it."""
+    assert holm([0.02, 0.01, 0.04, 0.025]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.3]) == [0.3] and holm([0.6, 0.7]) == [1.0, 1.0]
+    rng = np.random.default_rng(0)
+    false = sum(min(holm(rng.uniform(size=20).tolist())) < 0.05 for _ in range(2000)) / 2000
+    assert 0.035 < false < 0.065, "twenty tests without any effect give a false finding as rarely as one test"
 
 
 def store(folder: Path, seeds: int) -> Path:

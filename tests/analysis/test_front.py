@@ -15,7 +15,9 @@ from analysis.__main__ import main
 from analysis.comparison.against_random import twin_of
 from analysis.comparison.table_model import Table
 from analysis.report import equal_budgets
+from analysis.statistics import Estimate
 from analysis.studies import front_figure, task_grid_figure, tradeoff_figure
+from analysis.style import method_name
 from pdrop.record import RunRecord
 from tests.support.records import make_record, put, table_of
 
@@ -134,8 +136,24 @@ def test_what_is_said_of_equal_budgets_follows_the_rows(table: Table) -> None:
         own = [row for row in rows if row.budget == budget and row.spec.method == "divprune"]
         assert f"DivPrune {100 * own[0].average.score.value:.1f}" in part  # type: ignore[union-attr]
     assert (
-        "On the Pareto front: " in said
+        "On the Pareto front, by the scores alone" in said
         and "a random twin with a single seed" in said
         and "(store/tables/demo.md)" in said
     )
     assert equal_budgets.rivals(None, "store") == equal_budgets.matched(None, "store") == ""
+
+
+def test_verdicts_against_chance_are_told_with_holm_s_correction(table: Table) -> None:
+    """Two of three are distinguishable each by itself, one of them after three comparisons."""
+    rows = [replace(row, random_seeds=2) for row in equal_budgets.ranked(table)[:3]]
+    for row, p in zip(rows, (0.001, 0.04, 0.6)):
+        row.against_random = Estimate(0.1, 0.02 if p < 0.05 else -0.1, 0.2, p)
+    said = equal_budgets.chance(replace(table, rows=rows))
+    assert "3 comparisons, each by itself" in said and said.count("above chance: ") == 1
+    first, second, _ = (f"{method_name(row.spec.method)} ({row.budget})" for row in rows)
+    assert f"above chance: {first}, {second};" in said
+    assert said.endswith(f"With Holm's correction for their number there remain above: {first}.")
+    rows[0].against_random = Estimate(0.1, 0.02, 0.2, 0.03)
+    assert equal_budgets.chance(replace(table, rows=rows)).endswith("there remain none.")
+    rows[0].against_random = Estimate(0.1, 0.02, 0.2)
+    assert "Holm" not in equal_budgets.chance(replace(table, rows=rows)), "without p there is nothing to correct"
