@@ -1,6 +1,7 @@
 """How fast dropping is, as ratios to the unpruned model in the same process, compared with the FLOPs it saves.
 
-    make bench              (about 20 minutes on one core; `python -m benchmarks.bench --quick`: about 1 minute)
+    make bench                                             (about 20 minutes on one core; with --quick about 1 minute)
+    python -m benchmarks.bench --only 'keep = 1' --rounds 60 15         one case more closely; prints, records nothing
 
 A random LLaVA of 32 layers, width 512 (8 heads, MLP 1376), float32, one thread, 576 and 2880 visual tokens + 60 of
 text, only the decoder. Weights are random because speed does not depend on them. The columns:
@@ -143,9 +144,11 @@ def twin(model: Any) -> Any:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def bench_prefill(model: Any, visual: int, rounds: int, selection_rounds: int) -> dict[str, Any]:
+def bench_prefill(
+    model: Any, visual: int, rounds: int, selection_rounds: int, compared: Sequence[Case]
+) -> dict[str, Any]:
     """All results for one prompt size, as the record holds them; prints their table."""
-    sizes, compared = ModelSizes.from_config(model.config), cases(len(model.get_decoder().layers))
+    sizes = ModelSizes.from_config(model.config)
     inputs = prompt(model, visual)
     with contextlib.ExitStack() as attachments:
         models = {name: twin(model) for name in ("none", *(case.name for case in compared))}
@@ -173,14 +176,23 @@ def bench_prefill(model: Any, visual: int, rounds: int, selection_rounds: int) -
             f"{100 * share:10.2f}%")  # fmt: skip
     noise, line = compare("none again: noise", samples[tokens(visual + TEXT_TOKENS)], samples["none"])
     say(line)
-    first, second = (samples[case.name] for case in compared[:2])
-    ranking = interval([(a.cpu_ms - b.cpu_ms) / a.cpu_ms for a, b in zip(first, second)], "share")
-    say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
-    for name, programs in OFFICIAL[visual].items():
+    by_name = {case.name: [sample.cpu_ms for sample in samples[case.name]] for case in compared}
+    ranking = None
+    if {"PyramidDrop S=4 .5", "its random twin"} <= by_name.keys():
+        first, second = by_name["PyramidDrop S=4 .5"], by_name["its random twin"]
+        ranking = interval([(a - b) / a for a, b in zip(first, second)], "share")
+        say(f"PyramidDrop less its random twin: {100 * ranking.median:+.2f} % of its prefill")
+    for name, programs in OFFICIAL[visual].items() if len(compared) > 1 else ():
         say(f"official {name}, same shapes, not measured here: "
             + ", ".join(f"{ratio:.2f} ({which})" for which, ratio in programs.items()))  # fmt: skip
     none = {"cpu_ms": asdict(cpu_ms(samples["none"])), "again": noise}
-    return {"visual": visual, "text": TEXT_TOKENS, "none": none, "cases": rows, "ranking_by_twin": asdict(ranking)}
+    return {
+        "visual": visual,
+        "text": TEXT_TOKENS,
+        "none": none,
+        "cases": rows,
+        "ranking_by_twin": ranking and asdict(ranking),
+    }
 
 
 def tokens(length: int) -> str:
@@ -256,12 +268,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the benchmark; returns the path of its record."""
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """Run the benchmark; returns the path of its record, if it was whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=CommandHelp)
     parser.add_argument("--quick", action="store_true", help="576 visual tokens only, few rounds")
+    parser.add_argument("--only", nargs="+", help="prefills of these cases alone (beginnings of names); no record")
+    parser.add_argument("--rounds", type=int, nargs=2, help="rounds at 576 and at 2880 visual tokens, with --only")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of the record")
     options = parser.parse_args(arguments)
+    if options.rounds and (not options.only or min(options.rounds) < 1):
+        parser.error("--rounds takes two numbers of at least 1, and goes with --only")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
     session, keeps = Session(), keep_memory()
@@ -269,7 +285,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         say("this system's allocator gives memory back and cannot be told to keep it: expect more noise")
     model = build()
     plan = [(576, 3, 1)] if options.quick else [(576, 20, 5), (2880, 10, 3)]
-    prefills = [bench_prefill(model, *sizes) for sizes in plan]
+    compared = cases(len(model.get_decoder().layers))
+    if options.only:
+        compared = [case for case in compared if case.name.startswith(tuple(options.only))]
+        if not compared:
+            parser.error(f"--only {' '.join(options.only)}: no such case; there are "
+                         + ", ".join(case.name for case in cases(len(model.get_decoder().layers))))  # fmt: skip
+        plan = [(visual, rounds, many) for (visual, _, many), rounds in zip(plan, options.rounds or [20, 10])]
+    prefills = [bench_prefill(model, *sizes, compared) for sizes in plan]
+    if options.only:
+        return None
     decoding = bench_decode(model, 576, TimingProtocol("decode", warmup=3, pairs=30 if options.quick else 100))
     record = {
         "format": 3,

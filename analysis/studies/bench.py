@@ -22,7 +22,7 @@ short as each stage, weighted by the stage's layers. It is what this processor c
 per FLOP. **over** is CPU / short: what dropping itself costs. **selection** is the share of the prefill inside the
 hooks. `keep = 1` ranks at every boundary and drops nothing; differences as small as that of the unpruned model to
 itself mean nothing. **official** are the methods' published programs at the same shapes, measured once and not by this
-program.
+program: call by call in turns, with memory that goes back to the system; such a ratio may be off by .05.
 
 What it cannot tell: batches, prompts of other sizes, servers that share a forward among users, GPUs (where small
 layers are bound by launching kernels, and attention by memory), other processors and numbers of threads.

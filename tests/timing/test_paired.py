@@ -146,7 +146,7 @@ def test_the_benchmark_compares_every_case_with_the_unpruned_model(monkeypatch: 
     model = bench.build(layers=8, hidden=32, heads=2, intermediate=64)
     prefill(model, bench.prompt(model, 4))
     before = hooks_of(model)
-    result = bench.bench_prefill(model, 576, rounds=2, selection_rounds=1)
+    result = bench.bench_prefill(model, 576, 2, 1, bench.cases(8))
     rows = result["cases"]
     assert set(rows) == {case.name for case in bench.cases(8)}
     assert all(len(row["cpu_ratio"]["values"]) == 2 for row in rows.values())
