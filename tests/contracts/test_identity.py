@@ -35,6 +35,7 @@ IDLE = (
         "runs/calibration.py",
         "runs/cards.py",
         "runs/cluster.py",
+        "runs/device.py",
         "runs/fleet.py",
         "runs/plan.py",
         "runs/remembered.py",
