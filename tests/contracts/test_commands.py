@@ -27,14 +27,14 @@ NAMES = ("run", "train", "analysis", "pdrop")
     ("started", "there", "expected"),
     [
         ("run.py", True, CHECKOUT),
-        ("/work/pdrop/train.py", True, CHECKOUT),
-        ("/work/pdrop/analysis/__main__.py", True, CHECKOUT),
+        ("/somewhere/pdrop/train.py", True, CHECKOUT),
+        ("/somewhere/pdrop/analysis/__main__.py", True, CHECKOUT),
         ("/somewhere/lmms_eval/__main__.py", True, CHECKOUT),
         ("/somewhere/lmms_eval/__main__.py", False, INSTALLED),
         ("/usr/bin/pdrop", True, INSTALLED),
         ("/usr/bin/pdrop-analysis", False, INSTALLED),
         ("/site/pdrop/__main__.py", False, INSTALLED | {"run": "python -m pdrop", "pdrop": "python -m pdrop"}),
-        ("/work/pdrop/pdrop/__main__.py", True, CHECKOUT | {"run": "python -m pdrop"}),
+        ("/somewhere/pdrop/pdrop/__main__.py", True, CHECKOUT | {"run": "python -m pdrop"}),
     ],
 )
 def test_a_command_has_the_name_that_was_typed(
