@@ -11,13 +11,10 @@ import torch
 from pdrop import HiPrune, Schedule, Stage, attach
 from pdrop.conformance.families import build
 from pdrop.conformance.prompts import collate, sample
-from pdrop.cost.counters import counted_prefill_flops
-from pdrop.cost.flops import prefill_flops
 from pdrop.methods.hiprune import beside
 from pdrop.methods.tower import layer_number
-from pdrop.shapes import ModelSizes, PromptSize
 from tests.methods.test_merging_towers import inputs_of, qwen
-from tests.support.cases import RAGGED, batch_of
+from tests.support.cases import RAGGED, batch_of, prefill_flops_of_grids
 from tests.support.official import in_front, names, read
 
 SCORES, STATES = 1e-5, 2e-4
@@ -102,14 +99,7 @@ def test_flops_of_a_layer_with_windows_and_of_one_without(layer: int) -> None:
     family = "qwen2_5_vl"
     model, method = build(family, dtype=torch.float32), HiPrune(object_layer=layer, positions="original")
     one = collate(family, [sample(family, model, (3, 5, 6), 1)])
-    grids = [(frames, height, width) for frames, height, width in one["image_grid_thw"].tolist()]
-    with attach(model, method, HALF) as trace:
-        counted = counted_prefill_flops(model, one)["total"]
-        model(**one)
-    layers, visual = [row[0] for row in trace.visual_tokens], trace.visual[0]
-    prompt = PromptSize(one["input_ids"].shape[1] - visual, visual, tuple(layers), images=grids)
-    sizes = ModelSizes.from_config(model.config)
-    closed = prefill_flops(sizes, prompt, method.selection(HALF, prompt, sizes))["total"]
+    counted, closed, _ = prefill_flops_of_grids(model, one, method, HALF)
     assert counted == pytest.approx(closed, rel=1e-6)
 
 

@@ -18,12 +18,10 @@ from torch import Tensor
 from pdrop import CDPrunerEmbeddings, HiPrune, HoloV, Method, Schedule, Stage, VisionZip, attach
 from pdrop.conformance.families import MERGED_TOWERS, build
 from pdrop.conformance.prompts import collate, sample
-from pdrop.cost.counters import counted_prefill_flops
-from pdrop.cost.flops import prefill_flops
 from pdrop.methods.base import View
 from pdrop.methods.random_drop import twin_of
 from pdrop.shapes import ModelSizes, PromptSize
-from tests.support.cases import RAGGED, check_generate
+from tests.support.cases import RAGGED, check_generate, prefill_flops_of_grids
 from tests.support.official import VECTORS, names, read
 
 CASES = names("before_decoder", "qwen2_5_vl")
@@ -205,17 +203,10 @@ def test_flops_in_closed_form_are_those_counted(method: Method, texts: tuple[int
     for family in MERGED_TOWERS:
         model = build(family, dtype=torch.float32)
         one = collate(family, [sample(family, model, texts, 1)])
-        grids = [(frames, height, width) for frames, height, width in one["image_grid_thw"].tolist()]
-        schedule = Schedule((Stage(0, keep=0.5),))
-        with attach(model, method, schedule) as trace:
-            counted = counted_prefill_flops(model, one)["total"]
-            model(**one)
-        layers, visual = [row[0] for row in trace.visual_tokens], trace.visual[0]
-        prompt = PromptSize(one["input_ids"].shape[1] - visual, visual, tuple(layers), images=grids)
-        sizes = ModelSizes.from_config(model.config)
-        closed = prefill_flops(sizes, prompt, method.selection(schedule, prompt, sizes))["total"]
+        counted, closed, trace = prefill_flops_of_grids(model, one, method, Schedule((Stage(0, keep=0.5),)))
         # not in the closed form: what Qwen3-VL adds after its first layers is mixed like the tokens that are made
-        added = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ())) * sizes.hidden
+        hidden = ModelSizes.from_config(model.config).hidden
+        added = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ())) * hidden
         mixed = 2 * len(trace.merged[0][0]) * one["input_ids"].shape[1] * added
         assert counted == pytest.approx(closed + mixed, rel=1e-6), family
 
